@@ -1,0 +1,5 @@
+//! Trunkline's store: the log and the leases and the ledger behind it.
+
+pub mod log;
+#[cfg(feature = "test-util")]
+pub mod conformance;

@@ -1,0 +1,272 @@
+//! The embedded back end: one writer thread, group commit, fjall.
+//!
+//! The writer takes what waits in its queue, plans it against the topics' state, commits it as one batch with one
+//! fsync, makes it visible and answers. When a commit fails, nothing of it is acknowledged; the writer closes the
+//! engine, opens it again as soon as the disk allows, and goes on.
+
+mod groom;
+mod plan;
+mod writer;
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::{
+    Append, Appended, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Cursor, Epoch, Error, Offset, Options, PAYLOAD_BYTES_MAX,
+    Reader, Topic, TopicStatus,
+    engine::{Engine, Repair, corrupt},
+    window::Windows,
+};
+use writer::{Command, Request, Writer};
+
+/// Reads from the disk at one time, over all readers. Each holds a blocking thread for a few milliseconds; more of
+/// them than the disk serves in parallel would only queue in the kernel.
+const DISK_READS_MAX: usize = 8;
+
+/// One append's share of the queue besides its payload, so that empty payloads are bounded too.
+const APPEND_OVERHEAD_BYTES: usize = 64;
+
+/// A handle on the log; clones share it. See the [module documentation](super) for the contract.
+#[derive(Clone)]
+pub struct Log {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Request>,
+    queue_bytes: Arc<Semaphore>,
+    repairs: Arc<[Repair]>,
+    opened: Instant,
+    options: Arc<Options>,
+}
+
+/// What the handles, the readers and the writer share.
+pub(super) struct Shared {
+    pub(super) epoch: Epoch,
+    pub(super) windows: Windows,
+    pub(super) disk_reads: Arc<Semaphore>,
+    /// `None` while the engine is closed to be reopened.
+    engine: watch::Sender<Option<Arc<Engine>>>,
+}
+
+impl Shared {
+    /// The engine; waits while it is being reopened. Holding it keeps it from being closed.
+    pub(super) async fn engine(&self) -> Result<Arc<Engine>, Error> {
+        let mut engine = self.engine.subscribe();
+        let open = engine.wait_for(Option::is_some).await.map_err(|_| Error::Stopped)?;
+        open.clone().ok_or(Error::Stopped)
+    }
+}
+
+impl Log {
+    /// Opens the log in `dir`, or creates it, and starts its writer. A batch that a crash tore is cut off; what was
+    /// acknowledged is there. Blocks while recent batches are replayed (well under a second).
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the directory cannot be used or is in use, [`Error::Corrupt`] if what is in it is
+    /// damaged or was written by another version.
+    pub fn open(dir: &Path, options: Options) -> Result<Self, Error> {
+        let (engine, repairs) = Engine::open(dir, &options)?;
+        for repair in &repairs {
+            tracing::warn!(file = %repair.file.display(), bytes = repair.bytes, "cut a torn batch off the log");
+        }
+        let engine = Arc::new(engine);
+        let tail = engine.tail()?;
+        let shared = Arc::new(Shared {
+            epoch: engine.epoch()?,
+            windows: Windows::new(tail.offset),
+            disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
+            engine: watch::Sender::new(Some(engine.clone())),
+        });
+        let (queue, requests) = mpsc::channel(options.queue_appends_max.max(1));
+        let queue_bytes = Arc::new(Semaphore::new(options.queue_bytes_max));
+        let options = Arc::new(options);
+        let writer = Writer::new(shared.clone(), engine, tail, dir, options.clone(), requests);
+        std::thread::Builder::new()
+            .name("trunkline-log".into())
+            .spawn(move || writer.run())
+            .map_err(|e| Error::Unavailable { reason: format!("cannot start the writer thread: {e}").into() })?;
+        Ok(Self { shared, queue, queue_bytes, repairs: repairs.into(), opened: Instant::now(), options })
+    }
+
+    /// What had to be repaired when this log was opened.
+    #[must_use]
+    pub fn repairs(&self) -> &[Repair] {
+        &self.repairs
+    }
+
+    /// This log's epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.shared.epoch
+    }
+
+    /// The last visible offset: everything up to here can be read.
+    #[must_use]
+    pub fn tail(&self) -> Cursor {
+        Cursor { epoch: self.shared.epoch, offset: Offset(self.shared.windows.watermark()) }
+    }
+
+    /// Appends one record; durable when it returns. Waits while the queue is full.
+    ///
+    /// Cancellation: see the [module documentation](super).
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::TailMoved`], [`Error::TooLarge`] leave the log as it was. After
+    /// [`Error::Unavailable`] the record is not acknowledged, but may be found later (the disk failed in between);
+    /// retry with a dedup id.
+    pub async fn append(&self, append: Append) -> Result<Appended, Error> {
+        check_payload(&append)?;
+        let bytes = append.payload.len();
+        self.request(bytes, |answer| Command::Append { append, answer }).await
+    }
+
+    /// Appends all records in order, or none; durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Log::append`], for the first record that is refused; [`Error::Empty`] for no records.
+    pub async fn append_batch(&self, appends: Vec<Append>) -> Result<Vec<Appended>, Error> {
+        appends.iter().try_for_each(check_payload)?;
+        let bytes = appends.iter().map(|append| append.payload.len()).sum();
+        let limits =
+            [("records", appends.len(), BATCH_RECORDS_MAX), ("bytes in one batch", bytes, BATCH_BYTES_MAX)];
+        if let Some((unit, actual, max)) = limits.into_iter().find(|(_, actual, max)| actual > max) {
+            return Err(Error::TooLarge { unit, actual, max });
+        }
+        if appends.is_empty() {
+            return Err(Error::Empty);
+        }
+        self.request(bytes, |answer| Command::AppendBatch { appends, answer }).await
+    }
+
+    /// Hands `payload` to those who read `topic` at the tail right now: at most once, nothing is stored, never waits.
+    /// A reader that is behind does not get it.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`].
+    pub fn publish(&self, topic: &Topic, payload: impl Into<Bytes>) -> Result<(), Error> {
+        let payload = payload.into();
+        check_payload_bytes(payload.len())?;
+        if let Some(live) = self.shared.windows.live(topic) {
+            live.push_transient(payload, self.shared.windows.watermark());
+        }
+        Ok(())
+    }
+
+    /// A reader whose cursor is the tail. It follows nothing yet.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.shared.clone(), self.shared.windows.watermark())
+    }
+
+    /// A reader that resumes behind `cursor`. It follows nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::EpochMismatch`] or [`Error::BeyondTail`] if the cursor is not of this log.
+    pub fn reader_at(&self, cursor: Cursor) -> Result<Reader, Error> {
+        let tail = self.tail();
+        if cursor.epoch != tail.epoch {
+            return Err(Error::EpochMismatch { given: cursor.epoch, current: tail.epoch });
+        }
+        if cursor.offset > tail.offset {
+            return Err(Error::BeyondTail { given: cursor.offset, tail: tail.offset });
+        }
+        Ok(Reader::new(self.shared.clone(), cursor.offset.0))
+    }
+
+    /// Where `topic` stands on disk.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Corrupt`] if the disk cannot be read.
+    pub async fn status(&self, topic: &Topic) -> Result<TopicStatus, Error> {
+        let topic = topic.clone();
+        let state = self.on_disk(move |engine| engine.state(&topic)).await?;
+        Ok(TopicStatus {
+            tail: Offset(state.tail),
+            trimmed_to: state.row.trimmed_to(),
+            records: state.records - state.row.trimmed_records,
+            bytes: state.bytes - state.row.trimmed_bytes,
+            closed: state.row.closed,
+        })
+    }
+
+    /// Forgets the topic's records up to and including `through`; readers below get a gap. Durable when it returns;
+    /// disk space follows later. The end of a closed topic is never trimmed. Answers what the topic was trimmed to.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn trim(&self, topic: &Topic, through: Offset) -> Result<Offset, Error> {
+        let topic = topic.clone();
+        self.request(0, |answer| Command::Trim { topic, through: through.0, answer }).await
+    }
+
+    /// Ends the topic: no append is taken any more, readers get [`super::Item::End`] behind the last record. Closing a
+    /// closed topic answers the same offset again.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn close(&self, topic: &Topic) -> Result<Offset, Error> {
+        let topic = topic.clone();
+        self.request(0, |answer| Command::Close { topic, answer }).await
+    }
+
+    /// Removes the topic with all that it holds: those who read it get [`super::Item::End`], those who come later with
+    /// an older cursor a gap. A later append starts it anew, also if it was closed. Answers false if there was none.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn delete(&self, topic: &Topic) -> Result<bool, Error> {
+        let topic = topic.clone();
+        self.request(0, |answer| Command::Delete { topic, answer }).await
+    }
+
+    /// Writes out what waits and stops the writer; returns when the directory is free again. Other handles and readers
+    /// get [`Error::Stopped`].
+    pub async fn stop(&self) {
+        let (answer, stopped) = oneshot::channel();
+        if self.queue.send(Request { command: Command::Stop { answer }, permit: None }).await.is_ok() {
+            // An error here means that the writer is gone, which is what was asked for.
+            let _ = stopped.await;
+        }
+        self.queue_bytes.close();
+    }
+
+    async fn request<T>(
+        &self,
+        payload_bytes: usize,
+        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
+    ) -> Result<T, Error> {
+        let share = (payload_bytes + APPEND_OVERHEAD_BYTES).min(self.options.queue_bytes_max);
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        let permit = self.queue_bytes.clone().acquire_many_owned(share).await.map_err(|_| Error::Stopped)?;
+        let (answer, answered) = oneshot::channel();
+        let request = Request { command: command(answer), permit: Some(permit) };
+        self.queue.send(request).await.map_err(|_| Error::Stopped)?;
+        answered.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Runs a read on a blocking thread, within the bound on disk reads.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Engine) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let permit = self.shared.disk_reads.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
+        let engine = self.shared.engine().await?;
+        let joined = tokio::task::spawn_blocking(move || {
+            let answer = read(&engine);
+            drop((engine, permit));
+            answer
+        });
+        joined.await.map_err(|e| corrupt(format!("reading from disk failed: {e}")))?
+    }
+}
+
+fn check_payload(append: &Append) -> Result<(), Error> {
+    check_payload_bytes(append.payload.len())
+}
+
+fn check_payload_bytes(actual: usize) -> Result<(), Error> {
+    if actual > PAYLOAD_BYTES_MAX {
+        return Err(Error::TooLarge { unit: "payload bytes", actual, max: PAYLOAD_BYTES_MAX });
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! Planning a group: each command against the topics' state, into one batch.
+
+use std::collections::HashMap;
+
+use super::super::{
+    Append, Appended, Class, Ending, Error, Offset, Options, Topic, TopicKey, digest,
+    engine::{Engine, StoredRecord, Tail, TopicRow, TopicState, engine_error},
+    window::{KeyHasher, Visible},
+};
+
+/// Dedup ids that one command forgets at most; the sweep asks again.
+const FORGET_IDS: usize = 1000;
+
+/// The state of the topics that were used lately. Others are read from disk when next used.
+#[derive(Default)]
+pub(super) struct States(HashMap<TopicKey, TopicState, KeyHasher>);
+
+/// One batch in the making. Dropping it without [`Group::commit`] must be followed by forgetting the states.
+pub(super) struct Group<'a> {
+    engine: &'a Engine,
+    batch: fjall::OwnedWriteBatch,
+    states: &'a mut States,
+    tail: Tail,
+    classify: fn(&str) -> Class,
+    /// Dedup ids of this batch, which the engine does not show yet.
+    fresh_ids: HashMap<[u8; 32], u64>,
+    visible: Vec<Visible>,
+    trimmed: Vec<(Topic, u64)>,
+    purges: Vec<(Topic, TopicRow)>,
+    dirty: bool,
+}
+
+/// What a committed batch changed.
+pub(super) struct Done {
+    pub(super) tail: Tail,
+    pub(super) visible: Vec<Visible>,
+    pub(super) trimmed: Vec<(Topic, u64)>,
+    pub(super) purges: Vec<(Topic, TopicRow)>,
+}
+
+impl States {
+    fn load(&mut self, engine: &Engine, topic: &Topic) -> Result<&mut TopicState, Error> {
+        use std::collections::hash_map::Entry;
+        match self.0.entry(topic.key()) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => Ok(entry.insert(engine.state(topic)?)),
+        }
+    }
+
+    /// Forgets everything when there is too much; what is in use comes back at about ten microseconds a topic.
+    pub(super) fn shrink(&mut self, topics_max: usize) {
+        if self.0.len() > topics_max {
+            self.0 = HashMap::default();
+        }
+    }
+
+    pub(super) fn purged(&mut self, topic: &Topic, through: u64) {
+        if let Some(state) = self.0.get_mut(&topic.key()) {
+            state.row.purged_to = state.row.purged_to.max(through);
+        }
+    }
+}
+
+impl<'a> Group<'a> {
+    pub(super) fn new(engine: &'a Engine, states: &'a mut States, tail: Tail, options: &Options) -> Self {
+        // A clock that goes back must not make history look younger than it is: time stands still instead.
+        let tail = Tail { offset: tail.offset, timestamp_ms: tail.timestamp_ms.max(options.clock.now_ms()) };
+        Self {
+            engine,
+            batch: engine.batch(),
+            states,
+            tail,
+            classify: options.classify,
+            fresh_ids: HashMap::new(),
+            visible: Vec::new(),
+            trimmed: Vec::new(),
+            purges: Vec::new(),
+            dirty: false,
+        }
+    }
+
+    pub(super) fn append(&mut self, append: &Append) -> Result<Appended, Error> {
+        let duplicate_of = self.check(append)?;
+        Ok(self.write(append, duplicate_of))
+    }
+
+    /// All or none: every check comes before the first write.
+    pub(super) fn append_all(&mut self, appends: &[Append]) -> Result<Vec<Appended>, Error> {
+        let checked: Vec<_> = appends.iter().map(|append| self.check(append)).collect::<Result<_, _>>()?;
+        Ok(appends.iter().zip(checked).map(|(append, duplicate_of)| self.write(append, duplicate_of)).collect())
+    }
+
+    /// Whether the append may be written; where its dedup id went before, if it did.
+    fn check(&mut self, append: &Append) -> Result<Option<u64>, Error> {
+        let state = self.states.load(self.engine, &append.topic)?;
+        if let Some(id) = &append.dedup {
+            let known = self.engine.dedup.get(dedup_key(&append.topic, id)).map_err(|e| engine_error(&e))?;
+            if let Some(offset) = known.and_then(|value| value.first_chunk().copied()) {
+                return Ok(Some(u64::from_be_bytes(offset)));
+            }
+        }
+        if state.row.closed {
+            return Err(Error::Closed { topic: append.topic.clone() });
+        }
+        match append.expected_tail {
+            Some(expected) if expected.0 != state.tail => {
+                Err(Error::TailMoved { topic: append.topic.clone(), expected, actual: Offset(state.tail) })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn write(&mut self, append: &Append, duplicate_of: Option<u64>) -> Appended {
+        if let Some(id) = &append.dedup {
+            let key = dedup_key(&append.topic, id);
+            if let Some(offset) = duplicate_of.or_else(|| self.fresh_ids.get(&key).copied()) {
+                return Appended { offset: Offset(offset), duplicate: true };
+            }
+            self.remember(key);
+        }
+        let offset = self.push(&append.topic, None, append.payload.clone());
+        Appended { offset: Offset(offset), duplicate: false }
+    }
+
+    fn remember(&mut self, key: [u8; 32]) {
+        let offset = self.tail.offset + 1;
+        let mut age_key = self.tail.timestamp_ms.to_be_bytes().to_vec();
+        age_key.extend(key);
+        self.batch.insert(&self.engine.dedup, key, offset.to_be_bytes());
+        self.batch.insert(&self.engine.dedup_age, age_key, []);
+        self.fresh_ids.insert(key, offset);
+    }
+
+    /// Gives the record its place. `check` loaded the topic's state, so nothing can fail here.
+    fn push(&mut self, topic: &Topic, end: Option<Ending>, payload: bytes::Bytes) -> u64 {
+        self.tail.offset += 1;
+        self.dirty = true;
+        let offset = self.tail.offset;
+        let state = self.states.0.entry(topic.key()).or_default();
+        if !state.exists || state.row.deleted {
+            state.exists = true;
+            state.row.deleted = false;
+            state.row.class = (self.classify)(topic.as_str());
+            self.engine.put_row(&mut self.batch, topic, state.row);
+        }
+        let previous_tail = std::mem::replace(&mut state.tail, offset);
+        if end.is_none() {
+            state.records += 1;
+            state.bytes += payload.len() as u64;
+        }
+        let timestamp_ms = self.tail.timestamp_ms;
+        let payload = if end == Some(Ending::Deleted) {
+            payload
+        } else {
+            let (records, bytes, is_end) = (state.records, state.bytes, end.is_some());
+            let stored = StoredRecord { offset, is_end, timestamp_ms, records, bytes, payload };
+            self.engine.put_record(&mut self.batch, topic.key(), &stored)
+        };
+        self.visible.push(Visible { topic: topic.clone(), offset, previous_tail, timestamp_ms, end, payload });
+        offset
+    }
+
+    pub(super) fn trim(&mut self, topic: &Topic, through: u64) -> Result<Offset, Error> {
+        let state = self.states.load(self.engine, topic)?;
+        let trimmed_to = state.row.trimmed_to;
+        if !state.exists || through <= trimmed_to {
+            return Ok(Offset(trimmed_to));
+        }
+        let mut backwards = self.engine.scan(topic.key(), trimmed_to, through).rev();
+        let mut last = backwards.next().transpose()?;
+        if last.as_ref().is_some_and(|record| record.is_end) {
+            last = backwards.next().transpose()?;
+        }
+        let Some(last) = last else { return Ok(Offset(trimmed_to)) };
+        state.row.trimmed_to = last.offset;
+        state.row.trimmed_records = last.records;
+        state.row.trimmed_bytes = last.bytes;
+        let row = state.row;
+        self.trimmed_row(topic, row, last.offset);
+        Ok(Offset(last.offset))
+    }
+
+    fn trimmed_row(&mut self, topic: &Topic, row: TopicRow, visible_to: u64) {
+        self.dirty = true;
+        self.engine.put_row(&mut self.batch, topic, row);
+        self.trimmed.push((topic.clone(), visible_to));
+        self.purges.push((topic.clone(), row));
+    }
+
+    pub(super) fn close(&mut self, topic: &Topic) -> Result<Offset, Error> {
+        let state = self.states.load(self.engine, topic)?;
+        if state.row.closed {
+            return Ok(Offset(state.tail));
+        }
+        let offset = self.push(topic, Some(Ending::Closed), bytes::Bytes::new());
+        let state = self.states.0.entry(topic.key()).or_default();
+        state.row.closed = true;
+        self.engine.put_row(&mut self.batch, topic, state.row);
+        Ok(Offset(offset))
+    }
+
+    pub(super) fn delete(&mut self, topic: &Topic) -> Result<bool, Error> {
+        let state = self.states.load(self.engine, topic)?;
+        if !state.exists || state.row.deleted {
+            return Ok(false);
+        }
+        let last = state.tail;
+        let offset = self.push(topic, Some(Ending::Deleted), bytes::Bytes::new());
+        let state = self.states.0.entry(topic.key()).or_default();
+        state.row.closed = false;
+        state.row.deleted = true;
+        state.row.trimmed_to = offset;
+        state.row.trimmed_records = state.records;
+        state.row.trimmed_bytes = state.bytes;
+        let row = state.row;
+        self.trimmed_row(topic, row, last);
+        Ok(true)
+    }
+
+    /// Forgets some of the dedup ids from before `before_ms`; answers how many.
+    pub(super) fn forget_dedup(&mut self, before_ms: u64) -> Result<u64, Error> {
+        let mut forgotten = 0;
+        for guard in self.engine.dedup_age.range(..before_ms.to_be_bytes()).take(FORGET_IDS) {
+            let age_key = guard.key().map_err(|e| engine_error(&e))?;
+            self.batch.remove(&self.engine.dedup, &age_key[8..]);
+            self.batch.remove(&self.engine.dedup_age, age_key);
+            self.dirty = true;
+            forgotten += 1;
+        }
+        Ok(forgotten)
+    }
+
+    pub(super) fn row(&mut self, topic: &Topic) -> Result<TopicRow, Error> {
+        Ok(self.states.load(self.engine, topic)?.row)
+    }
+
+    /// One batch, one fsync.
+    pub(super) fn commit(mut self) -> Result<Done, fjall::Error> {
+        if self.dirty {
+            self.engine.put_tail(&mut self.batch, self.tail);
+            self.batch.commit()?;
+        }
+        Ok(Done { tail: self.tail, visible: self.visible, trimmed: self.trimmed, purges: self.purges })
+    }
+}
+
+fn dedup_key(topic: &Topic, id: &str) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&topic.key().0);
+    key[16..].copy_from_slice(&digest(id.as_bytes()));
+    key
+}

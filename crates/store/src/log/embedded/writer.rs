@@ -1,0 +1,350 @@
+//! The writer thread: gather, plan, commit, show, answer.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    Shared,
+    plan::{Group, States},
+};
+use crate::log::{
+    Append, Appended, Error, Offset, Options, Topic,
+    engine::{Engine, Tail, TopicRow, corrupt, engine_error},
+    window::Eviction,
+};
+
+/// Appends that one commit takes at most. Past a few thousand, a larger batch only adds latency.
+const GROUP_REQUESTS_MAX: usize = 8192;
+
+/// Payload bytes after which a group takes no more.
+const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Longest wait for those who were just answered to come back with their next append; see [`Writer::gather`].
+const GATHER_MAX: Duration = Duration::from_micros(200);
+
+/// Pause between two attempts to reopen the engine after the disk refused.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Records that one purge step removes; a step takes about a millisecond.
+const PURGE_RECORDS: usize = 1000;
+
+/// Under constant load, a purge step is taken after so many groups.
+const GROUPS_PER_PURGE: u32 = 16;
+
+/// A command and its share of the queue's bytes.
+pub(super) struct Request {
+    pub(super) command: Command,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) enum Command {
+    Append { append: Append, answer: oneshot::Sender<Result<Appended, Error>> },
+    AppendBatch { appends: Vec<Append>, answer: oneshot::Sender<Result<Vec<Appended>, Error>> },
+    Trim { topic: Topic, through: u64, answer: oneshot::Sender<Result<Offset, Error>> },
+    Close { topic: Topic, answer: oneshot::Sender<Result<Offset, Error>> },
+    Delete { topic: Topic, answer: oneshot::Sender<Result<bool, Error>> },
+    ForgetDedup { before_ms: u64, answer: oneshot::Sender<Result<u64, Error>> },
+    Purge { topic: Topic },
+    Stop { answer: oneshot::Sender<()> },
+}
+
+/// An answer that waits for the commit.
+enum Answer {
+    Append(oneshot::Sender<Result<Appended, Error>>, Result<Appended, Error>),
+    AppendBatch(oneshot::Sender<Result<Vec<Appended>, Error>>, Result<Vec<Appended>, Error>),
+    Offset(oneshot::Sender<Result<Offset, Error>>, Result<Offset, Error>),
+    Delete(oneshot::Sender<Result<bool, Error>>, Result<bool, Error>),
+    Count(oneshot::Sender<Result<u64, Error>>, Result<u64, Error>),
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    engine: Option<Arc<Engine>>,
+    /// Why there is no engine, and when that was last tried.
+    failed: Option<(Error, Instant)>,
+    dir: PathBuf,
+    options: Arc<Options>,
+    requests: mpsc::Receiver<Request>,
+    states: States,
+    tail: Tail,
+    eviction: Eviction,
+    purges: VecDeque<(Topic, TopicRow)>,
+    groups_since_purge: u32,
+    last_group: usize,
+    last_commit: Duration,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        engine: Arc<Engine>,
+        tail: Tail,
+        dir: &Path,
+        options: Arc<Options>,
+        requests: mpsc::Receiver<Request>,
+    ) -> Self {
+        Self {
+            shared,
+            engine: Some(engine),
+            failed: None,
+            dir: dir.to_owned(),
+            options,
+            requests,
+            states: States::default(),
+            tail,
+            eviction: Eviction::default(),
+            purges: VecDeque::new(),
+            groups_since_purge: 0,
+            last_group: 0,
+            last_commit: Duration::ZERO,
+        }
+    }
+
+    /// Runs until [`Command::Stop`] or until all handles are gone.
+    pub(super) fn run(mut self) {
+        let mut stop = None;
+        while stop.is_none()
+            && let Some(first) = self.wait()
+        {
+            let mut group = self.gather(first);
+            if let Some(at) = group.iter().position(|r| matches!(r.command, Command::Stop { .. }))
+                && let Command::Stop { answer } = group.split_off(at).swap_remove(0).command
+            {
+                stop = Some(answer);
+            }
+            self.serve(group);
+        }
+        self.requests.close();
+        self.shared.windows.stop();
+        self.close_engine();
+        if let Some(answer) = stop {
+            // Whoever asked may have gone; the log is stopped all the same.
+            let _ = answer.send(());
+        }
+    }
+
+    /// The next request; removes trimmed records while there is none.
+    fn wait(&mut self) -> Option<Request> {
+        loop {
+            if self.groups_since_purge >= GROUPS_PER_PURGE {
+                self.purge_step();
+            }
+            match self.requests.try_recv() {
+                Ok(request) => return Some(request),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+                Err(mpsc::error::TryRecvError::Empty) if self.purges.is_empty() => return self.requests.blocking_recv(),
+                Err(mpsc::error::TryRecvError::Empty) => self.purge_step(),
+            }
+        }
+    }
+
+    /// What waits in the queue. Callers that append one after the other were answered a moment ago and are about to
+    /// come back: committing the first few alone would make the rest wait for two fsyncs. So the writer waits until
+    /// the group is as large as the last one, but never longer than a quarter of a commit.
+    fn gather(&mut self, first: Request) -> Vec<Request> {
+        let mut bytes = first.command.payload_bytes();
+        let mut group = Vec::with_capacity(self.last_group + 16);
+        group.push(first);
+        let deadline = Instant::now() + (self.last_commit / 4).min(GATHER_MAX);
+        while group.len() < GROUP_REQUESTS_MAX && bytes < GROUP_BYTES_MAX {
+            match self.requests.try_recv() {
+                Ok(request) => {
+                    bytes += request.command.payload_bytes();
+                    group.push(request);
+                }
+                Err(_) if group.len() < self.last_group && Instant::now() < deadline => std::thread::yield_now(),
+                Err(_) => break,
+            }
+        }
+        group
+    }
+
+    fn serve(&mut self, requests: Vec<Request>) {
+        let engine = match self.engine() {
+            Ok(engine) => engine,
+            Err(error) => return requests.into_iter().for_each(|request| request.command.refuse(&error)),
+        };
+        self.last_group = requests.len();
+        self.groups_since_purge += 1;
+        let mut group = Group::new(&engine, &mut self.states, self.tail, &self.options);
+        let mut permits = Vec::with_capacity(requests.len());
+        let answers: Vec<Answer> = requests
+            .into_iter()
+            .filter_map(|request| {
+                permits.push(request.permit);
+                plan(&mut group, request.command, &mut self.purges)
+            })
+            .collect();
+        let begun = Instant::now();
+        let committed = match group.commit() {
+            Ok(done) => {
+                self.last_commit = begun.elapsed();
+                self.tail = done.tail;
+                for (topic, trimmed_to) in done.trimmed {
+                    if let Some(live) = self.shared.windows.live(&topic) {
+                        live.raise_trimmed_to(trimmed_to);
+                        live.wake();
+                    }
+                }
+                self.purges.extend(done.purges);
+                self.shared.windows.apply(done.visible, self.tail.offset, &mut self.eviction);
+                self.eviction.shrink(self.options.window_bytes_max);
+                self.states.shrink(self.options.topics_cached_max);
+                Ok(())
+            }
+            Err(error) => Err(self.fail(&error)),
+        };
+        drop(engine);
+        answers.into_iter().for_each(|answer| answer.send(&committed));
+    }
+
+    /// The engine, opened again if it failed and the pause is over.
+    fn engine(&mut self) -> Result<Arc<Engine>, Error> {
+        if let Some(engine) = &self.engine {
+            return Ok(engine.clone());
+        }
+        if let Some((error, tried)) = &self.failed
+            && tried.elapsed() < REOPEN_PAUSE
+        {
+            return Err(error.clone());
+        }
+        self.reopen().inspect_err(|error| self.failed = Some((error.clone(), Instant::now())))
+    }
+
+    fn reopen(&mut self) -> Result<Arc<Engine>, Error> {
+        self.close_engine();
+        probe(&self.dir)?;
+        let (engine, _) = Engine::open(&self.dir, &self.options)?;
+        let tail = engine.tail()?;
+        if tail.offset < self.tail.offset {
+            let (found, acknowledged) = (tail.offset, self.tail.offset);
+            return Err(corrupt(format!("reopened at offset {found}, acknowledged was {acknowledged}")));
+        }
+        tracing::info!(offset = tail.offset, "log storage is available again");
+        self.tail = tail;
+        let engine = Arc::new(engine);
+        self.engine = Some(engine.clone());
+        self.failed = None;
+        self.shared.engine.send_replace(Some(engine.clone()));
+        self.shared.windows.reset(tail.offset);
+        Ok(engine)
+    }
+
+    /// A commit failed: the engine takes no more writes until it is opened again.
+    fn fail(&mut self, error: &fjall::Error) -> Error {
+        let error = match probe(&self.dir) {
+            Err(cause) => cause,
+            Ok(()) => engine_error(error),
+        };
+        tracing::error!(%error, "log storage refused a batch; nothing of it was acknowledged");
+        self.states = States::default();
+        self.engine = None;
+        self.failed = Some((error.clone(), Instant::now()));
+        error
+    }
+
+    /// Waits for reads that are under way (milliseconds each), so that the directory is free afterwards.
+    fn close_engine(&mut self) {
+        self.engine = None;
+        let mut closing = self.shared.engine.send_replace(None);
+        while let Some(engine) = closing {
+            closing = Arc::try_unwrap(engine).err();
+            if closing.is_some() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Removes the next few trimmed records from the disk. Losing a step to a crash only delays the space: the row
+    /// remembers how far it got.
+    fn purge_step(&mut self) {
+        self.groups_since_purge = 0;
+        let Some((topic, row)) = self.purges.pop_front() else { return };
+        let Ok(engine) = self.engine() else { return };
+        match engine.purge(&topic, row, PURGE_RECORDS) {
+            Ok(None) => self.states.purged(&topic, row.trimmed_to),
+            Ok(Some(rest)) => self.purges.push_back((topic, rest)),
+            Err(error) => tracing::warn!(%error, %topic, "trimmed records were not removed; a later sweep tries again"),
+        }
+    }
+}
+
+/// Plans one command into the group; `None` for those that nobody waits for.
+fn plan(group: &mut Group<'_>, command: Command, purges: &mut VecDeque<(Topic, TopicRow)>) -> Option<Answer> {
+    Some(match command {
+        Command::Append { append, answer } => Answer::Append(answer, group.append(&append)),
+        Command::AppendBatch { appends, answer } => Answer::AppendBatch(answer, group.append_all(&appends)),
+        Command::Trim { topic, through, answer } => Answer::Offset(answer, group.trim(&topic, through)),
+        Command::Close { topic, answer } => Answer::Offset(answer, group.close(&topic)),
+        Command::Delete { topic, answer } => Answer::Delete(answer, group.delete(&topic)),
+        Command::ForgetDedup { before_ms, answer } => Answer::Count(answer, group.forget_dedup(before_ms)),
+        Command::Purge { topic } => {
+            if let Ok(row) = group.row(&topic)
+                && row.purged_to < row.trimmed_to
+                && !purges.iter().any(|(queued, _)| *queued == topic)
+            {
+                purges.push_back((topic, row));
+            }
+            return None;
+        }
+        Command::Stop { .. } => return None,
+    })
+}
+
+/// Why the disk refuses, in the operating system's words: the engine itself only says that it was poisoned.
+fn probe(dir: &Path) -> Result<(), Error> {
+    let path = dir.join("probe");
+    let write = || {
+        std::fs::write(&path, [0; 4096])?;
+        std::fs::File::open(&path)?.sync_all()?;
+        std::fs::remove_file(&path)
+    };
+    write().map_err(|e| crate::log::engine::io_error(dir, &e))
+}
+
+impl Command {
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Append { append, .. } => append.payload.len(),
+            Self::AppendBatch { appends, .. } => appends.iter().map(|append| append.payload.len()).sum(),
+            _ => 0,
+        }
+    }
+
+    fn refuse(self, error: &Error) {
+        let refused = Err(error.clone());
+        match self {
+            Self::Append { answer, .. } => Answer::Append(answer, Err(error.clone())).send(&refused),
+            Self::AppendBatch { answer, .. } => Answer::AppendBatch(answer, Err(error.clone())).send(&refused),
+            Self::Trim { answer, .. } | Self::Close { answer, .. } => {
+                Answer::Offset(answer, Err(error.clone())).send(&refused);
+            }
+            Self::Delete { answer, .. } => Answer::Delete(answer, Err(error.clone())).send(&refused),
+            Self::ForgetDedup { answer, .. } => Answer::Count(answer, Err(error.clone())).send(&refused),
+            Self::Purge { .. } | Self::Stop { .. } => {}
+        }
+    }
+}
+
+impl Answer {
+    /// Sends the planned answer, or the commit's error in its place. Whoever asked may have gone: that is their right,
+    /// and the write stands.
+    fn send(self, committed: &Result<(), Error>) {
+        fn send<T>(answer: oneshot::Sender<Result<T, Error>>, planned: Result<T, Error>, committed: &Result<(), Error>) {
+            let _ = answer.send(planned.and_then(|value| committed.clone().map(|()| value)));
+        }
+        match self {
+            Self::Append(answer, planned) => send(answer, planned, committed),
+            Self::AppendBatch(answer, planned) => send(answer, planned, committed),
+            Self::Offset(answer, planned) => send(answer, planned, committed),
+            Self::Delete(answer, planned) => send(answer, planned, committed),
+            Self::Count(answer, planned) => send(answer, planned, committed),
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! What is on disk: five keyspaces of one fjall database, how they are encoded, opened and repaired.
+//!
+//! | keyspace | key | value |
+//! | --- | --- | --- |
+//! | `records` | topic key (16), offset (8) | [`StoredRecord`] |
+//! | `topics` | topic name | [`TopicRow`], written when a topic is created, trimmed, closed or deleted |
+//! | `dedup` | topic key (16), digest of the id (16) | offset (8) |
+//! | `dedup_age` | timestamp (8), the key in `dedup` | nothing |
+//! | `meta` | a word | epoch, format, and the tail (offset, timestamp), rewritten in every batch |
+//!
+//! Integers are big-endian, so that keys sort as numbers do.
+
+use std::{
+    fs, io,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use uuid::Uuid;
+
+use super::{Class, Epoch, Error, Offset, Options, Topic, TopicKey};
+
+/// Flush a memtable at this size. Reopening replays what was not flushed, so it is kept well below what a second
+/// replays (about 200 MB).
+const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Journals are kept until all keyspaces flushed what they hold; past this, stragglers are flushed. Bounds replay.
+const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// Version of the encodings of this file.
+const FORMAT: u8 = 1;
+
+const META_EPOCH: &str = "epoch";
+const META_FORMAT: &str = "format";
+const META_TAIL: &str = "tail";
+
+/// A journal that ended in the middle of a batch, as a crash can leave it: the batch was never acknowledged, and was
+/// cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// The file that was repaired.
+    pub file: PathBuf,
+    /// Bytes of the torn batch that were cut off.
+    pub bytes: u64,
+}
+
+/// Open handles on the database.
+pub(super) struct Engine {
+    pub(super) database: Database,
+    pub(super) records: Keyspace,
+    pub(super) topics: Keyspace,
+    pub(super) dedup: Keyspace,
+    pub(super) dedup_age: Keyspace,
+    meta: Keyspace,
+}
+
+/// The log's end as of the last batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tail {
+    pub(super) offset: u64,
+    pub(super) timestamp_ms: u64,
+}
+
+/// What the writer knows of a topic. `records` and `bytes` count from the topic's beginning and never shrink, so that
+/// the retained amount is a difference and the place to trim to is found by binary search.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct TopicState {
+    pub(super) exists: bool,
+    pub(super) tail: u64,
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+    pub(super) row: TopicRow,
+}
+
+/// A topic's row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct TopicRow {
+    pub(super) class: Class,
+    pub(super) closed: bool,
+    pub(super) deleted: bool,
+    pub(super) trimmed_to: u64,
+    /// Everything up to here was also removed from the disk; at most `trimmed_to`.
+    pub(super) purged_to: u64,
+    pub(super) trimmed_records: u64,
+    pub(super) trimmed_bytes: u64,
+}
+
+/// A record as stored: a fixed header, then the payload.
+#[derive(Clone, Debug)]
+pub(super) struct StoredRecord {
+    pub(super) offset: u64,
+    pub(super) is_end: bool,
+    pub(super) timestamp_ms: u64,
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+    pub(super) payload: Bytes,
+}
+
+const RECORD_HEADER_BYTES: usize = 25;
+
+impl Engine {
+    /// Opens or creates the database in `dir`, repairing a torn tail.
+    pub(super) fn open(dir: &Path, options: &Options) -> Result<(Self, Vec<Repair>), Error> {
+        fs::create_dir_all(dir).map_err(|e| io_error(dir, &e))?;
+        let before = last_journal(dir)?;
+        let mut repairs = Vec::new();
+        let engine = match Self::open_once(dir, options) {
+            Err(fjall::Error::JournalRecovery(cause)) => {
+                let Some(journal) = before else {
+                    return Err(corrupt(format!("journal cannot be replayed: {cause:?}")));
+                };
+                repairs.push(journal.cut_last_batch(&format!("{cause:?}"))?);
+                Self::open_once(dir, options).map_err(|e| engine_error(&e))?
+            }
+            opened => {
+                let engine = opened.map_err(|e| engine_error(&e))?;
+                repairs.extend(before.and_then(|journal| journal.lost_bytes()));
+                engine
+            }
+        };
+        engine.check_format()?;
+        Ok((engine, repairs))
+    }
+
+    fn open_once(dir: &Path, options: &Options) -> Result<Self, fjall::Error> {
+        let database = Database::builder(dir)
+            .cache_size(options.cache_bytes)
+            .manual_journal_persist(true)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .open()?;
+        let keyspace =
+            |name: &str| database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES));
+        Ok(Self {
+            records: keyspace("records")?,
+            topics: keyspace("topics")?,
+            dedup: keyspace("dedup")?,
+            dedup_age: keyspace("dedup_age")?,
+            meta: keyspace("meta")?,
+            database,
+        })
+    }
+
+    fn check_format(&self) -> Result<(), Error> {
+        match self.meta.get(META_FORMAT).map_err(|e| engine_error(&e))? {
+            None => {
+                let mut batch = self.batch();
+                batch.insert(&self.meta, META_FORMAT, [FORMAT]);
+                batch.insert(&self.meta, META_EPOCH, *Uuid::new_v4().as_bytes());
+                batch.commit().map_err(|e| engine_error(&e))
+            }
+            Some(found) if *found == [FORMAT] => Ok(()),
+            Some(found) => Err(corrupt(format!(
+                "log format {found:?} was written by another version; this one reads format {FORMAT}"
+            ))),
+        }
+    }
+
+    /// A batch that is on disk when its commit returns.
+    pub(super) fn batch(&self) -> fjall::OwnedWriteBatch {
+        self.database.batch().durability(Some(PersistMode::SyncData))
+    }
+
+    pub(super) fn epoch(&self) -> Result<Epoch, Error> {
+        let bytes = self.meta.get(META_EPOCH).map_err(|e| engine_error(&e))?;
+        let uuid = bytes.and_then(|b| Uuid::from_slice(&b).ok());
+        uuid.map(Epoch).ok_or_else(|| corrupt("no epoch".into()))
+    }
+
+    pub(super) fn tail(&self) -> Result<Tail, Error> {
+        let Some(bytes) = self.meta.get(META_TAIL).map_err(|e| engine_error(&e))? else {
+            return Ok(Tail::default());
+        };
+        let mut fields = Fields(&bytes);
+        let tail = (|| Some(Tail { offset: fields.u64()?, timestamp_ms: fields.u64()? }))();
+        tail.ok_or_else(|| corrupt("tail cannot be read".into()))
+    }
+
+    pub(super) fn put_tail(&self, batch: &mut fjall::OwnedWriteBatch, tail: Tail) {
+        let mut value = Vec::with_capacity(16);
+        value.extend(tail.offset.to_be_bytes());
+        value.extend(tail.timestamp_ms.to_be_bytes());
+        batch.insert(&self.meta, META_TAIL, value);
+    }
+
+    pub(super) fn row(&self, topic: &Topic) -> Result<Option<TopicRow>, Error> {
+        let bytes = self.topics.get(topic.as_str()).map_err(|e| engine_error(&e))?;
+        bytes.map(|b| TopicRow::decode(&b)).transpose()
+    }
+
+    pub(super) fn put_row(&self, batch: &mut fjall::OwnedWriteBatch, topic: &Topic, row: TopicRow) {
+        batch.insert(&self.topics, topic.as_str(), row.encode());
+    }
+
+    /// What the disk says of a topic: its row and its last record.
+    pub(super) fn state(&self, topic: &Topic) -> Result<TopicState, Error> {
+        let Some(row) = self.row(topic)? else { return Ok(TopicState::default()) };
+        let last = self.scan(topic.key(), row.trimmed_to, u64::MAX).next_back().transpose()?;
+        Ok(TopicState {
+            exists: true,
+            tail: last.as_ref().map_or(row.trimmed_to, |r| r.offset),
+            records: last.as_ref().map_or(row.trimmed_records, |r| r.records),
+            bytes: last.as_ref().map_or(row.trimmed_bytes, |r| r.bytes),
+            row,
+        })
+    }
+
+    /// The topic's records with `after < offset <= through`, in order, from one consistent view.
+    pub(super) fn scan(
+        &self,
+        key: TopicKey,
+        after: u64,
+        through: u64,
+    ) -> impl DoubleEndedIterator<Item = Result<StoredRecord, Error>> + use<> {
+        let range = (
+            std::ops::Bound::Excluded(record_key(key, after)),
+            std::ops::Bound::Included(record_key(key, through.max(after))),
+        );
+        self.records.range(range).map(|guard| {
+            let (key, value) = guard.into_inner().map_err(|e| engine_error(&e))?;
+            StoredRecord::decode(&key, value.into())
+        })
+    }
+
+    /// Removes up to `most` of the records that `row` says are trimmed, and notes how far that went; answers the row as
+    /// it is now, or nothing once all are gone. Not fsynced: a step that a crash loses is taken again.
+    pub(super) fn purge(&self, topic: &Topic, mut row: TopicRow, most: usize) -> Result<Option<TopicRow>, Error> {
+        let mut batch = self.database.batch();
+        let range = record_key(topic.key(), row.purged_to)..=record_key(topic.key(), row.trimmed_to);
+        let keys: Vec<_> = self.records.range(range).take(most).map(fjall::Guard::key).collect::<Result<_, _>>().map_err(|e| engine_error(&e))?;
+        let done = keys.len() < most;
+        row.purged_to = match keys.last().and_then(|key| Fields(key.get(16..)?).u64()) {
+            Some(last) if !done => last,
+            _ => row.trimmed_to,
+        };
+        keys.into_iter().for_each(|key| batch.remove(&self.records, key));
+        // The row may have been trimmed further or reopened meanwhile: only this field of it is ours.
+        if let Some(current) = self.row(topic)? {
+            self.put_row(&mut batch, topic, TopicRow { purged_to: row.purged_to, ..current });
+        }
+        batch.commit().map_err(|e| engine_error(&e))?;
+        Ok((!done).then_some(row))
+    }
+
+    pub(super) fn put_record(&self, batch: &mut fjall::OwnedWriteBatch, key: TopicKey, record: &StoredRecord) -> Bytes {
+        let value = record.encode();
+        batch.insert(&self.records, record_key(key, record.offset), value.clone());
+        value.slice(RECORD_HEADER_BYTES..)
+    }
+}
+
+pub(super) fn record_key(topic: TopicKey, offset: u64) -> [u8; 24] {
+    let mut key = [0; 24];
+    key[..16].copy_from_slice(&topic.0);
+    key[16..].copy_from_slice(&offset.to_be_bytes());
+    key
+}
+
+impl StoredRecord {
+    fn encode(&self) -> Bytes {
+        let mut value = Vec::with_capacity(RECORD_HEADER_BYTES + self.payload.len());
+        value.push(u8::from(self.is_end));
+        value.extend(self.timestamp_ms.to_be_bytes());
+        value.extend(self.records.to_be_bytes());
+        value.extend(self.bytes.to_be_bytes());
+        value.extend_from_slice(&self.payload);
+        Bytes::from(value)
+    }
+
+    fn decode(key: &[u8], value: Bytes) -> Result<Self, Error> {
+        let parse = || {
+            let offset = Fields(key.get(16..)?).u64()?;
+            let mut fields = Fields(&value);
+            let is_end = fields.u8()? != 0;
+            Some((offset, is_end, fields.u64()?, fields.u64()?, fields.u64()?))
+        };
+        let (offset, is_end, timestamp_ms, records, bytes) =
+            parse().ok_or_else(|| corrupt(format!("record under key {key:02x?} cannot be read")))?;
+        Ok(Self { offset, is_end, timestamp_ms, records, bytes, payload: value.slice(RECORD_HEADER_BYTES..) })
+    }
+}
+
+impl TopicRow {
+    fn encode(self) -> Vec<u8> {
+        let mut value = vec![FORMAT, self.class.0, u8::from(self.closed) | u8::from(self.deleted) << 1];
+        for number in [self.trimmed_to, self.purged_to, self.trimmed_records, self.trimmed_bytes] {
+            value.extend(number.to_be_bytes());
+        }
+        value
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let parse = || {
+            let mut fields = Fields(bytes);
+            let (FORMAT, class, flags) = (fields.u8()?, fields.u8()?, fields.u8()?) else { return None };
+            Some(Self {
+                class: Class(class),
+                closed: flags & 1 != 0,
+                deleted: flags & 2 != 0,
+                trimmed_to: fields.u64()?,
+                purged_to: fields.u64()?,
+                trimmed_records: fields.u64()?,
+                trimmed_bytes: fields.u64()?,
+            })
+        };
+        parse().ok_or_else(|| corrupt("topic row cannot be read".into()))
+    }
+
+    pub(super) fn trimmed_to(&self) -> Offset {
+        Offset(self.trimmed_to)
+    }
+}
+
+/// Big-endian fields off the front of a slice; `None` when it is too short.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn u8(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (first, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_be_bytes(*first))
+    }
+}
+
+/// The active journal as it was before the engine opened (and perhaps cut) it.
+struct Journal {
+    path: PathBuf,
+    /// One past the last byte that is not zero: journals are preallocated with zeros.
+    used: u64,
+}
+
+/// The journal with the highest number, if there is any.
+fn last_journal(dir: &Path) -> Result<Option<Journal>, Error> {
+    let mut last: Option<(u64, PathBuf)> = None;
+    for entry in fs::read_dir(dir).map_err(|e| io_error(dir, &e))? {
+        let path = entry.map_err(|e| io_error(dir, &e))?.path();
+        let number = path.file_name().and_then(|n| n.to_str()?.strip_suffix(".jnl")?.parse().ok());
+        if let Some(number) = number
+            && last.as_ref().is_none_or(|(highest, _)| number > *highest)
+        {
+            last = Some((number, path));
+        }
+    }
+    let Some((_, path)) = last else { return Ok(None) };
+    let used = used_bytes(&path).map_err(|e| io_error(&path, &e))?;
+    Ok(Some(Journal { path, used }))
+}
+
+fn used_bytes(path: &Path) -> io::Result<u64> {
+    let mut file = fs::File::open(path)?;
+    let (mut position, mut used) = (0, 0);
+    let mut chunk = vec![0; 1024 * 1024];
+    loop {
+        let length = file.read(&mut chunk)?;
+        if length == 0 {
+            return Ok(used);
+        }
+        if let Some(last) = chunk[..length].iter().rposition(|byte| *byte != 0) {
+            used = position + last as u64 + 1;
+        }
+        position += length as u64;
+    }
+}
+
+impl Journal {
+    /// Bytes that were there before the engine opened the journal and are not now.
+    fn lost_bytes(self) -> Option<Repair> {
+        let length = fs::metadata(&self.path).ok()?.len();
+        (length < self.used).then(|| Repair { bytes: self.used - length, file: self.path })
+    }
+
+    /// Cuts the journal behind its last-but-one batch: the engine refuses a batch whose checksum is wrong, but a
+    /// power failure can leave exactly that as the last one, because pages reach the disk in any order before the
+    /// fsync returns. Only the last batch can be so; every earlier one was fsynced before the next was written.
+    fn cut_last_batch(self, cause: &str) -> Result<Repair, Error> {
+        // Every batch ends with this word; the engine's format 3 calls it the trailer.
+        const TRAILER: &[u8] = b"FJL\x03";
+        let contents = fs::read(&self.path).map_err(|e| io_error(&self.path, &e))?;
+        let used = &contents[..usize::try_from(self.used).unwrap_or(usize::MAX).min(contents.len())];
+        let mut ends = (0..used.len().saturating_sub(TRAILER.len() - 1)).rev().filter(|at| used[*at..].starts_with(TRAILER));
+        let (Some(_last), keep) = (ends.next(), ends.next().map_or(0, |at| at + TRAILER.len())) else {
+            return Err(corrupt(format!("journal {} cannot be replayed: {cause}", self.path.display())));
+        };
+        let cut = || -> io::Result<()> {
+            let file = fs::OpenOptions::new().write(true).open(&self.path)?;
+            file.set_len(keep as u64)?;
+            file.sync_all()
+        };
+        cut().map_err(|e| io_error(&self.path, &e))?;
+        Ok(Repair { bytes: self.used - keep as u64, file: self.path })
+    }
+}
+
+pub(super) fn corrupt(reason: String) -> Error {
+    Error::Corrupt { reason: reason.into() }
+}
+
+pub(super) fn io_error(path: &Path, error: &io::Error) -> Error {
+    Error::Unavailable { reason: Arc::from(format!("{}: {error}", path.display())) }
+}
+
+/// Driver errors become the log's own once, here.
+pub(super) fn engine_error(error: &fjall::Error) -> Error {
+    match error {
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => {
+            Error::Unavailable { reason: e.to_string().into() }
+        }
+        fjall::Error::Poisoned => {
+            Error::Unavailable { reason: "an earlier write failed; the log is being reopened".into() }
+        }
+        fjall::Error::Locked => Error::Unavailable { reason: "another process has the log open".into() },
+        other => corrupt(other.to_string()),
+    }
+}
