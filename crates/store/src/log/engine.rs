@@ -25,10 +25,10 @@ use super::{Class, Epoch, Error, Offset, Options, Topic, TopicKey};
 
 /// Flush a memtable at this size. Reopening replays what was not flushed, so it is kept well below what a second
 /// replays (about 200 MB).
-const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+const MEMTABLE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Journals are kept until all keyspaces flushed what they hold; past this, stragglers are flushed. Bounds replay.
-const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
+const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Version of the encodings of this file.
 const FORMAT: u8 = 1;

@@ -1,0 +1,34 @@
+//! The store's bench: one table, each figure beside the physical or library limit of the same run.
+//!
+//! Run by `cargo xtask bench store [section …]`; sections are the modules below. Writes `target/bench/store.json`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::too_many_lines, reason = "bench code")]
+
+#[path = "store/append.rs"]
+mod append;
+#[path = "store/read.rs"]
+mod read;
+#[path = "store/report.rs"]
+mod report;
+#[path = "store/scale.rs"]
+mod scale;
+
+use report::Report;
+
+/// How long one throughput figure is measured.
+const MEASURE: std::time::Duration = std::time::Duration::from_millis(1000);
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut report = Report::default();
+    let mut section = |name: &str, run: &mut dyn FnMut(&mut Report)| {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            run(&mut report);
+        }
+    };
+    section("append", &mut |report| runtime.block_on(append::run(report)));
+    section("read", &mut |report| runtime.block_on(read::run(report)));
+    section("scale", &mut |report| runtime.block_on(scale::run(report)));
+    report.write_json();
+}

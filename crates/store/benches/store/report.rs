@@ -1,0 +1,71 @@
+//! One row a figure: printed as it comes, kept as JSON.
+
+use std::{fmt::Write as _, time::Duration};
+
+use crate::MEASURE;
+
+#[derive(Default)]
+pub(crate) struct Report {
+    rows: Vec<(String, f64, &'static str, Option<(String, f64)>)>,
+}
+
+impl Report {
+    /// A figure with its unit, and the limit beside it.
+    pub(crate) fn row(&mut self, name: impl Into<String>, value: f64, unit: &'static str, limit: Option<(&str, f64)>) {
+        let name = name.into();
+        let beside = limit.map_or(String::new(), |(what, limit)| {
+            format!("{:>14} {what} ({:.0} %)", human(limit), 100.0 * value / limit)
+        });
+        println!("{name:<52} {:>12} {unit:<10} {beside}", human(value));
+        self.rows.push((name, value, unit, limit.map(|(what, limit)| (what.to_owned(), limit))));
+    }
+
+    pub(crate) fn write_json(&self) {
+        let mut json = String::from("[\n");
+        for (index, (name, value, unit, limit)) in self.rows.iter().enumerate() {
+            let comma = if index + 1 < self.rows.len() { "," } else { "" };
+            write!(json, r#"  {{"name": "{name}", "value": {value}, "unit": "{unit}""#).unwrap();
+            if let Some((what, limit)) = limit {
+                write!(json, r#", "limit": "{what}", "limit_value": {limit}"#).unwrap();
+            }
+            writeln!(json, "}}{comma}").unwrap();
+        }
+        json.push_str("]\n");
+        let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| {
+            format!("{}/../../target", env!("CARGO_MANIFEST_DIR"))
+        });
+        let dir = format!("{target}/bench");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(format!("{dir}/store.json"), json).unwrap();
+    }
+}
+
+fn human(value: f64) -> String {
+    match value {
+        v if v >= 1e6 => format!("{:.2} M", v / 1e6),
+        v if v >= 1e4 => format!("{:.1} k", v / 1e3),
+        v if v >= 100.0 => format!("{v:.0}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+/// Calls `step` until [`MEASURE`] is over; answers how many units it did a second.
+pub(crate) fn rate(mut step: impl FnMut() -> usize) -> f64 {
+    let begun = std::time::Instant::now();
+    let mut units = 0;
+    while begun.elapsed() < MEASURE {
+        units += step();
+    }
+    units as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// The value below which `share` of the sorted latencies lie.
+pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * share) as usize]
+}
+
+/// Resident memory of this process, in bytes.
+pub(crate) fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
