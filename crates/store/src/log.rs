@@ -40,6 +40,7 @@
 
 mod embedded;
 mod engine;
+mod index;
 mod reader;
 mod window;
 
@@ -91,7 +92,7 @@ struct TopicName {
 /// The first 128 bits of the SHA-256 of a topic's name: what the topic's records are stored under.
 ///
 /// A cryptographic digest, because names come from clients: nobody can choose a name that lands on another's records.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct TopicKey(pub(crate) [u8; 16]);
 
 impl Topic {

@@ -17,6 +17,7 @@ use super::{
     Append, Appended, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Cursor, Epoch, Error, Offset, Options, PAYLOAD_BYTES_MAX,
     Reader, Topic, TopicStatus,
     engine::{Engine, Repair, corrupt},
+    index::Indexer,
     window::Windows,
 };
 use writer::{Command, Request, Writer};
@@ -80,11 +81,10 @@ impl Log {
         let (queue, requests) = mpsc::channel(options.queue_appends_max.max(1));
         let queue_bytes = Arc::new(Semaphore::new(options.queue_bytes_max));
         let options = Arc::new(options);
-        let writer = Writer::new(shared.clone(), engine, tail, dir, options.clone(), requests);
-        std::thread::Builder::new()
-            .name("trunkline-log".into())
-            .spawn(move || writer.run())
-            .map_err(|e| Error::Unavailable { reason: format!("cannot start the writer thread: {e}").into() })?;
+        let no_thread = |e| Error::Unavailable { reason: format!("cannot start a thread: {e}").into() };
+        let indexer = Indexer::start().map_err(no_thread)?;
+        let writer = Writer::new(shared.clone(), engine, tail, dir, options.clone(), requests, indexer);
+        std::thread::Builder::new().name("trunkline-log".into()).spawn(move || writer.run()).map_err(no_thread)?;
         Ok(Self { shared, queue, queue_bytes, repairs: repairs.into(), opened: Instant::now(), options })
     }
 

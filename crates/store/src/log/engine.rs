@@ -1,12 +1,13 @@
-//! What is on disk: five keyspaces of one fjall database, how they are encoded, opened and repaired.
+//! What is on disk: six keyspaces of one fjall database, how they are encoded, opened and repaired.
 //!
 //! | keyspace | key | value |
 //! | --- | --- | --- |
-//! | `records` | topic key (16), offset (8) | [`StoredRecord`] |
+//! | `records` | offset (8) | [`StoredRecord`] |
+//! | `index` | topic key (16), first offset of a chunk (8) | the topic's offsets in that chunk ([`super::index`]) |
 //! | `topics` | topic name | [`TopicRow`], written when a topic is created, trimmed, closed or deleted |
 //! | `dedup` | topic key (16), digest of the id (16) | offset (8) |
 //! | `dedup_age` | timestamp (8), the key in `dedup` | nothing |
-//! | `meta` | a word | epoch, format, and the tail (offset, timestamp), rewritten in every batch |
+//! | `meta` | a word | epoch, format, how far the index goes, and the tail (offset, timestamp) as of every batch |
 //!
 //! Integers are big-endian, so that keys sort as numbers do.
 
@@ -21,7 +22,10 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use uuid::Uuid;
 
-use super::{Class, Epoch, Error, Offset, Options, Topic, TopicKey};
+use super::{
+    Class, Epoch, Error, Offset, Options, Topic, TopicKey,
+    index::{self, Recent, index_key},
+};
 
 /// Flush a memtable at this size. Reopening replays what was not flushed, so it is kept well below what a second
 /// replays (about 200 MB).
@@ -35,6 +39,7 @@ const FORMAT: u8 = 1;
 
 const META_EPOCH: &str = "epoch";
 const META_FORMAT: &str = "format";
+const META_INDEXED: &str = "indexed";
 const META_TAIL: &str = "tail";
 
 /// A journal that ended in the middle of a batch, as a crash can leave it: the batch was never acknowledged, and was
@@ -54,7 +59,10 @@ pub(super) struct Engine {
     pub(super) topics: Keyspace,
     pub(super) dedup: Keyspace,
     pub(super) dedup_age: Keyspace,
+    pub(super) index: Keyspace,
     meta: Keyspace,
+    /// The part of the index that is not on disk yet.
+    pub(super) recent: Recent,
 }
 
 /// The log's end as of the last batch.
@@ -92,6 +100,7 @@ pub(super) struct TopicRow {
 #[derive(Clone, Debug)]
 pub(super) struct StoredRecord {
     pub(super) offset: u64,
+    pub(super) topic: TopicKey,
     pub(super) is_end: bool,
     pub(super) timestamp_ms: u64,
     pub(super) records: u64,
@@ -99,7 +108,7 @@ pub(super) struct StoredRecord {
     pub(super) payload: Bytes,
 }
 
-const RECORD_HEADER_BYTES: usize = 25;
+const RECORD_HEADER_BYTES: usize = 41;
 
 impl Engine {
     /// Opens or creates the database in `dir`, repairing a torn tail.
@@ -122,6 +131,7 @@ impl Engine {
             }
         };
         engine.check_format()?;
+        engine.index_the_rest()?;
         Ok((engine, repairs))
     }
 
@@ -138,7 +148,9 @@ impl Engine {
             topics: keyspace("topics")?,
             dedup: keyspace("dedup")?,
             dedup_age: keyspace("dedup_age")?,
+            index: keyspace("index")?,
             meta: keyspace("meta")?,
+            recent: Recent::default(),
             database,
         })
     }
@@ -194,10 +206,28 @@ impl Engine {
         batch.insert(&self.topics, topic.as_str(), row.encode());
     }
 
-    /// What the disk says of a topic: its row and its last record.
+    pub(super) fn put_indexed_to(&self, offset: u64) -> Result<(), fjall::Error> {
+        let mut batch = self.database.batch();
+        batch.insert(&self.meta, META_INDEXED, offset.to_be_bytes());
+        batch.commit()
+    }
+
+    /// Lists the records behind the last chunk that was written.
+    fn index_the_rest(&self) -> Result<(), Error> {
+        let indexed = self.meta.get(META_INDEXED).map_err(|e| engine_error(&e))?;
+        let indexed_to = indexed.and_then(|bytes| Fields(&bytes).u64()).unwrap_or(0);
+        let mut full = Vec::new();
+        for record in self.scan(indexed_to, u64::MAX) {
+            let record = record?;
+            full.extend(self.recent.note(std::iter::once((record.topic, record.offset, record.payload.len()))));
+        }
+        full.iter().try_for_each(|chunk| index::write(self, chunk)).map_err(|e| engine_error(&e))
+    }
+
+    /// What is known of a topic: its row and its last record.
     pub(super) fn state(&self, topic: &Topic) -> Result<TopicState, Error> {
         let Some(row) = self.row(topic)? else { return Ok(TopicState::default()) };
-        let last = self.scan(topic.key(), row.trimmed_to, u64::MAX).next_back().transpose()?;
+        let last = self.last(topic.key(), row.trimmed_to, u64::MAX)?;
         Ok(TopicState {
             exists: true,
             tail: last.as_ref().map_or(row.trimmed_to, |r| r.offset),
@@ -207,35 +237,105 @@ impl Engine {
         })
     }
 
-    /// The topic's records with `after < offset <= through`, in order, from one consistent view.
-    pub(super) fn scan(
+    /// The topic's offsets with `after < offset <= through`, in order: all of them, or at least `most`.
+    pub(super) fn offsets(&self, key: TopicKey, after: u64, through: u64, most: usize) -> Result<Vec<u64>, Error> {
+        // Memory first: what the index thread moves to the disk meanwhile is then found twice, not missed.
+        let memory = self.recent.offsets(key, after, through);
+        let mut offsets = Vec::new();
+        let on_disk = through.min(memory.begins_at - 1);
+        for list in self.lists(key, after, on_disk) {
+            offsets.extend(list?.into_iter().filter(|offset| *offset > after && *offset <= on_disk));
+            if offsets.len() >= most {
+                return Ok(offsets);
+            }
+        }
+        offsets.extend(memory.offsets);
+        Ok(offsets)
+    }
+
+    /// The topic's last record with `after < offset <= through`.
+    pub(super) fn last(&self, key: TopicKey, after: u64, through: u64) -> Result<Option<StoredRecord>, Error> {
+        let memory = self.recent.offsets(key, after, through);
+        if let Some(last) = memory.offsets.last() {
+            return self.get(*last);
+        }
+        let on_disk = through.min(memory.begins_at - 1);
+        for list in self.lists(key, after, on_disk).rev() {
+            if let Some(last) = list?.into_iter().rfind(|offset| *offset > after && *offset <= on_disk) {
+                return self.get(last);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The lists on disk that can hold the topic's offsets with `after < offset <= through`.
+    fn lists(
         &self,
         key: TopicKey,
         after: u64,
         through: u64,
-    ) -> impl DoubleEndedIterator<Item = Result<StoredRecord, Error>> + use<> {
-        let range = (
-            std::ops::Bound::Excluded(record_key(key, after)),
-            std::ops::Bound::Included(record_key(key, through.max(after))),
-        );
-        self.records.range(range).map(|guard| {
-            let (key, value) = guard.into_inner().map_err(|e| engine_error(&e))?;
-            StoredRecord::decode(&key, value.into())
+    ) -> impl DoubleEndedIterator<Item = Result<Vec<u64>, Error>> + use<> {
+        // The list that `after` itself falls into starts at or before it.
+        let first = self.index.range(index_key(key, 0)..=index_key(key, after)).next_back();
+        let later = (through > after).then(|| self.index.range(index_key(key, after + 1)..=index_key(key, through)));
+        first.into_iter().chain(later.into_iter().flatten()).map(|guard| {
+            let value = guard.value().map_err(|e| engine_error(&e))?;
+            index::decode(&value).ok_or_else(|| corrupt("topic list cannot be read".into()))
         })
     }
 
-    /// Removes up to `most` of the records that `row` says are trimmed, and notes how far that went; answers the row as
-    /// it is now, or nothing once all are gone. Not fsynced: a step that a crash loses is taken again.
+    /// The records of all topics with `after < offset <= through`, in order, from one consistent view.
+    pub(super) fn scan(
+        &self,
+        after: u64,
+        through: u64,
+    ) -> impl Iterator<Item = Result<StoredRecord, Error>> + use<> {
+        let range = self.records.range(after.saturating_add(1).to_be_bytes()..=through.to_be_bytes());
+        range.map(|guard| {
+            let (key, value) = guard.into_inner().map_err(|e| engine_error(&e))?;
+            let offset = Fields(&key).u64().ok_or_else(|| corrupt(format!("record under key {key:02x?}")))?;
+            StoredRecord::decode(offset, value.into())
+        })
+    }
+
+    pub(super) fn get(&self, offset: u64) -> Result<Option<StoredRecord>, Error> {
+        let value = self.records.get(offset.to_be_bytes()).map_err(|e| engine_error(&e))?;
+        value.map(|value| StoredRecord::decode(offset, value.into())).transpose()
+    }
+
+    /// The records at `offsets` (ascending), in order; those that were removed are left out. Offsets that lie close
+    /// together are read in one sweep, others one by one.
+    pub(super) fn get_many(&self, offsets: &[u64]) -> Result<Vec<StoredRecord>, Error> {
+        let (Some(first), Some(last)) = (offsets.first(), offsets.last()) else { return Ok(Vec::new()) };
+        if last - first > 8 * offsets.len() as u64 {
+            return offsets.iter().filter_map(|offset| self.get(*offset).transpose()).collect();
+        }
+        let mut wanted = offsets.iter().copied().peekable();
+        let mut records = Vec::with_capacity(offsets.len());
+        for record in self.scan(first - 1, *last) {
+            let record = record?;
+            while wanted.next_if(|offset| *offset < record.offset).is_some() {}
+            if wanted.next_if_eq(&record.offset).is_some() {
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Removes up to about `most` of the records that `row` says are trimmed, and notes how far that went; answers the
+    /// row as it is now, or nothing once all are gone. Not fsynced: a step that a crash loses is taken again.
     pub(super) fn purge(&self, topic: &Topic, mut row: TopicRow, most: usize) -> Result<Option<TopicRow>, Error> {
         let mut batch = self.database.batch();
-        let range = record_key(topic.key(), row.purged_to)..=record_key(topic.key(), row.trimmed_to);
-        let keys: Vec<_> = self.records.range(range).take(most).map(fjall::Guard::key).collect::<Result<_, _>>().map_err(|e| engine_error(&e))?;
-        let done = keys.len() < most;
-        row.purged_to = match keys.last().and_then(|key| Fields(key.get(16..)?).u64()) {
-            Some(last) if !done => last,
-            _ => row.trimmed_to,
-        };
-        keys.into_iter().for_each(|key| batch.remove(&self.records, key));
+        let offsets = self.offsets(topic.key(), row.purged_to, row.trimmed_to, most)?;
+        let done = offsets.len() < most;
+        row.purged_to = offsets.last().copied().filter(|_| !done).unwrap_or(row.trimmed_to);
+        offsets.iter().for_each(|offset| batch.remove(&self.records, offset.to_be_bytes()));
+        // The newest list may go on behind the mark, so it stays until a later one is below the mark too.
+        let mut lists = self.index.range(index_key(topic.key(), 0)..=index_key(topic.key(), row.purged_to)).rev();
+        lists.next();
+        for list in lists {
+            batch.remove(&self.index, list.key().map_err(|e| engine_error(&e))?);
+        }
         // The row may have been trimmed further or reopened meanwhile: only this field of it is ours.
         if let Some(current) = self.row(topic)? {
             self.put_row(&mut batch, topic, TopicRow { purged_to: row.purged_to, ..current });
@@ -244,18 +344,11 @@ impl Engine {
         Ok((!done).then_some(row))
     }
 
-    pub(super) fn put_record(&self, batch: &mut fjall::OwnedWriteBatch, key: TopicKey, record: &StoredRecord) -> Bytes {
+    pub(super) fn put_record(&self, batch: &mut fjall::OwnedWriteBatch, record: &StoredRecord) -> Bytes {
         let value = record.encode();
-        batch.insert(&self.records, record_key(key, record.offset), value.clone());
+        batch.insert(&self.records, record.offset.to_be_bytes(), value.clone());
         value.slice(RECORD_HEADER_BYTES..)
     }
-}
-
-pub(super) fn record_key(topic: TopicKey, offset: u64) -> [u8; 24] {
-    let mut key = [0; 24];
-    key[..16].copy_from_slice(&topic.0);
-    key[16..].copy_from_slice(&offset.to_be_bytes());
-    key
 }
 
 impl StoredRecord {
@@ -265,20 +358,21 @@ impl StoredRecord {
         value.extend(self.timestamp_ms.to_be_bytes());
         value.extend(self.records.to_be_bytes());
         value.extend(self.bytes.to_be_bytes());
+        value.extend(self.topic.0);
         value.extend_from_slice(&self.payload);
         Bytes::from(value)
     }
 
-    fn decode(key: &[u8], value: Bytes) -> Result<Self, Error> {
+    fn decode(offset: u64, value: Bytes) -> Result<Self, Error> {
         let parse = || {
-            let offset = Fields(key.get(16..)?).u64()?;
             let mut fields = Fields(&value);
             let is_end = fields.u8()? != 0;
-            Some((offset, is_end, fields.u64()?, fields.u64()?, fields.u64()?))
+            let (timestamp_ms, records, bytes) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            let topic = TopicKey(*fields.0.first_chunk()?);
+            let payload = value.slice(RECORD_HEADER_BYTES..);
+            Some(Self { offset, topic, is_end, timestamp_ms, records, bytes, payload })
         };
-        let (offset, is_end, timestamp_ms, records, bytes) =
-            parse().ok_or_else(|| corrupt(format!("record under key {key:02x?} cannot be read")))?;
-        Ok(Self { offset, is_end, timestamp_ms, records, bytes, payload: value.slice(RECORD_HEADER_BYTES..) })
+        parse().ok_or_else(|| corrupt(format!("record at offset {offset} cannot be read")))
     }
 }
 

@@ -58,7 +58,7 @@ impl Followed {
         if self.on_disk && !self.live.complete_above(self.position) {
             return false;
         }
-        let gap = gap(&self.live, self.position).filter(|gap| gap.through.0 <= watermark);
+        let gap = gap(&self.live.topic, self.position, self.live.trimmed_to()).filter(|gap| gap.through.0 <= watermark);
         let after = gap.as_ref().map_or(self.position, |gap| gap.through.0);
         out.extend(gap.map(Item::Gap));
         self.live.take(after, watermark, most, out)
@@ -337,18 +337,26 @@ impl Drop for Reader {
 struct Merge {
     through: u64,
     sources: Vec<Source>,
-    /// The lowest fetched offset of each source that has one.
+    /// The lowest place of each source that has one.
     heads: BinaryHeap<Reverse<(u64, usize)>>,
     /// What the last step yielded, each with the index of its topic.
     items: Vec<(usize, Item)>,
 }
 
+/// One topic of a merge.
 struct Source {
     index: usize,
     live: Arc<LiveTopic>,
-    /// Everything up to here was fetched.
-    position: u64,
-    fetched: VecDeque<Item>,
+    /// Everything up to here was listed.
+    listed_to: u64,
+    /// Everything up to here was yielded.
+    yielded_to: u64,
+    offsets: VecDeque<u64>,
+    /// To be yielded at its place, before any offset behind it.
+    gap: Option<Gap>,
+    /// What the topic's row says; trims from then on are noted at the live topic.
+    trimmed_to: u64,
+    deleted: bool,
     exhausted: bool,
     row_seen: bool,
 }
@@ -358,24 +366,79 @@ impl Merge {
         self.heads.is_empty() && self.sources.iter().all(|source| source.exhausted)
     }
 
-    /// Yields up to `most` items into `self.items`.
+    /// Yields up to `most` items into `self.items`, or fewer where a gap or the byte budget ends the step.
     fn read(&mut self, engine: &Engine, most: usize) -> Result<(), Error> {
-        let bytes_max = DISK_BYTES_MAX / self.sources.len();
         if self.heads.is_empty() {
-            for (at, source) in self.sources.iter_mut().enumerate() {
-                let head = source.fetch(engine, self.through, bytes_max)?;
-                self.heads.extend(head.map(|offset| Reverse((offset, at))));
+            for at in 0..self.sources.len() {
+                self.list(engine, at)?;
             }
         }
-        while self.items.len() < most
-            && let Some(Reverse((_, at))) = self.heads.pop()
+        let mut picked: Vec<(u64, usize)> = Vec::with_capacity(most);
+        while picked.len() < most
+            && let Some(Reverse((offset, at))) = self.heads.pop()
         {
             let source = &mut self.sources[at];
-            self.items.extend(source.fetched.pop_front().map(|item| (source.index, item)));
-            let head = source.fetch(engine, self.through, bytes_max)?;
-            self.heads.extend(head.map(|offset| Reverse((offset, at))));
+            if source.gap.as_ref().is_some_and(|gap| gap.through.0 == offset) {
+                if picked.is_empty() {
+                    self.items.extend(source.take_gap());
+                    return self.list(engine, at);
+                }
+                self.heads.push(Reverse((offset, at)));
+                break;
+            }
+            source.offsets.pop_front();
+            picked.push((offset, at));
+            self.list(engine, at)?;
+        }
+        self.fetch(engine, &picked)
+    }
+
+    /// Makes sure that the source's next place is among the heads.
+    fn list(&mut self, engine: &Engine, at: usize) -> Result<(), Error> {
+        let head = self.sources[at].list(engine, self.through)?;
+        self.heads.extend(head.map(|offset| Reverse((offset, at))));
+        Ok(())
+    }
+
+    fn fetch(&mut self, engine: &Engine, picked: &[(u64, usize)]) -> Result<(), Error> {
+        let offsets: Vec<u64> = picked.iter().map(|(offset, _)| *offset).collect();
+        let mut bytes = 0;
+        let mut records = Vec::with_capacity(offsets.len());
+        for part in offsets.chunks(DISK_ITEMS_MAX / 16) {
+            let part = engine.get_many(part)?;
+            bytes += part.iter().map(|record| record.payload.len()).sum::<usize>();
+            records.extend(part);
+            if bytes > DISK_BYTES_MAX {
+                break;
+            }
+        }
+        let mut records = records.into_iter().peekable();
+        for (done, (offset, at)) in picked.iter().enumerate() {
+            let source = &mut self.sources[*at];
+            let trimmed = source.find_gap();
+            let Some(record) = records.next_if(|record| record.offset == *offset && !trimmed) else {
+                if done == 0 && !trimmed {
+                    return Err(corrupt(format!("record {offset} of topic {} is listed and missing", source.live.topic)));
+                }
+                self.put_back(&picked[done..]);
+                return Ok(());
+            };
+            source.yielded_to = *offset;
+            self.items.push((source.index, item(&source.live.topic, record)));
         }
         Ok(())
+    }
+
+    /// Undoes picks that were not fetched, or that a trim overtook.
+    fn put_back(&mut self, picked: &[(u64, usize)]) {
+        for (offset, at) in picked.iter().rev() {
+            self.sources[*at].offsets.push_front(*offset);
+        }
+        self.heads.clear();
+        for (at, source) in self.sources.iter_mut().enumerate() {
+            source.drop_trimmed();
+            self.heads.extend(source.head().map(|offset| Reverse((offset, at))));
+        }
     }
 }
 
@@ -384,64 +447,71 @@ impl Source {
         Self {
             index,
             live: followed.live.clone(),
-            position: followed.position,
-            fetched: VecDeque::new(),
+            listed_to: followed.position,
+            yielded_to: followed.position,
+            offsets: VecDeque::new(),
+            gap: None,
+            trimmed_to: 0,
+            deleted: false,
             exhausted: false,
             row_seen: false,
         }
     }
 
-    /// Makes sure that the next items are in memory, if there are any, and tells the place of the first.
-    fn fetch(&mut self, engine: &Engine, through: u64, bytes_max: usize) -> Result<Option<u64>, Error> {
-        if self.fetched.is_empty() && !self.exhausted {
-            let (after, mut bytes) = (self.position, 0);
-            self.exhausted = true;
-            for stored in engine.scan(self.live.topic.key(), after, through) {
-                let stored = stored?;
-                bytes += stored.payload.len();
-                self.position = stored.offset;
-                self.fetched.push_back(item(&self.live.topic, stored));
-                if self.fetched.len() >= DISK_ITEMS_MAX || bytes >= bytes_max {
-                    self.exhausted = false;
-                    break;
-                }
-            }
-            self.replace_trimmed(engine, after)?;
-        }
-        Ok(self.fetched.front().map(item_offset))
+    fn head(&self) -> Option<u64> {
+        self.gap.as_ref().map(|gap| gap.through.0).or_else(|| self.offsets.front().copied())
     }
 
-    /// Trimming raises the mark before it removes anything, so looking at the mark *after* the scan finds every trim
-    /// that can have taken records out of it.
-    fn replace_trimmed(&mut self, engine: &Engine, after: u64) -> Result<(), Error> {
-        let mut deleted = false;
-        if !self.row_seen {
-            self.row_seen = true;
-            if let Some(row) = engine.row(&self.live.topic)? {
-                self.live.raise_trimmed_to(row.trimmed_to);
-                deleted = row.deleted;
+    /// Lists the next stretch if none is left, and tells the next place.
+    fn list(&mut self, engine: &Engine, through: u64) -> Result<Option<u64>, Error> {
+        while self.head().is_none() && !self.exhausted {
+            if !std::mem::replace(&mut self.row_seen, true)
+                && let Some(row) = engine.row(&self.live.topic)?
+            {
+                (self.trimmed_to, self.deleted) = (row.trimmed_to, row.deleted);
             }
+            self.offsets = engine.offsets(self.live.topic.key(), self.listed_to, through, DISK_ITEMS_MAX)?.into();
+            self.exhausted = self.offsets.len() < DISK_ITEMS_MAX;
+            self.listed_to = self.offsets.back().map_or(self.listed_to, |last| *last);
+            self.find_gap();
         }
-        let Some(gap) = gap(&self.live, after) else { return Ok(()) };
-        let through = gap.through;
-        self.position = self.position.max(through.0);
-        self.fetched.retain(|item| item_offset(item) > through.0);
-        if deleted {
-            let topic = self.live.topic.clone();
-            self.fetched.push_front(Item::End { topic, offset: through, why: Ending::Deleted });
+        Ok(self.head())
+    }
+
+    /// Trimming raises the mark before it removes anything, so looking at the mark *after* reading finds every trim
+    /// that can have taken something out of it. True if there is a gap that was not yielded.
+    fn find_gap(&mut self) -> bool {
+        let trimmed_to = self.trimmed_to.max(self.live.trimmed_to());
+        if let Some(gap) = gap(&self.live.topic, self.yielded_to, trimmed_to) {
+            self.gap = Some(gap);
+            self.drop_trimmed();
         }
-        self.fetched.push_front(Item::Gap(gap));
-        Ok(())
+        self.gap.is_some()
+    }
+
+    fn drop_trimmed(&mut self) {
+        if let Some(gap) = &self.gap {
+            let through = gap.through.0;
+            self.offsets.retain(|offset| *offset > through);
+            self.listed_to = self.listed_to.max(through);
+        }
+    }
+
+    fn take_gap(&mut self) -> Vec<(usize, Item)> {
+        let Some(gap) = self.gap.take() else { return Vec::new() };
+        let (topic, offset) = (gap.topic.clone(), gap.through);
+        self.yielded_to = offset.0;
+        let mut items = vec![(self.index, Item::Gap(gap))];
+        if std::mem::take(&mut self.deleted) {
+            items.push((self.index, Item::End { topic, offset, why: Ending::Deleted }));
+        }
+        items
     }
 }
 
-fn gap(live: &LiveTopic, position: u64) -> Option<Gap> {
-    let trimmed_to = live.trimmed_to();
-    (trimmed_to > position).then(|| Gap {
-        topic: live.topic.clone(),
-        after: Offset(position),
-        through: Offset(trimmed_to),
-    })
+fn gap(topic: &Topic, position: u64, trimmed_to: u64) -> Option<Gap> {
+    let gap = || Gap { topic: topic.clone(), after: Offset(position), through: Offset(trimmed_to) };
+    (trimmed_to > position).then(gap)
 }
 
 fn item(topic: &Topic, stored: StoredRecord) -> Item {

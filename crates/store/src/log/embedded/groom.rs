@@ -12,6 +12,9 @@ use super::{
 /// Topics that one step looks at before it lets others read from the disk.
 const PAGE_TOPICS: usize = 256;
 
+/// Records of a topic that are skipped at once when the last of them is to be trimmed.
+const STRETCH_RECORDS: usize = 4096;
+
 /// What a step found: for each topic what to trim it to, or only that removed records still take space.
 struct Page {
     last_name: Option<Vec<u8>>,
@@ -94,7 +97,7 @@ fn retention(options: &Options, class: Class) -> Retention {
 }
 
 /// The last record that exceeds a limit. Age, count and size all grow along a topic, so what exceeds a limit is a
-/// prefix of it, and its end is found by halving.
+/// prefix of it: whole stretches are skipped by their last record, and the end is found by halving.
 fn last_to_trim(
     engine: &Engine,
     topic: &Topic,
@@ -102,24 +105,35 @@ fn last_to_trim(
     retention: &Retention,
     now_ms: u64,
 ) -> Result<Option<u64>, Error> {
+    if *retention == Retention::default() {
+        return Ok(None);
+    }
     let oldest_ms = retention.age.map_or(0, |age| now_ms.saturating_sub(age.as_millis() as u64));
     let records_to = retention.records.map_or(0, |max| state.records.saturating_sub(max));
     let bytes_to = retention.bytes.map_or(0, |max| state.bytes.saturating_sub(max));
-    let (mut low, mut high) = (state.row.trimmed_to, state.tail);
-    let mut found = None;
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let Some(record) = engine.scan(topic.key(), middle, high).next().transpose()? else {
-            high = middle;
+    let exceeds = |offset: &u64| -> Result<bool, Error> {
+        let Some(record) = engine.get(*offset)? else { return Ok(true) };
+        let beyond = record.timestamp_ms < oldest_ms || record.records <= records_to || record.bytes <= bytes_to;
+        Ok(beyond && !record.is_end)
+    };
+    let (mut after, mut found) = (state.row.trimmed_to, None);
+    loop {
+        let stretch = engine.offsets(topic.key(), after, state.tail, STRETCH_RECORDS)?;
+        let Some(last) = stretch.last() else { return Ok(found) };
+        if exceeds(last)? {
+            found = Some(*last);
+            after = *last;
             continue;
-        };
-        let exceeds = record.timestamp_ms < oldest_ms || record.records <= records_to || record.bytes <= bytes_to;
-        if exceeds && !record.is_end {
-            found = Some(record.offset);
-            low = record.offset;
-        } else {
-            high = middle;
         }
+        let (mut low, mut high) = (0, stretch.len() - 1);
+        while low < high {
+            let middle = low.midpoint(high);
+            if exceeds(&stretch[middle])? {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        return Ok(low.checked_sub(1).map(|index| stretch[index]).or(found));
     }
-    Ok(found)
 }

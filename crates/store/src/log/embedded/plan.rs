@@ -153,8 +153,8 @@ impl<'a> Group<'a> {
             payload
         } else {
             let (records, bytes, is_end) = (state.records, state.bytes, end.is_some());
-            let stored = StoredRecord { offset, is_end, timestamp_ms, records, bytes, payload };
-            self.engine.put_record(&mut self.batch, topic.key(), &stored)
+            let stored = StoredRecord { offset, topic: topic.key(), is_end, timestamp_ms, records, bytes, payload };
+            self.engine.put_record(&mut self.batch, &stored)
         };
         self.visible.push(Visible { topic: topic.clone(), offset, previous_tail, timestamp_ms, end, payload });
         offset
@@ -166,10 +166,9 @@ impl<'a> Group<'a> {
         if !state.exists || through <= trimmed_to {
             return Ok(Offset(trimmed_to));
         }
-        let mut backwards = self.engine.scan(topic.key(), trimmed_to, through).rev();
-        let mut last = backwards.next().transpose()?;
-        if last.as_ref().is_some_and(|record| record.is_end) {
-            last = backwards.next().transpose()?;
+        let mut last = self.engine.last(topic.key(), trimmed_to, through)?;
+        if let Some(end) = last.as_ref().filter(|record| record.is_end) {
+            last = self.engine.last(topic.key(), trimmed_to, end.offset - 1)?;
         }
         let Some(last) = last else { return Ok(Offset(trimmed_to)) };
         state.row.trimmed_to = last.offset;

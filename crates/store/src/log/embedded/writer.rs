@@ -14,8 +14,9 @@ use super::{
     plan::{Group, States},
 };
 use crate::log::{
-    Append, Appended, Error, Offset, Options, Topic,
+    Append, Appended, Ending, Error, Offset, Options, Topic,
     engine::{Engine, Tail, TopicRow, corrupt, engine_error},
+    index::Indexer,
     window::Eviction,
 };
 
@@ -75,6 +76,7 @@ pub(super) struct Writer {
     tail: Tail,
     eviction: Eviction,
     purges: VecDeque<(Topic, TopicRow)>,
+    indexer: Option<Indexer>,
     groups_since_purge: u32,
     last_group: usize,
     last_commit: Duration,
@@ -88,6 +90,7 @@ impl Writer {
         dir: &Path,
         options: Arc<Options>,
         requests: mpsc::Receiver<Request>,
+        indexer: Indexer,
     ) -> Self {
         Self {
             shared,
@@ -100,6 +103,7 @@ impl Writer {
             tail,
             eviction: Eviction::default(),
             purges: VecDeque::new(),
+            indexer: Some(indexer),
             groups_since_purge: 0,
             last_group: 0,
             last_commit: Duration::ZERO,
@@ -122,6 +126,14 @@ impl Writer {
         }
         self.requests.close();
         self.shared.windows.stop();
+        if let Some(indexer) = self.indexer.take() {
+            if let Some(engine) = &self.engine
+                && let Some(chunk) = engine.recent.seal()
+            {
+                indexer.write(engine, chunk);
+            }
+            indexer.finish();
+        }
         self.close_engine();
         if let Some(answer) = stop {
             // Whoever asked may have gone; the log is stopped all the same.
@@ -193,6 +205,11 @@ impl Writer {
                     }
                 }
                 self.purges.extend(done.purges);
+                let records = done.visible.iter().filter(|v| v.end != Some(Ending::Deleted));
+                let full = engine.recent.note(records.map(|v| (v.topic.key(), v.offset, v.payload.len())));
+                if let (Some(indexer), Some(chunk)) = (&self.indexer, full) {
+                    indexer.write(&engine, chunk);
+                }
                 self.shared.windows.apply(done.visible, self.tail.offset, &mut self.eviction);
                 self.eviction.shrink(self.options.window_bytes_max);
                 self.states.shrink(self.options.topics_cached_max);
