@@ -15,6 +15,10 @@ mod scale;
 
 use report::Report;
 
+/// As in the server.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long one throughput figure is measured.
 const MEASURE: std::time::Duration = std::time::Duration::from_millis(1000);
 

@@ -28,18 +28,23 @@ const CHUNKS_WAITING_MAX: usize = 2;
 /// Lists written in one batch: short enough (under a millisecond) not to hold up the appends that share the journal.
 const LISTS_PER_BATCH: usize = 512;
 
-type Lists = HashMap<TopicKey, Vec<u64>, KeyHasher>;
-
-/// The lists of a stretch of the log.
+/// The lists of a stretch of the log. They are chained through one vector, so that a topic with one record costs a
+/// slot of a table and no allocation.
 #[derive(Default)]
 pub(super) struct Chunk {
-    /// Its first offset; 0 while it is empty.
-    first: u64,
-    last: u64,
-    records: usize,
+    entries: Vec<Entry>,
+    /// Each topic's last entry.
+    topics: HashMap<TopicKey, u32, KeyHasher>,
     bytes: usize,
-    lists: Lists,
 }
+
+struct Entry {
+    offset: u64,
+    /// The entry before it of the same topic; [`NONE`] for the first.
+    previous: u32,
+}
+
+const NONE: u32 = u32::MAX;
 
 /// The chunks that are not on disk.
 #[derive(Default)]
@@ -80,12 +85,12 @@ impl Recent {
         let chunks = lock(&self.0);
         let all = chunks.full.iter().map(|chunk| &**chunk).chain(std::iter::once(&chunks.open));
         let mut found = InMemory { offsets: Vec::new(), begins_at: u64::MAX };
-        for chunk in all.filter(|chunk| chunk.records > 0) {
-            found.begins_at = found.begins_at.min(chunk.first);
-            if let Some(list) = chunk.lists.get(&key) {
-                let from = list.partition_point(|offset| *offset <= after);
-                found.offsets.extend(list[from..].iter().take_while(|offset| **offset <= through));
-            }
+        for chunk in all {
+            found.begins_at = found.begins_at.min(chunk.first().unwrap_or(u64::MAX));
+            let start = found.offsets.len();
+            let backwards = chunk.backwards(key).skip_while(|offset| *offset > through);
+            found.offsets.extend(backwards.take_while(|offset| *offset > after));
+            found.offsets[start..].reverse();
         }
         found
     }
@@ -93,10 +98,14 @@ impl Recent {
 
 impl Chunks {
     fn seal(&mut self) -> Option<Arc<Chunk>> {
-        if self.open.records == 0 {
-            return None;
-        }
-        let full = Arc::new(std::mem::take(&mut self.open));
+        self.open.first()?;
+        // The next chunk is likely to be like this one.
+        let next = Chunk {
+            entries: Vec::with_capacity(self.open.entries.len()),
+            topics: HashMap::with_capacity_and_hasher(self.open.topics.len(), KeyHasher),
+            bytes: 0,
+        };
+        let full = Arc::new(std::mem::replace(&mut self.open, next));
         self.full.push_back(full.clone());
         Some(full)
     }
@@ -104,17 +113,28 @@ impl Chunks {
 
 impl Chunk {
     fn note(&mut self, key: TopicKey, offset: u64, bytes: usize) {
-        if self.first == 0 {
-            self.first = offset;
-        }
-        self.last = offset;
-        self.records += 1;
+        let at = self.entries.len() as u32;
+        let previous = self.topics.insert(key, at).unwrap_or(NONE);
+        self.entries.push(Entry { offset, previous });
         self.bytes += bytes;
-        self.lists.entry(key).or_default().push(offset);
     }
 
     fn is_full(&self) -> bool {
-        self.records >= CHUNK_RECORDS || self.bytes >= CHUNK_BYTES
+        self.entries.len() >= CHUNK_RECORDS || self.bytes >= CHUNK_BYTES
+    }
+
+    fn first(&self) -> Option<u64> {
+        self.entries.first().map(|entry| entry.offset)
+    }
+
+    /// The topic's offsets, newest first.
+    fn backwards(&self, key: TopicKey) -> impl Iterator<Item = u64> {
+        let mut at = self.topics.get(&key).copied().unwrap_or(NONE);
+        std::iter::from_fn(move || {
+            let entry = self.entries.get(at as usize)?;
+            at = entry.previous;
+            Some(entry.offset)
+        })
     }
 }
 
@@ -155,17 +175,22 @@ impl Indexer {
 }
 
 pub(super) fn write(engine: &Engine, chunk: &Arc<Chunk>) -> Result<(), fjall::Error> {
-    let mut lists: Vec<_> = chunk.lists.iter().collect();
-    lists.sort_unstable_by_key(|(key, _)| **key);
-    for part in lists.chunks(LISTS_PER_BATCH) {
+    let (Some(first), Some(last)) = (chunk.first(), chunk.entries.last()) else { return Ok(()) };
+    let mut topics: Vec<TopicKey> = chunk.topics.keys().copied().collect();
+    topics.sort_unstable();
+    let mut offsets = Vec::new();
+    for part in topics.chunks(LISTS_PER_BATCH) {
         let mut batch = engine.database.batch();
-        for (key, offsets) in part {
-            batch.insert(&engine.index, index_key(**key, chunk.first), encode(offsets));
+        for key in part {
+            offsets.clear();
+            offsets.extend(chunk.backwards(*key));
+            offsets.reverse();
+            batch.insert(&engine.index, index_key(*key, first), encode(&offsets));
         }
         batch.commit()?;
     }
     // Written last: what it covers is there.
-    engine.put_indexed_to(chunk.last)?;
+    engine.put_indexed_to(last.offset)?;
     engine.recent.forget(chunk);
     Ok(())
 }
