@@ -82,7 +82,7 @@ impl Log {
         let queue_bytes = Arc::new(Semaphore::new(options.queue_bytes_max));
         let options = Arc::new(options);
         let no_thread = |e| Error::Unavailable { reason: format!("cannot start a thread: {e}").into() };
-        let indexer = Indexer::start().map_err(no_thread)?;
+        let indexer = Indexer::start(shared.epoch).map_err(no_thread)?;
         let writer = Writer::new(shared.clone(), engine, tail, dir, options.clone(), requests, indexer);
         std::thread::Builder::new().name("trunkline-log".into()).spawn(move || writer.run()).map_err(no_thread)?;
         Ok(Self { shared, queue, queue_bytes, repairs: repairs.into(), opened: Instant::now(), options })

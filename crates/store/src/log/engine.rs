@@ -1,13 +1,17 @@
-//! What is on disk: six keyspaces of one fjall database, how they are encoded, opened and repaired.
+//! What is on disk: two fjall databases, how they are encoded, opened and repaired.
+//!
+//! The index is a database of its own, so that writing lists never makes an append wait for the journal. It is not
+//! fsynced: what a crash takes from its end, mark included, is made again from the records.
 //!
 //! | keyspace | key | value |
 //! | --- | --- | --- |
 //! | `records` | offset (8) | [`StoredRecord`] |
-//! | `index` | topic key (16), first offset of a chunk (8) | the topic's offsets in that chunk ([`super::index`]) |
 //! | `topics` | topic name | [`TopicRow`], written when a topic is created, trimmed, closed or deleted |
 //! | `dedup` | topic key (16), digest of the id (16) | offset (8) |
 //! | `dedup_age` | timestamp (8), the key in `dedup` | nothing |
-//! | `meta` | a word | epoch, format, how far the index goes, and the tail (offset, timestamp) as of every batch |
+//! | `meta` | a word | epoch, format, and the tail (offset, timestamp) as of every batch |
+//! | index: `lists` | topic key (16), first offset of a chunk (8) | the topic's offsets in that chunk ([`super::index`]) |
+//! | index: `meta` | a word | how far the lists go, and whose they are |
 //!
 //! Integers are big-endian, so that keys sort as numbers do.
 
@@ -59,10 +63,17 @@ pub(super) struct Engine {
     pub(super) topics: Keyspace,
     pub(super) dedup: Keyspace,
     pub(super) dedup_age: Keyspace,
-    pub(super) index: Keyspace,
     meta: Keyspace,
+    pub(super) index: Index,
     /// The part of the index that is not on disk yet.
     pub(super) recent: Recent,
+}
+
+/// The handles on the index.
+pub(super) struct Index {
+    pub(super) database: Database,
+    pub(super) lists: Keyspace,
+    meta: Keyspace,
 }
 
 /// The log's end as of the last batch.
@@ -94,6 +105,50 @@ pub(super) struct TopicRow {
     pub(super) purged_to: u64,
     pub(super) trimmed_records: u64,
     pub(super) trimmed_bytes: u64,
+}
+
+impl Index {
+    fn open(dir: &Path, cache_bytes: u64) -> Result<Self, fjall::Error> {
+        let open = || {
+            let database = Database::builder(dir)
+                .cache_size(cache_bytes)
+                .worker_threads(1)
+                .manual_journal_persist(true)
+                .max_journaling_size(JOURNAL_BYTES_MAX)
+                .open()?;
+            Ok(Self { lists: keyspace(&database, "lists")?, meta: keyspace(&database, "meta")?, database })
+        };
+        match open() {
+            // Nothing is lost with it: the lists are made again from the records.
+            Err(fjall::Error::JournalRecovery(_)) => {
+                fs::remove_dir_all(dir)?;
+                open()
+            }
+            opened => opened,
+        }
+    }
+
+    fn indexed_to(&self, epoch: Epoch) -> Result<u64, fjall::Error> {
+        let value = self.meta.get(META_INDEXED)?;
+        let mark = value.as_ref().and_then(|value| {
+            let (offset, owner) = value.split_first_chunk()?;
+            (owner == epoch.0.as_bytes()).then(|| u64::from_be_bytes(*offset))
+        });
+        Ok(mark.unwrap_or(0))
+    }
+
+    /// Hands what was written to the operating system, so that killing the process does not take it back.
+    pub(super) fn put_indexed_to(&self, epoch: Epoch, offset: u64) -> Result<(), fjall::Error> {
+        let mut value = offset.to_be_bytes().to_vec();
+        value.extend(epoch.0.as_bytes());
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        batch.insert(&self.meta, META_INDEXED, value);
+        batch.commit()
+    }
+}
+
+fn keyspace(database: &Database, name: &str) -> Result<Keyspace, fjall::Error> {
+    database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES))
 }
 
 /// A record as stored: a fixed header, then the payload.
@@ -141,15 +196,14 @@ impl Engine {
             .manual_journal_persist(true)
             .max_journaling_size(JOURNAL_BYTES_MAX)
             .open()?;
-        let keyspace =
-            |name: &str| database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES));
+        let keyspace = |name: &str| keyspace(&database, name);
         Ok(Self {
             records: keyspace("records")?,
             topics: keyspace("topics")?,
             dedup: keyspace("dedup")?,
             dedup_age: keyspace("dedup_age")?,
-            index: keyspace("index")?,
             meta: keyspace("meta")?,
+            index: Index::open(&dir.join("index"), options.cache_bytes / 4)?,
             recent: Recent::default(),
             database,
         })
@@ -206,22 +260,23 @@ impl Engine {
         batch.insert(&self.topics, topic.as_str(), row.encode());
     }
 
-    pub(super) fn put_indexed_to(&self, offset: u64) -> Result<(), fjall::Error> {
-        let mut batch = self.database.batch();
-        batch.insert(&self.meta, META_INDEXED, offset.to_be_bytes());
-        batch.commit()
-    }
-
-    /// Lists the records behind the last chunk that was written.
+    /// Lists the records behind the last chunk that was written. An index of another log is made anew.
     fn index_the_rest(&self) -> Result<(), Error> {
-        let indexed = self.meta.get(META_INDEXED).map_err(|e| engine_error(&e))?;
-        let indexed_to = indexed.and_then(|bytes| Fields(&bytes).u64()).unwrap_or(0);
-        let mut full = Vec::new();
+        let epoch = self.epoch()?;
+        let mut indexed_to = self.index.indexed_to(epoch).map_err(|e| engine_error(&e))?;
+        if indexed_to > self.tail()?.offset {
+            indexed_to = 0;
+        }
+        if indexed_to == 0 {
+            self.index.lists.clear().map_err(|e| engine_error(&e))?;
+        }
         for record in self.scan(indexed_to, u64::MAX) {
             let record = record?;
-            full.extend(self.recent.note(std::iter::once((record.topic, record.offset, record.payload.len()))));
+            if let Some(full) = self.recent.note(std::iter::once((record.topic, record.offset, record.payload.len()))) {
+                index::write(self, epoch, &full).map_err(|e| engine_error(&e))?;
+            }
         }
-        full.iter().try_for_each(|chunk| index::write(self, chunk)).map_err(|e| engine_error(&e))
+        Ok(())
     }
 
     /// What is known of a topic: its row and its last record.
@@ -276,8 +331,8 @@ impl Engine {
         through: u64,
     ) -> impl DoubleEndedIterator<Item = Result<Vec<u64>, Error>> + use<> {
         // The list that `after` itself falls into starts at or before it.
-        let first = self.index.range(index_key(key, 0)..=index_key(key, after)).next_back();
-        let later = (through > after).then(|| self.index.range(index_key(key, after + 1)..=index_key(key, through)));
+        let first = self.index.lists.range(index_key(key, 0)..=index_key(key, after)).next_back();
+        let later = (through > after).then(|| self.index.lists.range(index_key(key, after + 1)..=index_key(key, through)));
         first.into_iter().chain(later.into_iter().flatten()).map(|guard| {
             let value = guard.value().map_err(|e| engine_error(&e))?;
             index::decode(&value).ok_or_else(|| corrupt("topic list cannot be read".into()))
@@ -331,16 +386,18 @@ impl Engine {
         row.purged_to = offsets.last().copied().filter(|_| !done).unwrap_or(row.trimmed_to);
         offsets.iter().for_each(|offset| batch.remove(&self.records, offset.to_be_bytes()));
         // The newest list may go on behind the mark, so it stays until a later one is below the mark too.
-        let mut lists = self.index.range(index_key(topic.key(), 0)..=index_key(topic.key(), row.purged_to)).rev();
-        lists.next();
-        for list in lists {
-            batch.remove(&self.index, list.key().map_err(|e| engine_error(&e))?);
-        }
         // The row may have been trimmed further or reopened meanwhile: only this field of it is ours.
         if let Some(current) = self.row(topic)? {
             self.put_row(&mut batch, topic, TopicRow { purged_to: row.purged_to, ..current });
         }
         batch.commit().map_err(|e| engine_error(&e))?;
+        let mut lists = self.index.lists.range(index_key(topic.key(), 0)..=index_key(topic.key(), row.purged_to)).rev();
+        // The newest list may go on behind the mark, so it stays until a later one is below the mark too.
+        lists.next();
+        for list in lists {
+            let key = list.key().map_err(|e| engine_error(&e))?;
+            self.index.lists.remove(key).map_err(|e| engine_error(&e))?;
+        }
         Ok((!done).then_some(row))
     }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    TopicKey,
+    Epoch, TopicKey,
     engine::Engine,
     window::{KeyHasher, lock},
 };
@@ -25,8 +25,8 @@ const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 /// Full chunks that may wait for the index thread; then the writer waits for it.
 const CHUNKS_WAITING_MAX: usize = 2;
 
-/// Lists written in one batch: short enough (under a millisecond) not to hold up the appends that share the journal.
-const LISTS_PER_BATCH: usize = 512;
+/// Lists written in one batch.
+const LISTS_PER_BATCH: usize = 4096;
 
 /// The lists of a stretch of the log. They are chained through one vector, so that a topic with one record costs a
 /// slot of a table and no allocation.
@@ -145,13 +145,13 @@ pub(super) struct Indexer {
 }
 
 impl Indexer {
-    pub(super) fn start() -> std::io::Result<Self> {
+    pub(super) fn start(epoch: Epoch) -> std::io::Result<Self> {
         let (chunks, inbox) = mpsc::sync_channel::<(Arc<Engine>, Arc<Chunk>)>(CHUNKS_WAITING_MAX);
         let thread = std::thread::Builder::new().name("trunkline-index".into()).spawn(move || {
             for (engine, chunk) in inbox {
                 // When the disk refuses, the writer finds out with its next batch and opens the engine again, which
                 // makes these lists anew.
-                if let Err(error) = write(&engine, &chunk) {
+                if let Err(error) = write(&engine, epoch, &chunk) {
                     tracing::warn!(%error, "topic lists were not written; they will be made again");
                 }
             }
@@ -174,23 +174,23 @@ impl Indexer {
     }
 }
 
-pub(super) fn write(engine: &Engine, chunk: &Arc<Chunk>) -> Result<(), fjall::Error> {
+pub(super) fn write(engine: &Engine, epoch: Epoch, chunk: &Arc<Chunk>) -> Result<(), fjall::Error> {
     let (Some(first), Some(last)) = (chunk.first(), chunk.entries.last()) else { return Ok(()) };
     let mut topics: Vec<TopicKey> = chunk.topics.keys().copied().collect();
     topics.sort_unstable();
     let mut offsets = Vec::new();
     for part in topics.chunks(LISTS_PER_BATCH) {
-        let mut batch = engine.database.batch();
+        let mut batch = engine.index.database.batch();
         for key in part {
             offsets.clear();
             offsets.extend(chunk.backwards(*key));
             offsets.reverse();
-            batch.insert(&engine.index, index_key(*key, first), encode(&offsets));
+            batch.insert(&engine.index.lists, index_key(*key, first), encode(&offsets));
         }
         batch.commit()?;
     }
     // Written last: what it covers is there.
-    engine.put_indexed_to(last.offset)?;
+    engine.index.put_indexed_to(epoch, last.offset)?;
     engine.recent.forget(chunk);
     Ok(())
 }
