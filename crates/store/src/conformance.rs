@@ -5,4 +5,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "test code")]
 
+pub mod lease;
+pub mod ledger;
 pub mod log;

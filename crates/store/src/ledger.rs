@@ -1,0 +1,305 @@
+//! The ledger: things that are looked up and changed, as rows.
+//!
+//! One SQL text serves both engines, within these limits: parameters are `$1`, `$2`, …; values are 64-bit integers,
+//! text, floats, bytes and NULL ([`Value`]); booleans are integers 0 and 1; upserts are
+//! `INSERT … ON CONFLICT … DO UPDATE … WHERE`; `RETURNING` is there. Where the engines' words differ, migrations use
+//! `BYTES` for a column of bytes and `AUTO_ID` for an integer key that counts up.
+//!
+//! - **Durable**: [`Ledger::write`] returns after the commit that holds its transaction was fsynced.
+//! - **Isolation**: a write transaction sees no other one's unfinished work, and its reads stay true until it commits.
+//! - **All or nothing**: a closure that answers an error leaves nothing behind, outbox rows included.
+//! - **Cancellation**: once [`Ledger::write`] was polled, the transaction runs to its end whether or not anybody waits.
+//! - **Closures run in place** on the embedded engine: they may await their transaction and nothing else, and should do
+//!   no work of their own worth mentioning; one that waits for anything else is refused with [`Error::Waited`].
+//!   They can be run again (on the clustered engine, after a serialization failure), so they must not have effects
+//!   besides their transaction.
+//!
+//! ```
+//! # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
+//! use trunkline_store::ledger::{Error, Ledger, Migration, Options};
+//! const SCHEMA: &[Migration] =
+//!     &[Migration { name: "0001_pets", sql: "CREATE TABLE pets (name TEXT PRIMARY KEY, legs BIGINT NOT NULL)" }];
+//! let dir = tempfile::tempdir()?;
+//! let ledger = Ledger::open_sqlite(&dir.path().join("ledger.sqlite"), SCHEMA, Options::default())?;
+//! ledger
+//!     .write(|tx| {
+//!         Box::pin(async move { tx.execute("INSERT INTO pets VALUES ($1, $2)", &["cat".into(), 4.into()]).await })
+//!     })
+//!     .await?;
+//! let legs = ledger
+//!     .read(|tx| {
+//!         Box::pin(async move {
+//!             let row = tx.query_opt("SELECT legs FROM pets WHERE name = $1", &["cat".into()]).await?;
+//!             row.map(|row| row.int(0)).transpose()
+//!         })
+//!     })
+//!     .await?;
+//! assert_eq!(legs, Some(4));
+//! # Ok(()) }
+//! # tokio::runtime::Runtime::new().unwrap().block_on(demo()).unwrap();
+//! ```
+
+mod dialect;
+mod outbox;
+mod sqlite;
+mod transaction;
+
+use std::{future::Future, path::Path, pin::Pin, sync::Arc};
+
+use tokio::sync::Notify;
+
+pub use outbox::{Outgoing, Relay};
+pub use transaction::{ReadTx, WriteTx};
+
+/// One value of a row or a statement's parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// NULL.
+    Null,
+    /// `BIGINT`.
+    Int(i64),
+    /// `DOUBLE PRECISION`.
+    Float(f64),
+    /// `TEXT`.
+    Text(String),
+    /// `BYTES` in migrations.
+    Bytes(Vec<u8>),
+}
+
+/// One row of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row(pub Vec<Value>);
+
+/// One step of a schema. Applied once, in the order given, and never changed afterwards.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Unique; the order is that of the list, not of the names.
+    pub name: &'static str,
+    /// Statements separated by semicolons.
+    pub sql: &'static str,
+}
+
+/// How a ledger is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Transactions that may wait; the next one waits outside.
+    pub queue_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { queue_max: 4096 }
+    }
+}
+
+/// What a transaction's closure answers.
+pub type TxFuture<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'a>>;
+
+/// A handle on the ledger; clones share it.
+#[derive(Clone)]
+pub struct Ledger {
+    engine: sqlite::Sqlite,
+    /// Raised when a transaction that wrote outbox rows has committed.
+    outbox: Arc<Notify>,
+    id: Arc<str>,
+}
+
+impl Ledger {
+    /// Opens or creates the ledger in one SQLite file and brings its schema up to date. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the file cannot be used, [`Error::Schema`] if it was migrated otherwise than
+    /// `migrations` say (an applied one was changed, or is not known here: a newer version wrote the file).
+    pub fn open_sqlite(path: &Path, migrations: &[Migration], options: Options) -> Result<Self, Error> {
+        let all: Vec<Migration> = outbox::MIGRATIONS.iter().chain(migrations).copied().collect();
+        let (engine, id) = sqlite::Sqlite::open(path, &all, options)?;
+        Ok(Self { engine, outbox: Arc::default(), id: id.into() })
+    }
+
+    /// Runs one write transaction; durable when it returns. See the [module documentation](self).
+    ///
+    /// # Errors
+    /// The closure's own, or [`Error`] as its `From`: [`Error::Unavailable`] if the disk refuses the commit (nothing of
+    /// it is kept), [`Error::Stopped`].
+    pub async fn write<T, E>(
+        &self,
+        run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (answer, wrote_outbox) = self.engine.write(run).await?;
+        if wrote_outbox {
+            self.outbox.notify_one();
+        }
+        Ok(answer)
+    }
+
+    /// Runs one read transaction on a consistent view that holds every commit that returned before.
+    ///
+    /// # Errors
+    /// The closure's own, or [`Error`] as its `From`.
+    pub async fn read<T, E>(
+        &self,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        self.engine.read(run).await
+    }
+
+    /// Finishes what waits and closes the file; later calls get [`Error::Stopped`].
+    pub async fn stop(&self) {
+        self.engine.stop().await;
+    }
+}
+
+/// Why the ledger refused.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A constraint of the schema forbids the change; the transaction was undone.
+    #[error("constraint violated: {reason}")]
+    Constraint {
+        /// Which, in the engine's words.
+        reason: Arc<str>,
+    },
+    /// The statement or a value's type is wrong: a mistake in the program.
+    #[error("statement refused: {reason}")]
+    Statement {
+        /// What is wrong with it.
+        reason: Arc<str>,
+    },
+    /// The closure waited for something else than its transaction: a mistake in the program.
+    #[error("a transaction awaited something else than its own statements")]
+    Waited,
+    /// The applied migrations are not those of this version.
+    #[error("schema of the ledger: {reason}")]
+    Schema {
+        /// What differs.
+        reason: Arc<str>,
+    },
+    /// The disk or the database server refused; nothing of the transaction is kept.
+    #[error("ledger unavailable: {reason}")]
+    Unavailable {
+        /// What it said.
+        reason: Arc<str>,
+    },
+    /// The ledger is shutting down.
+    #[error("ledger is stopped")]
+    Stopped,
+}
+
+impl Row {
+    /// The integer in this column.
+    ///
+    /// # Errors
+    /// [`Error::Statement`] if it is none.
+    pub fn int(&self, column: usize) -> Result<i64, Error> {
+        match self.value(column)? {
+            Value::Int(value) => Ok(*value),
+            other => Err(mismatch(column, "an integer", other)),
+        }
+    }
+
+    /// The integer in this column, or nothing for NULL.
+    ///
+    /// # Errors
+    /// [`Error::Statement`] if it is neither.
+    pub fn int_opt(&self, column: usize) -> Result<Option<i64>, Error> {
+        if *self.value(column)? == Value::Null { Ok(None) } else { self.int(column).map(Some) }
+    }
+
+    /// The float in this column.
+    ///
+    /// # Errors
+    /// [`Error::Statement`] if it is none.
+    pub fn float(&self, column: usize) -> Result<f64, Error> {
+        match self.value(column)? {
+            Value::Float(value) => Ok(*value),
+            other => Err(mismatch(column, "a float", other)),
+        }
+    }
+
+    /// The text in this column.
+    ///
+    /// # Errors
+    /// [`Error::Statement`] if it is none.
+    pub fn text(&self, column: usize) -> Result<&str, Error> {
+        match self.value(column)? {
+            Value::Text(value) => Ok(value),
+            other => Err(mismatch(column, "text", other)),
+        }
+    }
+
+    /// The bytes in this column.
+    ///
+    /// # Errors
+    /// [`Error::Statement`] if it is none.
+    pub fn bytes(&self, column: usize) -> Result<&[u8], Error> {
+        match self.value(column)? {
+            Value::Bytes(value) => Ok(value),
+            other => Err(mismatch(column, "bytes", other)),
+        }
+    }
+
+    fn value(&self, column: usize) -> Result<&Value, Error> {
+        let missing = || Error::Statement { reason: format!("no column {column} in a row of {}", self.0.len()).into() };
+        self.0.get(column).ok_or_else(missing)
+    }
+}
+
+fn mismatch(column: usize, wanted: &str, found: &Value) -> Error {
+    let found = match found {
+        Value::Null => "NULL",
+        Value::Int(_) => "an integer",
+        Value::Float(_) => "a float",
+        Value::Text(_) => "text",
+        Value::Bytes(_) => "bytes",
+    };
+    Error::Statement { reason: format!("column {column} holds {found}, not {wanted}").into() }
+}
+
+impl From<i64> for Value {
+    fn from(value: i64) -> Self {
+        Self::Int(value)
+    }
+}
+impl From<f64> for Value {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Int(value.into())
+    }
+}
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned())
+    }
+}
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::Text(value)
+    }
+}
+impl From<&[u8]> for Value {
+    fn from(value: &[u8]) -> Self {
+        Self::Bytes(value.to_vec())
+    }
+}
+impl From<Vec<u8>> for Value {
+    fn from(value: Vec<u8>) -> Self {
+        Self::Bytes(value)
+    }
+}
+impl<T: Into<Self>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}

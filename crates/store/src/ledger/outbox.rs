@@ -1,0 +1,129 @@
+//! The only way from rows to records: a transaction leaves a row in the outbox, and the relay appends it to the log.
+//!
+//! A row is removed after its append returned. A crash between the two repeats the append, which the log recognises by
+//! its dedup id (the ledger's id and the row's number), so that each row becomes exactly one record.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Error, Ledger, Migration, Row};
+use crate::log::{self, Append, Log, Topic};
+
+pub(super) const MIGRATIONS: &[Migration] = &[Migration {
+    name: "store_0001_outbox",
+    sql: "CREATE TABLE outbox (id AUTO_ID, topic TEXT NOT NULL, payload BYTES NOT NULL)",
+}];
+
+pub(super) const INSERT: &str = "INSERT INTO outbox (topic, payload) VALUES ($1, $2)";
+const NEXT: &str = "SELECT id, topic, payload FROM outbox ORDER BY id LIMIT $1";
+const REMOVE: &str = "DELETE FROM outbox WHERE id = $1";
+
+/// Rows relayed in one go. Their appends share a batch of the log, their removal a transaction.
+const ROWS_MAX: i64 = 256;
+
+/// Pause before the next attempt when the log or the ledger refuses.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a transaction wants appended.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// To which topic.
+    pub topic: Topic,
+    /// What.
+    pub payload: Bytes,
+}
+
+/// Carries outbox rows to the log, in order. One relay a ledger.
+pub struct Relay {
+    ledger: Ledger,
+    log: Log,
+}
+
+impl Relay {
+    /// A relay from `ledger` to `log`.
+    #[must_use]
+    pub fn new(ledger: Ledger, log: Log) -> Self {
+        Self { ledger, log }
+    }
+
+    /// Relays until the ledger or the log stops. Rows that wait from before are relayed first.
+    pub async fn run(self) {
+        loop {
+            match self.step().await {
+                Ok(0) => self.ledger.outbox.notified().await,
+                Ok(_) => {}
+                Err(error) if error.is_final() => return,
+                Err(error) => {
+                    tracing::warn!(%error, "outbox waits");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Relays what waits, up to a limit; answers how many rows that was.
+    ///
+    /// # Errors
+    /// What the ledger or the log said; the rows stay.
+    pub async fn step(&self) -> Result<usize, RelayError> {
+        let rows = self.ledger.read(|tx| Box::pin(async move { tx.query(NEXT, &[ROWS_MAX.into()]).await })).await?;
+        let appends = rows.iter().map(|row| self.append(row)).collect::<Result<Vec<_>, _>>()?;
+        match self.log.append_batch(appends.clone()).await {
+            Ok(_) | Err(log::Error::Empty) => {}
+            Err(error) if error.is_retryable() => return Err(error.into()),
+            // One of them cannot be appended: find out which.
+            Err(_) => self.one_by_one(appends).await?,
+        }
+        let ids = rows.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
+        let count = ids.len();
+        if count > 0 {
+            self.ledger
+                .write(move |tx| {
+                    let ids = ids.clone();
+                    Box::pin(async move {
+                        for id in ids {
+                            tx.execute(REMOVE, &[id.into()]).await?;
+                        }
+                        Ok::<_, Error>(())
+                    })
+                })
+                .await?;
+        }
+        Ok(count)
+    }
+
+    fn append(&self, row: &Row) -> Result<Append, RelayError> {
+        let id = format!("{}:{}", self.ledger.id, row.int(0)?);
+        Ok(Append::new(&Topic::new(row.text(1)?)?, row.bytes(2)?.to_vec()).dedup(id))
+    }
+
+    async fn one_by_one(&self, appends: Vec<Append>) -> Result<(), RelayError> {
+        for append in appends {
+            match self.log.append(append).await {
+                Ok(_) => {}
+                Err(error) if error.is_retryable() => return Err(error.into()),
+                // Nobody can hear it any more, and it must not hold up the others.
+                Err(error) => tracing::error!(%error, "outbox row dropped"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why the relay could not go on.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The ledger refused.
+    #[error(transparent)]
+    Ledger(#[from] Error),
+    /// The log refused.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+}
+
+impl RelayError {
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Ledger(Error::Stopped) | Self::Log(log::Error::Stopped))
+    }
+}

@@ -1,0 +1,382 @@
+//! The embedded engine: one thread writes, one thread reads, many transactions share a commit.
+//!
+//! The writer takes what waits, opens one SQLite transaction, runs each closure in a savepoint of it and commits once:
+//! one fsync for all. The reader answers each group of queries from one snapshot that is taken after they were asked.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    future::Future,
+    path::Path,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use rusqlite::{OpenFlags, types::ValueRef};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::{Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect};
+
+/// Transactions in one commit at most. Past a few hundred, a larger group only adds latency.
+const GROUP_MAX: usize = 1024;
+
+/// How long to wait for a lock that another program (a backup, a shell) holds on the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Statements kept compiled, a connection. The whole program has a few hundred.
+const STATEMENTS_MAX: usize = 512;
+
+const BOOKKEEPING: &str = "CREATE TABLE IF NOT EXISTS ledger_migrations (
+    position INTEGER NOT NULL, name TEXT PRIMARY KEY, checksum TEXT NOT NULL, applied_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger_id (id TEXT NOT NULL);";
+
+/// A job for a thread: runs in place and puts its answer where its asker waits, or says how it ends after the commit.
+type ReadJob = Box<dyn FnOnce(&mut ReadTx) + Send>;
+type WriteJob = Box<dyn FnOnce(&mut WriteTx) -> Box<dyn Pending> + Send>;
+
+/// A transaction that ran and waits for the commit.
+trait Pending: Any {
+    fn keeps(&self) -> bool;
+    fn finish(self: Box<Self>, committed: Result<(), Error>);
+}
+
+struct Ran<T, E> {
+    result: Result<(T, bool), E>,
+    answer: oneshot::Sender<Result<(T, bool), E>>,
+}
+
+impl<T: 'static, E: From<Error> + 'static> Pending for Ran<T, E> {
+    fn keeps(&self) -> bool {
+        self.result.is_ok()
+    }
+
+    /// Whoever asked may have gone; the transaction stands all the same.
+    fn finish(self: Box<Self>, committed: Result<(), Error>) {
+        let result = self.result.and_then(|answer| committed.map(|()| answer).map_err(E::from));
+        let _ = self.answer.send(result);
+    }
+}
+
+enum Job<J> {
+    Run(J),
+    Stop(oneshot::Sender<()>),
+}
+
+#[derive(Clone)]
+pub(super) struct Sqlite {
+    writes: mpsc::Sender<Job<WriteJob>>,
+    reads: mpsc::Sender<Job<ReadJob>>,
+}
+
+impl Sqlite {
+    /// Opens the file, migrates it, starts the threads; answers the ledger's id too.
+    pub(super) fn open(path: &Path, migrations: &[Migration], options: Options) -> Result<(Self, String), Error> {
+        let mut writer = Connection::open(path, false)?;
+        writer.run_batch(BOOKKEEPING)?;
+        writer.migrate(migrations)?;
+        let id = writer.id()?;
+        let reader = Connection::open(path, true)?;
+        let (writes, write_jobs) = mpsc::channel(options.queue_max.max(1));
+        let (reads, read_jobs) = mpsc::channel(options.queue_max.max(1));
+        let no_thread = |e: std::io::Error| unavailable(&format!("cannot start a thread: {e}"));
+        let threads = std::thread::Builder::new;
+        threads().name("trunkline-ledger".into()).spawn(move || write_loop(writer, write_jobs)).map_err(no_thread)?;
+        threads().name("trunkline-reads".into()).spawn(move || read_loop(reader, read_jobs)).map_err(no_thread)?;
+        Ok((Self { writes, reads }, id))
+    }
+
+    pub(super) async fn write<T, E>(
+        &self,
+        run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
+    ) -> Result<(T, bool), E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: WriteJob = Box::new(move |tx| {
+            let result = in_place(run(tx)).map(|value| (value, tx.wrote_outbox));
+            Box::new(Ran { result, answer })
+        });
+        self.writes.send(Job::Run(job)).await.map_err(|_| Error::Stopped)?;
+        answered.await.map_err(|_| Error::Stopped)?
+    }
+
+    pub(super) async fn read<T, E>(
+        &self,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: ReadJob = Box::new(move |tx| {
+            // Whoever asked may have gone.
+            let _ = answer.send(in_place(run(tx)));
+        });
+        self.reads.send(Job::Run(job)).await.map_err(|_| Error::Stopped)?;
+        answered.await.map_err(|_| Error::Stopped)?
+    }
+
+    pub(super) async fn stop(&self) {
+        let (writer_done, writer_stopped) = oneshot::channel();
+        let (reader_done, reader_stopped) = oneshot::channel();
+        // A thread that is gone already has stopped.
+        let _ = self.writes.send(Job::Stop(writer_done)).await;
+        let _ = writer_stopped.await;
+        let _ = self.reads.send(Job::Stop(reader_done)).await;
+        let _ = reader_stopped.await;
+    }
+}
+
+/// Every statement answers at once, so a closure that awaits only its transaction is ready at the first poll.
+fn in_place<T, E: From<Error>>(future: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(Error::Waited.into()),
+    }
+}
+
+fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>) {
+    let mut tx = WriteTx { reads: ReadTx { connection }, wrote_outbox: false };
+    while let Some(first) = jobs.blocking_recv() {
+        let (group, stop) = gather(first, &mut jobs);
+        write_group(&mut tx, group);
+        if let Some(stop) = stop {
+            jobs.close();
+            drop(tx);
+            let _ = stop.send(());
+            return;
+        }
+    }
+}
+
+fn read_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<ReadJob>>) {
+    let mut tx = ReadTx { connection };
+    while let Some(first) = jobs.blocking_recv() {
+        let (group, stop) = gather(first, &mut jobs);
+        // Without a snapshot each query still reads a consistent state of its own, so an error here is one of theirs.
+        let begun = tx.connection.execute("BEGIN", &[]).is_ok();
+        group.into_iter().for_each(|job| job(&mut tx));
+        if begun && let Err(error) = tx.connection.execute("COMMIT", &[]) {
+            tracing::warn!(%error, "ledger snapshot did not end");
+        }
+        if let Some(stop) = stop {
+            jobs.close();
+            drop(tx);
+            let _ = stop.send(());
+            return;
+        }
+    }
+}
+
+/// What waits, up to a stop.
+fn gather<J>(first: Job<J>, jobs: &mut mpsc::Receiver<Job<J>>) -> (Vec<J>, Option<oneshot::Sender<()>>) {
+    let mut group = Vec::new();
+    let mut next = Some(first);
+    while let Some(job) = next {
+        match job {
+            Job::Run(job) => group.push(job),
+            Job::Stop(stop) => return (group, Some(stop)),
+        }
+        next = if group.len() < GROUP_MAX { jobs.try_recv().ok() } else { None };
+    }
+    (group, None)
+}
+
+fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>) {
+    let begun = tx.reads.connection.execute("BEGIN IMMEDIATE", &[]);
+    tx.reads.connection.refusing = begun.as_ref().err().cloned();
+    let pending: Vec<_> = group.into_iter().map(|job| in_savepoint(tx, job)).collect();
+    tx.reads.connection.refusing = None;
+    let committed = begun.and_then(|_| tx.reads.connection.execute("COMMIT", &[])).map(drop);
+    if let Err(error) = &committed {
+        tracing::error!(%error, "ledger refused a commit; nothing of it is kept");
+        if !tx.reads.connection.is_autocommit() {
+            // Only an error here would leave the transaction open, and then the next BEGIN says so.
+            let _ = tx.reads.connection.execute("ROLLBACK", &[]);
+        }
+    }
+    pending.into_iter().for_each(|ran| ran.finish(committed.clone()));
+}
+
+fn in_savepoint(tx: &mut WriteTx, job: WriteJob) -> Box<dyn Pending> {
+    tx.wrote_outbox = false;
+    if let Err(error) = tx.reads.connection.execute("SAVEPOINT one", &[]) {
+        let refusing = tx.reads.connection.refusing.replace(error);
+        let ran = job(tx);
+        tx.reads.connection.refusing = refusing;
+        return ran;
+    }
+    let ran = job(tx);
+    let undone = if ran.keeps() { Ok(0) } else { tx.reads.connection.execute("ROLLBACK TO one", &[]) };
+    if let Err(error) = undone.and_then(|_| tx.reads.connection.execute("RELEASE one", &[])) {
+        tracing::error!(%error, "ledger savepoint failed");
+    }
+    ran
+}
+
+/// A connection and its statements, translated once.
+pub(super) struct Connection {
+    sqlite: rusqlite::Connection,
+    translated: HashMap<(usize, usize), String>,
+    /// Set while a transaction could not be begun: its statements must not run outside of one.
+    refusing: Option<Error>,
+}
+
+impl Connection {
+    fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
+        let access = if read_only {
+            OpenFlags::SQLITE_OPEN_READ_ONLY
+        } else {
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE
+        };
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || {
+            let sqlite = rusqlite::Connection::open_with_flags(path, flags)?;
+            sqlite.busy_timeout(BUSY_TIMEOUT)?;
+            if !read_only {
+                sqlite.pragma_update(None, "journal_mode", "WAL")?;
+            }
+            // FULL: the write-ahead log is fsynced with every commit.
+            sqlite.pragma_update(None, "synchronous", "FULL")?;
+            sqlite.pragma_update(None, "foreign_keys", true)?;
+            sqlite.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+            Ok(Self { sqlite, translated: HashMap::new(), refusing: None })
+        };
+        open().map_err(|e: rusqlite::Error| match engine_error(&e) {
+            Error::Unavailable { reason } => unavailable(&format!("{}: {reason}", path.display())),
+            other => other,
+        })
+    }
+
+    fn is_autocommit(&self) -> bool {
+        self.sqlite.is_autocommit()
+    }
+
+    fn run_batch(&mut self, sql: &str) -> Result<(), Error> {
+        self.sqlite.execute_batch(sql).map_err(|e| engine_error(&e))
+    }
+
+    pub(super) fn query(&mut self, sql: &'static str, params: &[Value]) -> Result<Vec<Row>, Error> {
+        if let Some(error) = &self.refusing {
+            return Err(error.clone());
+        }
+        let mut run = || {
+            let mut statement = self.sqlite.prepare_cached(translate(&mut self.translated, sql))?;
+            let columns = statement.column_count();
+            let mut rows = statement.query(rusqlite::params_from_iter(params.iter().map(to_sql)))?;
+            let mut all = Vec::new();
+            while let Some(row) = rows.next()? {
+                let values = (0..columns).map(|column| Ok(from_sql(row.get_ref(column)?)));
+                all.push(Row(values.collect::<Result<_, rusqlite::Error>>()?));
+            }
+            Ok(all)
+        };
+        run().map_err(|e: rusqlite::Error| engine_error(&e))
+    }
+
+    pub(super) fn execute(&mut self, sql: &'static str, params: &[Value]) -> Result<u64, Error> {
+        if let Some(error) = &self.refusing {
+            return Err(error.clone());
+        }
+        let mut run = || {
+            let mut statement = self.sqlite.prepare_cached(translate(&mut self.translated, sql))?;
+            statement.execute(rusqlite::params_from_iter(params.iter().map(to_sql)))
+        };
+        run().map(|rows| rows as u64).map_err(|e: rusqlite::Error| engine_error(&e))
+    }
+
+    /// Applies what is missing, all in one transaction, after checking that what was applied is a prefix of what is
+    /// wanted.
+    fn migrate(&mut self, migrations: &[Migration]) -> Result<(), Error> {
+        let applied = self.query("SELECT name, checksum FROM ledger_migrations ORDER BY position", &[])?;
+        self.run_batch("BEGIN IMMEDIATE")?;
+        for (position, row) in applied.iter().enumerate() {
+            let (name, checksum) = (row.text(0)?, row.text(1)?);
+            let Some(known) = migrations.get(position).filter(|migration| migration.name == name) else {
+                let reason = format!("migration {name} was applied and is not known here: written by a newer version?");
+                return Err(Error::Schema { reason: reason.into() });
+            };
+            if self::checksum(known.sql) != checksum {
+                return Err(Error::Schema { reason: format!("migration {name} was changed after it was applied").into() });
+            }
+        }
+        for (position, migration) in migrations.iter().enumerate().skip(applied.len()) {
+            self.run_batch(&dialect::sqlite_schema(migration.sql))?;
+            let params =
+                [(position as i64).into(), migration.name.into(), checksum(migration.sql).into(), now_ms().into()];
+            self.execute("INSERT INTO ledger_migrations VALUES ($1, $2, $3, $4)", &params)?;
+        }
+        self.run_batch("COMMIT")
+    }
+
+    fn id(&mut self) -> Result<String, Error> {
+        if let Some(row) = self.query("SELECT id FROM ledger_id", &[])?.first() {
+            return Ok(row.text(0)?.to_owned());
+        }
+        let id = Uuid::new_v4().simple().to_string();
+        self.execute("INSERT INTO ledger_id VALUES ($1)", &[id.as_str().into()])?;
+        Ok(id)
+    }
+}
+
+/// Keyed by where the text lies in the program: statements are constants.
+fn translate<'a>(known: &'a mut HashMap<(usize, usize), String>, sql: &'static str) -> &'a str {
+    known.entry((sql.as_ptr().addr(), sql.len())).or_insert_with(|| dialect::sqlite_statement(sql))
+}
+
+fn checksum(sql: &str) -> String {
+    Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn now_ms() -> i64 {
+    crate::log::Clock::system().now_ms() as i64
+}
+
+fn to_sql(value: &Value) -> rusqlite::types::ToSqlOutput<'_> {
+    use rusqlite::types::ToSqlOutput::Borrowed;
+    match value {
+        Value::Null => Borrowed(ValueRef::Null),
+        Value::Int(value) => Borrowed(ValueRef::Integer(*value)),
+        Value::Float(value) => Borrowed(ValueRef::Real(*value)),
+        Value::Text(value) => Borrowed(ValueRef::Text(value.as_bytes())),
+        Value::Bytes(value) => Borrowed(ValueRef::Blob(value)),
+    }
+}
+
+fn from_sql(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(value) => Value::Int(value),
+        ValueRef::Real(value) => Value::Float(value),
+        ValueRef::Text(value) => Value::Text(String::from_utf8_lossy(value).into_owned()),
+        ValueRef::Blob(value) => Value::Bytes(value.to_vec()),
+    }
+}
+
+fn unavailable(reason: &str) -> Error {
+    Error::Unavailable { reason: reason.into() }
+}
+
+/// Driver errors become the ledger's own once, here, by code.
+fn engine_error(error: &rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode::{
+        CannotOpen, ConstraintViolation, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase,
+        OutOfMemory, PermissionDenied, ReadOnly, SystemIoFailure,
+    };
+    let reason = || Arc::from(error.to_string());
+    match error.sqlite_error_code() {
+        Some(ConstraintViolation) => Error::Constraint { reason: reason() },
+        Some(
+            CannotOpen | DatabaseBusy | DatabaseCorrupt | DatabaseLocked | DiskFull | NotADatabase | OutOfMemory
+            | PermissionDenied | ReadOnly | SystemIoFailure,
+        ) => Error::Unavailable { reason: reason() },
+        _ => Error::Statement { reason: reason() },
+    }
+}

@@ -1,0 +1,69 @@
+//! What a transaction can do: query, and in a write transaction also change rows and write to the outbox.
+
+use super::{Error, Outgoing, Row, Value, outbox, sqlite};
+
+/// A read transaction.
+pub struct ReadTx {
+    pub(super) connection: sqlite::Connection,
+}
+
+/// A write transaction.
+pub struct WriteTx {
+    pub(super) reads: ReadTx,
+    pub(super) wrote_outbox: bool,
+}
+
+impl ReadTx {
+    /// All rows of a query.
+    ///
+    /// # Errors
+    /// [`Error::Statement`] or [`Error::Unavailable`].
+    pub async fn query(&mut self, sql: &'static str, params: &[Value]) -> Result<Vec<Row>, Error> {
+        self.connection.query(sql, params)
+    }
+
+    /// The first row of a query, if there is one.
+    ///
+    /// # Errors
+    /// As [`ReadTx::query`].
+    pub async fn query_opt(&mut self, sql: &'static str, params: &[Value]) -> Result<Option<Row>, Error> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+}
+
+impl WriteTx {
+    /// All rows of a query, or of a change with `RETURNING`.
+    ///
+    /// # Errors
+    /// [`Error::Constraint`], [`Error::Statement`] or [`Error::Unavailable`].
+    pub async fn query(&mut self, sql: &'static str, params: &[Value]) -> Result<Vec<Row>, Error> {
+        self.reads.query(sql, params).await
+    }
+
+    /// The first row of a query, if there is one.
+    ///
+    /// # Errors
+    /// As [`WriteTx::query`].
+    pub async fn query_opt(&mut self, sql: &'static str, params: &[Value]) -> Result<Option<Row>, Error> {
+        self.reads.query_opt(sql, params).await
+    }
+
+    /// Runs a change; answers how many rows it touched.
+    ///
+    /// # Errors
+    /// As [`WriteTx::query`].
+    pub async fn execute(&mut self, sql: &'static str, params: &[Value]) -> Result<u64, Error> {
+        self.reads.connection.execute(sql, params)
+    }
+
+    /// Has `outgoing` appended to the log once this transaction has committed: exactly once, in the order of the
+    /// transactions, also if the process is killed in between.
+    ///
+    /// # Errors
+    /// As [`WriteTx::execute`].
+    pub async fn send(&mut self, outgoing: &Outgoing) -> Result<(), Error> {
+        self.wrote_outbox = true;
+        let params = [outgoing.topic.as_str().into(), outgoing.payload.as_ref().into()];
+        self.execute(outbox::INSERT, &params).await.map(drop)
+    }
+}

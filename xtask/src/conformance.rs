@@ -1,0 +1,101 @@
+//! The published Python client against `trunkline serve --dev`, black box.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use crate::{
+    run::{Result, cargo, checked, output, root, target},
+    tools,
+};
+
+/// Where the suite is: beside the checkout, or wherever this variable says.
+const SUITE_VARIABLE: &str = "TRUNKLINE_CONFORMANCE";
+
+/// Tests that later issues owe, one `file::test` a line.
+const DESELECTED: &str = "conformance-deselected.txt";
+
+/// The areas that are served so far.
+const AREAS: [&str; 5] =
+    ["test_connect.py", "test_handshake.py", "test_identity.py", "test_messaging.py", "test_offline_replay.py"];
+
+pub(crate) fn run() -> Result {
+    let suite = std::env::var_os(SUITE_VARIABLE).map_or_else(|| root().join("../shared/conformance"), PathBuf::from);
+    if !suite.join("conftest.py").is_file() {
+        return Err(format!("no conformance suite at {}; set {SUITE_VARIABLE}", suite.display()).into());
+    }
+    let python = virtual_environment(&suite)?;
+    checked(cargo(&["build", "--quiet", "--package", "trunkline"]))?;
+    let data = tempfile::tempdir()?;
+    let server = Server::start(data.path())?;
+    // pytest writes caches beside its tests, which may not be writable.
+    let copy = tempfile::tempdir()?;
+    for entry in fs::read_dir(&suite)? {
+        let path = entry?.path();
+        if let Some(name) = path.file_name().filter(|_| path.is_file()) {
+            fs::copy(&path, copy.path().join(name))?;
+        }
+    }
+    let mut pytest = Command::new(python);
+    pytest.args(["-m", "pytest", "--runxfail", "-q", "-p", "no:cacheprovider"]).args(AREAS);
+    for line in fs::read_to_string(root().join(DESELECTED))?.lines() {
+        let test = line.split('#').next().unwrap_or_default().trim();
+        if !test.is_empty() {
+            pytest.args(["--deselect", test]);
+        }
+    }
+    pytest.env("TRUNKLINE_GRPC", &server.grpc).current_dir(copy.path());
+    checked(pytest)
+}
+
+/// A virtual environment below `target` with what the suite asks for; made again when that changes.
+fn virtual_environment(suite: &Path) -> Result<PathBuf> {
+    let requirements = suite.join("requirements.txt");
+    let dir = target().join("conformance-venv");
+    let (python, installed) = (dir.join("bin/python"), dir.join("requirements.txt"));
+    let wanted = fs::read_to_string(&requirements)?;
+    if fs::read_to_string(&installed).is_ok_and(|have| have == wanted) {
+        return Ok(python);
+    }
+    println!("installing the published client, once");
+    let mut venv = Command::new(tools::python()?);
+    venv.args(["-m", "venv", "--clear"]).arg(&dir);
+    checked(venv)?;
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements);
+    output(install)?;
+    fs::write(installed, wanted)?;
+    Ok(python)
+}
+
+/// A server of our own on free ports; killed when dropped.
+struct Server {
+    child: Child,
+    grpc: String,
+}
+
+impl Server {
+    fn start(data: &Path) -> Result<Self> {
+        let mut command = Command::new(target().join("debug/trunkline"));
+        command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
+        command.arg("--data-dir").arg(data).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let stdout = child.stdout.take().ok_or("the server has no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let grpc = line.split_whitespace().find_map(|word| word.strip_prefix("grpc="));
+        let grpc = grpc.ok_or_else(|| format!("the server did not get ready: {line:?}"))?.to_owned();
+        Ok(Self { child, grpc })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may be gone already, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

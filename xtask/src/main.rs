@@ -1,0 +1,58 @@
+//! The project's own commands. `cargo xtask test` is what the README calls the test command and what CI runs.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people at a terminal")]
+
+mod conformance;
+mod run;
+mod test;
+mod tidy;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Trunkline's own commands")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that must hold: format, lints, tests, docs, dependencies, house rules, conformance.
+    Test {
+        /// Only these steps, in order; all of them if none is named.
+        steps: Vec<test::Step>,
+    },
+    /// The house rules: who may name whom, and no function over its limit.
+    Tidy,
+    /// Runs the benches and prints their table: `store [section …]`.
+    Bench {
+        /// Which bench.
+        name: String,
+        /// What to pass on to it.
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Test { steps } => test::run(&steps),
+        Command::Tidy => tidy::run(),
+        Command::Bench { name, args } => {
+            let package = format!("trunkline-{name}");
+            let mut bench = run::cargo(&["bench", "--quiet", "--package", &package, "--bench", &name, "--"]);
+            bench.args(args);
+            run::checked(bench)
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What the test command needs besides the toolchain, and how it gets it: found on the machine, or installed below
+//! `target`, or by the system's package manager.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::run::{Result, cargo, checked, target};
+
+/// The version that `deny.toml` is written for.
+const CARGO_DENY: &str = "0.20.2";
+
+/// cargo-deny of the pinned version, built once.
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    let root = target().join("tools");
+    let program = root.join("bin").join("cargo-deny");
+    let current = Command::new(&program).arg("--version").output();
+    if !current.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(CARGO_DENY)) {
+        println!("building cargo-deny {CARGO_DENY}, once");
+        let mut install = cargo(&["install", "cargo-deny", "--locked", "--quiet", "--version", CARGO_DENY]);
+        // A debug build of it takes half as long to make and is fast enough.
+        install.args(["--debug", "--no-default-features", "--root"]).arg(&root);
+        checked(install)?;
+    }
+    Ok(program)
+}
+
+/// A Python that can make virtual environments.
+pub(crate) fn python() -> Result<PathBuf> {
+    let works = |program: &Path| {
+        let mut probe = Command::new(program);
+        probe.args(["-c", "import venv, ensurepip"]).stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    };
+    let program = PathBuf::from("python3");
+    if !works(&program) {
+        apt_install("python3", &["python3", "python3-venv"])?;
+    }
+    if works(&program) { Ok(program) } else { Err("python3 with venv is needed for the conformance step".into()) }
+}
+
+/// The environment that tells the tests where PostgreSQL's programs are; the tests start a private server of their own.
+pub(crate) fn postgres() -> Result<Option<(&'static str, PathBuf)>> {
+    let mut found = postgres_bin();
+    if found.is_none() {
+        apt_install("PostgreSQL", &["postgresql"])?;
+        found = postgres_bin();
+    }
+    let bin = found.ok_or("PostgreSQL's initdb and postgres are needed for the tests of the ledger")?;
+    Ok(Some(("TRUNKLINE_TEST_POSTGRES_BIN", bin)))
+}
+
+fn postgres_bin() -> Option<PathBuf> {
+    let given = std::env::var_os("TRUNKLINE_TEST_POSTGRES_BIN").map(PathBuf::from);
+    let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let mut packaged: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
+        .unwrap_or_default();
+    packaged.sort();
+    let mut all = given.into_iter().chain(packaged.into_iter().rev()).chain(on_path);
+    all.find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file())
+}
+
+fn apt_install(what: &str, packages: &[&str]) -> Result {
+    println!("installing {what}, once");
+    let mut update = Command::new("apt-get");
+    update.args(["update", "--quiet=2"]);
+    checked(update).map_err(|error| format!("{what} is not installed and cannot be: {error}"))?;
+    let mut install = Command::new("apt-get");
+    install.args(["install", "--yes", "--quiet=2", "--no-install-recommends"]).args(packages);
+    checked(install).map_err(|error| format!("{what} is not installed and cannot be: {error}").into())
+}
