@@ -1,7 +1,153 @@
-//! Trunkline's store: the log and the leases and the ledger behind it.
+//! Trunkline's store: what is kept, and nothing about what it means.
+//!
+//! - [`log`]: topics of records, appended durably, read forward, replayable.
+//! - [`ledger`]: rows that are looked up and changed, and the outbox that makes records of them.
+//! - [`lease`]: who holds a key right now.
+//!
+//! [`Store::open`] gives all three over one data directory. This crate knows nothing of agents, HTTP or gRPC.
 
+#[cfg(feature = "test-util")]
+pub mod conformance;
 pub mod lease;
 pub mod ledger;
 pub mod log;
-#[cfg(feature = "test-util")]
-pub mod conformance;
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lease::Leases;
+use ledger::{Ledger, Migration};
+use log::Log;
+
+/// Version of the data directory's layout. One that says a higher number was written by a newer version.
+const FORMAT: u32 = 1;
+
+/// Log, leases and ledger over one data directory; clones share them.
+#[derive(Clone)]
+pub struct Store {
+    /// The log.
+    pub log: Log,
+    /// The leases of this process.
+    pub leases: Leases,
+    /// The ledger.
+    pub ledger: Ledger,
+    _lock: Arc<DirectoryLock>,
+}
+
+/// How a store is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The log's options.
+    pub log: log::Options,
+    /// The ledger's options.
+    pub ledger: ledger::Options,
+    /// The ledger's schema.
+    pub migrations: Vec<Migration>,
+}
+
+/// Why a store was not opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has the directory open.
+    #[error("data directory {} is in use by process {pid}", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// Which process, in its own words.
+        pid: String,
+    },
+    /// A newer version wrote the directory.
+    #[error("data directory {} has format {found}; this version reads up to {FORMAT}", dir.display())]
+    NewerFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// The directory or a file in it cannot be used.
+    #[error("data directory {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// The ledger cannot be opened.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+}
+
+impl Store {
+    /// Opens the embedded store in `dir`, or creates it. The directory belongs to this process until the last clone and
+    /// reader are gone. Blocks, normally well under a second.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing was changed in a directory that is in use or newer.
+    pub fn open(dir: &Path, options: Options) -> Result<Self, OpenError> {
+        fs::create_dir_all(dir).map_err(|e| io_error(dir, e))?;
+        let lock = DirectoryLock::take(dir)?;
+        check_format(dir)?;
+        let log = Log::open(&dir.join("log"), options.log)?;
+        let ledger = Ledger::open_sqlite(&dir.join("ledger.sqlite"), &options.migrations, options.ledger)?;
+        Ok(Self { log, leases: Leases::in_memory(), ledger, _lock: Arc::new(lock) })
+    }
+
+    /// Finishes what waits and closes everything; later calls are answered with an error that says so.
+    pub async fn stop(&self) {
+        self.ledger.stop().await;
+        self.log.stop().await;
+    }
+}
+
+/// An advisory lock on a file that holds the owner's process id.
+struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    fn take(dir: &Path) -> Result<Self, OpenError> {
+        let path = dir.join("LOCK");
+        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.map_err(|e| io_error(&path, e))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid).map_err(|e| io_error(&path, e))?;
+                return Err(OpenError::InUse { dir: dir.to_owned(), pid: pid.trim().to_owned() });
+            }
+            Err(fs::TryLockError::Error(e)) => return Err(io_error(&path, e)),
+        }
+        let mut write = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write().map_err(|e| io_error(&path, e))?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn check_format(dir: &Path) -> Result<(), OpenError> {
+    let path = dir.join("FORMAT");
+    match fs::read_to_string(&path) {
+        Ok(found) if found.trim().parse().is_ok_and(|found: u32| found <= FORMAT) => Ok(()),
+        Ok(found) => Err(OpenError::NewerFormat { dir: dir.to_owned(), found: found.trim().to_owned() }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fs::write(&path, format!("{FORMAT}\n")).map_err(|e| io_error(&path, e))
+        }
+        Err(e) => Err(io_error(&path, e)),
+    }
+}
+
+fn io_error(path: &Path, source: io::Error) -> OpenError {
+    OpenError::Io { path: path.to_owned(), source }
+}

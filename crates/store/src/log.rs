@@ -55,7 +55,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-pub use embedded::Log;
+pub use embedded::{Log, Submitted};
 pub use engine::Repair;
 pub use reader::Reader;
 

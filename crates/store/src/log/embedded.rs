@@ -8,7 +8,14 @@ mod groom;
 mod plan;
 mod writer;
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -115,9 +122,18 @@ impl Log {
     /// [`Error::Unavailable`] the record is not acknowledged, but may be found later (the disk failed in between);
     /// retry with a dedup id.
     pub async fn append(&self, append: Append) -> Result<Appended, Error> {
+        self.submit(append).await?.await
+    }
+
+    /// The first half of [`Log::append`]: returns once the record is in the queue, where its place among this caller's
+    /// records is fixed. Awaiting the answer says when it is durable.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Stopped`]; all others come with the answer.
+    pub async fn submit(&self, append: Append) -> Result<Submitted, Error> {
         check_payload(&append)?;
         let bytes = append.payload.len();
-        self.request(bytes, |answer| Command::Append { append, answer }).await
+        Ok(Submitted(self.enqueue(bytes, |answer| Command::Append { append, answer }).await?))
     }
 
     /// Appends all records in order, or none; durable when it returns.
@@ -235,13 +251,21 @@ impl Log {
         payload_bytes: usize,
         command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
     ) -> Result<T, Error> {
+        self.enqueue(payload_bytes, command).await?.await.map_err(|_| Error::Stopped)?
+    }
+
+    async fn enqueue<T>(
+        &self,
+        payload_bytes: usize,
+        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
+    ) -> Result<oneshot::Receiver<Result<T, Error>>, Error> {
         let share = (payload_bytes + APPEND_OVERHEAD_BYTES).min(self.options.queue_bytes_max);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         let permit = self.queue_bytes.clone().acquire_many_owned(share).await.map_err(|_| Error::Stopped)?;
         let (answer, answered) = oneshot::channel();
         let request = Request { command: command(answer), permit: Some(permit) };
         self.queue.send(request).await.map_err(|_| Error::Stopped)?;
-        answered.await.map_err(|_| Error::Stopped)?
+        Ok(answered)
     }
 
     /// Runs a read on a blocking thread, within the bound on disk reads.
@@ -257,6 +281,17 @@ impl Log {
             answer
         });
         joined.await.map_err(|e| corrupt(format!("reading from disk failed: {e}")))?
+    }
+}
+
+/// An append that is queued: resolves when it is durable, or refused. Dropping it does not take the append back.
+pub struct Submitted(oneshot::Receiver<Result<Appended, Error>>);
+
+impl Future for Submitted {
+    type Output = Result<Appended, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or(Err(Error::Stopped)))
     }
 }
 

@@ -1,0 +1,92 @@
+//! Checkpoints: bytes that a principal keeps under its own name, private to it.
+
+mod sql;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub(crate) use sql::MIGRATIONS;
+
+use crate::{
+    caller::Caller,
+    error::{Error, Kind},
+    gate::{Gate, Keep},
+    limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_KEY_BYTES_MAX, CHECKPOINTS_MAX},
+};
+
+/// The key that an empty one stands for.
+const DEFAULT_KEY: &str = "default";
+
+/// What was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The bytes.
+    pub data: Vec<u8>,
+    /// When, in Unix seconds by the server's clock.
+    pub saved_at: i64,
+}
+
+/// Keeps `data` under `key`, in place of what was there; answers when, in Unix seconds. Durable when it returns. A
+/// `ttl` of 0 or less keeps it until it is deleted, else it is gone after so many seconds.
+///
+/// # Errors
+/// [`Kind::Invalid`] for a key or data over the limits, [`Kind::Exhausted`] for too many keys.
+pub async fn save(gate: &Gate, caller: &Caller, key: &str, data: Vec<u8>, ttl: i64) -> Result<i64, Error> {
+    let key = checked(key)?;
+    if data.len() > CHECKPOINT_BYTES_MAX {
+        let message = format!("checkpoint of {} bytes; at most {CHECKPOINT_BYTES_MAX} are allowed", data.len());
+        return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message));
+    }
+    let now = now();
+    let expires_at = (ttl > 0).then(|| now.saturating_add(ttl));
+    let keep = gate.authorize(caller, Keep)?;
+    let kept = gate
+        .write(&keep, move |tx, owner| sql::save(tx, owner, key.clone(), data.clone(), now, expires_at, CHECKPOINTS_MAX))
+        .await?;
+    if kept { Ok(now) } else { Err(too_many()) }
+}
+
+/// What is kept under `key`, unless it expired.
+///
+/// # Errors
+/// [`Kind::Invalid`] for a key over the limit.
+pub async fn load(gate: &Gate, caller: &Caller, key: &str) -> Result<Option<Checkpoint>, Error> {
+    let (key, now) = (checked(key)?, now());
+    let keep = gate.authorize(caller, Keep)?;
+    Ok(gate.read(&keep, move |tx, owner| sql::load(tx, owner, key.clone(), now)).await?)
+}
+
+/// Forgets what is kept under `key`, if anything is.
+///
+/// # Errors
+/// [`Kind::Invalid`] for a key over the limit.
+pub async fn delete(gate: &Gate, caller: &Caller, key: &str) -> Result<(), Error> {
+    let key = checked(key)?;
+    let keep = gate.authorize(caller, Keep)?;
+    Ok(gate.write(&keep, move |tx, owner| sql::delete(tx, owner, key.clone())).await?)
+}
+
+/// All keys, sorted.
+///
+/// # Errors
+/// [`Kind::Unavailable`].
+pub async fn list(gate: &Gate, caller: &Caller) -> Result<Vec<String>, Error> {
+    let now = now();
+    let keep = gate.authorize(caller, Keep)?;
+    Ok(gate.read(&keep, move |tx, owner| sql::list(tx, owner, now)).await?)
+}
+
+fn checked(key: &str) -> Result<String, Error> {
+    if key.len() > CHECKPOINT_KEY_BYTES_MAX {
+        let message = format!("checkpoint key of {} bytes; at most {CHECKPOINT_KEY_BYTES_MAX} are allowed", key.len());
+        return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message));
+    }
+    Ok(if key.is_empty() { DEFAULT_KEY.to_owned() } else { key.to_owned() })
+}
+
+fn too_many() -> Error {
+    Error::new(Kind::Exhausted, "ERR_QUOTA", format!("{CHECKPOINTS_MAX} checkpoints are kept already"))
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64)
+}

@@ -1,0 +1,92 @@
+//! One error for everything that core refuses: a kind that tells a machine what to do, a code that never changes its
+//! meaning, and a sentence that says what and why.
+
+use std::{borrow::Cow, time::Duration};
+
+use trunkline_store::{lease, ledger, log};
+
+/// What a caller should make of an error. Closed: the surfaces map each to their status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The request is malformed; repeating it is pointless.
+    Invalid,
+    /// Nobody knows who is asking.
+    Unauthenticated,
+    /// The caller may not.
+    Denied,
+    /// There is no such thing, or the caller may not know of it.
+    NotFound,
+    /// It exists already, or is taken.
+    Exists,
+    /// The state of things forbids it for now.
+    Precondition,
+    /// A limit was hit; wait.
+    Exhausted,
+    /// Something that is needed is away; retry.
+    Unavailable,
+    /// It took too long.
+    Timeout,
+    /// Ended from the server's side.
+    Cancelled,
+    /// Not offered here.
+    Unimplemented,
+    /// A defect of the server.
+    Internal,
+}
+
+/// A refusal.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What to make of it.
+    pub kind: Kind,
+    /// Stable; published codes are never reused.
+    pub code: &'static str,
+    /// For people: what and why.
+    pub message: Cow<'static, str>,
+    /// How long to wait before the next attempt, where that is known.
+    pub retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// A refusal without a hint when to retry.
+    pub fn new(kind: Kind, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, code, message: message.into(), retry_after: None }
+    }
+
+    /// Whether the same request can succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.kind, Kind::Exhausted | Kind::Unavailable | Kind::Timeout)
+    }
+}
+
+impl From<log::Error> for Error {
+    fn from(error: log::Error) -> Self {
+        let kind = match error {
+            log::Error::Unavailable { .. } | log::Error::Stopped => Kind::Unavailable,
+            log::Error::TooLarge { .. } | log::Error::InvalidTopic { .. } | log::Error::InvalidCursor => Kind::Invalid,
+            log::Error::Closed { .. } | log::Error::TailMoved { .. } | log::Error::EpochMismatch { .. } => {
+                Kind::Precondition
+            }
+            _ => Kind::Internal,
+        };
+        Self::new(kind, "ERR_LOG", error.to_string())
+    }
+}
+
+impl From<ledger::Error> for Error {
+    fn from(error: ledger::Error) -> Self {
+        let kind = match error {
+            ledger::Error::Unavailable { .. } | ledger::Error::Stopped => Kind::Unavailable,
+            _ => Kind::Internal,
+        };
+        Self::new(kind, "ERR_LEDGER", error.to_string())
+    }
+}
+
+impl From<lease::Error> for Error {
+    fn from(error: lease::Error) -> Self {
+        Self::new(Kind::Exists, "ERR_HELD", error.to_string())
+    }
+}

@@ -1,0 +1,26 @@
+//! What an agent, a task, a conversation and a sandbox *is*, and who may do what. Plain data and decisions: no sockets,
+//! no wire types, no SQL drivers.
+//!
+//! A request enters with a [`caller::Caller`], asks the [`gate`] for a permit, and does with it what a slice
+//! ([`message`], [`session`], [`checkpoint`]) says.
+
+pub mod caller;
+pub mod checkpoint;
+pub mod error;
+pub mod gate;
+pub mod identity;
+pub mod limits;
+pub mod message;
+pub mod session;
+pub mod topic;
+pub mod work;
+
+use trunkline_store::ledger::Migration;
+
+pub use error::{Error, Kind};
+
+/// The ledger's schema, slice by slice, in the order in which it grew.
+#[must_use]
+pub fn migrations() -> Vec<Migration> {
+    [session::MIGRATIONS, checkpoint::MIGRATIONS].concat()
+}

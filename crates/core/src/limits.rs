@@ -1,0 +1,87 @@
+//! Every bound, with its reason.
+
+use std::time::{Duration, Instant};
+
+/// Largest payload of a message, in bytes. The published contract's figure: clients rely on 1 MiB passing.
+pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Longest target topic that a client may name, in bytes. The published contract's figure.
+pub const TARGET_BYTES_MAX: usize = 256;
+
+/// Longest identifier, in bytes. The published contract's figure.
+pub const IDENTIFIER_BYTES_MAX: usize = 128;
+
+/// Largest checkpoint, in bytes: what fits one frame of a client, with room for the rest of it.
+pub const CHECKPOINT_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// Longest key of a checkpoint, in bytes.
+pub const CHECKPOINT_KEY_BYTES_MAX: usize = 512;
+
+/// Checkpoints that one identity may keep. A reply lists all of their keys, so this bounds the reply.
+pub const CHECKPOINTS_MAX: i64 = 10_000;
+
+/// Limits that an operator sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Messages that one connection may send a second; 0 is no limit. The published default.
+    pub messages_per_second: u32,
+    /// Messages that it may send at once after a pause.
+    pub messages_burst: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { messages_per_second: 100, messages_burst: 200 }
+    }
+}
+
+/// Admits `rate` a second on average and `burst` at once.
+#[derive(Debug)]
+pub struct TokenBucket {
+    rate: f64,
+    burst: f64,
+    tokens: f64,
+    refilled: Instant,
+}
+
+impl TokenBucket {
+    /// Full; `None` for a rate of 0, which is no limit.
+    #[must_use]
+    pub fn new(rate: u32, burst: u32, now: Instant) -> Option<Self> {
+        let burst = f64::from(burst.max(1));
+        (rate > 0).then(|| Self { rate: f64::from(rate), burst, tokens: burst, refilled: now })
+    }
+
+    /// Takes one token, or says how long to wait: at least the published 10 ms.
+    ///
+    /// # Errors
+    /// The time until a token is there on average.
+    pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        let elapsed = now.saturating_duration_since(self.refilled).as_secs_f64();
+        self.tokens = (self.tokens + elapsed * self.rate).min(self.burst);
+        self.refilled = now;
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            return Ok(());
+        }
+        Err(Duration::from_millis((1000.0 / self.rate) as u64).max(Duration::from_millis(10)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, Instant, TokenBucket};
+
+    #[test]
+    fn a_burst_passes_then_the_rate_holds() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::new(100, 200, start).unwrap();
+        assert_eq!((0..300).filter(|_| bucket.take(start).is_ok()).count(), 200);
+        assert_eq!(bucket.take(start), Err(Duration::from_millis(10)));
+        let later = start + Duration::from_millis(500);
+        assert_eq!((0..300).filter(|_| bucket.take(later).is_ok()).count(), 50);
+        assert_eq!(TokenBucket::new(2, 1, start).unwrap().take(start), Ok(()));
+        assert!(TokenBucket::new(0, 1, start).is_none(), "0 is no limit");
+    }
+}

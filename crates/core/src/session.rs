@@ -1,0 +1,373 @@
+//! A session: an identity's lease, the reader of its lanes, and how far it got.
+//!
+//! Attaching takes the lease, or takes it over from the session that the client resumes, and opens a reader on the
+//! identity's lanes where the identity stopped. Lanes differ in where they begin for somebody new:
+//!
+//! | lane | begins | remembered |
+//! | --- | --- | --- |
+//! | one's own (`ag` `tu` `ta` `us`, the singletons' receivers) | with all that is retained | yes |
+//! | `uu` of a user | at the tail, later where the window stopped | yes |
+//! | `gu` and `uw` of a workspace | at the tail, later where the window stopped on that workspace | yes, by workspace |
+//! | `ga` of an agent | at the tail, always: old broadcasts are not for newcomers | no |
+//!
+//! What was delivered is told by [`Session::taken`], when the transport took it; [`Session::save`] makes it durable.
+//! A crash repeats what was taken since the last save, and skips nothing.
+
+mod sql;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use trunkline_store::{
+    lease::{self, Lease},
+    log::{Epoch, Offset, Reader, Topic},
+};
+use uuid::Uuid;
+
+pub(crate) use sql::MIGRATIONS;
+
+use crate::{
+    caller::Caller,
+    error::{Error, Kind},
+    gate::{Attend, AttendPermit, Gate, Keep, KeepPermit},
+    identity::{self, Identity},
+    topic::{Target, own_lane},
+    work::{WorkGroup, WorkGroups},
+};
+
+/// Scope of the lane that is an identity's own.
+const OWN: &str = "own";
+
+/// Scope of a user's lane over all workspaces.
+const WIDE: &str = "wide";
+
+/// Scope of what a group of tasks works off together.
+const GROUP: &str = "group";
+
+/// The sessions of this process. Clones share them.
+#[derive(Clone)]
+pub struct Sessions {
+    gate: Gate,
+    live: Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>,
+    groups: WorkGroups,
+}
+
+/// An attached identity. Dropping it releases the lease; call [`Session::save`] first.
+pub struct Session {
+    /// Who is attached.
+    pub caller: Caller,
+    /// What the client is told about its connection.
+    pub welcome: Welcome,
+    /// Ends when somebody else takes the identity.
+    pub lease: Lease,
+    /// Yields what is said to the identity.
+    pub reader: Reader,
+    /// The share of a non-unique task in the work of its implementation.
+    pub work: Option<Arc<WorkGroup>>,
+    gate: Gate,
+    keep: KeepPermit,
+    attend: AttendPermit,
+    epoch: Epoch,
+    taken: Arc<AtomicU64>,
+    saved: u64,
+    lanes: Vec<Lanes>,
+    workspace: Option<String>,
+    live: Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>,
+}
+
+/// About a connection, for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The client resumed a session that was still attached.
+    pub resumed: bool,
+    /// How often it did so since `initial_connection_ms`.
+    pub reconnections: u32,
+    /// When the identity was first attached, Unix milliseconds; kept over resumptions.
+    pub initial_connection_ms: u64,
+}
+
+/// Lanes whose position is remembered together.
+struct Lanes {
+    scope: String,
+    topics: Vec<Topic>,
+    /// They were read from here on.
+    from: u64,
+}
+
+impl Sessions {
+    /// The sessions behind `gate`.
+    #[must_use]
+    pub fn new(gate: Gate) -> Self {
+        Self { groups: WorkGroups::new(gate.clone()), gate, live: Arc::default() }
+    }
+
+    /// Attaches `identity`, in place of the session `resume` if that one holds it.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] if somebody else holds the identity, [`Kind::Unavailable`] if the store does not answer.
+    pub async fn attach(&self, identity: Identity, resume: &str) -> Result<Session, Error> {
+        let caller = Caller { identity, session: Uuid::new_v4().to_string() };
+        let attend = self.gate.authorize(&caller, Attend)?;
+        let keep = self.gate.authorize(&caller, Keep)?;
+        let (lease, welcome) = self.hold(&caller, &attend, resume).await?;
+        let name = caller.identity.to_string();
+        // The one that was taken over may have delivered more than it saved.
+        let before = lock(&self.live).get(&name).map_or(0, |taken| taken.load(SeqCst));
+        let tail = self.gate.tail(&attend);
+        let mut session = Session {
+            reader: self.gate.reader(&attend),
+            work: self.groups.join(&caller.identity, &attend, &keep).await?,
+            gate: self.gate.clone(),
+            epoch: tail.epoch,
+            taken: Arc::new(AtomicU64::new(before)),
+            saved: before,
+            lanes: Vec::new(),
+            workspace: None,
+            live: self.live.clone(),
+            caller,
+            welcome,
+            lease,
+            keep,
+            attend,
+        };
+        session.follow_lanes(before).await?;
+        lock(&self.live).insert(name, session.taken.clone());
+        Ok(session)
+    }
+
+    async fn hold(&self, caller: &Caller, attend: &AttendPermit, resume: &str) -> Result<(Lease, Welcome), Error> {
+        if !resume.is_empty() {
+            let again = |note: &[u8]| Welcome::resumed(note).encode();
+            match self.gate.take_over(attend, resume, &caller.session, again).await {
+                Ok(lease) => {
+                    let welcome = Welcome::decode(&lease.holder().note, true);
+                    return Ok((lease, welcome));
+                }
+                Err(lease::Error::NotHolder { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let welcome = Welcome::first();
+        match self.gate.hold(attend, &caller.session, welcome.encode()).await {
+            Ok(lease) => Ok((lease, welcome)),
+            Err(lease::Error::Held { .. }) => {
+                let message = format!("DuplicateIdentityError: identity ({}) already connected", caller.identity);
+                Err(Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", message))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Session {
+    async fn follow_lanes(&mut self, before: u64) -> Result<(), Error> {
+        let tail = self.gate.tail(&self.attend).offset.0;
+        if let Some(own) = own_lane(&self.caller.identity)? {
+            let from = self.remembered(OWN).await?.unwrap_or(0).max(before);
+            self.follow(OWN.to_owned(), vec![own], from)?;
+        }
+        match &self.caller.identity {
+            Identity::Agent(named) => {
+                let all = Target::AllAgents { workspace: named.workspace.clone() }.topic()?;
+                self.reader.follow_from_tail(&all)?;
+            }
+            Identity::User { user, .. } => {
+                let wide = Target::User { user: user.clone() }.topic()?;
+                let from = self.remembered(WIDE).await?.map_or(tail, |from| from.max(before));
+                self.follow(WIDE.to_owned(), vec![wide], from)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, scope: String, topics: Vec<Topic>, from: u64) -> Result<(), Error> {
+        for topic in &topics {
+            self.reader.follow_from(topic, Offset(from))?;
+        }
+        self.lanes.push(Lanes { scope, topics, from });
+        Ok(())
+    }
+
+    /// Moves a user to another workspace: everything is checked and looked up first, then the lanes change at once.
+    /// Empty leaves the workspace; the one that the user is on already changes nothing.
+    ///
+    /// # Errors
+    /// `ERR_INVALID_PRINCIPAL` for everybody but users, [`Kind::Invalid`] for a bad name; the user stays where it was.
+    pub async fn switch_workspace(&mut self, workspace: &str) -> Result<(), Error> {
+        let Identity::User { user, .. } = self.caller.identity.clone() else {
+            return Err(Error::new(Kind::Denied, "ERR_INVALID_PRINCIPAL", "only users can switch workspaces"));
+        };
+        let wanted = if workspace.is_empty() { None } else { Some(identity::workspace(workspace)?) };
+        if wanted == self.workspace {
+            return Ok(());
+        }
+        self.save().await?;
+        let mut joining = None;
+        if let Some(workspace) = &wanted {
+            let all = Target::AllUsers { workspace: workspace.clone() }.topic()?;
+            let mine = Target::UserIn { user, workspace: workspace.clone() }.topic()?;
+            let scope = format!("workspace:{workspace}");
+            let tail = self.gate.tail(&self.attend).offset.0;
+            let from = self.remembered(&scope).await?.unwrap_or(tail);
+            joining = Some((scope, vec![all, mine], from));
+        }
+        if let Some(at) = self.lanes.iter().position(|lanes| lanes.scope.starts_with("workspace:")) {
+            let left = self.lanes.swap_remove(at);
+            left.topics.iter().for_each(|topic| self.reader.unfollow(topic));
+        }
+        if let Some((scope, topics, from)) = joining {
+            self.follow(scope, topics, from)?;
+        }
+        self.workspace = wanted;
+        Ok(())
+    }
+
+    /// The workspace that the principal acts in.
+    #[must_use]
+    pub fn workspace(&self) -> Option<&str> {
+        self.caller.identity.workspace().or(self.workspace.as_deref())
+    }
+
+    /// Notes that the transport took everything up to `offset`.
+    pub fn taken(&self, offset: Offset) {
+        self.taken.fetch_max(offset.0, SeqCst);
+    }
+
+    /// A handle for the transport to call [`Session::taken`] on.
+    #[must_use]
+    pub fn taken_handle(&self) -> Taken {
+        Taken(self.taken.clone())
+    }
+
+    /// Makes durable how far the identity got; does nothing if that has not changed.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`]; the next save tries again.
+    pub async fn save(&mut self) -> Result<(), Error> {
+        let taken = self.taken.load(SeqCst);
+        let positions: Vec<(String, i64)> =
+            self.lanes.iter().map(|lanes| (lanes.scope.clone(), taken.max(lanes.from) as i64)).collect();
+        let epoch = self.epoch.0.simple().to_string();
+        self.gate.write(&self.keep, move |tx, owner| sql::save(tx, owner, epoch.clone(), positions.clone())).await?;
+        self.saved = taken;
+        if let Some(work) = &self.work {
+            work.save(&self.gate, &self.keep).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether something was taken since the last save.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.taken.load(SeqCst) > self.saved
+    }
+
+    /// What this session needs to be told from its identity's others.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.caller.session
+    }
+
+    async fn remembered(&self, scope: &str) -> Result<Option<u64>, Error> {
+        load(&self.gate, &self.keep, scope, &self.epoch.0.simple().to_string()).await
+    }
+}
+
+async fn load(gate: &Gate, keep: &KeepPermit, scope: &str, epoch: &str) -> Result<Option<u64>, Error> {
+    let (scope, epoch) = (scope.to_owned(), epoch.to_owned());
+    let found = gate.read(keep, move |tx, owner| sql::load(tx, owner, scope.clone(), epoch.clone())).await?;
+    Ok(found.and_then(|position| u64::try_from(position).ok()))
+}
+
+/// Where a group of tasks stopped; groups share one name among their members, whoever asks.
+pub(crate) async fn load_position(gate: &Gate, keep: &KeepPermit, group: &str, epoch: &str) -> Result<Option<u64>, Error> {
+    let (group, epoch) = (group.to_owned(), epoch.to_owned());
+    let found =
+        gate.read(keep, move |tx, _member| sql::load(tx, group.clone(), GROUP.to_owned(), epoch.clone())).await?;
+    Ok(found.and_then(|position| u64::try_from(position).ok()))
+}
+
+/// See [`load_position`].
+pub(crate) async fn save_position(
+    gate: &Gate,
+    keep: &KeepPermit,
+    group: &str,
+    epoch: &str,
+    position: u64,
+) -> Result<(), Error> {
+    let (group, epoch, positions) = (group.to_owned(), epoch.to_owned(), vec![(GROUP.to_owned(), position as i64)]);
+    let save = gate.write(keep, move |tx, _member| sql::save(tx, group.clone(), epoch.clone(), positions.clone()));
+    Ok(save.await?)
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut live = lock(&self.live);
+        let name = self.caller.identity.to_string();
+        // A successor has put its own there already.
+        if live.get(&name).is_some_and(|taken| Arc::ptr_eq(taken, &self.taken)) {
+            live.remove(&name);
+        }
+    }
+}
+
+/// See [`Session::taken_handle`].
+#[derive(Clone)]
+pub struct Taken(Arc<AtomicU64>);
+
+impl Taken {
+    /// Notes that the transport took everything up to `offset`.
+    pub fn note(&self, offset: Offset) {
+        self.0.fetch_max(offset.0, SeqCst);
+    }
+}
+
+impl Welcome {
+    fn first() -> Self {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+        Self { resumed: false, reconnections: 0, initial_connection_ms: now_ms }
+    }
+
+    fn resumed(note: &[u8]) -> Self {
+        let before = Self::decode(note, true);
+        Self { reconnections: before.reconnections.saturating_add(1), ..before }
+    }
+
+    fn encode(self) -> Vec<u8> {
+        [&self.initial_connection_ms.to_be_bytes()[..], &self.reconnections.to_be_bytes()].concat()
+    }
+
+    fn decode(note: &[u8], resumed: bool) -> Self {
+        let parse = || {
+            let (initial, rest) = note.split_first_chunk()?;
+            Some((u64::from_be_bytes(*initial), u32::from_be_bytes(*rest.first_chunk()?)))
+        };
+        let (initial_connection_ms, reconnections) = parse().unwrap_or_default();
+        Self { resumed, reconnections, initial_connection_ms }
+    }
+}
+
+/// A panic while holding the lock cannot leave half a change: each section is one call of the map.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Welcome;
+
+    #[test]
+    fn the_note_counts_reconnections_and_keeps_the_beginning() {
+        let first = Welcome { resumed: false, reconnections: 0, initial_connection_ms: 1234 };
+        let second = Welcome::resumed(&first.encode());
+        assert_eq!(second, Welcome { resumed: true, reconnections: 1, initial_connection_ms: 1234 });
+        assert_eq!(Welcome::resumed(&second.encode()).reconnections, 2);
+    }
+}

@@ -1,0 +1,44 @@
+//! Where identities stopped reading, by scope.
+
+use trunkline_store::ledger::{Error, Migration, ReadTx, TxFuture, WriteTx};
+
+pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+    name: "session_0001_positions",
+    sql: "CREATE TABLE positions (
+        owner TEXT NOT NULL,
+        scope TEXT NOT NULL,
+        epoch TEXT NOT NULL,
+        position BIGINT NOT NULL,
+        PRIMARY KEY (owner, scope))",
+}];
+
+/// Positions only move forward within an epoch, so a session that ended late cannot take its successor back.
+pub(crate) fn save(
+    tx: &mut WriteTx,
+    owner: String,
+    epoch: String,
+    positions: Vec<(String, i64)>,
+) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        for (scope, position) in positions {
+            let params = [owner.as_str().into(), scope.into(), epoch.as_str().into(), position.into()];
+            tx.execute(
+                "INSERT INTO positions (owner, scope, epoch, position) VALUES ($1, $2, $3, $4)
+                ON CONFLICT (owner, scope) DO UPDATE SET epoch = excluded.epoch, position = excluded.position
+                WHERE positions.epoch <> excluded.epoch OR positions.position < excluded.position",
+                &params,
+            )
+            .await?;
+        }
+        Ok(())
+    })
+}
+
+/// The position, if it is of this epoch.
+pub(crate) fn load(tx: &mut ReadTx, owner: String, scope: String, epoch: String) -> TxFuture<'_, Option<i64>, Error> {
+    Box::pin(async move {
+        let select = "SELECT position FROM positions WHERE owner = $1 AND scope = $2 AND epoch = $3";
+        let row = tx.query_opt(select, &[owner.into(), scope.into(), epoch.into()]).await?;
+        row.map(|row| row.int(0)).transpose()
+    })
+}
