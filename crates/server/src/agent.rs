@@ -1,0 +1,43 @@
+//! The agent surface: `aether.v1` over gRPC. One task owns each stream.
+
+mod connection;
+mod convert;
+mod handshake;
+mod inbound;
+mod outbound;
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+use trunkline_core::{gate::Gate, limits::Limits, session::Sessions};
+use trunkline_proto::v1::{UpstreamMessage, aether_gateway_server::AetherGateway};
+
+use crate::auth::Auth;
+
+/// What the connections share.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    pub(crate) sessions: Sessions,
+    pub(crate) gate: Gate,
+    pub(crate) auth: Auth,
+    pub(crate) limits: Limits,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+#[tonic::async_trait]
+impl AetherGateway for Gateway {
+    type ConnectStream = outbound::Frames;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<UpstreamMessage>>,
+    ) -> Result<Response<outbound::Frames>, Status> {
+        if self.stop.is_cancelled() {
+            return Err(Status::unavailable("server shutting down"));
+        }
+        let (outbound, frames) = outbound::channel();
+        let (metadata, _, inbound) = request.into_parts();
+        self.tasks.spawn(connection::run(self.clone(), metadata, inbound, outbound));
+        Ok(Response::new(frames))
+    }
+}

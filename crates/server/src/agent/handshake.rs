@@ -1,0 +1,128 @@
+//! The first frame, and what is answered to it.
+
+use std::time::Duration;
+
+use tonic::{Code, Status, Streaming, metadata::MetadataMap};
+use trunkline_core::{identity::Identity, session::Session};
+use trunkline_proto::v1::{
+    BuildInfo, ConfigSnapshot, ConnectionAck, ExtensionDeclaration, InitConnection, NegotiatedExtension,
+    UpstreamMessage, downstream_message::Payload as Down, upstream_message::Payload as Up,
+};
+
+use super::{
+    Gateway, convert,
+    outbound::{Frame, Outbound},
+};
+use crate::error::status;
+
+/// How long a client may take to say who it is. The published contract's figure.
+const INIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Names extensions in the request's headers, comma-separated; those are always optional.
+const EXTENSIONS_HEADER: &str = "aether-extensions";
+
+/// Most extensions that a client may declare, so that the answer stays small.
+const EXTENSIONS_MAX: usize = 64;
+
+/// From the first frame to the acknowledgement.
+pub(super) async fn shake(
+    gateway: &Gateway,
+    metadata: &MetadataMap,
+    inbound: &mut Streaming<UpstreamMessage>,
+    outbound: &Outbound,
+) -> Result<Session, Status> {
+    let init = first_frame(inbound).await?;
+    let identity = convert::identity(&init);
+    let identity = identity.map_err(|e| Status::invalid_argument(format!("invalid identity: {e}")))?;
+    gateway.auth.admit(&identity, &init.credentials).map_err(|e| status(&e))?;
+    let attached = gateway.sessions.attach(identity, &init.resume_session_id).await;
+    let session = attached.map_err(|e| status(&e))?;
+    let (negotiated, refused) = negotiate(&init.extensions, metadata);
+    let ack = ack(&session, negotiated);
+    let is_gone = |_| Status::cancelled("client is gone");
+    outbound.send(Ok(Frame::reply(Down::ConnectionAck(ack)))).await.map_err(is_gone)?;
+    if let Some(uri) = refused {
+        let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
+        return Err(Status::failed_precondition(message));
+    }
+    if matches!(session.caller.identity, Identity::Agent(_) | Identity::UniqueTask(_) | Identity::Task(_)) {
+        let config = Frame::reply(Down::Config(ConfigSnapshot::default()));
+        outbound.send(Ok(config)).await.map_err(is_gone)?;
+    }
+    Ok(session)
+}
+
+async fn first_frame(inbound: &mut Streaming<UpstreamMessage>) -> Result<InitConnection, Status> {
+    let frame = tokio::time::timeout(INIT_TIMEOUT, inbound.message());
+    let frame = frame.await.map_err(|_| Status::deadline_exceeded("timeout waiting for InitConnection"))?;
+    match frame.map_err(transport_error)? {
+        Some(UpstreamMessage { payload: Some(Up::Init(init)), .. }) => Ok(init),
+        Some(_) => Err(Status::invalid_argument("first message must be InitConnection")),
+        None => Err(Status::invalid_argument("stream ended before InitConnection")),
+    }
+}
+
+/// An oversized frame is a limit, whatever the library calls it.
+pub(super) fn transport_error(error: Status) -> Status {
+    match error.code() {
+        Code::OutOfRange => Status::resource_exhausted(error.message().to_owned()),
+        _ => error,
+    }
+}
+
+/// One result a declaration, in order; and the first required one that is not there. No extension is there yet.
+fn negotiate(declared: &[ExtensionDeclaration], metadata: &MetadataMap) -> (Vec<NegotiatedExtension>, Option<String>) {
+    let headers = metadata.get_all(EXTENSIONS_HEADER).into_iter().filter_map(|value| value.to_str().ok());
+    let from_headers = headers.flat_map(|value| value.split(',')).map(str::trim).map(|uri| (uri, "", false));
+    let declared = declared.iter().map(|each| (each.uri.as_str(), each.version.as_str(), each.required));
+    let all: Vec<_> = declared.chain(from_headers).filter(|(uri, ..)| !uri.is_empty()).take(EXTENSIONS_MAX).collect();
+    let refused = all.iter().find(|(_, _, required)| *required).map(|(uri, ..)| (*uri).to_owned());
+    let negotiated = all.into_iter().map(|(uri, version, _)| NegotiatedExtension {
+        uri: uri.to_owned(),
+        version: version.to_owned(),
+        supported: false,
+        rejection_reason: "extension URI not supported by this gateway".to_owned(),
+    });
+    (negotiated.collect(), refused)
+}
+
+fn ack(session: &Session, negotiated_extensions: Vec<NegotiatedExtension>) -> ConnectionAck {
+    let assigned_id = match &session.caller.identity {
+        Identity::Task(named) => named.specifier.clone(),
+        _ => String::new(),
+    };
+    ConnectionAck {
+        session_id: session.caller.session.clone(),
+        resumed: session.welcome.resumed,
+        assigned_id,
+        negotiated_extensions,
+        server_supported_extensions: Vec::new(),
+        server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        server_build_info: Some(BuildInfo {
+            commit: option_env!("TRUNKLINE_BUILD_COMMIT").unwrap_or_default().to_owned(),
+            built_at: option_env!("TRUNKLINE_BUILD_TIME").unwrap_or_default().to_owned(),
+            runtime: "rust".to_owned(),
+            os: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+        }),
+        initial_connection_unix_ms: session.welcome.initial_connection_ms as i64,
+        reconnection_count: session.welcome.reconnections as i32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EXTENSIONS_HEADER, ExtensionDeclaration, MetadataMap, negotiate};
+
+    #[test]
+    fn declarations_come_before_headers_and_keep_their_order() {
+        let declare = |uri: &str, required| ExtensionDeclaration { uri: uri.into(), required, ..Default::default() };
+        let mut headers = MetadataMap::new();
+        headers.append(EXTENSIONS_HEADER, "urn:c, ,urn:a".parse().unwrap());
+        headers.append(EXTENSIONS_HEADER, "urn:d".parse().unwrap());
+        let (results, refused) = negotiate(&[declare("urn:a", false), declare("", true), declare("urn:b", true)], &headers);
+        let uris: Vec<_> = results.iter().map(|result| result.uri.as_str()).collect();
+        assert_eq!(uris, ["urn:a", "urn:b", "urn:c", "urn:a", "urn:d"]);
+        assert!(results.iter().all(|result| !result.supported && !result.rejection_reason.is_empty()));
+        assert_eq!(refused.as_deref(), Some("urn:b"));
+    }
+}

@@ -1,0 +1,202 @@
+//! What an operator sets: one TOML file, `TRUNKLINE__SECTION__KEY` variables over it, flags over both. Read once into
+//! plain data; a mistake is an error before any port is bound.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use trunkline_core::limits::Limits;
+use trunkline_store::log::Retention;
+
+const PREFIX: &str = "TRUNKLINE__";
+
+/// All settings, with their defaults.
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Admit everybody without credentials, on loopback addresses only.
+    pub dev: bool,
+    /// Addresses to listen on.
+    pub listen: Listen,
+    /// Limits for clients.
+    pub limits: Limits,
+    /// How long things are kept.
+    pub retention: RetentionConfig,
+    /// How the server ends.
+    pub shutdown: Shutdown,
+}
+
+/// Addresses; port 0 picks a free one.
+#[derive(Clone, Copy, Debug, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// For agents, tasks and services.
+    pub grpc: SocketAddr,
+    /// For browsers and sandboxes.
+    pub http: SocketAddr,
+    /// For operators.
+    pub ops: SocketAddr,
+}
+
+/// How long things are kept; 0 is forever.
+#[derive(Clone, Copy, Debug, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// Messages on the lanes of identities and on broadcasts.
+    pub lanes_hours: u64,
+    /// Pause between two sweeps.
+    pub sweep_seconds: u64,
+}
+
+/// How the server ends.
+#[derive(Clone, Copy, Debug, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// Connections that are not done after so long are cut.
+    pub timeout_seconds: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "trunkline-data".into(),
+            dev: false,
+            listen: Listen::default(),
+            limits: Limits::default(),
+            retention: RetentionConfig::default(),
+            shutdown: Shutdown::default(),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self { grpc: local(50051), http: local(4800), ops: local(9090) }
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { lanes_hours: 24, sweep_seconds: 60 }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { timeout_seconds: 10 }
+    }
+}
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("config file {}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A key is unknown or a value is of the wrong kind.
+    #[error("config: {0}")]
+    Content(String),
+}
+
+impl Config {
+    /// The defaults, on free ports of the loopback address.
+    #[must_use]
+    pub fn on_free_ports() -> Self {
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { listen: Listen { grpc: free, http: free, ops: free }, ..Self::default() }
+    }
+
+    /// Reads `file`, if there is one, and the variables that begin with `TRUNKLINE__`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the file or the key.
+    pub fn load(file: Option<&Path>, variables: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let mut table = match file {
+            Some(path) => {
+                let text = fs::read_to_string(path);
+                let text = text.map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+                text.parse::<toml::Table>().map_err(|e| ConfigError::Content(format!("{}: {e}", path.display())))?
+            }
+            None => toml::Table::new(),
+        };
+        for (name, value) in variables {
+            if let Some(key) = name.strip_prefix(PREFIX) {
+                set(&mut table, key, &value).map_err(|why| ConfigError::Content(format!("{name}: {why}")))?;
+            }
+        }
+        table.try_into().map_err(|e: toml::de::Error| ConfigError::Content(e.to_string().trim_end().to_owned()))
+    }
+
+    /// The log's retention by class, in the order of `trunkline_core::topic`'s classes.
+    #[must_use]
+    pub(crate) fn retention(&self) -> Vec<Retention> {
+        let hours = self.retention.lanes_hours;
+        let age = (hours > 0).then(|| Duration::from_secs(hours.saturating_mul(3600)));
+        vec![Retention { age, ..Retention::default() }, Retention::default()]
+    }
+}
+
+/// Sets `SECTION__KEY` to a value that reads as TOML, or else as text.
+fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
+    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+    let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
+    let last = path.pop().filter(|last| !last.is_empty()).ok_or("no key after the prefix")?;
+    let mut at = table;
+    for section in path {
+        let entry = at.entry(section.clone()).or_insert_with(|| toml::Table::new().into());
+        at = entry.as_table_mut().ok_or_else(|| format!("{section} is not a section"))?;
+    }
+    at.insert(last, value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Config;
+
+    fn load(file: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), file).unwrap();
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(Some(path.path()), variables).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn variables_go_before_the_file() {
+        let file = "data_dir = \"/from/file\"\n[limits]\nmessages_per_second = 5\n";
+        let config = load(file, &[("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0"), ("OTHER", "x")]).unwrap();
+        assert_eq!((config.limits.messages_per_second, config.limits.messages_burst), (0, 200));
+        assert_eq!(config.data_dir.to_str(), Some("/from/file"));
+        let config = load("", &[("TRUNKLINE__LISTEN__GRPC", "0.0.0.0:1"), ("TRUNKLINE__DATA_DIR", "/d")]).unwrap();
+        assert_eq!((config.listen.grpc.to_string(), config.data_dir.to_str()), ("0.0.0.0:1".into(), Some("/d")));
+    }
+
+    #[test]
+    fn mistakes_name_the_key() {
+        assert!(load("[limits]\nmessages_per_secnd = 5", &[]).unwrap_err().contains("messages_per_secnd"));
+        assert!(load("dev = \"yes\"", &[]).unwrap_err().contains("dev"));
+        assert!(load("", &[("TRUNKLINE__LIMIT__X", "1")]).unwrap_err().contains("limit"));
+        assert!(load("", &[("TRUNKLINE__", "1")]).unwrap_err().contains("TRUNKLINE__"));
+        assert!(load("=", &[]).is_err());
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_readme() {
+        let config = load("", &[]).unwrap();
+        let listen = [config.listen.grpc, config.listen.http, config.listen.ops].map(|address| address.to_string());
+        assert_eq!(listen, ["127.0.0.1:50051", "127.0.0.1:4800", "127.0.0.1:9090"]);
+        assert!(!config.dev);
+    }
+}

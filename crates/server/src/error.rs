@@ -1,0 +1,39 @@
+//! The one table from an error's kind to what each wire calls it.
+
+use tonic::{Code, Status};
+use trunkline_core::{Error, Kind};
+use trunkline_proto::v1::ErrorResponse;
+
+/// The gRPC code of a kind.
+pub(crate) fn grpc_code(kind: Kind) -> Code {
+    match kind {
+        Kind::Invalid => Code::InvalidArgument,
+        Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::Denied => Code::PermissionDenied,
+        Kind::NotFound => Code::NotFound,
+        Kind::Exists => Code::AlreadyExists,
+        Kind::Precondition => Code::FailedPrecondition,
+        Kind::Exhausted => Code::ResourceExhausted,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::Timeout => Code::DeadlineExceeded,
+        Kind::Cancelled => Code::Cancelled,
+        Kind::Unimplemented => Code::Unimplemented,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+/// An error that ends a stream.
+pub(crate) fn status(error: &Error) -> Status {
+    Status::new(grpc_code(error.kind), error.message.clone())
+}
+
+/// An error that the stream survives.
+pub(crate) fn response(error: &Error) -> ErrorResponse {
+    ErrorResponse {
+        code: error.code.to_owned(),
+        message: error.message.clone().into_owned(),
+        retryable: error.is_retryable(),
+        retry_after_ms: error.retry_after.map_or(0, |after| after.as_millis() as i64),
+        request_id: String::new(),
+    }
+}

@@ -1,0 +1,23 @@
+//! Trunkline as a library: a running server with its addresses, its store and a way to stop it.
+//!
+//! ```
+//! # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
+//! use trunkline::{Config, Server};
+//! let dir = tempfile::tempdir()?;
+//! let config = Config { data_dir: dir.path().to_owned(), dev: true, ..Config::on_free_ports() };
+//! let server = Server::start(config).await?;
+//! println!("gRPC on {}", server.addresses().grpc);
+//! server.stop().await;
+//! # Ok(()) }
+//! # tokio::runtime::Runtime::new().unwrap().block_on(demo()).unwrap();
+//! ```
+
+mod agent;
+mod app;
+mod auth;
+pub mod config;
+mod error;
+mod ops;
+
+pub use app::{Addresses, Server, StartError};
+pub use config::Config;
