@@ -19,8 +19,14 @@ const SUITE_VARIABLE: &str = "TRUNKLINE_CONFORMANCE";
 const DESELECTED: &str = "conformance-deselected.txt";
 
 /// The areas that are served so far.
-const AREAS: [&str; 5] =
-    ["test_connect.py", "test_handshake.py", "test_identity.py", "test_messaging.py", "test_offline_replay.py"];
+const AREAS: [&str; 6] = [
+    "test_connect.py",
+    "test_handshake.py",
+    "test_identity.py",
+    "test_messaging.py",
+    "test_offline_replay.py",
+    "test_payloads_and_order.py",
+];
 
 pub(crate) fn run() -> Result {
     let suite = std::env::var_os(SUITE_VARIABLE).map_or_else(|| root().join("../shared/conformance"), PathBuf::from);

@@ -54,7 +54,9 @@ pub(crate) fn run() -> Result {
     for (function, lines) in &long {
         match ratchet.get(function) {
             Some(allowed) if lines <= allowed => {}
-            Some(allowed) => problems.push(format!("{function} has {lines} lines; it may have {allowed} and must not grow")),
+            Some(allowed) => {
+                problems.push(format!("{function} has {lines} lines; it may have {allowed} and must not grow"))
+            }
             None => problems.push(format!("{function} has {lines} lines; a function may have {FUNCTION_LINES_MAX}")),
         }
     }

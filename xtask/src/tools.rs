@@ -53,7 +53,8 @@ pub(crate) fn postgres() -> Result<Option<(&'static str, PathBuf)>> {
 
 fn postgres_bin() -> Option<PathBuf> {
     let given = std::env::var_os("TRUNKLINE_TEST_POSTGRES_BIN").map(PathBuf::from);
-    let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let on_path =
+        std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
     let mut packaged: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
         .unwrap_or_default();

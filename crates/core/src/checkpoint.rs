@@ -40,7 +40,9 @@ pub async fn save(gate: &Gate, caller: &Caller, key: &str, data: Vec<u8>, ttl: i
     let expires_at = (ttl > 0).then(|| now.saturating_add(ttl));
     let keep = gate.authorize(caller, Keep)?;
     let kept = gate
-        .write(&keep, move |tx, owner| sql::save(tx, owner, key.clone(), data.clone(), now, expires_at, CHECKPOINTS_MAX))
+        .write(&keep, move |tx, owner| {
+            sql::save(tx, owner, key.clone(), data.clone(), now, expires_at, CHECKPOINTS_MAX)
+        })
         .await?;
     if kept { Ok(now) } else { Err(too_many()) }
 }

@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn ordinary_identifiers_pass() {
-        for value in ["a", "com.example.chat-agent", "alice@example.com", "a/b?[c]", "é😀", "a:b", &"x".repeat(128)] {
+        for value in ["a", "com.example.chat-agent", "alice@example.com", "a/b?[c]", "é😀", "a:b", &"x".repeat(128)]
+        {
             assert_eq!(identifier("id", value).unwrap(), value);
         }
     }

@@ -287,7 +287,12 @@ async fn load(gate: &Gate, keep: &KeepPermit, scope: &str, epoch: &str) -> Resul
 }
 
 /// Where a group of tasks stopped; groups share one name among their members, whoever asks.
-pub(crate) async fn load_position(gate: &Gate, keep: &KeepPermit, group: &str, epoch: &str) -> Result<Option<u64>, Error> {
+pub(crate) async fn load_position(
+    gate: &Gate,
+    keep: &KeepPermit,
+    group: &str,
+    epoch: &str,
+) -> Result<Option<u64>, Error> {
     let (group, epoch) = (group.to_owned(), epoch.to_owned());
     let found =
         gate.read(keep, move |tx, _member| sql::load(tx, group.clone(), GROUP.to_owned(), epoch.clone())).await?;

@@ -170,9 +170,8 @@ pub const CLASS_KEPT: Class = Class(1);
 pub fn class(name: &str) -> Class {
     let prefix = name.split(SEPARATOR).next().unwrap_or_default();
     match prefix {
-        "ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "pg" | "tk" | "event" | "metric" | "br" | "sv" => {
-            CLASS_LANE
-        }
+        "ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "pg" | "tk" | "event" | "metric" | "br"
+        | "sv" => CLASS_LANE,
         _ => CLASS_KEPT,
     }
 }
@@ -195,7 +194,17 @@ mod tests {
 
     #[test]
     fn targets_are_read_and_written_alike() {
-        let lanes = ["ag::w::i::s", "tu::w::i::s", "ta::w::i::s", "tb::w::i", "ga::w", "gu::w", "us::u::w", "uw::u::w", "uu::u"];
+        let lanes = [
+            "ag::w::i::s",
+            "tu::w::i::s",
+            "ta::w::i::s",
+            "tb::w::i",
+            "ga::w",
+            "gu::w",
+            "us::u::w",
+            "uw::u::w",
+            "uu::u",
+        ];
         for text in lanes {
             assert_eq!(Target::parse(text).unwrap().topic().unwrap().as_str(), text);
         }
@@ -204,7 +213,22 @@ mod tests {
     #[test]
     fn what_is_no_topic_is_refused() {
         let long = format!("ag::w::i::{}", "x".repeat(247));
-        for text in ["", "nonsense", "zz::w::i::s", "::w::i::s", "ag.w.i.s", "AG::w::i::s", "ag", "ag::w", "ag::w::i::s::x", "ag::w::::s", "uu::", "ag::us::i::s", "ga::*", &long] {
+        for text in [
+            "",
+            "nonsense",
+            "zz::w::i::s",
+            "::w::i::s",
+            "ag.w.i.s",
+            "AG::w::i::s",
+            "ag",
+            "ag::w",
+            "ag::w::i::s::x",
+            "ag::w::::s",
+            "uu::",
+            "ag::us::i::s",
+            "ga::*",
+            &long,
+        ] {
             assert_eq!(Target::parse(text).err().unwrap().code, "ERR_INVALID_TOPIC", "{text}");
         }
         for text in ["sv::i::s", "event::w", "pg::w", "tk::w::t::events"] {

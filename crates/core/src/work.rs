@@ -25,8 +25,11 @@ use crate::{
 #[derive(Clone)]
 pub struct WorkGroups {
     gate: Gate,
-    groups: Arc<Mutex<HashMap<String, Arc<OnceCell<Arc<WorkGroup>>>>>>,
+    groups: Arc<Mutex<HashMap<String, Opening>>>,
 }
+
+/// A group, or its place while the first to join opens it and the others wait.
+type Opening = Arc<OnceCell<Arc<WorkGroup>>>;
 
 /// The tasks of one implementation in one workspace, on this node.
 pub struct WorkGroup {
@@ -66,7 +69,8 @@ impl WorkGroups {
         let cell = {
             let mut groups = lock(&self.groups);
             // Groups that everybody left go, whenever somebody joins one.
-            groups.retain(|_, cell| Arc::strong_count(cell) > 1 || cell.get().is_some_and(|g| Arc::strong_count(g) > 1));
+            groups
+                .retain(|_, cell| Arc::strong_count(cell) > 1 || cell.get().is_some_and(|g| Arc::strong_count(g) > 1));
             groups.entry(topic.to_string()).or_default().clone()
         };
         let open = async || {

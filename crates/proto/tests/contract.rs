@@ -1,5 +1,7 @@
 //! The compiled contract and the published table say the same, in both directions.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 use std::collections::BTreeSet;
 
 use prost::Message as _;

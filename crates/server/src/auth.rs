@@ -20,13 +20,14 @@ pub(crate) struct Auth {
 impl Auth {
     /// Admits `claimed`, or says why not.
     pub(crate) fn admit(self, claimed: &Identity, credentials: &HashMap<String, String>) -> Result<(), Error> {
-        let presented = CREDENTIALS.into_iter().find(|key| credentials.get(*key).is_some_and(|value| !value.is_empty()));
+        let presented =
+            CREDENTIALS.into_iter().find(|key| credentials.get(*key).is_some_and(|value| !value.is_empty()));
         let kind = claimed.kind();
         match presented {
             Some("token" | "task_token") => Err(refused("invalid or revoked token: unknown token".to_owned())),
-            Some(_) => Err(refused(
-                "credential authentication failed: authentication failed: unknown credential".to_owned(),
-            )),
+            Some(_) => {
+                Err(refused("credential authentication failed: authentication failed: unknown credential".to_owned()))
+            }
             None if self.dev => Ok(()),
             None => Err(refused(format!("anonymous connection as {kind} requires a matching API key credential"))),
         }

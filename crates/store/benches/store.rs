@@ -2,7 +2,14 @@
 //!
 //! Run by `cargo xtask bench store [section …]`; sections are the modules below. Writes `target/bench/store.json`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::too_many_lines, reason = "bench code")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "bench code"
+)]
 
 #[path = "store/append.rs"]
 mod append;

@@ -183,8 +183,7 @@ impl Leases {
     #[must_use]
     pub async fn holders(&self, key: &str) -> Vec<Holder> {
         let table = lock(&self.table);
-        let mut holders: Vec<_> =
-            table.held.get(key).into_iter().flatten().map(|entry| entry.holder.clone()).collect();
+        let mut holders: Vec<_> = table.held.get(key).into_iter().flatten().map(|entry| entry.holder.clone()).collect();
         holders.sort_by_key(|holder| holder.slot);
         holders
     }

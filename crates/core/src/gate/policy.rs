@@ -45,10 +45,8 @@ fn may_send(sender: &Identity, target: &Target) -> bool {
 
 /// Without rules, those who live in workspaces reach all of them and the others none.
 fn may_reach(sender: &Identity, target: &Target) -> bool {
-    let lives_in_workspaces = matches!(
-        sender,
-        Identity::Agent(_) | Identity::UniqueTask(_) | Identity::Task(_) | Identity::User { .. }
-    );
+    let lives_in_workspaces =
+        matches!(sender, Identity::Agent(_) | Identity::UniqueTask(_) | Identity::Task(_) | Identity::User { .. });
     lives_in_workspaces || target.workspace().is_none()
 }
 
@@ -75,8 +73,17 @@ mod tests {
 
     #[test]
     fn the_matrix_holds() {
-        let targets =
-            ["ag::w::i::s", "tu::w::i::s", "ta::w::i::s", "tb::w::i", "ga::w", "gu::w", "us::u::w", "uw::u::w", "uu::u"];
+        let targets = [
+            "ag::w::i::s",
+            "tu::w::i::s",
+            "ta::w::i::s",
+            "tb::w::i",
+            "ga::w",
+            "gu::w",
+            "us::u::w",
+            "uw::u::w",
+            "uu::u",
+        ];
         let grid = [
             (Identity::agent("w", "i", "s"), "yyyyyyyy."),
             (Identity::unique_task("w", "i", "s"), "yyyyyyyy."),

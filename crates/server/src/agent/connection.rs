@@ -11,9 +11,7 @@ use trunkline_core::{
     session::Session,
     work::WorkGroup,
 };
-use trunkline_proto::v1::{
-    Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType,
-};
+use trunkline_proto::v1::{Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType};
 use trunkline_store::{
     lease::Loss,
     log::{self, Item, Record, Submitted},
@@ -160,7 +158,11 @@ impl Connection<'_> {
                 Item::Record(record) => match Envelope::decode(&record) {
                     Ok(envelope) => {
                         let taken = self.session.taken_handle();
-                        self.frames.push_back(Frame::lane(Down::Msg(convert::incoming(envelope)), taken, record.offset));
+                        self.frames.push_back(Frame::lane(
+                            Down::Msg(convert::incoming(envelope)),
+                            taken,
+                            record.offset,
+                        ));
                     }
                     Err(error) => tracing::error!(%error, "skipped"),
                 },

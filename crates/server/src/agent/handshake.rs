@@ -119,7 +119,8 @@ mod tests {
         let mut headers = MetadataMap::new();
         headers.append(EXTENSIONS_HEADER, "urn:c, ,urn:a".parse().unwrap());
         headers.append(EXTENSIONS_HEADER, "urn:d".parse().unwrap());
-        let (results, refused) = negotiate(&[declare("urn:a", false), declare("", true), declare("urn:b", true)], &headers);
+        let (results, refused) =
+            negotiate(&[declare("urn:a", false), declare("", true), declare("urn:b", true)], &headers);
         let uris: Vec<_> = results.iter().map(|result| result.uri.as_str()).collect();
         assert_eq!(uris, ["urn:a", "urn:b", "urn:c", "urn:a", "urn:d"]);
         assert!(results.iter().all(|result| !result.supported && !result.rejection_reason.is_empty()));

@@ -7,7 +7,10 @@ use std::{
 
 use trunkline_store::log::{Append, Log, Options, Topic};
 
-use crate::{MEASURE, report::{Report, percentile, rate}};
+use crate::{
+    MEASURE,
+    report::{Report, percentile, rate},
+};
 
 pub(crate) async fn run(report: &mut Report) {
     println!("\n-- append, fsync before every answer --");
@@ -15,12 +18,32 @@ pub(crate) async fn run(report: &mut Report) {
         for appenders in [1, 16, 64, 512] {
             let bare = bare_fjall(appenders, size);
             let (ours, latencies) = ours(appenders, size).await;
-            report.row(format!("append {size} B, {appenders} appenders"), ours, "records/s", Some(("bare fjall", bare)));
+            report.row(
+                format!("append {size} B, {appenders} appenders"),
+                ours,
+                "records/s",
+                Some(("bare fjall", bare)),
+            );
             if appenders == 1 {
                 let file = bare_file(size);
-                report.row(format!("append {size} B, 1 appender, against a file"), ours, "records/s", Some(("file+fdatasync", file)));
-                report.row(format!("append {size} B, p50"), percentile(&latencies, 0.5).as_secs_f64() * 1e6, "us", None);
-                report.row(format!("append {size} B, p99"), percentile(&latencies, 0.99).as_secs_f64() * 1e6, "us", None);
+                report.row(
+                    format!("append {size} B, 1 appender, against a file"),
+                    ours,
+                    "records/s",
+                    Some(("file+fdatasync", file)),
+                );
+                report.row(
+                    format!("append {size} B, p50"),
+                    percentile(&latencies, 0.5).as_secs_f64() * 1e6,
+                    "us",
+                    None,
+                );
+                report.row(
+                    format!("append {size} B, p99"),
+                    percentile(&latencies, 0.99).as_secs_f64() * 1e6,
+                    "us",
+                    None,
+                );
             }
         }
     }

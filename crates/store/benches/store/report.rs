@@ -31,9 +31,8 @@ impl Report {
             writeln!(json, "}}{comma}").unwrap();
         }
         json.push_str("]\n");
-        let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| {
-            format!("{}/../../target", env!("CARGO_MANIFEST_DIR"))
-        });
+        let target = std::env::var("CARGO_TARGET_DIR")
+            .unwrap_or_else(|_| format!("{}/../../target", env!("CARGO_MANIFEST_DIR")));
         let dir = format!("{target}/bench");
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(format!("{dir}/store.json"), json).unwrap();

@@ -1,6 +1,9 @@
 //! What every ledger does, and the outbox with it.
 
-use std::{future::Future, sync::atomic::{AtomicUsize, Ordering::SeqCst}};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
 use crate::{
     ledger::{Error, Ledger, Migration, Outgoing, Relay, Value},
@@ -141,7 +144,8 @@ pub async fn increments_do_not_get_lost(home: &impl Home) {
                             Box::pin(async move {
                                 let row = tx.query_opt(COUNT, &["a".into()]).await?;
                                 let next = row.map_or(Ok(0), |row| row.int(0))? + 1;
-                                tx.execute("UPDATE things SET count = $2 WHERE name = $1", &["a".into(), next.into()]).await
+                                tx.execute("UPDATE things SET count = $2 WHERE name = $1", &["a".into(), next.into()])
+                                    .await
                             })
                         })
                         .await
@@ -161,7 +165,10 @@ pub async fn reads_see_what_was_written_before(home: &impl Home) {
     insert(&ledger, "a", 0).await.unwrap();
     for n in 1..100_i64 {
         let set = "UPDATE things SET count = $1";
-        ledger.write(move |tx| Box::pin(async move { tx.execute(set, &[n.into()]).await })).await.unwrap_or_else(|e: Error| panic!("{e}"));
+        ledger
+            .write(move |tx| Box::pin(async move { tx.execute(set, &[n.into()]).await }))
+            .await
+            .unwrap_or_else(|e: Error| panic!("{e}"));
         assert_eq!(count(&ledger, "a").await, Some(n));
     }
 }

@@ -11,7 +11,9 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::log::{Append, Class, Clock, Cursor, Ending, Epoch, Error, Item, Log, Offset, Options, Reader, Retention, Topic};
+use crate::log::{
+    Append, Class, Clock, Cursor, Ending, Epoch, Error, Item, Log, Offset, Options, Reader, Retention, Topic,
+};
 
 /// A place where a log can be opened, again and again. The previous one must be stopped first.
 pub trait Home: Send + Sync {

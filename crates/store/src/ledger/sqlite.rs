@@ -304,7 +304,9 @@ impl Connection {
                 return Err(Error::Schema { reason: reason.into() });
             };
             if self::checksum(known.sql) != checksum {
-                return Err(Error::Schema { reason: format!("migration {name} was changed after it was applied").into() });
+                return Err(Error::Schema {
+                    reason: format!("migration {name} was changed after it was applied").into(),
+                });
             }
         }
         for (position, migration) in migrations.iter().enumerate().skip(applied.len()) {

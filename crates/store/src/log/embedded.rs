@@ -143,8 +143,7 @@ impl Log {
     pub async fn append_batch(&self, appends: Vec<Append>) -> Result<Vec<Appended>, Error> {
         appends.iter().try_for_each(check_payload)?;
         let bytes = appends.iter().map(|append| append.payload.len()).sum();
-        let limits =
-            [("records", appends.len(), BATCH_RECORDS_MAX), ("bytes in one batch", bytes, BATCH_BYTES_MAX)];
+        let limits = [("records", appends.len(), BATCH_RECORDS_MAX), ("bytes in one batch", bytes, BATCH_BYTES_MAX)];
         if let Some((unit, actual, max)) = limits.into_iter().find(|(_, actual, max)| actual > max) {
             return Err(Error::TooLarge { unit, actual, max });
         }

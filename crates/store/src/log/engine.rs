@@ -181,7 +181,7 @@ impl Engine {
             }
             opened => {
                 let engine = opened.map_err(|e| engine_error(&e))?;
-                repairs.extend(before.and_then(|journal| journal.lost_bytes()));
+                repairs.extend(before.and_then(Journal::lost_bytes));
                 engine
             }
         };
@@ -332,7 +332,8 @@ impl Engine {
     ) -> impl DoubleEndedIterator<Item = Result<Vec<u64>, Error>> + use<> {
         // The list that `after` itself falls into starts at or before it.
         let first = self.index.lists.range(index_key(key, 0)..=index_key(key, after)).next_back();
-        let later = (through > after).then(|| self.index.lists.range(index_key(key, after + 1)..=index_key(key, through)));
+        let later =
+            (through > after).then(|| self.index.lists.range(index_key(key, after + 1)..=index_key(key, through)));
         first.into_iter().chain(later.into_iter().flatten()).map(|guard| {
             let value = guard.value().map_err(|e| engine_error(&e))?;
             index::decode(&value).ok_or_else(|| corrupt("topic list cannot be read".into()))
@@ -340,22 +341,18 @@ impl Engine {
     }
 
     /// The records of all topics with `after < offset <= through`, in order, from one consistent view.
-    pub(super) fn scan(
-        &self,
-        after: u64,
-        through: u64,
-    ) -> impl Iterator<Item = Result<StoredRecord, Error>> + use<> {
+    pub(super) fn scan(&self, after: u64, through: u64) -> impl Iterator<Item = Result<StoredRecord, Error>> + use<> {
         let range = self.records.range(after.saturating_add(1).to_be_bytes()..=through.to_be_bytes());
         range.map(|guard| {
             let (key, value) = guard.into_inner().map_err(|e| engine_error(&e))?;
             let offset = Fields(&key).u64().ok_or_else(|| corrupt(format!("record under key {key:02x?}")))?;
-            StoredRecord::decode(offset, value.into())
+            StoredRecord::decode(offset, &value.into())
         })
     }
 
     pub(super) fn get(&self, offset: u64) -> Result<Option<StoredRecord>, Error> {
         let value = self.records.get(offset.to_be_bytes()).map_err(|e| engine_error(&e))?;
-        value.map(|value| StoredRecord::decode(offset, value.into())).transpose()
+        value.map(|value| StoredRecord::decode(offset, &value.into())).transpose()
     }
 
     /// The records at `offsets` (ascending), in order; those that were removed are left out. Offsets that lie close
@@ -420,9 +417,9 @@ impl StoredRecord {
         Bytes::from(value)
     }
 
-    fn decode(offset: u64, value: Bytes) -> Result<Self, Error> {
+    fn decode(offset: u64, value: &Bytes) -> Result<Self, Error> {
         let parse = || {
-            let mut fields = Fields(&value);
+            let mut fields = Fields(value);
             let is_end = fields.u8()? != 0;
             let (timestamp_ms, records, bytes) = (fields.u64()?, fields.u64()?, fields.u64()?);
             let topic = TopicKey(*fields.0.first_chunk()?);
@@ -536,7 +533,8 @@ impl Journal {
         const TRAILER: &[u8] = b"FJL\x03";
         let contents = fs::read(&self.path).map_err(|e| io_error(&self.path, &e))?;
         let used = &contents[..usize::try_from(self.used).unwrap_or(usize::MAX).min(contents.len())];
-        let mut ends = (0..used.len().saturating_sub(TRAILER.len() - 1)).rev().filter(|at| used[*at..].starts_with(TRAILER));
+        let mut ends =
+            (0..used.len().saturating_sub(TRAILER.len() - 1)).rev().filter(|at| used[*at..].starts_with(TRAILER));
         let (Some(_last), keep) = (ends.next(), ends.next().map_or(0, |at| at + TRAILER.len())) else {
             return Err(corrupt(format!("journal {} cannot be replayed: {cause}", self.path.display())));
         };

@@ -284,7 +284,8 @@ impl Reader {
             // Whoever reads from the disk is behind, and transients are for those who are not.
             followed.transients_seen = followed.live.transient_seq();
         }
-        self.catch_up = CatchUp::Ready(Box::new(Merge { through, sources, heads: BinaryHeap::new(), items: Vec::new() }));
+        self.catch_up =
+            CatchUp::Ready(Box::new(Merge { through, sources, heads: BinaryHeap::new(), items: Vec::new() }));
     }
 
     /// One step of a catch-up if there is one: false if not.
@@ -292,7 +293,9 @@ impl Reader {
         if let CatchUp::Ready(_) = &self.catch_up {
             let permit = self.shared.disk_reads.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
             let engine = self.shared.engine().await?;
-            let CatchUp::Ready(mut merge) = std::mem::replace(&mut self.catch_up, CatchUp::Idle) else { return Ok(true) };
+            let CatchUp::Ready(mut merge) = std::mem::replace(&mut self.catch_up, CatchUp::Idle) else {
+                return Ok(true);
+            };
             let most = most.clamp(1, DISK_ITEMS_MAX);
             self.catch_up = CatchUp::Running(tokio::task::spawn_blocking(move || {
                 let read = merge.read(&engine, most);
@@ -418,7 +421,10 @@ impl Merge {
             let trimmed = source.find_gap();
             let Some(record) = records.next_if(|record| record.offset == *offset && !trimmed) else {
                 if done == 0 && !trimmed {
-                    return Err(corrupt(format!("record {offset} of topic {} is listed and missing", source.live.topic)));
+                    return Err(corrupt(format!(
+                        "record {offset} of topic {} is listed and missing",
+                        source.live.topic
+                    )));
                 }
                 self.put_back(&picked[done..]);
                 return Ok(());

@@ -187,7 +187,11 @@ impl LiveTopic {
             tail: AtomicU64::new(0),
             trimmed_to: AtomicU64::new(0),
             transient_seq: AtomicU64::new(0),
-            window: Mutex::new(Window { items: VecDeque::new(), complete_above: u64::MAX, transients: VecDeque::new() }),
+            window: Mutex::new(Window {
+                items: VecDeque::new(),
+                complete_above: u64::MAX,
+                transients: VecDeque::new(),
+            }),
             readers: Mutex::default(),
         }
     }

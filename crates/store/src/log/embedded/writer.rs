@@ -150,7 +150,9 @@ impl Writer {
             match self.requests.try_recv() {
                 Ok(request) => return Some(request),
                 Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                Err(mpsc::error::TryRecvError::Empty) if self.purges.is_empty() => return self.requests.blocking_recv(),
+                Err(mpsc::error::TryRecvError::Empty) if self.purges.is_empty() => {
+                    return self.requests.blocking_recv();
+                }
                 Err(mpsc::error::TryRecvError::Empty) => self.purge_step(),
             }
         }
@@ -353,7 +355,11 @@ impl Answer {
     /// Sends the planned answer, or the commit's error in its place. Whoever asked may have gone: that is their right,
     /// and the write stands.
     fn send(self, committed: &Result<(), Error>) {
-        fn send<T>(answer: oneshot::Sender<Result<T, Error>>, planned: Result<T, Error>, committed: &Result<(), Error>) {
+        fn send<T>(
+            answer: oneshot::Sender<Result<T, Error>>,
+            planned: Result<T, Error>,
+            committed: &Result<(), Error>,
+        ) {
             let _ = answer.send(planned.and_then(|value| committed.clone().map(|()| value)));
         }
         match self {
