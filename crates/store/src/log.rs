@@ -41,6 +41,7 @@
 mod embedded;
 mod engine;
 mod index;
+mod journal;
 mod reader;
 mod window;
 
@@ -56,7 +57,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 pub use embedded::{Log, Submitted};
-pub use engine::Repair;
+pub use journal::Repair;
 pub use reader::Reader;
 
 /// Longest topic name, in bytes. Names are routing keys that people read; 512 leaves room for three identifiers of

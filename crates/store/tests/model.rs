@@ -99,7 +99,7 @@ impl World {
                 }
                 self.log.stop().await;
                 self.log = Log::open(dir, self.options.clone()).unwrap();
-                assert_eq!(self.log.repairs(), []);
+                assert_eq!(self.log.repair(), None);
                 for (index, cursor) in cursors.into_iter().enumerate() {
                     self.resume(index, cursor);
                 }
@@ -266,7 +266,11 @@ fn check(topics: &[(Topic, ModelTopic)], positions: &mut BTreeMap<usize, u64>, i
             assert_eq!(next, Some((&through, &event)), "topic {index} behind {position}");
         }
         None => {
-            assert!(through <= model.trimmed_to, "a gap of topic {index} to {through}, trimmed to {}", model.trimmed_to);
+            assert!(
+                through <= model.trimmed_to,
+                "a gap of topic {index} to {through}, trimmed to {}",
+                model.trimmed_to
+            );
             assert!(model.events.range(*position + 1..=through).next().is_some(), "an empty gap behind {position}");
         }
     }

@@ -23,8 +23,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::{
     Append, Appended, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Cursor, Epoch, Error, Offset, Options, PAYLOAD_BYTES_MAX,
     Reader, Topic, TopicStatus,
-    engine::{Engine, Repair, corrupt},
+    engine::{Engine, corrupt},
     index::Indexer,
+    journal::Repair,
     window::Windows,
 };
 use writer::{Command, Request, Writer};
@@ -42,7 +43,7 @@ pub struct Log {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Request>,
     queue_bytes: Arc<Semaphore>,
-    repairs: Arc<[Repair]>,
+    repair: Option<Repair>,
     opened: Instant,
     options: Arc<Options>,
 }
@@ -73,8 +74,8 @@ impl Log {
     /// [`Error::Unavailable`] if the directory cannot be used or is in use, [`Error::Corrupt`] if what is in it is
     /// damaged or was written by another version.
     pub fn open(dir: &Path, options: Options) -> Result<Self, Error> {
-        let (engine, repairs) = Engine::open(dir, &options)?;
-        for repair in &repairs {
+        let (engine, repair) = Engine::open(dir, &options)?;
+        if let Some(repair) = &repair {
             tracing::warn!(file = %repair.file.display(), bytes = repair.bytes, "cut a torn batch off the log");
         }
         let engine = Arc::new(engine);
@@ -92,13 +93,13 @@ impl Log {
         let indexer = Indexer::start(shared.epoch).map_err(no_thread)?;
         let writer = Writer::new(shared.clone(), engine, tail, dir, options.clone(), requests, indexer);
         std::thread::Builder::new().name("trunkline-log".into()).spawn(move || writer.run()).map_err(no_thread)?;
-        Ok(Self { shared, queue, queue_bytes, repairs: repairs.into(), opened: Instant::now(), options })
+        Ok(Self { shared, queue, queue_bytes, repair, opened: Instant::now(), options })
     }
 
-    /// What had to be repaired when this log was opened.
+    /// What had to be repaired, if anything, when this log was opened.
     #[must_use]
-    pub fn repairs(&self) -> &[Repair] {
-        &self.repairs
+    pub fn repair(&self) -> Option<&Repair> {
+        self.repair.as_ref()
     }
 
     /// This log's epoch.

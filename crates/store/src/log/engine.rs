@@ -15,12 +15,7 @@
 //!
 //! Integers are big-endian, so that keys sort as numbers do.
 
-use std::{
-    fs, io,
-    io::Read,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, io, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -29,6 +24,7 @@ use uuid::Uuid;
 use super::{
     Class, Epoch, Error, Offset, Options, Topic, TopicKey,
     index::{self, Recent, index_key},
+    journal::{self, Repair},
 };
 
 /// Flush a memtable at this size. Reopening replays what was not flushed, so it is kept well below what a second
@@ -45,16 +41,6 @@ const META_EPOCH: &str = "epoch";
 const META_FORMAT: &str = "format";
 const META_INDEXED: &str = "indexed";
 const META_TAIL: &str = "tail";
-
-/// A journal that ended in the middle of a batch, as a crash can leave it: the batch was never acknowledged, and was
-/// cut off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Repair {
-    /// The file that was repaired.
-    pub file: PathBuf,
-    /// Bytes of the torn batch that were cut off.
-    pub bytes: u64,
-}
 
 /// Open handles on the database.
 pub(super) struct Engine {
@@ -108,24 +94,21 @@ pub(super) struct TopicRow {
 }
 
 impl Index {
+    /// Opens the index, or makes it anew if it cannot be read: nothing is lost with it but the time to list all records.
     fn open(dir: &Path, cache_bytes: u64) -> Result<Self, fjall::Error> {
-        let open = || {
-            let database = Database::builder(dir)
-                .cache_size(cache_bytes)
-                .worker_threads(1)
-                .manual_journal_persist(true)
-                .max_journaling_size(JOURNAL_BYTES_MAX)
-                .open()?;
-            Ok(Self { lists: keyspace(&database, "lists")?, meta: keyspace(&database, "meta")?, database })
-        };
-        match open() {
-            // Nothing is lost with it: the lists are made again from the records.
-            Err(fjall::Error::JournalRecovery(_)) => {
-                fs::remove_dir_all(dir)?;
-                open()
-            }
-            opened => opened,
+        fs::create_dir_all(dir)?;
+        if let Err(error) = journal::check(dir) {
+            tracing::warn!(%error, "the index is made anew");
+            fs::remove_dir_all(dir)?;
         }
+        let database = Database::builder(dir)
+            .cache_size(cache_bytes)
+            .worker_threads(1)
+            .manual_journal_persist(true)
+            .journal_compression(fjall::CompressionType::None)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .open()?;
+        Ok(Self { lists: keyspace(&database, "lists")?, meta: keyspace(&database, "meta")?, database })
     }
 
     fn indexed_to(&self, epoch: Epoch) -> Result<u64, fjall::Error> {
@@ -166,34 +149,21 @@ pub(super) struct StoredRecord {
 const RECORD_HEADER_BYTES: usize = 41;
 
 impl Engine {
-    /// Opens or creates the database in `dir`, repairing a torn tail.
-    pub(super) fn open(dir: &Path, options: &Options) -> Result<(Self, Vec<Repair>), Error> {
+    /// Opens or creates the databases in `dir`, repairing a torn tail.
+    pub(super) fn open(dir: &Path, options: &Options) -> Result<(Self, Option<Repair>), Error> {
         fs::create_dir_all(dir).map_err(|e| io_error(dir, &e))?;
-        let before = last_journal(dir)?;
-        let mut repairs = Vec::new();
-        let engine = match Self::open_once(dir, options) {
-            Err(fjall::Error::JournalRecovery(cause)) => {
-                let Some(journal) = before else {
-                    return Err(corrupt(format!("journal cannot be replayed: {cause:?}")));
-                };
-                repairs.push(journal.cut_last_batch(&format!("{cause:?}"))?);
-                Self::open_once(dir, options).map_err(|e| engine_error(&e))?
-            }
-            opened => {
-                let engine = opened.map_err(|e| engine_error(&e))?;
-                repairs.extend(before.and_then(Journal::lost_bytes));
-                engine
-            }
-        };
+        let repair = journal::check(dir)?;
+        let engine = Self::open_databases(dir, options).map_err(|e| engine_error(&e))?;
         engine.check_format()?;
         engine.index_the_rest()?;
-        Ok((engine, repairs))
+        Ok((engine, repair))
     }
 
-    fn open_once(dir: &Path, options: &Options) -> Result<Self, fjall::Error> {
+    fn open_databases(dir: &Path, options: &Options) -> Result<Self, fjall::Error> {
         let database = Database::builder(dir)
             .cache_size(options.cache_bytes)
             .manual_journal_persist(true)
+            .journal_compression(fjall::CompressionType::None)
             .max_journaling_size(JOURNAL_BYTES_MAX)
             .open()?;
         let keyspace = |name: &str| keyspace(&database, name);
@@ -475,76 +445,6 @@ impl Fields<'_> {
         let (first, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(u64::from_be_bytes(*first))
-    }
-}
-
-/// The active journal as it was before the engine opened (and perhaps cut) it.
-struct Journal {
-    path: PathBuf,
-    /// One past the last byte that is not zero: journals are preallocated with zeros.
-    used: u64,
-}
-
-/// The journal with the highest number, if there is any.
-fn last_journal(dir: &Path) -> Result<Option<Journal>, Error> {
-    let mut last: Option<(u64, PathBuf)> = None;
-    for entry in fs::read_dir(dir).map_err(|e| io_error(dir, &e))? {
-        let path = entry.map_err(|e| io_error(dir, &e))?.path();
-        let number = path.file_name().and_then(|n| n.to_str()?.strip_suffix(".jnl")?.parse().ok());
-        if let Some(number) = number
-            && last.as_ref().is_none_or(|(highest, _)| number > *highest)
-        {
-            last = Some((number, path));
-        }
-    }
-    let Some((_, path)) = last else { return Ok(None) };
-    let used = used_bytes(&path).map_err(|e| io_error(&path, &e))?;
-    Ok(Some(Journal { path, used }))
-}
-
-fn used_bytes(path: &Path) -> io::Result<u64> {
-    let mut file = fs::File::open(path)?;
-    let (mut position, mut used) = (0, 0);
-    let mut chunk = vec![0; 1024 * 1024];
-    loop {
-        let length = file.read(&mut chunk)?;
-        if length == 0 {
-            return Ok(used);
-        }
-        if let Some(last) = chunk[..length].iter().rposition(|byte| *byte != 0) {
-            used = position + last as u64 + 1;
-        }
-        position += length as u64;
-    }
-}
-
-impl Journal {
-    /// Bytes that were there before the engine opened the journal and are not now.
-    fn lost_bytes(self) -> Option<Repair> {
-        let length = fs::metadata(&self.path).ok()?.len();
-        (length < self.used).then(|| Repair { bytes: self.used - length, file: self.path })
-    }
-
-    /// Cuts the journal behind its last-but-one batch: the engine refuses a batch whose checksum is wrong, but a
-    /// power failure can leave exactly that as the last one, because pages reach the disk in any order before the
-    /// fsync returns. Only the last batch can be so; every earlier one was fsynced before the next was written.
-    fn cut_last_batch(self, cause: &str) -> Result<Repair, Error> {
-        // Every batch ends with this word; the engine's format 3 calls it the trailer.
-        const TRAILER: &[u8] = b"FJL\x03";
-        let contents = fs::read(&self.path).map_err(|e| io_error(&self.path, &e))?;
-        let used = &contents[..usize::try_from(self.used).unwrap_or(usize::MAX).min(contents.len())];
-        let mut ends =
-            (0..used.len().saturating_sub(TRAILER.len() - 1)).rev().filter(|at| used[*at..].starts_with(TRAILER));
-        let (Some(_last), keep) = (ends.next(), ends.next().map_or(0, |at| at + TRAILER.len())) else {
-            return Err(corrupt(format!("journal {} cannot be replayed: {cause}", self.path.display())));
-        };
-        let cut = || -> io::Result<()> {
-            let file = fs::OpenOptions::new().write(true).open(&self.path)?;
-            file.set_len(keep as u64)?;
-            file.sync_all()
-        };
-        cut().map_err(|e| io_error(&self.path, &e))?;
-        Ok(Repair { bytes: self.used - keep as u64, file: self.path })
     }
 }
 

@@ -1,0 +1,223 @@
+//! Disks that refuse: full, forbidden, torn. A clear error, the process lives, nothing acknowledged is lost.
+
+#![allow(clippy::disallowed_methods, clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use trunkline_store::{
+    OpenError, Store,
+    log::{Append, Error, Item, Log, Options, Topic},
+};
+
+/// Set for the copies of this program that run under a limit of their own.
+const CHILD: &str = "TRUNKLINE_TEST_CHILD_DIR";
+
+/// Runs one test of this program in a child, with `prepare` done by a shell before it.
+fn in_child(test: &str, dir: &Path, prepare: &str, uid: Option<u32>) {
+    let script = format!("{prepare}; exec \"$0\" \"$@\"");
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", &script]).arg(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(CHILD, dir);
+    if let Some(uid) = uid {
+        command.uid(uid).current_dir("/");
+    }
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn child_dir() -> Option<PathBuf> {
+    std::env::var_os(CHILD).map(PathBuf::from)
+}
+
+async fn payloads(log: &Log, topic: &Topic) -> Vec<usize> {
+    let mut reader = log.reader();
+    reader.follow_from_start(topic).unwrap();
+    let mut all = Vec::new();
+    loop {
+        let mut items = Vec::new();
+        reader.available_batch(1024, &mut items).await.unwrap();
+        if items.is_empty() {
+            return all;
+        }
+        for item in items {
+            let Item::Record(record) = item else { panic!("{item:?}") };
+            all.push(std::str::from_utf8(&record.payload[..8]).unwrap().parse().unwrap());
+        }
+    }
+}
+
+/// The log's journal is preallocated to 64 MiB; a limit on the size of files behaves as a full disk beyond that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_an_error_and_heals() {
+    let Some(dir) = child_dir() else {
+        let dir = tempfile::tempdir().unwrap();
+        // SIGXFSZ would kill; ignored, the write fails. 64 MiB in blocks of 1 KiB, soft, so that it can be raised.
+        let prepare = "trap '' XFSZ; ulimit -S -f 65536";
+        tokio::task::block_in_place(|| in_child("a_full_disk_is_an_error_and_heals", dir.path(), prepare, None));
+        return;
+    };
+    let log = Log::open(&dir, Options::default()).unwrap();
+    let topic = Topic::new("t").unwrap();
+    let payload = |n: usize| format!("{n:08}{}", "x".repeat(512 * 1024));
+    let mut acknowledged = 0;
+    let error = loop {
+        // Distinct bytes would be kinder to nobody: what counts is that the journal grows.
+        match log.append(Append::new(&topic, noise(payload(acknowledged)))).await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 2000, "the limit was never met");
+    };
+    assert!(matches!(&error, Error::Unavailable { .. }) && error.is_retryable(), "{error}");
+    assert!(acknowledged > 50);
+    let found = payloads(&log, &topic).await;
+    assert!(found.len() >= acknowledged && found[..acknowledged].iter().copied().eq(0..acknowledged));
+
+    // The same process goes on once there is room.
+    let raised = Command::new("prlimit").arg(format!("--pid={}", std::process::id())).arg("--fsize=unlimited").status();
+    assert!(raised.unwrap().success());
+    let healed = async {
+        while log.append(Append::new(&topic, payload(99_999_999))).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), healed).await.expect("appends are taken again");
+    let found = payloads(&log, &topic).await;
+    assert!(found[..acknowledged].iter().copied().eq(0..acknowledged));
+    assert_eq!(found.last(), Some(&99_999_999));
+    log.stop().await;
+    let log = Log::open(&dir, Options::default()).unwrap();
+    assert_eq!(payloads(&log, &topic).await, found);
+    log.stop().await;
+}
+
+/// Incompressible, so that the journal grows by what is appended.
+fn noise(text: String) -> Vec<u8> {
+    let mut bytes = text.into_bytes();
+    let mut seed = 7_u32;
+    for byte in &mut bytes[8..] {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = (seed >> 24) as u8;
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forbidden_directory_is_named() {
+    let Some(dir) = child_dir() else {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("inside");
+        fs::create_dir(&inside).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&inside, fs::Permissions::from_mode(0o555)).unwrap();
+        // Nothing is forbidden to root, so the child is nobody.
+        let is_root = fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+        let uid = is_root.then_some(65534);
+        tokio::task::block_in_place(|| in_child_readable("a_forbidden_directory_is_named", &inside, uid));
+        return;
+    };
+    let refused = Store::open(&dir, trunkline_store::Options::default()).err().expect("an error");
+    let text = refused.to_string();
+    assert!(matches!(refused, OpenError::Io { .. }), "{text}");
+    assert!(text.contains(dir.to_str().unwrap()) && text.to_lowercase().contains("permission denied"), "{text}");
+    let refused = Log::open(&dir.join("log"), Options::default()).err().expect("an error").to_string();
+    assert!(refused.to_lowercase().contains("permission denied"), "{refused}");
+}
+
+/// The test program itself may lie where nobody else may look: a copy beside the directory can be run.
+fn in_child_readable(test: &str, dir: &Path, uid: Option<u32>) {
+    let copy = dir.parent().unwrap().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(copy);
+    command.args(["--exact", test, "--nocapture"]).env(CHILD, dir);
+    if let Some(uid) = uid {
+        command.uid(uid).current_dir("/");
+    }
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn journal(dir: &Path) -> PathBuf {
+    let journals = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
+    journals.filter(|path| path.extension().is_some_and(|e| e == "jnl")).max().unwrap()
+}
+
+/// Damages the journal's last batch in every way that a power failure can, and opens again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_tail_is_cut_off_and_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let topic = Topic::new("t").unwrap();
+    let log = Log::open(dir.path(), Options::default()).unwrap();
+    for n in 0..20 {
+        log.append(Append::new(&topic, format!("{n:08}"))).await.unwrap();
+    }
+    log.stop().await;
+    let whole = copy(dir.path());
+    let used = used(&journal(whole.path()));
+    for (what, cut, flip) in [("cut", 5, None), ("cut in the payload", 60, None), ("zeroed inside", 0, Some(40))] {
+        let torn = copy(whole.path());
+        let path = journal(torn.path());
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[used - cut..].fill(0);
+        if let Some(back) = flip {
+            bytes[used - back] ^= 0xff;
+        }
+        fs::write(&path, bytes).unwrap();
+        let log = Log::open(torn.path(), Options::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(log.repair().is_some_and(|repair| repair.bytes > 0), "{what}");
+        assert_eq!(payloads(&log, &topic).await, (0..19).collect::<Vec<_>>(), "{what}");
+        log.append(Append::new(&topic, "00000019")).await.unwrap();
+        assert_eq!(payloads(&log, &topic).await, (0..20).collect::<Vec<_>>(), "{what}");
+        log.stop().await;
+        let log = Log::open(torn.path(), Options::default()).unwrap();
+        assert_eq!(log.repair(), None, "{what}: a repaired log is whole");
+        log.stop().await;
+    }
+}
+
+/// Damage before the last batch is not a torn tail: it would take acknowledged records with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_in_the_middle_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let topic = Topic::new("t").unwrap();
+    let log = Log::open(dir.path(), Options::default()).unwrap();
+    for n in 0..20 {
+        log.append(Append::new(&topic, format!("{n:08}{}", "y".repeat(100)))).await.unwrap();
+    }
+    log.stop().await;
+    let path = journal(dir.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = used(&path) / 2;
+    let inside = bytes[middle..].windows(8).position(|w| w == b"yyyyyyyy").unwrap() + middle;
+    bytes[inside] ^= 0xff;
+    fs::write(&path, bytes).unwrap();
+    assert!(matches!(Log::open(dir.path(), Options::default()), Err(Error::Corrupt { .. })));
+}
+
+fn used(journal: &Path) -> usize {
+    fs::read(journal).unwrap().iter().rposition(|byte| *byte != 0).unwrap() + 1
+}
+
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let status = Command::new("cp").arg("-a").arg(from.join(".")).arg(to.path()).status().unwrap();
+    assert!(status.success());
+    to
+}
