@@ -43,7 +43,7 @@ pub(super) fn check(dir: &Path) -> Result<Option<Repair>, Error> {
     let mut repair = None;
     for (index, path) in journals.iter().enumerate() {
         let bytes = fs::read(path).map_err(|e| io_error(path, &e))?;
-        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let used = used(&bytes);
         let whole = whole_batches(&bytes);
         if whole >= used {
             continue;
@@ -68,6 +68,14 @@ fn journals(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
     journals.sort();
     Ok(journals.into_iter().map(|(_, path)| path).collect())
+}
+
+/// One past the last byte that is not zero. By pages first: most of a journal is preallocated.
+fn used(bytes: &[u8]) -> usize {
+    const PAGE: usize = 4096;
+    let page = bytes.chunks(PAGE).rposition(|page| page != &[0; PAGE][..page.len()]).unwrap_or(0);
+    let end = bytes.len().min((page + 1) * PAGE);
+    bytes[..end].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 /// Where the last of the whole batches ends that lie one after the other from the beginning.

@@ -1,0 +1,143 @@
+//! A raw `aether.v1` stream, and what makes scenarios read as prose.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming, transport::Endpoint};
+use trunkline::{Config, Server};
+use trunkline_core::limits::Limits;
+use trunkline_proto::v1::{
+    AgentIdentity, CheckpointOperation, ConnectionAck, DownstreamMessage, IncomingMessage, InitConnection, MessageType,
+    SendMessage, TaskIdentity, UpstreamMessage, aether_gateway_client::AetherGatewayClient,
+    checkpoint_operation::OpType, downstream_message::Payload as Down, init_connection::ClientType,
+    upstream_message::Payload as Up,
+};
+
+/// Nothing here takes longer unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server without a limit on rates, in a directory of its own.
+pub(crate) async fn server(dir: &std::path::Path) -> Server {
+    let limits = Limits { messages_per_second: 0, ..Limits::default() };
+    Server::start(Config { data_dir: dir.to_owned(), dev: true, limits, ..Config::on_free_ports() }).await.unwrap()
+}
+
+pub(crate) struct Client {
+    up: mpsc::Sender<UpstreamMessage>,
+    down: Streaming<DownstreamMessage>,
+    pub(crate) ack: ConnectionAck,
+}
+
+pub(crate) fn agent(specifier: &str) -> InitConnection {
+    let agent = AgentIdentity { workspace: "ws".into(), implementation: "impl".into(), specifier: specifier.into() };
+    InitConnection { client_type: Some(ClientType::Agent(agent)), ..InitConnection::default() }
+}
+
+pub(crate) fn worker() -> InitConnection {
+    let task = TaskIdentity { workspace: "ws".into(), implementation: "work".into(), ..TaskIdentity::default() };
+    InitConnection { client_type: Some(ClientType::Task(task)), ..InitConnection::default() }
+}
+
+pub(crate) fn lane(specifier: &str) -> String {
+    format!("ag::ws::impl::{specifier}")
+}
+
+impl Client {
+    pub(crate) async fn connect(grpc: SocketAddr, init: InitConnection) -> Result<Self, Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{grpc}")).unwrap();
+        let channel = endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let (up, frames) = mpsc::channel(64);
+        let init = UpstreamMessage { payload: Some(Up::Init(init)), ..UpstreamMessage::default() };
+        up.send(init).await.unwrap();
+        let mut client = AetherGatewayClient::new(channel).max_decoding_message_size(32 * 1024 * 1024);
+        let down = client.connect(ReceiverStream::new(frames)).await?.into_inner();
+        let mut client = Self { up, down, ack: ConnectionAck::default() };
+        match client.next().await? {
+            Some(Down::ConnectionAck(ack)) => client.ack = ack,
+            other => panic!("expected an acknowledgement, got {other:?}"),
+        }
+        Ok(client)
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Option<Down>, Status> {
+        let frame = tokio::time::timeout(PATIENCE, self.down.message()).await.expect("a frame, or the end");
+        Ok(frame?.map(|frame| frame.payload.expect("a payload")))
+    }
+
+    /// The next message; what else comes is passed over.
+    pub(crate) async fn message(&mut self) -> IncomingMessage {
+        loop {
+            match self.next().await.unwrap() {
+                Some(Down::Msg(message)) => return message,
+                Some(Down::Config(_)) => {}
+                other => panic!("expected a message, got {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn numbers(&mut self, count: usize) -> Vec<usize> {
+        let mut numbers = Vec::new();
+        while numbers.len() < count {
+            numbers.push(std::str::from_utf8(&self.message().await.payload).unwrap().parse().unwrap());
+        }
+        numbers
+    }
+
+    pub(crate) async fn send(&self, target: &str, payload: impl Into<bytes::Bytes>) {
+        let message = SendMessage {
+            target_topic: target.into(),
+            payload: payload.into(),
+            message_type: MessageType::Chat.into(),
+            ..SendMessage::default()
+        };
+        self.put(Up::Send(message)).await;
+    }
+
+    pub(crate) async fn put(&self, payload: Up) {
+        self.up.send(UpstreamMessage { payload: Some(payload), ..UpstreamMessage::default() }).await.unwrap();
+    }
+
+    /// Everything sent before is durable: frames of one stream take effect in order. Messages that arrive meanwhile are
+    /// passed over.
+    pub(crate) async fn barrier(&mut self) {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let request_id = NEXT.fetch_add(1, Relaxed).to_string();
+        let load = CheckpointOperation {
+            op: OpType::Load.into(),
+            key: "barrier".into(),
+            request_id: request_id.clone(),
+            ..CheckpointOperation::default()
+        };
+        self.put(Up::CheckpointOp(load)).await;
+        loop {
+            match self.next().await.unwrap() {
+                Some(Down::Checkpoint(reply)) if reply.request_id == request_id => return,
+                Some(Down::Msg(_) | Down::Config(_)) => {}
+                other => panic!("expected the barrier's reply, got {other:?}"),
+            }
+        }
+    }
+
+    /// Says goodbye and waits until the server has let go.
+    pub(crate) async fn close(self) {
+        let Self { up, mut down, .. } = self;
+        drop(up);
+        while let Ok(Some(_)) = tokio::time::timeout(PATIENCE, down.message()).await.expect("the end") {}
+    }
+
+    /// How the stream ends, whatever comes before; `None` is a clean end.
+    pub(crate) async fn end(&mut self) -> Option<Code> {
+        loop {
+            match self.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(status) => return Some(status.code()),
+            }
+        }
+    }
+}

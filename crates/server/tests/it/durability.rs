@@ -1,0 +1,123 @@
+//! What was accepted arrives: in order, once or again, never not.
+
+use trunkline_proto::v1::downstream_message::Payload as Down;
+
+use crate::{
+    client::{Client, agent, lane, server, worker},
+    process::Process,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_to_somebody_away_survives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::start(dir.path());
+    let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
+    for round in 0..5 {
+        for n in 0..200 {
+            sender.send(&lane("away"), (round * 200 + n).to_string()).await;
+        }
+        sender.barrier().await;
+        process.kill();
+        process = Process::start(dir.path());
+        sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
+    }
+    let mut away = Client::connect(process.grpc, agent("away")).await.unwrap();
+    assert_eq!(away.numbers(1000).await, (0..1000).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_repeats_and_skips_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(dir.path());
+    let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
+    let mut receiver = Client::connect(process.grpc, agent("receiver")).await.unwrap();
+    for n in 0..100 {
+        sender.send(&lane("receiver"), n.to_string()).await;
+    }
+    assert_eq!(receiver.numbers(100).await, (0..100).collect::<Vec<_>>());
+    for n in 100..150 {
+        sender.send(&lane("receiver"), n.to_string()).await;
+    }
+    sender.barrier().await;
+    process.kill();
+    let process = Process::start(dir.path());
+    let mut receiver = Client::connect(process.grpc, agent("receiver")).await.unwrap();
+    let mut last = receiver.numbers(1).await[0];
+    assert!(last <= 100, "nothing is skipped");
+    while last < 149 {
+        let next = receiver.numbers(1).await[0];
+        assert_eq!(next, last + 1);
+        last = next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_queue_reaches_a_slow_reader_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    for n in 0..100_000 {
+        sender.send(&lane("slow"), n.to_string()).await;
+    }
+    sender.barrier().await;
+    let mut slow = Client::connect(grpc, agent("slow")).await.unwrap();
+    let mut bystander = Client::connect(grpc, agent("bystander")).await.unwrap();
+    // While the slow one does not read, others are not delayed.
+    sender.send(&lane("bystander"), "1").await;
+    assert_eq!(bystander.numbers(1).await, [1]);
+    assert_eq!(slow.numbers(100_000).await, (0..100_000).collect::<Vec<_>>());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_read_some_gets_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    let mut receiver = Client::connect(grpc, agent("receiver")).await.unwrap();
+    for n in 0..20 {
+        sender.send(&lane("receiver"), n.to_string()).await;
+    }
+    assert_eq!(receiver.numbers(20).await, (0..20).collect::<Vec<_>>());
+    receiver.close().await;
+    for n in 20..30 {
+        sender.send(&lane("receiver"), n.to_string()).await;
+    }
+    sender.barrier().await;
+    let mut receiver = Client::connect(grpc, agent("receiver")).await.unwrap();
+    assert_eq!(receiver.numbers(10).await, (20..30).collect::<Vec<_>>());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_waits_for_the_first_worker_and_survives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(dir.path());
+    let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
+    for n in 0..50 {
+        sender.send("tb::ws::work", n.to_string()).await;
+    }
+    sender.barrier().await;
+    process.kill();
+    let process = Process::start(dir.path());
+    let (mut one, mut other) = (
+        Client::connect(process.grpc, worker()).await.unwrap(),
+        Client::connect(process.grpc, worker()).await.unwrap(),
+    );
+    assert_ne!(one.ack.assigned_id, other.ack.assigned_id);
+    let mut all = Vec::new();
+    while all.len() < 50 {
+        let frame = tokio::select! { frame = one.next() => frame, frame = other.next() => frame };
+        match frame.unwrap() {
+            Some(Down::Msg(message)) => {
+                all.push(std::str::from_utf8(&message.payload).unwrap().parse::<usize>().unwrap());
+            }
+            Some(Down::Config(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..50).collect::<Vec<_>>(), "each once");
+}

@@ -1,0 +1,9 @@
+//! A real server on free ports, bytes in and bytes out. One file a promise.
+
+#![allow(clippy::disallowed_methods, clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
+
+mod client;
+mod durability;
+mod identity;
+mod process;
+mod shutdown;

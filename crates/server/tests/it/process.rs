@@ -1,0 +1,112 @@
+//! The binary as a process: its one line, its exit, what it refuses.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use tonic::Code;
+use trunkline::{Config, Server, StartError};
+
+use crate::client::{Client, agent};
+
+/// `trunkline serve --dev` on free ports, without a limit on rates; killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) grpc: SocketAddr,
+}
+
+fn serve(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+    command.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--data-dir"]);
+    command.arg(dir).env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0").env("TRUNKLINE_LOG", "error");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+impl Process {
+    pub(crate) fn start(dir: &Path) -> Self {
+        let mut child = serve(dir).arg("--dev").spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["ready", grpc, http, ops] = words[..] else { panic!("not ready: {line:?}") };
+        for (word, name) in [(http, "http="), (ops, "ops=")] {
+            word.strip_prefix(name).unwrap().parse::<SocketAddr>().unwrap();
+        }
+        Self { child, grpc: grpc.strip_prefix("grpc=").unwrap().parse().unwrap() }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may be gone already, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn refused(mut command: Command) -> String {
+    let mut child = command.spawn().unwrap();
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(!child.wait().unwrap().success());
+    text
+}
+
+#[test]
+fn a_directory_in_use_is_refused_with_the_holders_pid() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(dir.path());
+    let text = refused(serve(dir.path()));
+    assert!(text.contains(&format!("in use by process {}", process.child.id())), "{text}");
+}
+
+#[test]
+fn a_mistake_in_the_settings_is_told_before_anything_is_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = serve(dir.path());
+    command.env("TRUNKLINE__LIMITS__MESAGES", "1");
+    let text = refused(command);
+    assert!(text.contains("mesages") && text.contains("messages_per_second"), "{text}");
+    let mut command = serve(dir.path());
+    command.args(["--config", "/no/such/file"]);
+    assert!(refused(command).contains("/no/such/file"));
+}
+
+#[test]
+fn it_stops_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::start(dir.path());
+    let status = Command::new("kill").arg(process.child.id().to_string()).status().unwrap();
+    assert!(status.success());
+    assert!(process.child.wait().unwrap().success());
+    Process::start(dir.path()).kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_dev_nobody_gets_in_without_a_credential() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().to_owned(), ..Config::on_free_ports() };
+    let server = Server::start(config).await.unwrap();
+    let refused = Client::connect(server.addresses().grpc, agent("a")).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert_eq!(refused.message(), "anonymous connection as Agent requires a matching API key credential");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn dev_does_not_leave_this_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: dir.path().to_owned(), dev: true, ..Config::on_free_ports() };
+    config.listen.grpc = ([0, 0, 0, 0], 0).into();
+    assert!(matches!(Server::start(config).await.err(), Some(StartError::DevBeyondLoopback(_))));
+}

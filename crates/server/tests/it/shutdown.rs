@@ -1,0 +1,51 @@
+//! The server ends by telling everybody, within its deadline.
+
+use std::time::{Duration, Instant};
+
+use trunkline::{Config, Server};
+use trunkline_proto::v1::{downstream_message::Payload as Down, signal::SignalType};
+
+use crate::client::{Client, agent, lane, server};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_told_and_new_ones_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut clients = Vec::new();
+    for n in 0..50 {
+        clients.push(Client::connect(grpc, agent(&n.to_string())).await.unwrap());
+    }
+    let stopping = tokio::spawn(server.stop());
+    for client in &mut clients {
+        let mut signalled = false;
+        while let Some(frame) = client.next().await.unwrap() {
+            if let Down::Signal(signal) = frame {
+                signalled = signal.r#type() == SignalType::GracefulDisconnect;
+            }
+        }
+        assert!(signalled, "a signal, then a clean end");
+    }
+    stopping.await.unwrap();
+    assert!(Client::connect(grpc, agent("late")).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_does_not_hold_it_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: dir.path().to_owned(), dev: true, ..Config::on_free_ports() };
+    config.limits.messages_per_second = 0;
+    config.shutdown.timeout_seconds = 3;
+    let server = Server::start(config).await.unwrap();
+    let grpc = server.addresses().grpc;
+    let wedged = Client::connect(grpc, agent("wedged")).await.unwrap();
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    for _ in 0..64 {
+        sender.send(&lane("wedged"), vec![7; 512 * 1024]).await;
+    }
+    sender.barrier().await;
+    let begun = Instant::now();
+    server.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    drop(wedged);
+}
