@@ -55,7 +55,7 @@ pub(crate) fn run() -> Result {
         match ratchet.get(function) {
             Some(allowed) if lines <= allowed => {}
             Some(allowed) => {
-                problems.push(format!("{function} has {lines} lines; it may have {allowed} and must not grow"))
+                problems.push(format!("{function} has {lines} lines; it may have {allowed} and must not grow"));
             }
             None => problems.push(format!("{function} has {lines} lines; a function may have {FUNCTION_LINES_MAX}")),
         }

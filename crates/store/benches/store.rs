@@ -13,6 +13,8 @@
 
 #[path = "store/append.rs"]
 mod append;
+#[path = "store/ledger.rs"]
+mod ledger;
 #[path = "store/read.rs"]
 mod read;
 #[path = "store/report.rs"]
@@ -40,6 +42,7 @@ fn main() {
     };
     section("append", &mut |report| runtime.block_on(append::run(report)));
     section("read", &mut |report| runtime.block_on(read::run(report)));
+    section("ledger", &mut |report| runtime.block_on(ledger::run(report)));
     section("scale", &mut |report| runtime.block_on(scale::run(report)));
     report.write_json();
 }

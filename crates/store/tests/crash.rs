@@ -14,7 +14,7 @@
 
 use std::{
     collections::HashMap,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -77,7 +77,7 @@ async fn child(dir: &Path, round: &str) {
 
 /// One line, written at once: the output is a pipe, and standard output is buffered by lines.
 fn say(task: usize, number: usize, offset: Offset) {
-    writeln!(std::io::stdout(), "{task} {number} {offset}").unwrap();
+    println!("{task} {number} {offset}");
 }
 
 /// What was acknowledged in one round: for each task, the offsets of its numbers.
@@ -160,7 +160,7 @@ async fn check(log: &Log, from: Option<Cursor>, rounds: &[Acknowledged], first_r
             assert!(record.offset.0 > last, "offsets grow");
             last = record.offset.0;
             let text = std::str::from_utf8(&record.payload).unwrap();
-            let mut fields = text.split(':').map(|field| field.parse::<usize>());
+            let mut fields = text.split(':').map(str::parse::<usize>);
             let mut field = || fields.next().unwrap().unwrap();
             let (round, task, number) = (field(), field(), field());
             assert_eq!(record.topic, topic(task));

@@ -1,5 +1,7 @@
 //! A data directory belongs to one process at a time, and to versions that know its format.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 use trunkline_store::{OpenError, Options, Store};
 
 #[tokio::test]

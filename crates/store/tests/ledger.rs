@@ -1,5 +1,7 @@
 //! The ledger's suite on each back end.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 mod sqlite {
     use trunkline_store::{
         conformance::ledger::Home,

@@ -1,5 +1,7 @@
 //! The log's suite on the embedded back end.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 use trunkline_store::{
     conformance::log::Home,
     log::{Log, Options},

@@ -1,41 +1,47 @@
 //! One row a figure: printed as it comes, kept as JSON.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{path::Path, time::Duration};
 
 use crate::MEASURE;
 
 #[derive(Default)]
 pub(crate) struct Report {
-    rows: Vec<(String, f64, &'static str, Option<(String, f64)>)>,
+    rows: Vec<Row>,
+}
+
+#[derive(serde::Serialize)]
+struct Row {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    limit: Option<&'static str>,
+    limit_value: Option<f64>,
 }
 
 impl Report {
     /// A figure with its unit, and the limit beside it.
-    pub(crate) fn row(&mut self, name: impl Into<String>, value: f64, unit: &'static str, limit: Option<(&str, f64)>) {
+    pub(crate) fn row(
+        &mut self,
+        name: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        limit: Option<(&'static str, f64)>,
+    ) {
         let name = name.into();
         let beside = limit.map_or(String::new(), |(what, limit)| {
             format!("{:>14} {what} ({:.0} %)", human(limit), 100.0 * value / limit)
         });
         println!("{name:<52} {:>12} {unit:<10} {beside}", human(value));
-        self.rows.push((name, value, unit, limit.map(|(what, limit)| (what.to_owned(), limit))));
+        let (limit, limit_value) = limit.unzip();
+        self.rows.push(Row { name, value, unit, limit, limit_value });
     }
 
     pub(crate) fn write_json(&self) {
-        let mut json = String::from("[\n");
-        for (index, (name, value, unit, limit)) in self.rows.iter().enumerate() {
-            let comma = if index + 1 < self.rows.len() { "," } else { "" };
-            write!(json, r#"  {{"name": "{name}", "value": {value}, "unit": "{unit}""#).unwrap();
-            if let Some((what, limit)) = limit {
-                write!(json, r#", "limit": "{what}", "limit_value": {limit}"#).unwrap();
-            }
-            writeln!(json, "}}{comma}").unwrap();
-        }
-        json.push_str("]\n");
-        let target = std::env::var("CARGO_TARGET_DIR")
-            .unwrap_or_else(|_| format!("{}/../../target", env!("CARGO_MANIFEST_DIR")));
-        let dir = format!("{target}/bench");
+        let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or(default, Into::into);
+        let dir = target.join("bench");
         std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(format!("{dir}/store.json"), json).unwrap();
+        std::fs::write(dir.join("store.json"), serde_json::to_vec_pretty(&self.rows).unwrap()).unwrap();
     }
 }
 
