@@ -15,3 +15,4 @@
 pub mod lease;
 pub mod ledger;
 pub mod log;
+pub mod postgres;

@@ -41,10 +41,12 @@
 
 mod dialect;
 mod outbox;
+mod postgres;
+mod schema;
 mod sqlite;
 mod transaction;
 
-use std::{future::Future, path::Path, pin::Pin, sync::Arc};
+use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
@@ -98,10 +100,16 @@ pub type TxFuture<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send +
 /// A handle on the ledger; clones share it.
 #[derive(Clone)]
 pub struct Ledger {
-    engine: sqlite::Sqlite,
+    engine: Engine,
     /// Raised when a transaction that wrote outbox rows has committed.
     outbox: Arc<Notify>,
     id: Arc<str>,
+}
+
+#[derive(Clone)]
+enum Engine {
+    Sqlite(sqlite::Sqlite),
+    Postgres(postgres::Postgres),
 }
 
 impl Ledger {
@@ -111,9 +119,18 @@ impl Ledger {
     /// [`Error::Unavailable`] if the file cannot be used, [`Error::Schema`] if it was migrated otherwise than
     /// `migrations` say (an applied one was changed, or is not known here: a newer version wrote the file).
     pub fn open_sqlite(path: &Path, migrations: &[Migration], options: Options) -> Result<Self, Error> {
-        let all: Vec<Migration> = outbox::MIGRATIONS.iter().chain(migrations).copied().collect();
-        let (engine, id) = sqlite::Sqlite::open(path, &all, options)?;
-        Ok(Self { engine, outbox: Arc::default(), id: id.into() })
+        let (engine, id) = sqlite::Sqlite::open(path, &with_own(migrations), options)?;
+        Ok(Self { engine: Engine::Sqlite(engine), outbox: Arc::default(), id: id.into() })
+    }
+
+    /// Opens the ledger in a PostgreSQL database, given by a connection URL, and brings its schema up to date, while
+    /// other nodes that do the same wait.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_sqlite`].
+    pub async fn open_postgres(url: &str, migrations: &[Migration], options: Options) -> Result<Self, Error> {
+        let (engine, id) = postgres::Postgres::open(url, &with_own(migrations), options).await?;
+        Ok(Self { engine: Engine::Postgres(engine), outbox: Arc::default(), id: id.into() })
     }
 
     /// Runs one write transaction; durable when it returns. See the [module documentation](self).
@@ -129,7 +146,10 @@ impl Ledger {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let (answer, wrote_outbox) = self.engine.write(run).await?;
+        let (answer, wrote_outbox) = match &self.engine {
+            Engine::Sqlite(engine) => engine.write(run).await?,
+            Engine::Postgres(engine) => engine.write(run).await?,
+        };
         if wrote_outbox {
             self.outbox.notify_one();
         }
@@ -148,13 +168,33 @@ impl Ledger {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.engine.read(run).await
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.read(run).await,
+            Engine::Postgres(engine) => engine.read(run).await,
+        }
+    }
+
+    /// Waits for outbox rows; those of other nodes are looked for every `poll`.
+    async fn outbox_written(&self, poll: Duration) {
+        match &self.engine {
+            Engine::Sqlite(_) => self.outbox.notified().await,
+            // Woken or not, there may be rows.
+            Engine::Postgres(_) => drop(tokio::time::timeout(poll, self.outbox.notified()).await),
+        }
     }
 
     /// Finishes what waits and closes the file; later calls get [`Error::Stopped`].
     pub async fn stop(&self) {
-        self.engine.stop().await;
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.stop().await,
+            Engine::Postgres(engine) => engine.stop().await,
+        }
     }
+}
+
+/// The store's own tables come first.
+fn with_own(migrations: &[Migration]) -> Vec<Migration> {
+    outbox::MIGRATIONS.iter().chain(migrations).copied().collect()
 }
 
 /// Why the ledger refused.

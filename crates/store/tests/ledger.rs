@@ -1,6 +1,6 @@
 //! The ledger's suite on each back end.
 
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "test code")]
 
 mod sqlite {
     use trunkline_store::{
@@ -18,4 +18,73 @@ mod sqlite {
     }
 
     ledger_suite!(InFile(tempfile::tempdir().unwrap()));
+}
+
+mod postgres {
+    use trunkline_store::{
+        conformance::{
+            ledger::{Home, SCHEMA},
+            postgres::database,
+        },
+        ledger::{Error, Ledger, Migration, Options, Outgoing, Relay},
+        ledger_suite,
+        log::{self, Item, Log, Topic},
+    };
+
+    /// A database of its own, made with the first opening.
+    #[derive(Default)]
+    struct InDatabase(tokio::sync::OnceCell<String>);
+
+    impl Home for InDatabase {
+        async fn open(&self, migrations: &'static [Migration]) -> Result<Ledger, Error> {
+            let url = self.0.get_or_init(database).await;
+            Ledger::open_postgres(url, migrations, Options::default()).await
+        }
+    }
+
+    ledger_suite!(InDatabase::default());
+
+    async fn node(url: &str) -> Ledger {
+        Ledger::open_postgres(url, SCHEMA, Options::default()).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_that_start_together_migrate_once() {
+        let url = database().await;
+        let nodes: Vec<_> =
+            (0..8).map(|_| url.clone()).map(|url| tokio::spawn(async move { node(&url).await })).collect();
+        for node in nodes {
+            node.await.unwrap().stop().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_another_node_sends_is_relayed() {
+        let url = database().await;
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(dir.path(), log::Options::default()).unwrap();
+        let relay = tokio::spawn(Relay::new(node(&url).await, log.clone()).run());
+        let topic = Topic::new("t").unwrap();
+        let outgoing = Outgoing { topic: topic.clone(), payload: "from afar".into() };
+        let sent: Result<(), Error> = node(&url)
+            .await
+            .write(move |tx| {
+                let outgoing = outgoing.clone();
+                Box::pin(async move { tx.send(&outgoing).await })
+            })
+            .await;
+        sent.unwrap();
+        let mut reader = log.reader();
+        reader.follow_from_start(&topic).unwrap();
+        let Item::Record(record) = reader.next().await.unwrap() else { panic!("not a record") };
+        assert_eq!(record.payload, "from afar");
+        relay.abort();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_named() {
+        let url = "host=/nonexistent user=trunkline dbname=nothing";
+        let refused = Ledger::open_postgres(url, SCHEMA, Options::default()).await.err();
+        assert!(matches!(refused, Some(Error::Unavailable { .. })), "{refused:?}");
+    }
 }

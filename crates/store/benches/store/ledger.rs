@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use trunkline_store::ledger::{Error, Ledger, Migration, Options};
+use trunkline_store::{
+    conformance::postgres,
+    ledger::{Error, Ledger, Migration, Options},
+};
 
 use crate::{
     MEASURE,
@@ -27,17 +30,35 @@ const TEXT: &str = "what happened to whom, in about sixty bytes of ordinary text
 
 pub(crate) async fn run(report: &mut Report) {
     println!("\n-- ledger, SQLite, fsync before every answer --");
-    for in_flight in [32, 512] {
-        let bare = bare_writes(in_flight);
-        let ours = writes(in_flight).await;
-        report.row(format!("two-row transactions, {in_flight} in flight"), ours, "tx/s", Some(("bare rusqlite", bare)));
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for tasks in [32, 512] {
+        let bare = bare_writes(tasks);
+        let ledger = Ledger::open_sqlite(&path(&format!("{tasks}")), SCHEMA, Options::default()).unwrap();
+        let ours = writes(&ledger, tasks).await;
+        ledger.stop().await;
+        report.row(format!("two-row transactions, {tasks} in flight"), ours, "tx/s", Some(("bare rusqlite", bare)));
     }
-    let (ours, bare) = reads().await;
-    report.row("point reads, 512 in flight", ours, "reads/s", Some(("bare rusqlite", bare)));
-}
+    let ledger = Ledger::open_sqlite(&path("reads"), SCHEMA, Options::default()).unwrap();
+    let ours = reads(&ledger).await;
+    ledger.stop().await;
+    report.row("point reads, 512 in flight", ours, "reads/s", Some(("bare rusqlite", bare_reads(&path("reads")))));
 
-fn open(dir: &tempfile::TempDir) -> Ledger {
-    Ledger::open_sqlite(&dir.path().join("ledger.sqlite"), SCHEMA, Options::default()).unwrap()
+    println!("\n-- ledger, PostgreSQL, fsync before every answer --");
+    for tasks in [32, 512] {
+        let bare = bare_postgres(&postgres::database().await, &[FACT, AUDIT]).await;
+        let ledger = Ledger::open_postgres(&postgres::database().await, SCHEMA, Options::default()).await.unwrap();
+        let ours = writes(&ledger, tasks).await;
+        ledger.stop().await;
+        let limit = Some(("bare tokio-postgres", bare));
+        report.row(format!("two-row transactions, {tasks} in flight"), ours, "tx/s", limit);
+    }
+    let url = postgres::database().await;
+    let ledger = Ledger::open_postgres(&url, SCHEMA, Options::default()).await.unwrap();
+    let ours = reads(&ledger).await;
+    ledger.stop().await;
+    let bare = bare_postgres(&url, &[]).await;
+    report.row("point reads, 512 in flight", ours, "reads/s", Some(("bare tokio-postgres", bare)));
 }
 
 async fn write(ledger: &Ledger, id: i64) {
@@ -74,56 +95,94 @@ async fn in_flight<F: Future<Output = ()> + Send>(
     next.load(Relaxed) as f64 / begun.elapsed().as_secs_f64()
 }
 
-async fn writes(tasks: usize) -> f64 {
-    let dir = tempfile::tempdir().unwrap();
-    let ledger = open(&dir);
+async fn writes(ledger: &Ledger, tasks: usize) -> f64 {
     let shared = ledger.clone();
-    let rate = in_flight(tasks, move |id| {
+    in_flight(tasks, move |id| {
         let ledger = shared.clone();
         async move { write(&ledger, id as i64).await }
     })
-    .await;
-    ledger.stop().await;
-    rate
+    .await
 }
 
-async fn reads() -> (f64, f64) {
-    let dir = tempfile::tempdir().unwrap();
-    let ledger = open(&dir);
-    let fill: Vec<_> = (0..100)
-        .map(|part| {
-            let ledger = ledger.clone();
-            tokio::spawn(async move {
-                for id in 0..1000 {
-                    write(&ledger, part * 1000 + id).await;
+/// Rows that point reads choose from.
+const ROWS: i64 = 100_000;
+
+async fn reads(ledger: &Ledger) -> f64 {
+    for first in (0..ROWS).step_by(1000) {
+        let fill = ledger.write(move |tx| {
+            Box::pin(async move {
+                for id in first..first + 1000 {
+                    tx.execute(FACT, &[id.into(), TEXT.into()]).await?;
                 }
+                Ok::<_, Error>(())
             })
-        })
-        .collect();
-    for task in fill {
-        task.await.unwrap();
+        });
+        fill.await.unwrap();
     }
     let shared = ledger.clone();
-    let ours = in_flight(512, move |n| {
+    in_flight(512, move |n| {
         let ledger = shared.clone();
         async move {
-            let id = (n * 7919 % 100_000) as i64;
+            let id = n as i64 * 7919 % ROWS;
             let read = ledger.read(move |tx| Box::pin(async move { tx.query_opt(READ, &[id.into()]).await }));
             assert!(read.await.unwrap_or_else(|e: Error| panic!("{e}")).is_some());
         }
     })
-    .await;
-    ledger.stop().await;
-    let connection = rusqlite::Connection::open(dir.path().join("ledger.sqlite")).unwrap();
-    let mut id = 0_i64;
-    let bare = rate(|| {
-        id = (id + 7919) % 100_000;
+    .await
+}
+
+fn bare_reads(path: &std::path::Path) -> f64 {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let mut id = 0;
+    rate(|| {
+        id = (id + 7919) % ROWS;
         let mut read = connection.prepare_cached(READ).unwrap();
         let text: String = read.query_row([id], |row| row.get(0)).unwrap();
         assert!(!text.is_empty());
         1
-    });
-    (ours, bare)
+    })
+}
+
+/// As many connections as the ledger has, each with one transaction after the other: inserts by `changes` and a commit,
+/// or point reads without one.
+async fn bare_postgres(url: &str, changes: &'static [&'static str]) -> f64 {
+    let next = Arc::new(AtomicU64::new(1));
+    let connect = || async {
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    };
+    if !changes.is_empty() {
+        connect().await.batch_execute(SCHEMA[0].sql).await.unwrap();
+    }
+    let begun = Instant::now();
+    let mut tasks = Vec::new();
+    for _ in 0..16 {
+        let (client, next) = (connect().await, next.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut statements = Vec::new();
+            for sql in changes {
+                statements.push(client.prepare(sql).await.unwrap());
+            }
+            let read = client.prepare(READ).await.unwrap();
+            while begun.elapsed() < 2 * MEASURE {
+                let id = next.fetch_add(1, Relaxed) as i64;
+                if changes.is_empty() {
+                    client.query_one(&read, &[&(id * 7919 % ROWS)]).await.unwrap();
+                    continue;
+                }
+                client.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE").await.unwrap();
+                for statement in &statements {
+                    client.execute(statement, &[&id, &TEXT]).await.unwrap();
+                }
+                client.batch_execute("COMMIT").await.unwrap();
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    next.load(Relaxed) as f64 / begun.elapsed().as_secs_f64()
 }
 
 /// One thread, `group` savepoints a commit, no queue and no answers.

@@ -5,6 +5,11 @@ pub(super) fn sqlite_schema(sql: &str) -> String {
     replace_words(sql, &[("AUTO_ID", "INTEGER PRIMARY KEY AUTOINCREMENT"), ("BYTES", "BLOB")])
 }
 
+/// The same for PostgreSQL.
+pub(super) fn postgres_schema(sql: &str) -> String {
+    replace_words(sql, &[("AUTO_ID", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"), ("BYTES", "BYTEA")])
+}
+
 /// SQLite takes `$1` for a name and numbers names as they come; `?1` is a number.
 pub(super) fn sqlite_statement(sql: &str) -> String {
     sql.replace('$', "?")

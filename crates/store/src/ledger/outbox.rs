@@ -25,6 +25,10 @@ const ROWS_MAX: i64 = 256;
 /// Pause before the next attempt when the log or the ledger refuses.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// How often rows that other nodes wrote are looked for; those of this process announce themselves. A NOTIFY with each
+/// would make PostgreSQL commit their transactions one after the other.
+const OTHERS_POLL: Duration = Duration::from_millis(50);
+
 /// What a transaction wants appended.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
@@ -34,7 +38,8 @@ pub struct Outgoing {
     pub payload: Bytes,
 }
 
-/// Carries outbox rows to the log, in order. One relay a ledger.
+/// Carries outbox rows to the log, in order: what a transaction sent that began after another had returned comes after
+/// what that one sent. One relay a ledger; a second one (while nodes hand over) does no harm.
 pub struct Relay {
     ledger: Ledger,
     log: Log,
@@ -51,7 +56,7 @@ impl Relay {
     pub async fn run(self) {
         loop {
             match self.step().await {
-                Ok(0) => self.ledger.outbox.notified().await,
+                Ok(0) => self.ledger.outbox_written(OTHERS_POLL).await,
                 Ok(_) => {}
                 Err(error) if error.is_final() => return,
                 Err(error) => {

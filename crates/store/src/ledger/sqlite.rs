@@ -15,11 +15,10 @@ use std::{
 };
 
 use rusqlite::{OpenFlags, types::ValueRef};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::{Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect};
+use super::{Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction};
 
 /// Transactions in one commit at most. Past a few hundred, a larger group only adds latency.
 const GROUP_MAX: usize = 1024;
@@ -29,10 +28,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Statements kept compiled, a connection. The whole program has a few hundred.
 const STATEMENTS_MAX: usize = 512;
-
-const BOOKKEEPING: &str = "CREATE TABLE IF NOT EXISTS ledger_migrations (
-    position INTEGER NOT NULL, name TEXT PRIMARY KEY, checksum TEXT NOT NULL, applied_ms INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS ledger_id (id TEXT NOT NULL);";
 
 /// A job for a thread: runs in place and puts its answer where its asker waits, or says how it ends after the commit.
 type ReadJob = Box<dyn FnOnce(&mut ReadTx) + Send>;
@@ -76,7 +71,6 @@ impl Sqlite {
     /// Opens the file, migrates it, starts the threads; answers the ledger's id too.
     pub(super) fn open(path: &Path, migrations: &[Migration], options: Options) -> Result<(Self, String), Error> {
         let mut writer = Connection::open(path, false)?;
-        writer.run_batch(BOOKKEEPING)?;
         writer.migrate(migrations)?;
         let id = writer.id()?;
         let reader = Connection::open(path, true)?;
@@ -143,6 +137,7 @@ fn in_place<T, E: From<Error>>(future: impl Future<Output = Result<T, E>>) -> Re
 }
 
 fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>) {
+    let connection = transaction::Connection::Sqlite(connection);
     let mut tx = WriteTx { reads: ReadTx { connection }, wrote_outbox: false };
     while let Some(first) = jobs.blocking_recv() {
         let (group, stop) = gather(first, &mut jobs);
@@ -157,13 +152,13 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>) {
 }
 
 fn read_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<ReadJob>>) {
-    let mut tx = ReadTx { connection };
+    let mut tx = ReadTx { connection: transaction::Connection::Sqlite(connection) };
     while let Some(first) = jobs.blocking_recv() {
         let (group, stop) = gather(first, &mut jobs);
         // Without a snapshot each query still reads a consistent state of its own, so an error here is one of theirs.
-        let begun = tx.connection.execute("BEGIN", &[]).is_ok();
+        let begun = own(&mut tx.connection).execute("BEGIN", &[]).is_ok();
         group.into_iter().for_each(|job| job(&mut tx));
-        if begun && let Err(error) = tx.connection.execute("COMMIT", &[]) {
+        if begun && let Err(error) = own(&mut tx.connection).execute("COMMIT", &[]) {
             tracing::warn!(%error, "ledger snapshot did not end");
         }
         if let Some(stop) = stop {
@@ -172,6 +167,14 @@ fn read_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<ReadJob>>) {
             let _ = stop.send(());
             return;
         }
+    }
+}
+
+/// The connection that this engine's threads put into their transactions.
+fn own(connection: &mut transaction::Connection) -> &mut Connection {
+    match connection {
+        transaction::Connection::Sqlite(connection) => connection,
+        transaction::Connection::Postgres(_) => unreachable!("the embedded engine has SQLite connections only"),
     }
 }
 
@@ -190,16 +193,16 @@ fn gather<J>(first: Job<J>, jobs: &mut mpsc::Receiver<Job<J>>) -> (Vec<J>, Optio
 }
 
 fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>) {
-    let begun = tx.reads.connection.execute("BEGIN IMMEDIATE", &[]);
-    tx.reads.connection.refusing = begun.as_ref().err().cloned();
+    let begun = own(&mut tx.reads.connection).execute("BEGIN IMMEDIATE", &[]);
+    own(&mut tx.reads.connection).refusing = begun.as_ref().err().cloned();
     let pending: Vec<_> = group.into_iter().map(|job| in_savepoint(tx, job)).collect();
-    tx.reads.connection.refusing = None;
-    let committed = begun.and_then(|_| tx.reads.connection.execute("COMMIT", &[])).map(drop);
+    own(&mut tx.reads.connection).refusing = None;
+    let committed = begun.and_then(|_| own(&mut tx.reads.connection).execute("COMMIT", &[])).map(drop);
     if let Err(error) = &committed {
         tracing::error!(%error, "ledger refused a commit; nothing of it is kept");
-        if !tx.reads.connection.is_autocommit() {
+        if !own(&mut tx.reads.connection).is_autocommit() {
             // Only an error here would leave the transaction open, and then the next BEGIN says so.
-            let _ = tx.reads.connection.execute("ROLLBACK", &[]);
+            let _ = own(&mut tx.reads.connection).execute("ROLLBACK", &[]);
         }
     }
     pending.into_iter().for_each(|ran| ran.finish(committed.clone()));
@@ -207,15 +210,15 @@ fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>) {
 
 fn in_savepoint(tx: &mut WriteTx, job: WriteJob) -> Box<dyn Pending> {
     tx.wrote_outbox = false;
-    if let Err(error) = tx.reads.connection.execute("SAVEPOINT one", &[]) {
-        let refusing = tx.reads.connection.refusing.replace(error);
+    if let Err(error) = own(&mut tx.reads.connection).execute("SAVEPOINT one", &[]) {
+        let refusing = own(&mut tx.reads.connection).refusing.replace(error);
         let ran = job(tx);
-        tx.reads.connection.refusing = refusing;
+        own(&mut tx.reads.connection).refusing = refusing;
         return ran;
     }
     let ran = job(tx);
-    let undone = if ran.keeps() { Ok(0) } else { tx.reads.connection.execute("ROLLBACK TO one", &[]) };
-    if let Err(error) = undone.and_then(|_| tx.reads.connection.execute("RELEASE one", &[])) {
+    let undone = if ran.keeps() { Ok(0) } else { own(&mut tx.reads.connection).execute("ROLLBACK TO one", &[]) };
+    if let Err(error) = undone.and_then(|_| own(&mut tx.reads.connection).execute("RELEASE one", &[])) {
         tracing::error!(%error, "ledger savepoint failed");
     }
     ran
@@ -292,38 +295,26 @@ impl Connection {
         run().map(|rows| rows as u64).map_err(|e: rusqlite::Error| engine_error(&e))
     }
 
-    /// Applies what is missing, all in one transaction, after checking that what was applied is a prefix of what is
-    /// wanted.
+    /// Applies what is missing, all in one transaction.
     fn migrate(&mut self, migrations: &[Migration]) -> Result<(), Error> {
-        let applied = self.query("SELECT name, checksum FROM ledger_migrations ORDER BY position", &[])?;
+        self.run_batch(schema::BOOKKEEPING)?;
         self.run_batch("BEGIN IMMEDIATE")?;
-        for (position, row) in applied.iter().enumerate() {
-            let (name, checksum) = (row.text(0)?, row.text(1)?);
-            let Some(known) = migrations.get(position).filter(|migration| migration.name == name) else {
-                let reason = format!("migration {name} was applied and is not known here: written by a newer version?");
-                return Err(Error::Schema { reason: reason.into() });
-            };
-            if self::checksum(known.sql) != checksum {
-                return Err(Error::Schema {
-                    reason: format!("migration {name} was changed after it was applied").into(),
-                });
-            }
-        }
-        for (position, migration) in migrations.iter().enumerate().skip(applied.len()) {
+        let applied = self.query(schema::APPLIED, &[])?;
+        for (position, migration) in schema::missing(&applied, migrations)? {
             self.run_batch(&dialect::sqlite_schema(migration.sql))?;
-            let params =
-                [(position as i64).into(), migration.name.into(), checksum(migration.sql).into(), now_ms().into()];
-            self.execute("INSERT INTO ledger_migrations VALUES ($1, $2, $3, $4)", &params)?;
+            let checksum = schema::checksum(migration.sql);
+            let params = [(position as i64).into(), migration.name.into(), checksum.into(), schema::now_ms().into()];
+            self.execute(schema::RECORD, &params)?;
         }
         self.run_batch("COMMIT")
     }
 
     fn id(&mut self) -> Result<String, Error> {
-        if let Some(row) = self.query("SELECT id FROM ledger_id", &[])?.first() {
+        if let Some(row) = self.query(schema::ID, &[])?.first() {
             return Ok(row.text(0)?.to_owned());
         }
         let id = Uuid::new_v4().simple().to_string();
-        self.execute("INSERT INTO ledger_id VALUES ($1)", &[id.as_str().into()])?;
+        self.execute(schema::NAME, &[id.as_str().into()])?;
         Ok(id)
     }
 }
@@ -331,14 +322,6 @@ impl Connection {
 /// Keyed by where the text lies in the program: statements are constants.
 fn translate<'a>(known: &'a mut HashMap<(usize, usize), String>, sql: &'static str) -> &'a str {
     known.entry((sql.as_ptr().addr(), sql.len())).or_insert_with(|| dialect::sqlite_statement(sql))
-}
-
-fn checksum(sql: &str) -> String {
-    Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn now_ms() -> i64 {
-    crate::log::Clock::system().now_ms() as i64
 }
 
 fn to_sql(value: &Value) -> rusqlite::types::ToSqlOutput<'_> {

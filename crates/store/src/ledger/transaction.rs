@@ -1,10 +1,16 @@
 //! What a transaction can do: query, and in a write transaction also change rows and write to the outbox.
 
-use super::{Error, Outgoing, Row, Value, outbox, sqlite};
+use super::{Error, Outgoing, Row, Value, outbox, postgres, sqlite};
 
 /// A read transaction.
 pub struct ReadTx {
-    pub(super) connection: sqlite::Connection,
+    pub(super) connection: Connection,
+}
+
+/// What a transaction runs on.
+pub(super) enum Connection {
+    Sqlite(sqlite::Connection),
+    Postgres(postgres::Connection),
 }
 
 /// A write transaction.
@@ -19,7 +25,10 @@ impl ReadTx {
     /// # Errors
     /// [`Error::Statement`] or [`Error::Unavailable`].
     pub async fn query(&mut self, sql: &'static str, params: &[Value]) -> Result<Vec<Row>, Error> {
-        self.connection.query(sql, params)
+        match &mut self.connection {
+            Connection::Sqlite(connection) => connection.query(sql, params),
+            Connection::Postgres(connection) => connection.query(sql, params).await,
+        }
     }
 
     /// The first row of a query, if there is one.
@@ -53,11 +62,14 @@ impl WriteTx {
     /// # Errors
     /// As [`WriteTx::query`].
     pub async fn execute(&mut self, sql: &'static str, params: &[Value]) -> Result<u64, Error> {
-        self.reads.connection.execute(sql, params)
+        match &mut self.reads.connection {
+            Connection::Sqlite(connection) => connection.execute(sql, params),
+            Connection::Postgres(connection) => connection.execute(sql, params).await,
+        }
     }
 
-    /// Has `outgoing` appended to the log once this transaction has committed: exactly once, in the order of the
-    /// transactions, also if the process is killed in between.
+    /// Has `outgoing` appended to the log once this transaction has committed: exactly once, after what
+    /// transactions sent that returned before this one began, also if the process is killed in between.
     ///
     /// # Errors
     /// As [`WriteTx::execute`].

@@ -1,0 +1,42 @@
+//! Bringing a schema up to date: checked, forward only, recorded.
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Error, Migration, Row};
+
+/// Where applied migrations are recorded, and the ledger's own id.
+pub(super) const BOOKKEEPING: &str = "CREATE TABLE IF NOT EXISTS ledger_migrations (
+    position BIGINT NOT NULL, name TEXT PRIMARY KEY, checksum TEXT NOT NULL, applied_ms BIGINT NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger_id (id TEXT NOT NULL);";
+
+pub(super) const APPLIED: &str = "SELECT name, checksum FROM ledger_migrations ORDER BY position";
+pub(super) const RECORD: &str =
+    "INSERT INTO ledger_migrations (position, name, checksum, applied_ms) VALUES ($1, $2, $3, $4)";
+pub(super) const ID: &str = "SELECT id FROM ledger_id";
+pub(super) const NAME: &str = "INSERT INTO ledger_id (id) VALUES ($1)";
+
+/// What is still to be applied, with its position: what was applied must be a prefix of what is wanted, unchanged.
+pub(super) fn missing<'a>(
+    applied: &[Row],
+    wanted: &'a [Migration],
+) -> Result<impl Iterator<Item = (usize, &'a Migration)> + use<'a>, Error> {
+    for (position, row) in applied.iter().enumerate() {
+        let (name, recorded) = (row.text(0)?, row.text(1)?);
+        let Some(known) = wanted.get(position).filter(|migration| migration.name == name) else {
+            let reason = format!("migration {name} was applied and is not known here: written by a newer version?");
+            return Err(Error::Schema { reason: reason.into() });
+        };
+        if checksum(known.sql) != recorded {
+            return Err(Error::Schema { reason: format!("migration {name} was changed after it was applied").into() });
+        }
+    }
+    Ok(wanted.iter().enumerate().skip(applied.len()))
+}
+
+pub(super) fn checksum(sql: &str) -> String {
+    Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn now_ms() -> i64 {
+    crate::log::Clock::system().now_ms() as i64
+}
