@@ -12,8 +12,8 @@ use crate::{
     tools,
 };
 
-/// Where the suite is: beside the checkout, or wherever this variable says.
-const SUITE_VARIABLE: &str = "TRUNKLINE_CONFORMANCE";
+/// Where the suite is.
+const SUITE: &str = "conformance/aether-v1";
 
 /// Tests that later issues owe, one `file::test` a line.
 const DESELECTED: &str = "conformance-deselected.txt";
@@ -29,22 +29,11 @@ const AREAS: [&str; 6] = [
 ];
 
 pub(crate) fn run() -> Result {
-    let suite = std::env::var_os(SUITE_VARIABLE).map_or_else(|| root().join("../shared/conformance"), PathBuf::from);
-    if !suite.join("conftest.py").is_file() {
-        return Err(format!("no conformance suite at {}; set {SUITE_VARIABLE}", suite.display()).into());
-    }
+    let suite = root().join(SUITE);
     let python = virtual_environment(&suite)?;
     checked(cargo(&["build", "--quiet", "--package", "trunkline"]))?;
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path())?;
-    // pytest writes caches beside its tests, which may not be writable.
-    let copy = tempfile::tempdir()?;
-    for entry in fs::read_dir(&suite)? {
-        let path = entry?.path();
-        if let Some(name) = path.file_name().filter(|_| path.is_file()) {
-            fs::copy(&path, copy.path().join(name))?;
-        }
-    }
     let mut pytest = Command::new(python);
     pytest.args(["-m", "pytest", "--runxfail", "-q", "-p", "no:cacheprovider"]).args(AREAS);
     for line in fs::read_to_string(root().join(DESELECTED))?.lines() {
@@ -53,7 +42,7 @@ pub(crate) fn run() -> Result {
             pytest.args(["--deselect", test]);
         }
     }
-    pytest.env("TRUNKLINE_GRPC", &server.grpc).current_dir(copy.path());
+    pytest.env("TRUNKLINE_GRPC", &server.grpc).env("PYTHONDONTWRITEBYTECODE", "1").current_dir(suite);
     checked(pytest)
 }
 
