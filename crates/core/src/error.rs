@@ -87,6 +87,10 @@ impl From<ledger::Error> for Error {
 
 impl From<lease::Error> for Error {
     fn from(error: lease::Error) -> Self {
-        Self::new(Kind::Exists, "ERR_HELD", error.to_string())
+        let (kind, code) = match error {
+            lease::Error::Unavailable { .. } => (Kind::Unavailable, "ERR_LEASES"),
+            _ => (Kind::Exists, "ERR_HELD"),
+        };
+        Self::new(kind, code, error.to_string())
     }
 }

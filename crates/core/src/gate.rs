@@ -110,9 +110,9 @@ impl Gate {
         permit: &AttendPermit,
         from: &str,
         session: &str,
-        note: impl FnOnce(&[u8]) -> Vec<u8> + std::marker::Send,
+        note: impl Fn(&[u8]) -> Vec<u8> + std::marker::Send + Sync + 'static,
     ) -> Result<Lease, lease::Error> {
-        self.store.leases.transfer(&permit.identity.to_string(), from, session, |old| note(old).into()).await
+        self.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
     }
 
     /// One write transaction on what belongs to the permit's owner, whose name the closure gets.

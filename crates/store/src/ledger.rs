@@ -50,6 +50,8 @@ use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
+use crate::lease;
+
 pub use outbox::{Outgoing, Relay};
 pub use transaction::{ReadTx, WriteTx};
 
@@ -194,7 +196,7 @@ impl Ledger {
 
 /// The store's own tables come first.
 fn with_own(migrations: &[Migration]) -> Vec<Migration> {
-    outbox::MIGRATIONS.iter().chain(migrations).copied().collect()
+    [outbox::MIGRATIONS, lease::MIGRATIONS, migrations].concat()
 }
 
 /// Why the ledger refused.

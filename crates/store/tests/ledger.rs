@@ -24,7 +24,7 @@ mod postgres {
     use trunkline_store::{
         conformance::{
             ledger::{Home, SCHEMA},
-            postgres::database,
+            postgres::{Gateway, database},
         },
         ledger::{Error, Ledger, Migration, Options, Outgoing, Relay},
         ledger_suite,
@@ -79,6 +79,38 @@ mod postgres {
         let Item::Record(record) = reader.next().await.unwrap() else { panic!("not a record") };
         assert_eq!(record.payload, "from afar");
         relay.abort();
+    }
+
+    #[tokio::test]
+    async fn broken_connections_are_replaced_and_lose_nothing_that_was_acknowledged() {
+        const INSERT: &str = "INSERT INTO things (name, count) VALUES ($1, 0)";
+        let gateway = Gateway::open(&database().await).await;
+        let ledger = node(gateway.url()).await;
+        let mut acknowledged = Vec::new();
+        for n in 0..200 {
+            if n % 10 == 5 {
+                gateway.cut();
+            }
+            let name = format!("{n}");
+            let wrote: Result<u64, Error> = ledger
+                .write({
+                    let name = name.clone();
+                    move |tx| {
+                        let name = name.as_str().into();
+                        Box::pin(async move { tx.execute(INSERT, &[name]).await })
+                    }
+                })
+                .await;
+            match wrote {
+                Ok(_) => acknowledged.push(name),
+                Err(error) => assert!(matches!(error, Error::Unavailable { .. }), "{error}"),
+            }
+        }
+        assert!(acknowledged.len() >= 150, "{} of 200 were acknowledged", acknowledged.len());
+        let rows = ledger.read(|tx| Box::pin(async move { tx.query("SELECT name FROM things", &[]).await })).await;
+        let rows: Vec<_> = rows.unwrap_or_else(|e: Error| panic!("{e}"));
+        let names: Vec<_> = rows.iter().map(|row| row.text(0).unwrap()).collect();
+        assert!(acknowledged.iter().all(|name| names.contains(&name.as_str())));
     }
 
     #[tokio::test]

@@ -225,6 +225,7 @@ fn displaced(loss: Loss) -> Status {
     match loss {
         Loss::Transferred | Loss::Replaced => Status::cancelled("session resumed by another connection"),
         Loss::Revoked => Status::cancelled("session disconnected by administrator"),
+        Loss::Fenced => Status::unavailable("this node lost touch with its cluster; reconnect"),
     }
 }
 

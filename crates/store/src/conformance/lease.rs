@@ -1,5 +1,7 @@
 //! What leases do on every back end.
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 
 use crate::lease::{Error, Leases, Loss, Policy};
@@ -23,6 +25,7 @@ macro_rules! lease_suite {
 }
 
 const NOTE: &[u8] = b"note";
+const THREE: NonZeroU32 = NonZeroU32::new(3).unwrap();
 
 pub async fn a_taken_key_is_refused(leases: &Leases) {
     let held = leases.acquire("k", "a", Policy::Reject, NOTE).await.unwrap();
@@ -34,7 +37,7 @@ pub async fn a_taken_key_is_refused(leases: &Leases) {
 
 pub async fn dropping_releases(leases: &Leases) {
     drop(leases.acquire("k", "a", Policy::Reject, NOTE).await.unwrap());
-    assert_eq!(leases.holders("k").await, []);
+    assert_eq!(leases.holders("k").await.unwrap(), []);
     leases.acquire("k", "b", Policy::Reject, NOTE).await.unwrap();
 }
 
@@ -43,11 +46,11 @@ pub async fn replacing_tells_the_old_holder(leases: &Leases) {
     let new = leases.acquire("k", "b", Policy::Replace, NOTE).await.unwrap();
     assert_eq!(old.lost().await, Loss::Replaced);
     assert!(!old.is_held() && new.is_held());
-    assert_eq!(leases.holders("k").await, [new.holder().clone()]);
+    assert_eq!(leases.holders("k").await.unwrap(), [new.holder().clone()]);
 }
 
 pub async fn slots_are_filled_and_freed(leases: &Leases) {
-    let acquire = async |session| leases.acquire("k", session, Policy::Slots(3), NOTE).await;
+    let acquire = async |session| leases.acquire("k", session, Policy::Slots(THREE), NOTE).await;
     let mut held = Vec::new();
     for session in ["a", "b", "c"] {
         held.push(acquire(session).await.unwrap());
@@ -56,7 +59,6 @@ pub async fn slots_are_filled_and_freed(leases: &Leases) {
     assert!(matches!(acquire("d").await, Err(Error::Held { .. })));
     drop(held.remove(1));
     assert_eq!(acquire("d").await.unwrap().holder().slot, 1, "the slot that was freed");
-    assert!(matches!(leases.acquire("none", "a", Policy::Slots(0), NOTE).await, Err(Error::Held { .. })));
 }
 
 pub async fn a_transfer_keeps_the_note(leases: &Leases) {
@@ -77,9 +79,9 @@ pub async fn only_the_holder_is_taken_over(leases: &Leases) {
 
 pub async fn revoking_tells_the_holder(leases: &Leases) {
     let mut held = leases.acquire("k", "a", Policy::Reject, NOTE).await.unwrap();
-    assert_eq!(leases.revoke("k", Some("b")).await, 0);
+    assert_eq!(leases.revoke("k", Some("b")).await.unwrap(), 0);
     assert!(held.is_held());
-    assert_eq!(leases.revoke("k", None).await, 1);
+    assert_eq!(leases.revoke("k", None).await.unwrap(), 1);
     assert_eq!(held.lost().await, Loss::Revoked);
     leases.acquire("k", "b", Policy::Reject, NOTE).await.unwrap();
 }
@@ -98,5 +100,5 @@ pub async fn a_late_release_leaves_the_successor_alone(leases: &Leases) {
     let new = leases.transfer("k", "a", "b", Bytes::clone).await.unwrap();
     drop(old);
     assert!(new.is_held());
-    assert_eq!(leases.holders("k").await, [new.holder().clone()]);
+    assert_eq!(leases.holders("k").await.unwrap(), [new.holder().clone()]);
 }

@@ -13,6 +13,13 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Where `initdb` and `postgres` are; `cargo xtask test` sets it.
 const BIN: &str = "TRUNKLINE_TEST_POSTGRES_BIN";
@@ -43,6 +50,77 @@ pub async fn database() -> String {
     drop(client);
     connection.await.unwrap().unwrap();
     format!("host={} user=trunkline dbname={name}", server.dir.path().display())
+}
+
+/// A way to a database that can be held up, as a network can: nothing is refused, nothing gets through.
+pub struct Gateway {
+    url: String,
+    passes: watch::Sender<bool>,
+    cuts: watch::Sender<()>,
+    _accepts: AbortOnDropHandle<()>,
+}
+
+impl Gateway {
+    /// A way to the database at `url`, which came from [`database`].
+    pub async fn open(url: &str) -> Self {
+        let server = SERVER.get_or_init(start);
+        let socket = server.dir.path().join(".s.PGSQL.5432");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let dbname = url.split(' ').find(|part| part.starts_with("dbname=")).unwrap();
+        let (passes, passing) = watch::channel(true);
+        let (cuts, cut) = watch::channel(());
+        let accepts = tokio::spawn(async move {
+            let mut pipes = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let (client_reads, client_writes) = client.into_split();
+                let (server_reads, server_writes) = UnixStream::connect(&socket).await.unwrap().into_split();
+                pipes.spawn(until_cut(pipe(client_reads, server_writes, passing.clone()), cut.clone()));
+                pipes.spawn(until_cut(pipe(server_reads, client_writes, passing.clone()), cut.clone()));
+            }
+        });
+        let url = format!("host=127.0.0.1 port={port} user=trunkline {dbname}");
+        Self { url, passes, cuts, _accepts: AbortOnDropHandle::new(accepts) }
+    }
+
+    /// The connection URL that leads through here.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// From now on bytes wait here.
+    pub fn hold(&self) {
+        self.passes.send_replace(false);
+    }
+
+    /// From now on bytes get through, those that waited first.
+    pub fn pass(&self) {
+        self.passes.send_replace(true);
+    }
+
+    /// Breaks all connections; new ones can be made.
+    pub fn cut(&self) {
+        self.cuts.send_replace(());
+    }
+}
+
+async fn until_cut(pipe: impl Future<Output = ()>, mut cut: watch::Receiver<()>) {
+    cut.mark_unchanged();
+    tokio::select! {
+        () = pipe => {}
+        _ = cut.changed() => {}
+    }
+}
+
+async fn pipe(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut passes: watch::Receiver<bool>) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if passes.wait_for(|passes| *passes).await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
 }
 
 type Connecting = tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio::sync::oneshot;
 use tokio_postgres::{
     NoTls,
@@ -33,6 +33,17 @@ const CONNECTIONS_MAX: usize = 16;
 /// How often a transaction is run at most before it is given up as [`Error::Unavailable`].
 const ATTEMPTS_MAX: u32 = 50;
 
+/// Longest wait for a connection of the pool, and for a new one to be made. Longer means that the server is not there.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long sent bytes may go unacknowledged before the connection counts as broken.
+const TCP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The server ends a transaction whose node says nothing for so long: one that is cut off must not keep its locks.
+/// Closures await statements only, so none is idle on purpose.
+const IDLE_TIMEOUT: &str = "-c idle_in_transaction_session_timeout=5s";
+
 /// Key of the advisory lock under which one node migrates while the others wait.
 const MIGRATION_LOCK: i64 = 0x7472_756e_6b6c_696e;
 
@@ -45,11 +56,16 @@ pub(super) struct Postgres {
 impl Postgres {
     /// Connects, migrates; answers the ledger's id too.
     pub(super) async fn open(url: &str, migrations: &[Migration], options: Options) -> Result<(Self, String), Error> {
-        let config: tokio_postgres::Config =
+        let mut config: tokio_postgres::Config =
             url.parse().map_err(|e: tokio_postgres::Error| unavailable(&format!("not a PostgreSQL URL: {e}")))?;
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let given = config.get_options().unwrap_or_default().to_owned();
+        config.options(format!("{IDLE_TIMEOUT} {given}")).tcp_user_timeout(TCP_TIMEOUT);
         let pool = Pool::builder(Manager::from_config(config, NoTls, recycling))
             .max_size(CONNECTIONS_MAX.min(options.queue_max.max(1)))
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(WAIT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
             .build()
             .map_err(|e| unavailable(&e.to_string()))?;
         let id = Connection::begin(&pool, "BEGIN").await?.migrate(migrations).await?;

@@ -15,22 +15,20 @@ pub(super) const RECORD: &str =
 pub(super) const ID: &str = "SELECT id FROM ledger_id";
 pub(super) const NAME: &str = "INSERT INTO ledger_id (id) VALUES ($1)";
 
-/// What is still to be applied, with its position: what was applied must be a prefix of what is wanted, unchanged.
-pub(super) fn missing<'a>(
-    applied: &[Row],
-    wanted: &'a [Migration],
-) -> Result<impl Iterator<Item = (usize, &'a Migration)> + use<'a>, Error> {
-    for (position, row) in applied.iter().enumerate() {
+/// What is still to be applied, with the position to record: what was applied must be known and unchanged.
+pub(super) fn missing<'a>(applied: &[Row], wanted: &'a [Migration]) -> Result<Vec<(usize, &'a Migration)>, Error> {
+    let mut missing: Vec<_> = wanted.iter().collect();
+    for row in applied {
         let (name, recorded) = (row.text(0)?, row.text(1)?);
-        let Some(known) = wanted.get(position).filter(|migration| migration.name == name) else {
+        let Some(known) = missing.iter().position(|migration| migration.name == name) else {
             let reason = format!("migration {name} was applied and is not known here: written by a newer version?");
             return Err(Error::Schema { reason: reason.into() });
         };
-        if checksum(known.sql) != recorded {
+        if checksum(missing.remove(known).sql) != recorded {
             return Err(Error::Schema { reason: format!("migration {name} was changed after it was applied").into() });
         }
     }
-    Ok(wanted.iter().enumerate().skip(applied.len()))
+    Ok((applied.len()..).zip(missing).collect())
 }
 
 pub(super) fn checksum(sql: &str) -> String {
