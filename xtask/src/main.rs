@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Bench { name, args } => {
             let package = format!("trunkline-{name}");
-            let mut bench = run::cargo(&["bench", "--quiet", "--package", &package, "--bench", &name, "--"]);
+            let mut bench = run::cargo(&["bench", "--quiet", "--package", &package, "--benches", "--"]);
             bench.args(args);
             run::checked(bench)
         }

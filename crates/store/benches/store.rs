@@ -1,6 +1,6 @@
 //! The store's bench: one table, each figure beside the physical or library limit of the same run.
 //!
-//! Run by `cargo xtask bench store [section …]`; sections are the modules below. Writes `target/bench/store.json`.
+//! Run by `cargo xtask bench store [section …]`; sections are named in `main`. Writes `target/bench/store.json`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -43,6 +43,8 @@ fn main() {
     section("append", &mut |report| runtime.block_on(append::run(report)));
     section("read", &mut |report| runtime.block_on(read::run(report)));
     section("ledger", &mut |report| runtime.block_on(ledger::run(report)));
-    section("scale", &mut |report| runtime.block_on(scale::run(report)));
+    section("topics", &mut |report| runtime.block_on(scale::idle_topics(report)));
+    section("readers", &mut |report| runtime.block_on(scale::idle_readers(report)));
+    section("reopen", &mut |report| runtime.block_on(scale::reopening(report)));
     report.write_json();
 }

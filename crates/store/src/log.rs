@@ -369,6 +369,9 @@ pub struct Options {
     pub topics_cached_max: usize,
     /// Memory for blocks read from disk, in bytes.
     pub cache_bytes: u64,
+    /// Records whose place in their topics is kept in memory (24 bytes each, three times over) before it is written. Fewer
+    /// make more and smaller tables on disk.
+    pub chunk_records: usize,
 }
 
 impl Default for Options {
@@ -383,6 +386,7 @@ impl Default for Options {
             queue_bytes_max: 64 * 1024 * 1024,
             topics_cached_max: 2 * 1024 * 1024,
             cache_bytes: 64 * 1024 * 1024,
+            chunk_records: 256 * 1024,
         }
     }
 }

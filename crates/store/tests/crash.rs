@@ -49,7 +49,7 @@ fn topic(task: usize) -> Topic {
 
 /// Appends until it is killed, and says each acknowledged one on standard output: task, number, offset.
 async fn child(dir: &Path, round: &str) {
-    let log = Log::open(dir, Options { window_bytes_max: 100_000, ..Options::default() }).unwrap();
+    let log = Log::open(dir, Options { window_bytes_max: 100_000, chunk_records: 500, ..Options::default() }).unwrap();
     let tasks: Vec<_> = (0..TASKS)
         .map(|task| {
             let (log, topic, round) = (log.clone(), topic(task), round.to_owned());

@@ -221,3 +221,25 @@ fn copy(from: &Path) -> tempfile::TempDir {
     assert!(status.success());
     to
 }
+
+/// After a restore from a backup, say.
+#[tokio::test]
+async fn an_index_of_another_log_is_made_anew() {
+    let topic = Topic::new("t").unwrap();
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (dir, records) in [(&first, 10), (&second, 5)] {
+        let log = Log::open(dir.path(), Options::default()).unwrap();
+        for n in 0..records {
+            log.append(Append::new(&topic, format!("{n:08}"))).await.unwrap();
+        }
+        log.stop().await;
+    }
+    fs::remove_dir_all(second.path().join("index")).unwrap();
+    fs::rename(first.path().join("index"), second.path().join("index")).unwrap();
+    // Once when it is found, and once more when what replaced it is.
+    for _ in 0..2 {
+        let log = Log::open(second.path(), Options::default()).unwrap();
+        assert_eq!(payloads(&log, &topic).await, [0, 1, 2, 3, 4]);
+        log.stop().await;
+    }
+}

@@ -75,7 +75,7 @@ struct World {
 
 impl World {
     fn new(dir: &Path, window_bytes_max: usize) -> Self {
-        let options = Options { window_bytes_max, ..Options::default() };
+        let options = Options { window_bytes_max, chunk_records: 20, ..Options::default() };
         let topics = (0..TOPICS).map(|n| (Topic::new(&format!("t{n}")).unwrap(), ModelTopic::default())).collect();
         Self { log: Log::open(dir, options.clone()).unwrap(), options, topics, readers: Vec::new(), written: 0 }
     }

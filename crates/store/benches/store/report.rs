@@ -68,9 +68,3 @@ pub(crate) fn rate(mut step: impl FnMut() -> usize) -> f64 {
 pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
     sorted[((sorted.len() - 1) as f64 * share) as usize]
 }
-
-/// Resident memory of this process, in bytes.
-pub(crate) fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}

@@ -1,132 +1,147 @@
-//! What grows and what does not: memory, reopening, and the cost of an append beside idle topics and readers.
+//! What must not grow: the cost of an append beside idle topics and readers, and the time to reopen.
 
-use std::time::Instant;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use trunkline_store::log::{Append, Log, Options, Reader, Topic};
 
-use crate::report::{Report, rate, resident};
+use crate::report::{Report, rate};
 
 const TOPICS: usize = 1_000_000;
 const READERS: usize = 10_000;
 
-pub(crate) async fn run(report: &mut Report) {
-    println!("\n-- scale --");
-    idle_topics(report).await;
-    idle_readers(report).await;
-    reopening(report).await;
+/// Both sides take turns, so that a machine whose speed drifts slows both.
+const ROUNDS: usize = 4;
+
+struct Side {
+    _dir: tempfile::TempDir,
+    log: Log,
+    topics: Arc<Vec<Topic>>,
+    /// Seconds taken by all rounds so far.
+    by_one: f64,
+    by_batch: f64,
 }
 
-/// Appends one record to each of `topics` in turn, in batches of 1000, and answers the rate.
-async fn appends(log: &Log, topics: &[Topic], total: usize) -> f64 {
-    let payload = bytes::Bytes::from(vec![7; 256]);
-    let begun = Instant::now();
-    for start in (0..total).step_by(1000) {
-        let batch = (start..start + 1000).map(|n| Append::new(&topics[n % topics.len()], payload.clone())).collect();
-        log.append_batch(batch).await.unwrap();
-    }
-    total as f64 / begun.elapsed().as_secs_f64()
-}
-
-/// The same by 64 tasks, each with one append under way: what a client sees.
-async fn single_appends(log: &Log, topics: &std::sync::Arc<Vec<Topic>>, total: usize) -> f64 {
-    let next = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let begun = Instant::now();
-    let tasks: Vec<_> = (0..64)
-        .map(|_| {
-            let (log, topics, next) = (log.clone(), topics.clone(), next.clone());
-            tokio::spawn(async move {
-                let payload = bytes::Bytes::from(vec![7; 256]);
-                loop {
-                    let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if n >= total {
-                        return;
-                    }
-                    log.append(Append::new(&topics[n % topics.len()], payload.clone())).await.unwrap();
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    total as f64 / begun.elapsed().as_secs_f64()
-}
-
-fn topics(count: usize) -> Vec<Topic> {
-    (0..count).map(|n| Topic::new(&format!("topic-{n:07}")).unwrap()).collect()
-}
-
-/// Both logs hold as many records; only the number of topics differs. The second million is measured.
-async fn idle_topics(report: &mut Report) {
-    let (mut rates, mut singles) = (Vec::new(), Vec::new());
-    for count in [10, TOPICS] {
+impl Side {
+    /// A log with a million records over so many topics.
+    async fn new(topics: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::open(dir.path(), Options::default()).unwrap();
-        let topics = std::sync::Arc::new(topics(count));
-        appends(&log, &topics, TOPICS).await;
-        singles.push(single_appends(&log, &topics, TOPICS).await);
-        rates.push(appends(&log, &topics, TOPICS).await);
-        if count == TOPICS {
-            let begun = Instant::now();
-            for n in 0..1000 {
-                let status = log.status(&topics[n * 997]).await.unwrap();
-                assert_eq!(status.records, 3);
-            }
-            report.row("looking up one topic of a million", begun.elapsed().as_secs_f64() * 1e3, "us", None);
+        let topics = Arc::new((0..topics).map(|n| Topic::new(&format!("topic-{n:07}")).unwrap()).collect());
+        let mut side = Self { _dir: dir, log, topics, by_one: 0.0, by_batch: 0.0 };
+        side.append_batches(TOPICS).await;
+        side.by_batch = 0.0;
+        side
+    }
+
+    /// To each topic in turn, in batches of 1000.
+    async fn append_batches(&mut self, records: usize) {
+        let payload = bytes::Bytes::from(vec![7; 256]);
+        let begun = Instant::now();
+        for start in (0..records).step_by(1000) {
+            let topic = |n| &self.topics[n % self.topics.len()];
+            let batch = (start..start + 1000).map(|n| Append::new(topic(n), payload.clone())).collect();
+            self.log.append_batch(batch).await.unwrap();
         }
-        log.stop().await;
+        self.by_batch += begun.elapsed().as_secs_f64();
     }
-    report.row("append by 64, 1,000,000 topics", singles[1], "records/s", Some(("10 topics", singles[0])));
-    report.row("append in batches of 1000, 1,000,000 topics", rates[1], "records/s", Some(("10 topics", rates[0])));
-    let per_topic = state_memory().await;
-    report.row("memory of an idle topic", per_topic, "B", None);
+
+    /// The same by 64 tasks, each with one append under way: what a client sees.
+    async fn append_one_by_one(&mut self, records: usize) {
+        let next = Arc::new(AtomicUsize::new(0));
+        let begun = Instant::now();
+        let tasks: Vec<_> = (0..64)
+            .map(|_| {
+                let (log, topics, next) = (self.log.clone(), self.topics.clone(), next.clone());
+                tokio::spawn(async move {
+                    let payload = bytes::Bytes::from(vec![7; 256]);
+                    loop {
+                        let n = next.fetch_add(1, Relaxed);
+                        if n >= records {
+                            return;
+                        }
+                        log.append(Append::new(&topics[n % topics.len()], payload.clone())).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        self.by_one += begun.elapsed().as_secs_f64();
+    }
 }
 
-/// What the writer holds for a million topics that were used once: the same appends with and without its cache.
-async fn state_memory() -> f64 {
-    let mut resident_with = Vec::new();
-    for topics_cached_max in [1, 2 * TOPICS] {
-        let dir = tempfile::tempdir().unwrap();
-        let log = Log::open(dir.path(), Options { topics_cached_max, ..Options::default() }).unwrap();
-        let before = resident();
-        let topics = topics(TOPICS);
-        appends(&log, &topics, TOPICS).await;
-        drop(topics);
-        // Let flushes end, so that both runs hold the same memtables.
-        log.stop().await;
-        let log_again = Log::open(dir.path(), Options { topics_cached_max, ..Options::default() }).unwrap();
-        log_again.stop().await;
-        resident_with.push(resident() as f64 - before as f64);
+/// Rounds of as many records on both sides; prints rates, and the costs of the second in terms of the first.
+async fn compare(report: &mut Report, sides: &mut [Side; 2], names: [&'static str; 2], records: usize) {
+    for _ in 0..ROUNDS {
+        for side in &mut *sides {
+            side.append_one_by_one(records).await;
+            side.append_batches(records).await;
+        }
     }
-    (resident_with[1] - resident_with[0]).max(0.0) / TOPICS as f64
+    let rate = |seconds: f64| (ROUNDS * records) as f64 / seconds;
+    let [few, many] = sides;
+    let (name, limit) = (names[1], names[0]);
+    report.row(format!("append by 64, {name}"), rate(many.by_one), "records/s", Some((limit, rate(few.by_one))));
+    let limit = Some((limit, rate(few.by_batch)));
+    report.row(format!("append in batches of 1000, {name}"), rate(many.by_batch), "records/s", limit);
 }
 
-async fn idle_readers(report: &mut Report) {
-    let dir = tempfile::tempdir().unwrap();
-    let log = Log::open(dir.path(), Options::default()).unwrap();
-    let busy = topics(10);
-    appends(&log, &busy, 200_000).await;
-    let without = appends(&log, &busy, 500_000).await;
-    let before = resident();
-    let readers: Vec<Reader> = (0..READERS)
-        .map(|n| {
-            let mut reader = log.reader();
-            reader.follow_from_tail(&Topic::new(&format!("idle-{n}")).unwrap()).unwrap();
-            reader
-        })
-        .collect();
-    let per_reader = (resident() - before) as f64 / READERS as f64;
-    let with = appends(&log, &busy, 500_000).await;
-    report.row("append, 10,000 idle readers", with, "records/s", Some(("no readers", without)));
-    report.row("memory of an idle reader", per_reader, "B", None);
+/// Both logs hold as many records; only the number of topics differs.
+pub(crate) async fn idle_topics(report: &mut Report) {
+    println!("\n-- many topics --");
+    let mut sides = [Side::new(10).await, Side::new(TOPICS).await];
+    compare(report, &mut sides, ["10 topics", "1,000,000 topics"], TOPICS).await;
+    let [_, many] = sides;
+    let begun = Instant::now();
+    for n in 0..1000 {
+        assert_eq!(many.log.status(&many.topics[n * 997]).await.unwrap().records, 1 + 2 * ROUNDS as u64);
+    }
+    report.row("looking up one topic of a million", begun.elapsed().as_secs_f64() * 1e3, "us", None);
+    let begun = Instant::now();
+    let (mut read, mut items) = (0, Vec::new());
+    for part in many.topics.chunks(100).take(100) {
+        let mut reader = many.log.reader();
+        part.iter().for_each(|topic| reader.follow_from_start(topic).unwrap());
+        let before = read;
+        while read < before + part.len() * (1 + 2 * ROUNDS) {
+            items.clear();
+            reader.next_batch(1024, &mut items).await.unwrap();
+            read += items.len();
+        }
+    }
+    report.row(
+        "catching up on 10,000 of a million topics",
+        read as f64 / begun.elapsed().as_secs_f64(),
+        "records/s",
+        None,
+    );
+}
+
+pub(crate) async fn idle_readers(report: &mut Report) {
+    println!("\n-- many idle readers --");
+    let mut sides = [Side::new(10).await, Side::new(10).await];
+    let follow = |n| {
+        let mut reader = sides[1].log.reader();
+        reader.follow_from_tail(&Topic::new(&format!("idle-{n}")).unwrap()).unwrap();
+        reader
+    };
+    let readers: Vec<Reader> = (0..READERS).map(follow).collect();
+    compare(report, &mut sides, ["no readers", "10,000 idle readers"], TOPICS / 2).await;
     drop(readers);
-    log.stop().await;
 }
 
-async fn reopening(report: &mut Report) {
+pub(crate) async fn reopening(report: &mut Report) {
+    println!("\n-- reopening --");
     let dir = tempfile::tempdir().unwrap();
     let log = Log::open(dir.path(), Options::default()).unwrap();
-    let topics = topics(1000);
+    let topics: Vec<_> = (0..1000).map(|n| Topic::new(&format!("topic-{n}")).unwrap()).collect();
     let gib = 1024 * 1024 * 1024;
     // Not compressible, so that 5 GiB are 5 GiB on disk.
     let mut seed = 7_u64;

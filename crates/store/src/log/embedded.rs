@@ -81,7 +81,7 @@ impl Log {
         let engine = Arc::new(engine);
         let tail = engine.tail()?;
         let shared = Arc::new(Shared {
-            epoch: engine.epoch()?,
+            epoch: engine.epoch,
             windows: Windows::new(tail.offset),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             engine: watch::Sender::new(Some(engine.clone())),
@@ -90,7 +90,7 @@ impl Log {
         let queue_bytes = Arc::new(Semaphore::new(options.queue_bytes_max));
         let options = Arc::new(options);
         let no_thread = |e| Error::Unavailable { reason: format!("cannot start a thread: {e}").into() };
-        let indexer = Indexer::start(shared.epoch).map_err(no_thread)?;
+        let indexer = Indexer::start().map_err(no_thread)?;
         let writer = Writer::new(shared.clone(), engine, tail, dir, options.clone(), requests, indexer);
         std::thread::Builder::new().name("trunkline-log".into()).spawn(move || writer.run()).map_err(no_thread)?;
         Ok(Self { shared, queue, queue_bytes, repair, opened: Instant::now(), options })
@@ -198,9 +198,9 @@ impl Log {
         let state = self.on_disk(move |engine| engine.state(&topic)).await?;
         Ok(TopicStatus {
             tail: Offset(state.tail),
-            trimmed_to: state.row.trimmed_to(),
-            records: state.records - state.row.trimmed_records,
-            bytes: state.bytes - state.row.trimmed_bytes,
+            trimmed_to: Offset(state.row.trimmed().to),
+            records: state.records - state.row.trimmed().records,
+            bytes: state.bytes - state.row.trimmed().bytes,
             closed: state.row.closed,
         })
     }

@@ -1,7 +1,4 @@
-//! What is on disk: two fjall databases, how they are encoded, opened and repaired.
-//!
-//! The index is a database of its own, so that writing lists never makes an append wait for the journal. It is not
-//! fsynced: what a crash takes from its end, mark included, is made again from the records.
+//! What is on disk: how it is encoded, opened and repaired. The lists of [`super::index`] are a database of their own.
 //!
 //! | keyspace | key | value |
 //! | --- | --- | --- |
@@ -10,20 +7,18 @@
 //! | `dedup` | topic key (16), digest of the id (16) | offset (8) |
 //! | `dedup_age` | timestamp (8), the key in `dedup` | nothing |
 //! | `meta` | a word | epoch, format, and the tail (offset, timestamp) as of every batch |
-//! | index: `lists` | topic key (16), first offset of a chunk (8) | the topic's offsets in that chunk ([`super::index`]) |
-//! | index: `meta` | a word | how far the lists go, and whose they are |
 //!
 //! Integers are big-endian, so that keys sort as numbers do.
 
 use std::{fs, io, path::Path, sync::Arc};
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, config::FilterPolicy};
 use uuid::Uuid;
 
 use super::{
-    Class, Epoch, Error, Offset, Options, Topic, TopicKey,
-    index::{self, Recent, index_key},
+    Class, Epoch, Error, Options, Topic, TopicKey,
+    index::{Lists, Recent},
     journal::{self, Repair},
 };
 
@@ -32,14 +27,17 @@ use super::{
 const MEMTABLE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Journals are kept until all keyspaces flushed what they hold; past this, stragglers are flushed. Bounds replay.
-const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+pub(super) const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Threads of each database that flush and compact. With more than one, fjall's first passes compactions on in a busy
+/// loop until another is free, which takes a core from everybody else.
+pub(super) const WORKERS: usize = 1;
 
 /// Version of the encodings of this file.
 const FORMAT: u8 = 1;
 
 const META_EPOCH: &str = "epoch";
 const META_FORMAT: &str = "format";
-const META_INDEXED: &str = "indexed";
 const META_TAIL: &str = "tail";
 
 /// Open handles on the database.
@@ -50,16 +48,11 @@ pub(super) struct Engine {
     pub(super) dedup: Keyspace,
     pub(super) dedup_age: Keyspace,
     meta: Keyspace,
-    pub(super) index: Index,
-    /// The part of the index that is not on disk yet.
+    pub(super) epoch: Epoch,
+    /// Which offsets belong to a topic: as far as that is on disk,
+    pub(super) lists: Lists,
+    /// and what is not yet.
     pub(super) recent: Recent,
-}
-
-/// The handles on the index.
-pub(super) struct Index {
-    pub(super) database: Database,
-    pub(super) lists: Keyspace,
-    meta: Keyspace,
 }
 
 /// The log's end as of the last batch.
@@ -71,7 +64,7 @@ pub(super) struct Tail {
 
 /// What the writer knows of a topic. `records` and `bytes` count from the topic's beginning and never shrink, so that
 /// the retained amount is a difference and the place to trim to is found by binary search.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TopicState {
     pub(super) exists: bool,
     pub(super) tail: u64,
@@ -81,57 +74,28 @@ pub(super) struct TopicState {
 }
 
 /// A topic's row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TopicRow {
     pub(super) class: Class,
     pub(super) closed: bool,
     pub(super) deleted: bool,
-    pub(super) trimmed_to: u64,
-    /// Everything up to here was also removed from the disk; at most `trimmed_to`.
+    /// Most topics were never trimmed; apart, this leaves the state of a topic in one cache line.
+    trimmed: Option<Box<Trimmed>>,
+}
+
+/// What is gone from a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Trimmed {
+    /// Everything up to here.
+    pub(super) to: u64,
+    /// Everything up to here was also removed from the disk; at most `to`.
     pub(super) purged_to: u64,
-    pub(super) trimmed_records: u64,
-    pub(super) trimmed_bytes: u64,
+    pub(super) records: u64,
+    pub(super) bytes: u64,
 }
 
-impl Index {
-    /// Opens the index, or makes it anew if it cannot be read: nothing is lost with it but the time to list all records.
-    fn open(dir: &Path, cache_bytes: u64) -> Result<Self, fjall::Error> {
-        fs::create_dir_all(dir)?;
-        if let Err(error) = journal::check(dir) {
-            tracing::warn!(%error, "the index is made anew");
-            fs::remove_dir_all(dir)?;
-        }
-        let database = Database::builder(dir)
-            .cache_size(cache_bytes)
-            .worker_threads(1)
-            .manual_journal_persist(true)
-            .journal_compression(fjall::CompressionType::None)
-            .max_journaling_size(JOURNAL_BYTES_MAX)
-            .open()?;
-        Ok(Self { lists: keyspace(&database, "lists")?, meta: keyspace(&database, "meta")?, database })
-    }
-
-    fn indexed_to(&self, epoch: Epoch) -> Result<u64, fjall::Error> {
-        let value = self.meta.get(META_INDEXED)?;
-        let mark = value.as_ref().and_then(|value| {
-            let (offset, owner) = value.split_first_chunk()?;
-            (owner == epoch.0.as_bytes()).then(|| u64::from_be_bytes(*offset))
-        });
-        Ok(mark.unwrap_or(0))
-    }
-
-    /// Hands what was written to the operating system, so that killing the process does not take it back.
-    pub(super) fn put_indexed_to(&self, epoch: Epoch, offset: u64) -> Result<(), fjall::Error> {
-        let mut value = offset.to_be_bytes().to_vec();
-        value.extend(epoch.0.as_bytes());
-        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
-        batch.insert(&self.meta, META_INDEXED, value);
-        batch.commit()
-    }
-}
-
-fn keyspace(database: &Database, name: &str) -> Result<Keyspace, fjall::Error> {
-    database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES))
+fn options_for_all() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
 }
 
 /// A record as stored: a fixed header, then the payload.
@@ -153,45 +117,32 @@ impl Engine {
     pub(super) fn open(dir: &Path, options: &Options) -> Result<(Self, Option<Repair>), Error> {
         fs::create_dir_all(dir).map_err(|e| io_error(dir, &e))?;
         let repair = journal::check(dir)?;
-        let engine = Self::open_databases(dir, options).map_err(|e| engine_error(&e))?;
-        engine.check_format()?;
-        engine.index_the_rest()?;
-        Ok((engine, repair))
-    }
-
-    fn open_databases(dir: &Path, options: &Options) -> Result<Self, fjall::Error> {
         let database = Database::builder(dir)
             .cache_size(options.cache_bytes)
+            .worker_threads(WORKERS)
             .manual_journal_persist(true)
             .journal_compression(fjall::CompressionType::None)
             .max_journaling_size(JOURNAL_BYTES_MAX)
-            .open()?;
-        let keyspace = |name: &str| keyspace(&database, name);
-        Ok(Self {
-            records: keyspace("records")?,
+            .open()
+            .map_err(|e| engine_error(&e))?;
+        let keyspace = |name: &str| database.keyspace(name, options_for_all).map_err(|e| engine_error(&e));
+        // Tables hold disjoint stretches of offsets, so at most one is asked for a record, and it has it.
+        let records = || options_for_all().filter_policy(FilterPolicy::disabled());
+        let meta = keyspace("meta")?;
+        let epoch = epoch(&database, &meta)?;
+        let engine = Self {
+            records: database.keyspace("records", records).map_err(|e| engine_error(&e))?,
             topics: keyspace("topics")?,
             dedup: keyspace("dedup")?,
             dedup_age: keyspace("dedup_age")?,
-            meta: keyspace("meta")?,
-            index: Index::open(&dir.join("index"), options.cache_bytes / 4)?,
-            recent: Recent::default(),
+            lists: Lists::open(&dir.join("index"), options.cache_bytes / 4, epoch, tail(&meta)?.offset)?,
+            recent: Recent::new(options.chunk_records),
+            meta,
+            epoch,
             database,
-        })
-    }
-
-    fn check_format(&self) -> Result<(), Error> {
-        match self.meta.get(META_FORMAT).map_err(|e| engine_error(&e))? {
-            None => {
-                let mut batch = self.batch();
-                batch.insert(&self.meta, META_FORMAT, [FORMAT]);
-                batch.insert(&self.meta, META_EPOCH, *Uuid::new_v4().as_bytes());
-                batch.commit().map_err(|e| engine_error(&e))
-            }
-            Some(found) if *found == [FORMAT] => Ok(()),
-            Some(found) => Err(corrupt(format!(
-                "log format {found:?} was written by another version; this one reads format {FORMAT}"
-            ))),
-        }
+        };
+        engine.list_the_rest()?;
+        Ok((engine, repair))
     }
 
     /// A batch that is on disk when its commit returns.
@@ -199,19 +150,8 @@ impl Engine {
         self.database.batch().durability(Some(PersistMode::SyncData))
     }
 
-    pub(super) fn epoch(&self) -> Result<Epoch, Error> {
-        let bytes = self.meta.get(META_EPOCH).map_err(|e| engine_error(&e))?;
-        let uuid = bytes.and_then(|b| Uuid::from_slice(&b).ok());
-        uuid.map(Epoch).ok_or_else(|| corrupt("no epoch".into()))
-    }
-
     pub(super) fn tail(&self) -> Result<Tail, Error> {
-        let Some(bytes) = self.meta.get(META_TAIL).map_err(|e| engine_error(&e))? else {
-            return Ok(Tail::default());
-        };
-        let mut fields = Fields(&bytes);
-        let tail = (|| Some(Tail { offset: fields.u64()?, timestamp_ms: fields.u64()? }))();
-        tail.ok_or_else(|| corrupt("tail cannot be read".into()))
+        tail(&self.meta)
     }
 
     pub(super) fn put_tail(&self, batch: &mut fjall::OwnedWriteBatch, tail: Tail) {
@@ -226,24 +166,17 @@ impl Engine {
         bytes.map(|b| TopicRow::decode(&b)).transpose()
     }
 
-    pub(super) fn put_row(&self, batch: &mut fjall::OwnedWriteBatch, topic: &Topic, row: TopicRow) {
+    pub(super) fn put_row(&self, batch: &mut fjall::OwnedWriteBatch, topic: &Topic, row: &TopicRow) {
         batch.insert(&self.topics, topic.as_str(), row.encode());
     }
 
-    /// Lists the records behind the last chunk that was written. An index of another log is made anew.
-    fn index_the_rest(&self) -> Result<(), Error> {
-        let epoch = self.epoch()?;
-        let mut indexed_to = self.index.indexed_to(epoch).map_err(|e| engine_error(&e))?;
-        if indexed_to > self.tail()?.offset {
-            indexed_to = 0;
-        }
-        if indexed_to == 0 {
-            self.index.lists.clear().map_err(|e| engine_error(&e))?;
-        }
-        for record in self.scan(indexed_to, u64::MAX) {
+    /// Lists the records behind the last chunk that was written.
+    fn list_the_rest(&self) -> Result<(), Error> {
+        for record in self.scan(self.lists.written_to()?, u64::MAX) {
             let record = record?;
             if let Some(full) = self.recent.note(std::iter::once((record.topic, record.offset, record.payload.len()))) {
-                index::write(self, epoch, &full).map_err(|e| engine_error(&e))?;
+                self.lists.write(&full).map_err(|e| engine_error(&e))?;
+                self.recent.forget(&full);
             }
         }
         Ok(())
@@ -252,12 +185,13 @@ impl Engine {
     /// What is known of a topic: its row and its last record.
     pub(super) fn state(&self, topic: &Topic) -> Result<TopicState, Error> {
         let Some(row) = self.row(topic)? else { return Ok(TopicState::default()) };
-        let last = self.last(topic.key(), row.trimmed_to, u64::MAX)?;
+        let trimmed = row.trimmed();
+        let last = self.last(topic.key(), trimmed.to, u64::MAX)?;
         Ok(TopicState {
             exists: true,
-            tail: last.as_ref().map_or(row.trimmed_to, |r| r.offset),
-            records: last.as_ref().map_or(row.trimmed_records, |r| r.records),
-            bytes: last.as_ref().map_or(row.trimmed_bytes, |r| r.bytes),
+            tail: last.as_ref().map_or(trimmed.to, |r| r.offset),
+            records: last.as_ref().map_or(trimmed.records, |r| r.records),
+            bytes: last.as_ref().map_or(trimmed.bytes, |r| r.bytes),
             row,
         })
     }
@@ -268,7 +202,7 @@ impl Engine {
         let memory = self.recent.offsets(key, after, through);
         let mut offsets = Vec::new();
         let on_disk = through.min(memory.begins_at - 1);
-        for list in self.lists(key, after, on_disk) {
+        for list in self.lists.find(key, after, on_disk) {
             offsets.extend(list?.into_iter().filter(|offset| *offset > after && *offset <= on_disk));
             if offsets.len() >= most {
                 return Ok(offsets);
@@ -285,29 +219,12 @@ impl Engine {
             return self.get(*last);
         }
         let on_disk = through.min(memory.begins_at - 1);
-        for list in self.lists(key, after, on_disk).rev() {
+        for list in self.lists.find(key, after, on_disk).rev() {
             if let Some(last) = list?.into_iter().rfind(|offset| *offset > after && *offset <= on_disk) {
                 return self.get(last);
             }
         }
         Ok(None)
-    }
-
-    /// The lists on disk that can hold the topic's offsets with `after < offset <= through`.
-    fn lists(
-        &self,
-        key: TopicKey,
-        after: u64,
-        through: u64,
-    ) -> impl DoubleEndedIterator<Item = Result<Vec<u64>, Error>> + use<> {
-        // The list that `after` itself falls into starts at or before it.
-        let first = self.index.lists.range(index_key(key, 0)..=index_key(key, after)).next_back();
-        let later =
-            (through > after).then(|| self.index.lists.range(index_key(key, after + 1)..=index_key(key, through)));
-        first.into_iter().chain(later.into_iter().flatten()).map(|guard| {
-            let value = guard.value().map_err(|e| engine_error(&e))?;
-            index::decode(&value).ok_or_else(|| corrupt("topic list cannot be read".into()))
-        })
     }
 
     /// The records of all topics with `after < offset <= through`, in order, from one consistent view.
@@ -346,26 +263,23 @@ impl Engine {
 
     /// Removes up to about `most` of the records that `row` says are trimmed, and notes how far that went; answers the
     /// row as it is now, or nothing once all are gone. Not fsynced: a step that a crash loses is taken again.
-    pub(super) fn purge(&self, topic: &Topic, mut row: TopicRow, most: usize) -> Result<Option<TopicRow>, Error> {
+    pub(super) fn purge(&self, topic: &Topic, row: &TopicRow, most: usize) -> Result<Option<TopicRow>, Error> {
         let mut batch = self.database.batch();
-        let offsets = self.offsets(topic.key(), row.purged_to, row.trimmed_to, most)?;
+        let trimmed = row.trimmed();
+        let offsets = self.offsets(topic.key(), trimmed.purged_to, trimmed.to, most)?;
         let done = offsets.len() < most;
-        row.purged_to = offsets.last().copied().filter(|_| !done).unwrap_or(row.trimmed_to);
+        let purged_to = offsets.last().copied().filter(|_| !done).unwrap_or(trimmed.to);
         offsets.iter().for_each(|offset| batch.remove(&self.records, offset.to_be_bytes()));
-        // The newest list may go on behind the mark, so it stays until a later one is below the mark too.
         // The row may have been trimmed further or reopened meanwhile: only this field of it is ours.
-        if let Some(current) = self.row(topic)? {
-            self.put_row(&mut batch, topic, TopicRow { purged_to: row.purged_to, ..current });
+        if let Some(mut current) = self.row(topic)? {
+            current.set_purged_to(purged_to);
+            self.put_row(&mut batch, topic, &current);
         }
         batch.commit().map_err(|e| engine_error(&e))?;
-        let mut lists = self.index.lists.range(index_key(topic.key(), 0)..=index_key(topic.key(), row.purged_to)).rev();
-        // The newest list may go on behind the mark, so it stays until a later one is below the mark too.
-        lists.next();
-        for list in lists {
-            let key = list.key().map_err(|e| engine_error(&e))?;
-            self.index.lists.remove(key).map_err(|e| engine_error(&e))?;
-        }
-        Ok((!done).then_some(row))
+        self.lists.forget(topic.key(), purged_to)?;
+        let mut rest = row.clone();
+        rest.set_purged_to(purged_to);
+        Ok((!done).then_some(rest))
     }
 
     pub(super) fn put_record(&self, batch: &mut fjall::OwnedWriteBatch, record: &StoredRecord) -> Bytes {
@@ -373,6 +287,35 @@ impl Engine {
         batch.insert(&self.records, record.offset.to_be_bytes(), value.clone());
         value.slice(RECORD_HEADER_BYTES..)
     }
+}
+
+/// The log's own, made with the log.
+fn epoch(database: &Database, meta: &Keyspace) -> Result<Epoch, Error> {
+    let get = |word| meta.get(word).map_err(|e| engine_error(&e));
+    match get(META_FORMAT)? {
+        None => {
+            let mut batch = database.batch().durability(Some(PersistMode::SyncData));
+            batch.insert(meta, META_FORMAT, [FORMAT]);
+            batch.insert(meta, META_EPOCH, *Uuid::new_v4().as_bytes());
+            batch.commit().map_err(|e| engine_error(&e))?;
+        }
+        Some(found) if *found == [FORMAT] => {}
+        Some(found) => {
+            let reason = format!("log format {found:?} was written by another version; this one reads format {FORMAT}");
+            return Err(corrupt(reason));
+        }
+    }
+    let uuid = get(META_EPOCH)?.and_then(|bytes| Uuid::from_slice(&bytes).ok());
+    uuid.map(Epoch).ok_or_else(|| corrupt("no epoch".into()))
+}
+
+fn tail(meta: &Keyspace) -> Result<Tail, Error> {
+    let Some(bytes) = meta.get(META_TAIL).map_err(|e| engine_error(&e))? else {
+        return Ok(Tail::default());
+    };
+    let mut fields = Fields(&bytes);
+    let tail = (|| Some(Tail { offset: fields.u64()?, timestamp_ms: fields.u64()? }))();
+    tail.ok_or_else(|| corrupt("tail cannot be read".into()))
 }
 
 impl StoredRecord {
@@ -401,9 +344,22 @@ impl StoredRecord {
 }
 
 impl TopicRow {
-    fn encode(self) -> Vec<u8> {
+    pub(super) fn trimmed(&self) -> Trimmed {
+        self.trimmed.as_deref().copied().unwrap_or_default()
+    }
+
+    pub(super) fn set_trimmed(&mut self, trimmed: Trimmed) {
+        self.trimmed = (trimmed != Trimmed::default()).then(|| Box::new(trimmed));
+    }
+
+    pub(super) fn set_purged_to(&mut self, purged_to: u64) {
+        self.set_trimmed(Trimmed { purged_to, ..self.trimmed() });
+    }
+
+    fn encode(&self) -> Vec<u8> {
         let mut value = vec![FORMAT, self.class.0, u8::from(self.closed) | u8::from(self.deleted) << 1];
-        for number in [self.trimmed_to, self.purged_to, self.trimmed_records, self.trimmed_bytes] {
+        let Trimmed { to, purged_to, records, bytes } = self.trimmed();
+        for number in [to, purged_to, records, bytes] {
             value.extend(number.to_be_bytes());
         }
         value
@@ -413,21 +369,13 @@ impl TopicRow {
         let parse = || {
             let mut fields = Fields(bytes);
             let (FORMAT, class, flags) = (fields.u8()?, fields.u8()?, fields.u8()?) else { return None };
-            Some(Self {
-                class: Class(class),
-                closed: flags & 1 != 0,
-                deleted: flags & 2 != 0,
-                trimmed_to: fields.u64()?,
-                purged_to: fields.u64()?,
-                trimmed_records: fields.u64()?,
-                trimmed_bytes: fields.u64()?,
-            })
+            let (to, purged_to) = (fields.u64()?, fields.u64()?);
+            let trimmed = Trimmed { to, purged_to, records: fields.u64()?, bytes: fields.u64()? };
+            let mut row = Self { class: Class(class), closed: flags & 1 != 0, deleted: flags & 2 != 0, trimmed: None };
+            row.set_trimmed(trimmed);
+            Some(row)
         };
         parse().ok_or_else(|| corrupt("topic row cannot be read".into()))
-    }
-
-    pub(super) fn trimmed_to(&self) -> Offset {
-        Offset(self.trimmed_to)
     }
 }
 

@@ -6,49 +6,56 @@
 //! written, sorted by topic, by the index thread, and then forgotten. After a crash, the lists that were only in memory
 //! are made again from the records behind the last chunk that was written.
 
+mod lists;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, mpsc},
 };
 
-use super::{
-    Epoch, TopicKey,
-    engine::Engine,
-    window::{KeyHasher, lock},
-};
+use super::{TopicKey, engine::Engine, window::lock};
 
-/// A chunk is full with so many records or payload bytes, whichever comes first. Reopening reads at most what is not
-/// indexed yet: [`CHUNKS_WAITING_MAX`] + 2 chunks.
-const CHUNK_RECORDS: usize = 32 * 1024;
-const CHUNK_BYTES: usize = 16 * 1024 * 1024;
+pub(super) use lists::Lists;
+
+/// A chunk is full with [`super::Options::chunk_records`] or so many payload bytes, whichever comes first. Reopening reads
+/// at most what is not indexed yet: [`CHUNKS_WAITING_MAX`] + 2 chunks, about 200 MB.
+const CHUNK_BYTES: usize = 64 * 1024 * 1024;
 
 /// Full chunks that may wait for the index thread; then the writer waits for it.
-const CHUNKS_WAITING_MAX: usize = 2;
+const CHUNKS_WAITING_MAX: usize = 1;
 
-/// Lists written in one batch.
-const LISTS_PER_BATCH: usize = 4096;
+/// Entries are sorted so many at a time. Whoever looks for a topic goes through those that are not sorted yet, a
+/// nanosecond each.
+const RUN_ENTRIES: usize = 2048;
 
-/// The lists of a stretch of the log. They are chained through one vector, so that a topic with one record costs a
-/// slot of a table and no allocation.
+/// Runs are merged up to this size, so that there are few of them and no merge takes longer than a fifth of a
+/// millisecond.
+const MERGED_RUN_ENTRIES_MAX: usize = 32 * 1024;
+
+/// A record's topic and offset.
+type Entry = (TopicKey, u64);
+
+/// A stretch of the log: which record belongs to which topic.
+///
+/// Kept as sorted runs, not as a table by topic: with a million topics each insertion into a table is a cache miss,
+/// where sorting a few thousand entries at a time stays in the cache.
 #[derive(Default)]
 pub(super) struct Chunk {
-    entries: Vec<Entry>,
-    /// Each topic's last entry.
-    topics: HashMap<TopicKey, u32, KeyHasher>,
+    /// Each sorted; together in the order of the log.
+    runs: Vec<Vec<Entry>>,
+    /// The latest, in the order of the log.
+    unsorted: Vec<Entry>,
+    first: u64,
+    last: u64,
+    records: usize,
     bytes: usize,
 }
 
-struct Entry {
-    offset: u64,
-    /// The entry before it of the same topic; [`NONE`] for the first.
-    previous: u32,
-}
-
-const NONE: u32 = u32::MAX;
-
 /// The chunks that are not on disk.
-#[derive(Default)]
-pub(super) struct Recent(Mutex<Chunks>);
+pub(super) struct Recent {
+    chunk_records: usize,
+    chunks: Mutex<Chunks>,
+}
 
 #[derive(Default)]
 struct Chunks {
@@ -64,33 +71,35 @@ pub(super) struct InMemory {
 }
 
 impl Recent {
+    pub(super) fn new(chunk_records: usize) -> Self {
+        Self { chunk_records: chunk_records.max(1), chunks: Mutex::default() }
+    }
+
     /// Notes committed records; answers the chunk that this filled.
     pub(super) fn note(&self, records: impl Iterator<Item = (TopicKey, u64, usize)>) -> Option<Arc<Chunk>> {
-        let mut chunks = lock(&self.0);
+        let mut chunks = lock(&self.chunks);
         records.for_each(|(key, offset, bytes)| chunks.open.note(key, offset, bytes));
-        if chunks.open.is_full() { chunks.seal() } else { None }
+        let is_full = chunks.open.records >= self.chunk_records || chunks.open.bytes >= CHUNK_BYTES;
+        if is_full { chunks.seal() } else { None }
     }
 
     /// The chunk that is being filled, to be written before its time.
     pub(super) fn seal(&self) -> Option<Arc<Chunk>> {
-        lock(&self.0).seal()
+        lock(&self.chunks).seal()
     }
 
-    fn forget(&self, chunk: &Arc<Chunk>) {
-        lock(&self.0).full.retain(|kept| !Arc::ptr_eq(kept, chunk));
+    pub(super) fn forget(&self, chunk: &Arc<Chunk>) {
+        lock(&self.chunks).full.retain(|kept| !Arc::ptr_eq(kept, chunk));
     }
 
     /// The topic's offsets with `after < offset <= through` that are in memory.
     pub(super) fn offsets(&self, key: TopicKey, after: u64, through: u64) -> InMemory {
-        let chunks = lock(&self.0);
+        let chunks = lock(&self.chunks);
         let all = chunks.full.iter().map(|chunk| &**chunk).chain(std::iter::once(&chunks.open));
         let mut found = InMemory { offsets: Vec::new(), begins_at: u64::MAX };
-        for chunk in all {
-            found.begins_at = found.begins_at.min(chunk.first().unwrap_or(u64::MAX));
-            let start = found.offsets.len();
-            let backwards = chunk.backwards(key).skip_while(|offset| *offset > through);
-            found.offsets.extend(backwards.take_while(|offset| *offset > after));
-            found.offsets[start..].reverse();
+        for chunk in all.filter(|chunk| chunk.records > 0) {
+            found.begins_at = found.begins_at.min(chunk.first);
+            chunk.find(key, after, through, &mut found.offsets);
         }
         found
     }
@@ -98,14 +107,10 @@ impl Recent {
 
 impl Chunks {
     fn seal(&mut self) -> Option<Arc<Chunk>> {
-        self.open.first()?;
-        // The next chunk is likely to be like this one.
-        let next = Chunk {
-            entries: Vec::with_capacity(self.open.entries.len()),
-            topics: HashMap::with_capacity_and_hasher(self.open.topics.len(), KeyHasher),
-            bytes: 0,
-        };
-        let full = Arc::new(std::mem::replace(&mut self.open, next));
+        if self.open.records == 0 {
+            return None;
+        }
+        let full = Arc::new(std::mem::take(&mut self.open));
         self.full.push_back(full.clone());
         Some(full)
     }
@@ -113,29 +118,48 @@ impl Chunks {
 
 impl Chunk {
     fn note(&mut self, key: TopicKey, offset: u64, bytes: usize) {
-        let at = self.entries.len() as u32;
-        let previous = self.topics.insert(key, at).unwrap_or(NONE);
-        self.entries.push(Entry { offset, previous });
+        if self.records == 0 {
+            self.first = offset;
+        }
+        self.last = offset;
+        self.records += 1;
         self.bytes += bytes;
+        self.unsorted.push((key, offset));
+        if self.unsorted.len() == RUN_ENTRIES {
+            let mut run = std::mem::replace(&mut self.unsorted, Vec::with_capacity(RUN_ENTRIES));
+            run.sort_unstable();
+            self.push_run(run);
+        }
     }
 
-    fn is_full(&self) -> bool {
-        self.entries.len() >= CHUNK_RECORDS || self.bytes >= CHUNK_BYTES
+    fn push_run(&mut self, mut run: Vec<Entry>) {
+        while let Some(before) = self.runs.pop_if(|b| b.len() == run.len() && b.len() < MERGED_RUN_ENTRIES_MAX) {
+            run = merge([before, run].into_iter());
+        }
+        self.runs.push(run);
     }
 
-    fn first(&self) -> Option<u64> {
-        self.entries.first().map(|entry| entry.offset)
+    /// Adds the topic's offsets with `after < offset <= through`, ascending.
+    fn find(&self, key: TopicKey, after: u64, through: u64, found: &mut Vec<u64>) {
+        for run in &self.runs {
+            let start = run.partition_point(|entry| *entry <= (key, after));
+            let own = run[start..].iter().take_while(|(other, offset)| *other == key && *offset <= through);
+            found.extend(own.map(|(_, offset)| *offset));
+        }
+        let own = self.unsorted.iter().filter(|(other, offset)| *other == key && after < *offset && *offset <= through);
+        found.extend(own.map(|(_, offset)| *offset));
     }
+}
 
-    /// The topic's offsets, newest first.
-    fn backwards(&self, key: TopicKey) -> impl Iterator<Item = u64> {
-        let mut at = self.topics.get(&key).copied().unwrap_or(NONE);
-        std::iter::from_fn(move || {
-            let entry = self.entries.get(at as usize)?;
-            at = entry.previous;
-            Some(entry.offset)
-        })
-    }
+/// The entries of sorted runs as one run.
+fn merge(runs: impl Iterator<Item = Vec<Entry>>) -> Vec<Entry> {
+    let mut all = runs.reduce(|mut all, run| {
+        all.extend(run);
+        all
+    });
+    // The stable sort finds the runs and merges them.
+    all.iter_mut().for_each(|all| all.sort());
+    all.unwrap_or_default()
 }
 
 /// The index thread's inbox.
@@ -145,14 +169,16 @@ pub(super) struct Indexer {
 }
 
 impl Indexer {
-    pub(super) fn start(epoch: Epoch) -> std::io::Result<Self> {
+    pub(super) fn start() -> std::io::Result<Self> {
         let (chunks, inbox) = mpsc::sync_channel::<(Arc<Engine>, Arc<Chunk>)>(CHUNKS_WAITING_MAX);
         let thread = std::thread::Builder::new().name("trunkline-index".into()).spawn(move || {
+            stand_back();
             for (engine, chunk) in inbox {
                 // When the disk refuses, the writer finds out with its next batch and opens the engine again, which
                 // makes these lists anew.
-                if let Err(error) = write(&engine, epoch, &chunk) {
-                    tracing::warn!(%error, "topic lists were not written; they will be made again");
+                match engine.lists.write(&chunk) {
+                    Ok(()) => engine.recent.forget(&chunk),
+                    Err(error) => tracing::warn!(%error, "topic lists were not written; they will be made again"),
                 }
             }
         })?;
@@ -174,81 +200,39 @@ impl Indexer {
     }
 }
 
-pub(super) fn write(engine: &Engine, epoch: Epoch, chunk: &Arc<Chunk>) -> Result<(), fjall::Error> {
-    let (Some(first), Some(last)) = (chunk.first(), chunk.entries.last()) else { return Ok(()) };
-    let mut topics: Vec<TopicKey> = chunk.topics.keys().copied().collect();
-    topics.sort_unstable();
-    let mut offsets = Vec::new();
-    for part in topics.chunks(LISTS_PER_BATCH) {
-        let mut batch = engine.index.database.batch();
-        for key in part {
-            offsets.clear();
-            offsets.extend(chunk.backwards(*key));
-            offsets.reverse();
-            batch.insert(&engine.index.lists, index_key(*key, first), encode(&offsets));
-        }
-        batch.commit()?;
+/// Makes the calling thread, and those that it starts, give way to the ones that callers wait for.
+fn stand_back() {
+    // Elsewhere the niceness is the whole process's.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(19) {
+        tracing::debug!(%error, "index work keeps its priority");
     }
-    // Written last: what it covers is there.
-    engine.index.put_indexed_to(epoch, last.offset)?;
-    engine.recent.forget(chunk);
-    Ok(())
-}
-
-pub(super) fn index_key(topic: TopicKey, first: u64) -> [u8; 24] {
-    let mut key = [0; 24];
-    key[..16].copy_from_slice(&topic.0);
-    key[16..].copy_from_slice(&first.to_be_bytes());
-    key
-}
-
-/// Differences as LEB128: one byte an offset in a busy topic.
-fn encode(offsets: &[u64]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(offsets.len() + 8);
-    let mut previous = 0;
-    for offset in offsets {
-        let mut rest = offset - previous;
-        previous = *offset;
-        while rest >= 0x80 {
-            bytes.push(rest as u8 | 0x80);
-            rest >>= 7;
-        }
-        bytes.push(rest as u8);
-    }
-    bytes
-}
-
-/// The offsets of an encoded list; `None` if it is no such list.
-pub(super) fn decode(bytes: &[u8]) -> Option<Vec<u64>> {
-    let mut offsets = Vec::with_capacity(bytes.len());
-    let (mut offset, mut difference, mut shift) = (0_u64, 0_u64, 0);
-    for byte in bytes {
-        difference |= u64::from(byte & 0x7f).checked_shl(shift)?;
-        shift += 7;
-        if byte & 0x80 == 0 {
-            offset = offset.checked_add(difference)?;
-            offsets.push(offset);
-            (difference, shift) = (0, 0);
-        }
-    }
-    (shift == 0).then_some(offsets)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{decode, encode};
+    use super::{Chunk, MERGED_RUN_ENTRIES_MAX, TopicKey};
 
-    proptest::proptest! {
-        #[test]
-        fn lists_are_decoded_as_encoded(mut offsets: std::collections::BTreeSet<u64>) {
-            offsets.remove(&0);
-            let offsets: Vec<_> = offsets.into_iter().collect();
-            proptest::prop_assert_eq!(decode(&encode(&offsets)), Some(offsets));
-        }
-
-        #[test]
-        fn any_bytes_are_decoded_or_refused(bytes: Vec<u8>) {
-            let _ = decode(&bytes);
+    #[test]
+    fn runs_are_searched_like_the_log() {
+        let mut chunk = Chunk::default();
+        let log: Vec<_> =
+            (1..=3 * MERGED_RUN_ENTRIES_MAX as u64).map(|n| (TopicKey([(n * n % 11) as u8; 16]), 2 * n)).collect();
+        log.iter().for_each(|(key, offset)| chunk.note(*key, *offset, 1));
+        assert!(
+            chunk.runs.len() > 2 && chunk.runs.iter().all(|run| run.len() <= MERGED_RUN_ENTRIES_MAX && run.is_sorted())
+        );
+        let end = 2 * log.len() as u64;
+        for (after, through) in
+            [(0, u64::MAX), (0, 7), (end / 2, end / 2 + 900), (end - 5, end), (end, u64::MAX), (9, 9)]
+        {
+            for topic in 0..12 {
+                let key = TopicKey([topic; 16]);
+                let mut found = Vec::new();
+                chunk.find(key, after, through, &mut found);
+                let own = log.iter().filter(|(other, offset)| *other == key && after < *offset && *offset <= through);
+                assert_eq!(found, own.map(|(_, offset)| *offset).collect::<Vec<_>>(), "{topic}: {after}..={through}");
+            }
         }
     }
 }

@@ -474,7 +474,7 @@ impl Source {
             if !std::mem::replace(&mut self.row_seen, true)
                 && let Some(row) = engine.row(&self.live.topic)?
             {
-                (self.trimmed_to, self.deleted) = (row.trimmed_to, row.deleted);
+                (self.trimmed_to, self.deleted) = (row.trimmed().to, row.deleted);
             }
             self.offsets = engine.offsets(self.live.topic.key(), self.listed_to, through, DISK_ITEMS_MAX)?.into();
             self.exhausted = self.offsets.len() < DISK_ITEMS_MAX;

@@ -85,7 +85,7 @@ fn page(engine: &Engine, after: &[u8], options: &Options, now_ms: u64) -> Result
         let state = engine.state(&topic)?;
         match last_to_trim(engine, &topic, &state, &retention, now_ms)? {
             Some(through) => page.trims.push((topic, through)),
-            None if row.purged_to < row.trimmed_to => page.unpurged.push(topic),
+            None if row.trimmed().purged_to < row.trimmed().to => page.unpurged.push(topic),
             None => {}
         }
     }
@@ -116,7 +116,7 @@ fn last_to_trim(
         let beyond = record.timestamp_ms < oldest_ms || record.records <= records_to || record.bytes <= bytes_to;
         Ok(beyond && !record.is_end)
     };
-    let (mut after, mut found) = (state.row.trimmed_to, None);
+    let (mut after, mut found) = (state.row.trimmed().to, None);
     loop {
         let stretch = engine.offsets(topic.key(), after, state.tail, STRETCH_RECORDS)?;
         let Some(last) = stretch.last() else { return Ok(found) };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::super::{
     Append, Appended, Class, Ending, Error, Offset, Options, Topic, TopicKey, digest,
-    engine::{Engine, StoredRecord, Tail, TopicRow, TopicState, engine_error},
+    engine::{Engine, StoredRecord, Tail, TopicRow, TopicState, Trimmed, engine_error},
     window::{KeyHasher, Visible},
 };
 
@@ -47,6 +47,13 @@ impl States {
         }
     }
 
+    /// Brings the states of these topics into the processor's caches. With a million topics each is a cache miss or two;
+    /// asked for in a loop that does nothing else, many are under way at once, where planning would wait for each.
+    fn warm<'t>(&self, topics: impl Iterator<Item = &'t Topic>) {
+        let tails = topics.map(|topic| self.0.get(&topic.key()).map_or(0, |state| state.tail));
+        std::hint::black_box(tails.fold(0, u64::wrapping_add));
+    }
+
     /// Forgets everything when there is too much; what is in use comes back at about ten microseconds a topic.
     pub(super) fn shrink(&mut self, topics_max: usize) {
         if self.0.len() > topics_max {
@@ -56,7 +63,7 @@ impl States {
 
     pub(super) fn purged(&mut self, topic: &Topic, through: u64) {
         if let Some(state) = self.0.get_mut(&topic.key()) {
-            state.row.purged_to = state.row.purged_to.max(through);
+            state.row.set_purged_to(state.row.trimmed().purged_to.max(through));
         }
     }
 }
@@ -84,8 +91,14 @@ impl<'a> Group<'a> {
         Ok(self.write(append, duplicate_of))
     }
 
+    /// To be called with what is about to be appended.
+    pub(super) fn warm<'t>(&self, topics: impl Iterator<Item = &'t Topic>) {
+        self.states.warm(topics);
+    }
+
     /// All or none: every check comes before the first write.
     pub(super) fn append_all(&mut self, appends: &[Append]) -> Result<Vec<Appended>, Error> {
+        self.warm(appends.iter().map(|append| &append.topic));
         let checked: Vec<_> = appends.iter().map(|append| self.check(append)).collect::<Result<_, _>>()?;
         Ok(appends.iter().zip(checked).map(|(append, duplicate_of)| self.write(append, duplicate_of)).collect())
     }
@@ -141,7 +154,7 @@ impl<'a> Group<'a> {
             state.exists = true;
             state.row.deleted = false;
             state.row.class = (self.classify)(topic.as_str());
-            self.engine.put_row(&mut self.batch, topic, state.row);
+            self.engine.put_row(&mut self.batch, topic, &state.row);
         }
         let previous_tail = std::mem::replace(&mut state.tail, offset);
         if end.is_none() {
@@ -162,7 +175,8 @@ impl<'a> Group<'a> {
 
     pub(super) fn trim(&mut self, topic: &Topic, through: u64) -> Result<Offset, Error> {
         let state = self.states.load(self.engine, topic)?;
-        let trimmed_to = state.row.trimmed_to;
+        let trimmed = state.row.trimmed();
+        let trimmed_to = trimmed.to;
         if !state.exists || through <= trimmed_to {
             return Ok(Offset(trimmed_to));
         }
@@ -171,17 +185,15 @@ impl<'a> Group<'a> {
             last = self.engine.last(topic.key(), trimmed_to, end.offset - 1)?;
         }
         let Some(last) = last else { return Ok(Offset(trimmed_to)) };
-        state.row.trimmed_to = last.offset;
-        state.row.trimmed_records = last.records;
-        state.row.trimmed_bytes = last.bytes;
-        let row = state.row;
+        state.row.set_trimmed(Trimmed { to: last.offset, records: last.records, bytes: last.bytes, ..trimmed });
+        let row = state.row.clone();
         self.trimmed_row(topic, row, last.offset);
         Ok(Offset(last.offset))
     }
 
     fn trimmed_row(&mut self, topic: &Topic, row: TopicRow, visible_to: u64) {
         self.dirty = true;
-        self.engine.put_row(&mut self.batch, topic, row);
+        self.engine.put_row(&mut self.batch, topic, &row);
         self.trimmed.push((topic.clone(), visible_to));
         self.purges.push((topic.clone(), row));
     }
@@ -194,7 +206,7 @@ impl<'a> Group<'a> {
         let offset = self.push(topic, Some(Ending::Closed), bytes::Bytes::new());
         let state = self.states.0.entry(topic.key()).or_default();
         state.row.closed = true;
-        self.engine.put_row(&mut self.batch, topic, state.row);
+        self.engine.put_row(&mut self.batch, topic, &state.row);
         Ok(Offset(offset))
     }
 
@@ -208,10 +220,9 @@ impl<'a> Group<'a> {
         let state = self.states.0.entry(topic.key()).or_default();
         state.row.closed = false;
         state.row.deleted = true;
-        state.row.trimmed_to = offset;
-        state.row.trimmed_records = state.records;
-        state.row.trimmed_bytes = state.bytes;
-        let row = state.row;
+        let (records, bytes, before) = (state.records, state.bytes, state.row.trimmed());
+        state.row.set_trimmed(Trimmed { to: offset, records, bytes, ..before });
+        let row = state.row.clone();
         self.trimmed_row(topic, row, last);
         Ok(true)
     }
@@ -230,7 +241,7 @@ impl<'a> Group<'a> {
     }
 
     pub(super) fn row(&mut self, topic: &Topic) -> Result<TopicRow, Error> {
-        Ok(self.states.load(self.engine, topic)?.row)
+        Ok(self.states.load(self.engine, topic)?.row.clone())
     }
 
     /// One batch, one fsync.

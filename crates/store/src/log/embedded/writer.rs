@@ -187,6 +187,10 @@ impl Writer {
         self.last_group = requests.len();
         self.groups_since_purge += 1;
         let mut group = Group::new(&engine, &mut self.states, self.tail, &self.options);
+        group.warm(requests.iter().filter_map(|request| match &request.command {
+            Command::Append { append, .. } => Some(&append.topic),
+            _ => None,
+        }));
         let mut permits = Vec::with_capacity(requests.len());
         let answers: Vec<Answer> = requests
             .into_iter()
@@ -286,8 +290,8 @@ impl Writer {
         self.groups_since_purge = 0;
         let Some((topic, row)) = self.purges.pop_front() else { return };
         let Ok(engine) = self.engine() else { return };
-        match engine.purge(&topic, row, PURGE_RECORDS) {
-            Ok(None) => self.states.purged(&topic, row.trimmed_to),
+        match engine.purge(&topic, &row, PURGE_RECORDS) {
+            Ok(None) => self.states.purged(&topic, row.trimmed().to),
             Ok(Some(rest)) => self.purges.push_back((topic, rest)),
             Err(error) => tracing::warn!(%error, %topic, "trimmed records were not removed; a later sweep tries again"),
         }
@@ -305,7 +309,7 @@ fn plan(group: &mut Group<'_>, command: Command, purges: &mut VecDeque<(Topic, T
         Command::ForgetDedup { before_ms, answer } => Answer::Count(answer, group.forget_dedup(before_ms)),
         Command::Purge { topic } => {
             if let Ok(row) = group.row(&topic)
-                && row.purged_to < row.trimmed_to
+                && row.trimmed().purged_to < row.trimmed().to
                 && !purges.iter().any(|(queued, _)| *queued == topic)
             {
                 purges.push_back((topic, row));
