@@ -122,17 +122,21 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming the file or the key.
     pub fn load(file: Option<&Path>, variables: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let mut table = match file {
-            Some(path) => {
-                let text = fs::read_to_string(path);
-                let text = text.map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-                text.parse::<toml::Table>().map_err(|e| ConfigError::Content(format!("{}: {e}", path.display())))?
-            }
-            None => toml::Table::new(),
+        let content = |source: &dyn std::fmt::Display, why: &dyn std::fmt::Display| {
+            ConfigError::Content(format!("{source}: {why}"))
         };
+        let mut table = toml::Table::new();
+        if let Some(path) = file {
+            let text = fs::read_to_string(path);
+            let text = text.map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+            table = text.parse().map_err(|e: toml::de::Error| content(&path.display(), &e))?;
+            known(&table).map_err(|why| content(&path.display(), &why))?;
+        }
         for (name, value) in variables {
             if let Some(key) = name.strip_prefix(PREFIX) {
-                set(&mut table, key, &value).map_err(|why| ConfigError::Content(format!("{name}: {why}")))?;
+                let mut alone = toml::Table::new();
+                let set = set(&mut alone, key, &value).and_then(|()| known(&alone));
+                set.and_then(|()| merge(&mut table, alone)).map_err(|why| content(&name, &why))?;
             }
         }
         table.try_into().map_err(|e: toml::de::Error| ConfigError::Content(e.to_string().trim_end().to_owned()))
@@ -150,16 +154,52 @@ impl Config {
 /// Sets `SECTION__KEY` to a value that reads as TOML, or else as text.
 fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
     let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
-    let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
-    let last = path.pop().filter(|last| !last.is_empty()).ok_or("no key after the prefix")?;
-    let mut at = table;
-    for section in path {
-        let entry = at.entry(section.clone()).or_insert_with(|| toml::Table::new().into());
-        at = entry.as_table_mut().ok_or_else(|| format!("{section} is not a section"))?;
+    let mut value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let path = key.to_lowercase();
+    let (sections, last) = path.rsplit_once("__").map_or((None, path.as_str()), |(s, last)| (Some(s), last));
+    if last.is_empty() {
+        return Err("no key after the prefix".into());
     }
-    at.insert(last, value);
+    let mut name = last;
+    for section in sections.into_iter().flat_map(|sections| sections.rsplit("__")) {
+        value = toml::Table::from_iter([(name.to_owned(), value)]).into();
+        name = section;
+    }
+    table.insert(name.to_owned(), value);
     Ok(())
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) -> Result<(), String> {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(section)), toml::Value::Table(more)) => merge(section, more)?,
+            (Some(_), toml::Value::Table(_)) => return Err(format!("{key} is not a section")),
+            (_, value) => drop(into.insert(key, value)),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the first key that the defaults do not have, with the one that was probably meant.
+fn known(table: &toml::Table) -> Result<(), String> {
+    let defaults = toml::Table::try_from(Config::default()).map_err(|e| e.to_string())?;
+    let known = paths(&defaults, "");
+    let Some(unknown) = paths(table, "").into_iter().find(|path| !known.contains(path)) else { return Ok(()) };
+    let similarity = |path: &&String| strsim::normalized_damerau_levenshtein(path, &unknown);
+    let nearest = known.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    Err(match nearest.filter(|path| similarity(path) > 0.6) {
+        Some(nearest) => format!("unknown key {unknown}; did you mean {nearest}?"),
+        None => format!("unknown key {unknown}; known are {}", known.join(", ")),
+    })
+}
+
+/// `section.key` of every value.
+fn paths(table: &toml::Table, prefix: &str) -> Vec<String> {
+    let path = |(key, value): (&String, &toml::Value)| match value {
+        toml::Value::Table(section) => paths(section, &format!("{prefix}{key}.")),
+        _ => vec![format!("{prefix}{key}")],
+    };
+    table.iter().flat_map(path).collect()
 }
 
 #[cfg(test)]
@@ -185,7 +225,15 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_key() {
-        assert!(load("[limits]\nmessages_per_secnd = 5", &[]).unwrap_err().contains("messages_per_secnd"));
+        let hint = "unknown key limits.messages_per_secnd; did you mean limits.messages_per_second?";
+        assert!(load("[limits]\nmessages_per_secnd = 5", &[]).unwrap_err().contains(hint));
+        let error = load("", &[("TRUNKLINE__LISTEN__GPRC", "1")]).unwrap_err();
+        assert!(error.contains("TRUNKLINE__LISTEN__GPRC") && error.contains("did you mean listen.grpc?"), "{error}");
+        let error = load("[limits]\n[wishes]\nx = 1", &[]).unwrap_err();
+        assert!(error.contains("unknown key wishes.x; known are data_dir,"), "{error}");
+        assert!(load("[wishes]", &[]).unwrap_err().contains("wishes"));
+        assert!(load("limits = 1", &[]).unwrap_err().contains("limits"));
+        assert!(load("dev = true", &[("TRUNKLINE__DEV__X", "1")]).unwrap_err().contains("dev.x"));
         assert!(load("dev = \"yes\"", &[]).unwrap_err().contains("dev"));
         assert!(load("", &[("TRUNKLINE__LIMIT__X", "1")]).unwrap_err().contains("limit"));
         assert!(load("", &[("TRUNKLINE__", "1")]).unwrap_err().contains("TRUNKLINE__"));

@@ -34,6 +34,7 @@ const MEASURE: std::time::Duration = std::time::Duration::from_millis(1000);
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(scale::fill_if_asked());
     let mut report = Report::default();
     let mut section = |name: &str, run: &mut dyn FnMut(&mut Report)| {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {

@@ -12,6 +12,7 @@ use std::{
 
 use trunkline_store::{
     OpenError, Store,
+    ledger::{self, Ledger, Migration},
     log::{Append, Error, Item, Log, Options, Topic},
 };
 
@@ -100,6 +101,48 @@ async fn a_full_disk_is_an_error_and_heals() {
     let log = Log::open(&dir, Options::default()).unwrap();
     assert_eq!(payloads(&log, &topic).await, found);
     log.stop().await;
+}
+
+/// Rows go to SQLite's write-ahead log first, which meets the limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_an_error_for_the_ledger_and_heals() {
+    const SCHEMA: &[Migration] = &[Migration { name: "0001", sql: "CREATE TABLE t (n BIGINT NOT NULL, data BYTES)" }];
+    let Some(dir) = child_dir() else {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare = "trap '' XFSZ; ulimit -S -f 8192";
+        let test = "a_full_disk_is_an_error_for_the_ledger_and_heals";
+        tokio::task::block_in_place(|| in_child(test, dir.path(), prepare, None));
+        return;
+    };
+    let path = dir.join("ledger.sqlite");
+    let ledger = Ledger::open_sqlite(&path, SCHEMA, ledger::Options::default()).unwrap();
+    let insert = async |n: i64| -> Result<u64, ledger::Error> {
+        let write = ledger.write(move |tx| {
+            Box::pin(
+                async move { tx.execute("INSERT INTO t VALUES ($1, $2)", &[n.into(), vec![7; 200_000].into()]).await },
+            )
+        });
+        write.await
+    };
+    let mut acknowledged = 0;
+    let error = loop {
+        match insert(acknowledged).await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 1000, "the limit was never met");
+    };
+    assert!(matches!(error, ledger::Error::Unavailable { .. }), "{error}");
+    assert!(acknowledged > 10);
+
+    let raised = Command::new("prlimit").arg(format!("--pid={}", std::process::id())).arg("--fsize=unlimited").status();
+    assert!(raised.unwrap().success());
+    assert_eq!(insert(acknowledged).await.unwrap(), 1, "the same process goes on once there is room");
+    ledger.stop().await;
+    let ledger = Ledger::open_sqlite(&path, SCHEMA, ledger::Options::default()).unwrap();
+    let rows = ledger.read(|tx| Box::pin(async move { tx.query("SELECT n FROM t ORDER BY n", &[]).await })).await;
+    let rows: Vec<_> = rows.unwrap_or_else(|e: ledger::Error| panic!("{e}"));
+    assert!(rows.iter().map(|row| row.int(0).unwrap()).eq(0..=acknowledged));
 }
 
 /// Incompressible, so that the journal grows by what is appended.

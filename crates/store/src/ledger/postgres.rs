@@ -118,9 +118,9 @@ impl Postgres {
     }
 
     pub(super) async fn stop(&self) {
-        self.pool.close();
         self.tasks.close();
         self.tasks.wait().await;
+        self.pool.close();
     }
 
     async fn in_task<T, E, F>(&self, run: impl FnOnce(Pool) -> F + Send + 'static) -> Result<T, E>
@@ -129,6 +129,9 @@ impl Postgres {
         E: From<Error> + Send + 'static,
         F: Future<Output = Result<T, E>> + Send,
     {
+        if self.tasks.is_closed() {
+            return Err(Error::Stopped.into());
+        }
         let (answer, answered) = oneshot::channel();
         let pool = self.pool.clone();
         self.tasks.spawn(async move {
