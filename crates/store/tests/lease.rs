@@ -14,7 +14,7 @@ use trunkline_store::{
 const OPTIONS: Options = Options { ttl: Duration::from_secs(60), losses_poll: Duration::from_millis(20) };
 
 /// Short enough to wait for.
-const SHORT: Options = Options { ttl: Duration::from_secs(1), ..OPTIONS };
+const SHORT: Options = Options { ttl: Duration::from_secs(2), ..OPTIONS };
 
 async fn node(url: &str) -> Leases {
     node_with(url, OPTIONS).await
