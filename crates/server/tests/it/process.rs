@@ -76,7 +76,7 @@ fn a_mistake_in_the_settings_is_told_before_anything_is_bound() {
     let mut command = serve(dir.path());
     command.env("TRUNKLINE__LIMITS__MESAGES", "1");
     let text = refused(command);
-    assert!(text.contains("mesages") && text.contains("messages_per_second"), "{text}");
+    assert!(text.contains("TRUNKLINE__LIMITS__MESAGES") && text.contains("did you mean limits.messages_"), "{text}");
     let mut command = serve(dir.path());
     command.args(["--config", "/no/such/file"]);
     assert!(refused(command).contains("/no/such/file"));
