@@ -19,13 +19,19 @@ const SUITE: &str = "conformance/aether-v1";
 const DESELECTED: &str = "conformance-deselected.txt";
 
 /// The areas that are served so far.
-const AREAS: [&str; 6] = [
+const AREAS: [&str; 12] = [
+    "test_checkpoints.py",
     "test_connect.py",
+    "test_events_metrics.py",
     "test_handshake.py",
     "test_identity.py",
+    "test_kv.py",
     "test_messaging.py",
     "test_offline_replay.py",
     "test_payloads_and_order.py",
+    "test_permissions.py",
+    "test_progress.py",
+    "test_workspace_switch.py",
 ];
 
 pub(crate) fn run() -> Result {

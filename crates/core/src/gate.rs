@@ -4,6 +4,9 @@
 //! this module, so that whoever forgets to ask cannot go on.
 
 mod policy;
+pub mod rules;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use trunkline_store::{
     Store,
@@ -12,12 +15,22 @@ use trunkline_store::{
     log::{self, Append, Cursor, Reader, Submitted, Topic},
 };
 
-use crate::{caller::Caller, error::Error, identity::Identity, topic::Target};
+use self::rules::{Fallback, Level, Name, Rule, Rules};
+use crate::{
+    caller::Caller,
+    error::Error,
+    identity::{Identity, PrincipalKind},
+    kv,
+    rule::sql,
+    topic::Target,
+};
 
 /// Decides, and does what was decided. Clones share the store.
 #[derive(Clone)]
 pub struct Gate {
     store: Store,
+    /// The rules as they were last heard of, and their version.
+    rules: Arc<Mutex<(Arc<Rules>, i64)>>,
 }
 
 /// Something that a caller wants to do.
@@ -25,11 +38,11 @@ pub trait Intent {
     /// What allows it.
     type Permit;
 
-    /// Whether the caller may, by the rules of `gate/policy.rs`.
+    /// Whether the caller may, by `gate/policy.rs` and the rules.
     ///
     /// # Errors
     /// [`crate::Kind::Denied`], which never tells whether the thing exists.
-    fn decide(self, caller: &Caller) -> Result<Self::Permit, Error>;
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<Self::Permit, Error>;
 }
 
 /// To send a message to a target.
@@ -38,8 +51,71 @@ pub struct Send<'a>(pub &'a Target);
 /// To be connected under one's identity, and to hear what is said to it.
 pub struct Attend;
 
+/// To report progress to a recipient.
+pub struct Report<'a> {
+    pub(crate) recipient: &'a str,
+    pub(crate) home: Option<&'a str>,
+}
+
+/// To take metrics back.
+pub struct CreditMetrics;
+
+/// To act in a workspace.
+pub struct Enter<'a>(pub &'a str);
+
 /// To keep rows of one's own.
 pub struct Keep;
+
+/// To use keys of the key-value store, from a home workspace.
+pub struct UseKeys<'a> {
+    pub(crate) request: &'a kv::Request,
+    pub(crate) home: Option<&'a str>,
+}
+
+/// To look at rules or to change them.
+pub struct ChangeRules<'a> {
+    /// What the rules are about, if one thing.
+    resource: Option<&'a Name>,
+    /// What the administrator of everything needs.
+    as_admin: Level,
+    /// What the administrator of a workspace needs on it.
+    on_workspace: Level,
+    /// The published words for refusing an operation that is not about one resource.
+    refusal: &'static str,
+}
+
+impl<'a> ChangeRules<'a> {
+    /// To change the rule on a resource that gives, or gave, up to `level`.
+    pub(crate) fn one(resource: &'a Name, level: Level) -> Self {
+        let on_workspace = if level <= Level::READ_WRITE { Level::MANAGE } else { Level::ADMIN };
+        Self { resource: Some(resource), as_admin: Level::ADMIN, on_workspace, refusal: "" }
+    }
+
+    /// To see the rules on a resource.
+    pub(crate) fn look(resource: &'a Name) -> Self {
+        Self { resource: Some(resource), as_admin: Level::READ, on_workspace: Level::READ, refusal: "" }
+    }
+
+    /// To see what is about everything.
+    pub(crate) fn look_at_all(refusal: &'static str) -> Self {
+        Self { resource: None, as_admin: Level::READ, on_workspace: Level::READ, refusal }
+    }
+
+    /// To change what is about everything.
+    pub(crate) fn all() -> Self {
+        let refusal = "this ACL operation requires global admin privileges";
+        Self { resource: None, as_admin: Level::ADMIN, on_workspace: Level::ADMIN, refusal }
+    }
+}
+
+/// To learn whether a principal is connected.
+pub struct QueryConnection<'a> {
+    pub(crate) kind: PrincipalKind,
+    pub(crate) id: &'a str,
+}
+
+/// To administer a part of the server, such as `sessions`.
+pub struct Administer(pub &'static str);
 
 /// Allows appending to one topic.
 pub struct SendPermit {
@@ -51,16 +127,34 @@ pub struct AttendPermit {
     identity: Identity,
 }
 
-/// Allows transactions on what belongs to one identity.
+/// Allows transactions on what belongs to one identity, or to whom its rules open it.
 pub struct KeepPermit {
     owner: String,
 }
 
+/// Allows being on a workspace.
+pub struct EnterPermit(());
+
+/// Allows changing rules.
+pub struct RulesPermit(());
+
+/// Allows administering.
+pub struct AdminPermit(());
+
 impl Gate {
-    /// The gate before `store`. There is one.
+    /// The gate before `store`, with the rules that are kept there. There is one.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`] if they cannot be read.
+    pub async fn open(store: Store) -> Result<Self, Error> {
+        let (rules, version) = store.ledger.read(sql::load).await.map_err(|e: ledger::Error| Error::from(e))?;
+        Ok(Self { store, rules: Arc::new(Mutex::new((Arc::new(rules), version))) })
+    }
+
+    /// The rules that are in force.
     #[must_use]
-    pub fn new(store: Store) -> Self {
-        Self { store }
+    pub fn rules(&self) -> Arc<Rules> {
+        lock(&self.rules).0.clone()
     }
 
     /// Decides on current policy, for this one request.
@@ -68,7 +162,7 @@ impl Gate {
     /// # Errors
     /// As [`Intent::decide`].
     pub fn authorize<I: Intent>(&self, caller: &Caller, intent: I) -> Result<I::Permit, Error> {
-        intent.decide(caller).inspect_err(|error| {
+        intent.decide(caller, &self.rules()).inspect_err(|error| {
             tracing::debug!(caller = %caller.identity, code = error.code, reason = %error, "denied");
         })
     }
@@ -115,6 +209,19 @@ impl Gate {
         self.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
     }
 
+    /// Ends a session of an identity; answers whether there was one.
+    ///
+    /// # Errors
+    /// [`lease::Error::Unavailable`].
+    pub(crate) async fn revoke(
+        &self,
+        _permit: &AdminPermit,
+        identity: &Identity,
+        session: &str,
+    ) -> Result<bool, lease::Error> {
+        Ok(self.store.leases.revoke(&identity.to_string(), Some(session)).await? > 0)
+    }
+
     /// One write transaction on what belongs to the permit's owner, whose name the closure gets.
     ///
     /// # Errors
@@ -130,6 +237,89 @@ impl Gate {
     {
         let owner = permit.owner.clone();
         self.store.ledger.write(move |tx| run(tx, owner.clone())).await
+    }
+
+    /// As [`Gate::write`], but answers as soon as the transaction has its place in the order of the caller's.
+    ///
+    /// # Errors
+    /// As [`ledger::Ledger::submit`].
+    pub(crate) async fn submit_write<T, E>(
+        &self,
+        permit: &KeepPermit,
+        run: impl for<'a> Fn(&'a mut WriteTx, String) -> TxFuture<'a, T, E> + std::marker::Send + Sync + 'static,
+    ) -> Result<ledger::Submitted<T, E>, E>
+    where
+        T: std::marker::Send + 'static,
+        E: From<ledger::Error> + std::marker::Send + 'static,
+    {
+        let owner = permit.owner.clone();
+        self.store.ledger.submit(move |tx| run(tx, owner.clone())).await
+    }
+
+    /// A transaction of the server itself, for nobody.
+    pub(crate) async fn housekeep<T, E>(
+        &self,
+        run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, E> + std::marker::Send + Sync + 'static,
+    ) -> Result<T, E>
+    where
+        T: std::marker::Send + 'static,
+        E: From<ledger::Error> + std::marker::Send + 'static,
+    {
+        self.store.ledger.write(run).await
+    }
+
+    /// Whether a listing may show this key to the caller.
+    pub(crate) fn may_see_key(&self, caller: &Caller, key: &str) -> bool {
+        policy::may_see_key(caller, key, &self.rules())
+    }
+
+    /// Keeps a rule and puts it in force; answers it as it is kept.
+    pub(crate) async fn put_rule(&self, _permit: &RulesPermit, rule: Rule) -> Result<Rule, Error> {
+        let put = self.store.ledger.write(move |tx| sql::put(tx, rule.clone()));
+        let (rule, version) = put.await.map_err(|e: ledger::Error| Error::from(e))?;
+        self.changed(version, |rules| rules.put(rule.clone())).await?;
+        Ok(rule)
+    }
+
+    /// Removes a rule; answers whether there was one.
+    pub(crate) async fn remove_rule(&self, _permit: &RulesPermit, of: Name, on: Name) -> Result<bool, Error> {
+        let (principal, resource) = (of.clone(), on.clone());
+        let remove = self.store.ledger.write(move |tx| sql::remove(tx, of.clone(), on.clone()));
+        let (removed, version) = remove.await.map_err(|e: ledger::Error| Error::from(e))?;
+        self.changed(version, |rules| drop(rules.remove(&principal, &resource))).await?;
+        Ok(removed)
+    }
+
+    /// Keeps a fallback and puts it in force.
+    pub(crate) async fn put_fallback(
+        &self,
+        _permit: &RulesPermit,
+        category: String,
+        fallback: Fallback,
+    ) -> Result<Fallback, Error> {
+        let (name, set) = (category.clone(), fallback.clone());
+        let put = self.store.ledger.write(move |tx| sql::put_fallback(tx, name.clone(), set.clone()));
+        let version = put.await.map_err(|e: ledger::Error| Error::from(e))?;
+        self.changed(version, |rules| rules.set_fallback(category, fallback.clone())).await?;
+        Ok(fallback)
+    }
+
+    /// Puts a change in force that made the rules this version. If others came between, all are read again.
+    async fn changed(&self, version: i64, change: impl FnOnce(&mut Rules)) -> Result<(), Error> {
+        {
+            let mut current = lock(&self.rules);
+            if current.1 + 1 == version {
+                change(Arc::make_mut(&mut current.0));
+                current.1 = version;
+                return Ok(());
+            }
+        }
+        let (rules, version) = self.store.ledger.read(sql::load).await.map_err(|e: ledger::Error| Error::from(e))?;
+        let mut current = lock(&self.rules);
+        if current.1 < version {
+            *current = (Arc::new(rules), version);
+        }
+        Ok(())
     }
 
     /// One read transaction on what belongs to the permit's owner.
@@ -148,4 +338,9 @@ impl Gate {
         let owner = permit.owner.clone();
         self.store.ledger.read(move |tx| run(tx, owner.clone())).await
     }
+}
+
+/// A panic while holding the lock cannot leave half a change: what is shared is replaced whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -140,19 +140,102 @@ impl Identity {
         }
     }
 
-    /// What kind it is, as the published contract spells it.
+    /// What kind it is.
     #[must_use]
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> PrincipalKind {
         match self {
-            Self::Agent(_) => "Agent",
-            Self::UniqueTask(_) | Self::Task(_) => "Task",
-            Self::User { .. } => "User",
-            Self::Orchestrator(_) => "Orchestrator",
-            Self::WorkflowEngine => "WorkflowEngine",
-            Self::MetricsBridge => "MetricsBridge",
-            Self::Bridge(_) => "Bridge",
-            Self::Service(_) => "Service",
+            Self::Agent(_) => PrincipalKind::Agent,
+            Self::UniqueTask(_) | Self::Task(_) => PrincipalKind::Task,
+            Self::User { .. } => PrincipalKind::User,
+            Self::Orchestrator(_) => PrincipalKind::Orchestrator,
+            Self::WorkflowEngine => PrincipalKind::WorkflowEngine,
+            Self::MetricsBridge => PrincipalKind::MetricsBridge,
+            Self::Bridge(_) => PrincipalKind::Bridge,
+            Self::Service(_) => PrincipalKind::Service,
         }
+    }
+
+    /// Reads a canonical string.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if it is none.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let parts: Vec<&str> = text.split(SEPARATOR).collect();
+        match parts[..] {
+            ["ag", w, i, s] => Self::agent(w, i, s),
+            ["tu", w, i, s] => Self::unique_task(w, i, s),
+            ["ta", w, i, s] => Named::new(w, i, s).map(Self::Task),
+            ["us", u, w] => Self::user(u, w),
+            ["orc", i, s] if !s.is_empty() => Self::orchestrator(i, s),
+            ["wfe", _] => Ok(Self::WorkflowEngine),
+            ["metrics", _] => Ok(Self::MetricsBridge),
+            ["br", i, s] => Self::bridge(i, s),
+            ["sv", i, s] => Self::service(i, s),
+            _ => Err(invalid(format!("{text:?} is no identity"))),
+        }
+    }
+}
+
+/// The kinds of principals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PrincipalKind {
+    /// Long-running agents.
+    Agent,
+    /// Tasks, unique or not.
+    Task,
+    /// People.
+    User,
+    /// Services.
+    Service,
+    /// Bridges to other systems.
+    Bridge,
+    /// Orchestrators.
+    Orchestrator,
+    /// The workflow engine.
+    WorkflowEngine,
+    /// The metrics bridge.
+    MetricsBridge,
+}
+
+impl PrincipalKind {
+    /// All of them, each with its published name and its word in rules.
+    const WORDS: [(Self, &'static str, &'static str); 8] = [
+        (Self::Agent, "Agent", "agent"),
+        (Self::Task, "Task", "task"),
+        (Self::User, "User", "user"),
+        (Self::Service, "Service", "service"),
+        (Self::Bridge, "Bridge", "bridge"),
+        (Self::Orchestrator, "Orchestrator", "orchestrator"),
+        (Self::WorkflowEngine, "WorkflowEngine", "workflow_engine"),
+        (Self::MetricsBridge, "MetricsBridge", "metrics_bridge"),
+    ];
+
+    /// Its word in rules.
+    #[must_use]
+    pub fn rule_word(self) -> &'static str {
+        self.words().1
+    }
+
+    fn words(self) -> (&'static str, &'static str) {
+        let found = Self::WORDS.iter().find(|(kind, ..)| *kind == self);
+        found.map_or(("", ""), |(_, name, word)| (name, word))
+    }
+
+    /// The kind of a published name or of a word in rules, in any case; tasks also by how unique they are.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        if matches!(text.as_str(), "unique_task" | "non_unique_task") {
+            return Some(Self::Task);
+        }
+        let is_it = |name: &str, word: &str| name.to_ascii_lowercase() == text || word == text;
+        Self::WORDS.iter().find(|(_, name, word)| is_it(name, word)).map(|(kind, ..)| *kind)
+    }
+}
+
+impl fmt::Display for PrincipalKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.words().0)
     }
 }
 
@@ -249,7 +332,7 @@ fn invalid(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Identity, identifier, workspace};
+    use super::{Identity, PrincipalKind, identifier, workspace};
 
     fn check(value: &str, expected: &str) {
         assert_eq!(identifier("impl", value).err().unwrap().message, expected);
@@ -296,5 +379,22 @@ mod tests {
         assert_ne!(Identity::task("w", "i").unwrap(), Identity::task("w", "i").unwrap());
         assert_ne!(Identity::orchestrator("i", "").unwrap(), Identity::orchestrator("i", "").unwrap());
         assert!(Identity::agent("", "i", "s").is_err());
+        for text in ["ag::w::i::s", "tu::w::i::s", "ta::w::i::s", "us::u::w", "orc::i::s", "br::i::s", "sv::i::s"] {
+            assert_eq!(write(Identity::parse(text)), text);
+        }
+        assert_eq!(Identity::parse("wfe::x").unwrap(), Identity::WorkflowEngine);
+        for text in ["", "ag", "ag::w::i", "ag::w::i::", "orc::i::", "xx::a::b", "ga::w"] {
+            assert!(Identity::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_read_in_any_spelling() {
+        for text in ["WorkflowEngine", "workflow_engine", "workflowengine"] {
+            assert_eq!(PrincipalKind::parse(text), Some(PrincipalKind::WorkflowEngine));
+        }
+        assert_eq!(PrincipalKind::parse("unique_task"), Some(PrincipalKind::Task));
+        assert_eq!(PrincipalKind::parse("robot"), None);
+        assert_eq!(PrincipalKind::MetricsBridge.to_string(), "MetricsBridge");
     }
 }

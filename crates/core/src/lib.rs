@@ -9,8 +9,11 @@ pub mod checkpoint;
 pub mod error;
 pub mod gate;
 pub mod identity;
+pub mod kv;
 pub mod limits;
 pub mod message;
+pub mod presence;
+pub mod rule;
 pub mod session;
 pub mod topic;
 pub mod work;
@@ -22,5 +25,5 @@ pub use error::{Error, Kind};
 /// The ledger's schema, slice by slice, in the order in which it grew.
 #[must_use]
 pub fn migrations() -> Vec<Migration> {
-    [session::MIGRATIONS, checkpoint::MIGRATIONS].concat()
+    [session::MIGRATIONS, checkpoint::MIGRATIONS, rule::sql::MIGRATIONS, kv::MIGRATIONS].concat()
 }

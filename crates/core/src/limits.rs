@@ -5,6 +5,12 @@ use std::time::{Duration, Instant};
 /// Largest payload of a message, in bytes. The published contract's figure: clients rely on 1 MiB passing.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
+/// Entries of a metric at most. The published contract's figure.
+pub const METRIC_ENTRIES_MAX: usize = 1024;
+
+/// Keys of a metric's metadata at most. The published contract's figure.
+pub const METRIC_METADATA_MAX: usize = 64;
+
 /// Longest target topic that a client may name, in bytes. The published contract's figure.
 pub const TARGET_BYTES_MAX: usize = 256;
 
@@ -20,6 +26,15 @@ pub const CHECKPOINT_KEY_BYTES_MAX: usize = 512;
 /// Checkpoints that one identity may keep. A reply lists all of their keys, so this bounds the reply.
 pub const CHECKPOINTS_MAX: i64 = 10_000;
 
+/// Longest key of the key-value store, in characters. The published contract's figure.
+pub const KV_KEY_CHARS_MAX: usize = 256;
+
+/// Keys on one page of a listing at most.
+pub const KV_LIST_MAX: usize = 1000;
+
+/// Bytes on one page of a listing, unless a single value is larger: well below the largest frame that a client takes.
+pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Limits that an operator sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,11 +43,20 @@ pub struct Limits {
     pub messages_per_second: u32,
     /// Messages that it may send at once after a pause.
     pub messages_burst: u32,
+    /// Largest value of the key-value store, in bytes. The published default.
+    pub kv_value_bytes_max: usize,
+    /// Keys that one namespace of it may hold; 0 is no limit. The published default.
+    pub kv_keys_per_namespace: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { messages_per_second: 100, messages_burst: 200 }
+        Self {
+            messages_per_second: 100,
+            messages_burst: 200,
+            kv_value_bytes_max: 1024 * 1024,
+            kv_keys_per_namespace: 10_000,
+        }
     }
 }
 

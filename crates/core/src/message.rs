@@ -8,8 +8,9 @@ use trunkline_store::log::{Record, Submitted};
 use crate::{
     error::{Error, Kind},
     gate::{self, Gate},
-    limits::{Limits, PAYLOAD_BYTES_MAX, TokenBucket},
-    session::Session,
+    identity::SEPARATOR,
+    limits::{Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, PAYLOAD_BYTES_MAX, TokenBucket},
+    session::{Session, Sessions},
     topic::{Target, own_lane},
 };
 
@@ -69,11 +70,28 @@ impl Envelope {
     }
 }
 
-/// Sends for one session.
+/// The published contract's number for metrics.
+const METRIC: i32 = 5;
+
+/// What of a metric has to hold, read from its bytes by the surface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// Name and quantity of each entry.
+    pub entries: Vec<(String, f64)>,
+    /// How many keys its metadata has.
+    pub metadata_keys: usize,
+}
+
+/// Reads a metric; the error is the decoder's.
+pub type ReadMetric = fn(&[u8]) -> Result<Metric, String>;
+
+/// Sends what one session has to say, within its rate.
 pub struct Sender {
     gate: Gate,
+    sessions: Sessions,
     source: String,
     bucket: Option<TokenBucket>,
+    read_metric: ReadMetric,
 }
 
 impl Sender {
@@ -81,18 +99,18 @@ impl Sender {
     ///
     /// # Errors
     /// None in practice; see [`own_lane`].
-    pub fn new(gate: Gate, session: &Session, limits: &Limits) -> Result<Self, Error> {
+    pub fn new(sessions: Sessions, session: &Session, limits: &Limits, read_metric: ReadMetric) -> Result<Self, Error> {
         let source = own_lane(&session.caller.identity)?.map(|lane| lane.to_string()).unwrap_or_default();
         let bucket = TokenBucket::new(limits.messages_per_second, limits.messages_burst, Instant::now());
-        Ok(Self { gate, source, bucket })
+        Ok(Self { gate: sessions.gate().clone(), sessions, source, bucket, read_metric })
     }
 
     /// Checks a message and queues it. What one session sends to one topic keeps its order. The answer, when awaited,
     /// says that the message is durable.
     ///
     /// # Errors
-    /// In the published order and with its codes: `ERR_INVALID_TOPIC`, `ERR_PAYLOAD_TOO_LARGE`, `ERR_RATE_LIMITED`,
-    /// `ERR_PERMISSION_DENIED`, `ERR_PUBLISH_FAILED`.
+    /// In the published order and with its codes: `ERR_INVALID_TOPIC`, `ERR_SV_UNAVAILABLE`, `ERR_PAYLOAD_TOO_LARGE`,
+    /// `ERR_RATE_LIMITED`, `ERR_PERMISSION_DENIED`, `ERR_METRIC_*`, `ERR_PUBLISH_FAILED`.
     pub async fn send(
         &mut self,
         session: &Session,
@@ -100,20 +118,134 @@ impl Sender {
         kind: i32,
         payload: Bytes,
     ) -> Result<Submitted, Error> {
-        let target = Target::parse(target)?;
+        let mut target = Target::parse(target)?;
         if payload.len() > PAYLOAD_BYTES_MAX {
             let size = payload.len();
             let message = format!("message payload size {size} exceeds maximum of {PAYLOAD_BYTES_MAX} bytes");
             return Err(Error::new(Kind::Invalid, "ERR_PAYLOAD_TOO_LARGE", message));
         }
-        if let Some(Err(wait)) = self.bucket.as_mut().map(|bucket| bucket.take(Instant::now())) {
-            let error = Error::new(Kind::Exhausted, "ERR_RATE_LIMITED", "message rate limit exceeded");
-            return Err(Error { retry_after: Some(wait), ..error });
+        self.take_token("message rate limit exceeded")?;
+        if let Target::AnyService { implementation } = &target {
+            target = self.sessions.pick_service(implementation)?;
         }
         let permit = self.gate.authorize(&session.caller, gate::Send(&target))?;
-        let workspace = session.workspace().unwrap_or_default().to_owned();
+        if kind == METRIC || matches!(target, Target::Metrics { .. }) {
+            let metric = (self.read_metric)(&payload);
+            let is_credit = check_metric(metric)?;
+            if is_credit {
+                self.gate.authorize(&session.caller, gate::CreditMetrics)?;
+            }
+        }
+        let declared = match &target {
+            Target::Events { workspace } | Target::Metrics { workspace } => workspace.as_deref(),
+            _ => None,
+        };
+        let workspace = declared.or(session.workspace()).unwrap_or_default().to_owned();
         let envelope = Envelope { source: self.source.clone(), workspace, kind, payload };
         self.gate.submit(&permit, envelope.encode()).await.map_err(|error| publish_failed(&error))
+    }
+
+    /// Reports progress to whom it is for. The answer, when awaited, says that it is durable.
+    ///
+    /// # Errors
+    /// `ERR_INVALID_PRINCIPAL`, `ERR_RATE_LIMITED`, `ERR_INVALID_ARGUMENT` for a recipient that is none,
+    /// `ERR_PUBLISH_FAILED`.
+    pub async fn report(&mut self, session: &Session, recipient: &str, body: Vec<u8>) -> Result<Submitted, Error> {
+        let permit = self.gate.authorize(&session.caller, gate::Report { recipient, home: session.workspace() })?;
+        self.take_token("progress report rate limit exceeded")?;
+        let workspace = session.workspace().unwrap_or_default().to_owned();
+        let (source, recipient) = (self.source.clone(), recipient.to_owned());
+        let progress = Progress { source, workspace, recipient, body: body.into() };
+        self.gate.submit(&permit, progress.encode()).await.map_err(|error| publish_failed(&error))
+    }
+
+    fn take_token(&mut self, refusal: &'static str) -> Result<(), Error> {
+        match self.bucket.as_mut().map(|bucket| bucket.take(Instant::now())) {
+            Some(Err(wait)) => {
+                Err(Error { retry_after: Some(wait), ..Error::new(Kind::Exhausted, "ERR_RATE_LIMITED", refusal) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Checks a metric's shape; answers whether it takes something back.
+fn check_metric(metric: Result<Metric, String>) -> Result<bool, Error> {
+    let refused = |code, message: String| Err(Error::new(Kind::Invalid, code, message));
+    let Metric { entries, metadata_keys } = match metric {
+        Ok(metric) => metric,
+        Err(why) => return refused("ERR_METRIC_INVALID", format!("metric payload is not a valid Metric proto: {why}")),
+    };
+    if entries.is_empty() {
+        return refused("ERR_METRIC_EMPTY", "metric must include at least one entry".to_owned());
+    }
+    if entries.len() > METRIC_ENTRIES_MAX {
+        return refused("ERR_METRIC_EMPTY", format!("metric exceeds maximum of {METRIC_ENTRIES_MAX} entries"));
+    }
+    if metadata_keys > METRIC_METADATA_MAX {
+        let message = format!("metric metadata exceeds maximum of {METRIC_METADATA_MAX} keys");
+        return refused("ERR_METRIC_INVALID", message);
+    }
+    for (index, (name, quantity)) in entries.iter().enumerate() {
+        if name.is_empty() {
+            return refused("ERR_METRIC_INVALID_ENTRY", format!("metric entry {index} has empty name"));
+        }
+        if !quantity.is_finite() {
+            return refused("ERR_METRIC_INVALID_ENTRY", format!("metric entry {index} ({name:?}) has non-finite qty"));
+        }
+    }
+    Ok(entries.iter().any(|(_, quantity)| *quantity < 0.0))
+}
+
+/// A report of progress as it lies in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The sender's lane, stamped by the server.
+    pub source: String,
+    /// The workspace that it was sent from.
+    pub workspace: String,
+    /// For whom among those who hear it: a lane, a user over all windows, or empty for all.
+    pub recipient: String,
+    /// What was reported, as the surface encodes it.
+    pub body: Bytes,
+}
+
+impl Progress {
+    /// An envelope whose payload is the recipient, with its length (2) before it, and the body.
+    fn encode(&self) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(2 + self.recipient.len() + self.body.len());
+        payload.extend((self.recipient.len() as u16).to_be_bytes());
+        payload.extend(self.recipient.as_bytes());
+        payload.extend_from_slice(&self.body);
+        let (source, workspace) = (self.source.clone(), self.workspace.clone());
+        Envelope { source, workspace, kind: 0, payload: payload.into() }.encode()
+    }
+
+    /// Reads a report; the body shares the record's memory.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] if the record is none.
+    pub fn decode(record: &Record) -> Result<Self, Error> {
+        let Envelope { source, workspace, payload, .. } = Envelope::decode(record)?;
+        let parse = || {
+            let end = 2 + usize::from(u16::from_be_bytes(*payload.first_chunk()?));
+            let recipient = String::from_utf8(payload.get(2..end)?.to_vec()).ok()?;
+            Some(Self { source, workspace, recipient, body: payload.slice(end..) })
+        };
+        parse().ok_or_else(|| {
+            let message = format!("record {} of topic {} is no progress", record.offset, record.topic);
+            Error::new(Kind::Internal, "ERR_INTERNAL", message)
+        })
+    }
+
+    /// Whether the principal with this lane is meant: never the sender itself.
+    #[must_use]
+    pub fn is_for(&self, lane: &str) -> bool {
+        let to_user = || {
+            let window = lane.strip_prefix(self.recipient.as_str());
+            self.recipient.starts_with("us::") && window.is_some_and(|window| window.starts_with(SEPARATOR))
+        };
+        self.source != lane && (self.recipient.is_empty() || self.recipient == lane || to_user())
     }
 }
 

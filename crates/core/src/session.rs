@@ -6,8 +6,9 @@
 //! | lane | begins | remembered |
 //! | --- | --- | --- |
 //! | one's own (`ag` `tu` `ta` `us`, the singletons' receivers) | with all that is retained | yes |
-//! | `uu` of a user | at the tail, later where the window stopped | yes |
-//! | `gu` and `uw` of a workspace | at the tail, later where the window stopped on that workspace | yes, by workspace |
+//! | `uu` and `pg::us` of a user | at the tail, later where the window stopped | yes |
+//! | `gu`, `uw` and `pg` of a user's workspace | at the tail, later where the window stopped on that workspace | yes, by workspace |
+//! | `pg` of an agent's workspace | at the tail, later where the agent stopped | yes |
 //! | `ga` of an agent | at the tail, always: old broadcasts are not for newcomers | no |
 //!
 //! What was delivered is told by [`Session::taken`], when the transport took it; [`Session::save`] makes it durable.
@@ -16,9 +17,8 @@
 mod sql;
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -35,9 +35,10 @@ pub(crate) use sql::MIGRATIONS;
 use crate::{
     caller::Caller,
     error::{Error, Kind},
-    gate::{Attend, AttendPermit, Gate, Keep, KeepPermit},
-    identity::{self, Identity},
-    topic::{Target, own_lane},
+    gate::{Administer, Attend, AttendPermit, Enter, Gate, Keep, KeepPermit, QueryConnection},
+    identity::{self, Identity, PrincipalKind},
+    presence::{self, Connection, Presence},
+    topic::{Target, no_service, own_lane, progress_for, progress_in},
     work::{WorkGroup, WorkGroups},
 };
 
@@ -50,11 +51,14 @@ const WIDE: &str = "wide";
 /// Scope of what a group of tasks works off together.
 const GROUP: &str = "group";
 
+/// Scope of the lane of progress in an agent's workspace.
+const PROGRESS: &str = "progress";
+
 /// The sessions of this process. Clones share them.
 #[derive(Clone)]
 pub struct Sessions {
     gate: Gate,
-    live: Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>,
+    presence: Presence,
     groups: WorkGroups,
 }
 
@@ -78,7 +82,7 @@ pub struct Session {
     saved: u64,
     lanes: Vec<Lanes>,
     workspace: Option<String>,
-    live: Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>,
+    presence: Presence,
 }
 
 /// About a connection, for its client.
@@ -104,21 +108,79 @@ impl Sessions {
     /// The sessions behind `gate`.
     #[must_use]
     pub fn new(gate: Gate) -> Self {
-        Self { groups: WorkGroups::new(gate.clone()), gate, live: Arc::default() }
+        Self { groups: WorkGroups::new(gate.clone()), gate, presence: Presence::default() }
+    }
+
+    /// The gate that they are behind.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Who is attached.
+    #[must_use]
+    pub fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// One of the connected services of an implementation.
+    pub(crate) fn pick_service(&self, implementation: &str) -> Result<Target, Error> {
+        match self.presence.pick_service(implementation) {
+            Some(Identity::Service(service)) => Ok(Target::service(&service)),
+            _ => Err(no_service(implementation)),
+        }
+    }
+
+    /// Ends a session: its client is told the reason and does not come back by itself.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`], [`Kind::NotFound`].
+    pub async fn disconnect(&self, caller: &Caller, session: &str, reason: &str) -> Result<(), Error> {
+        let permit = self.gate.authorize(caller, Administer("sessions"))?;
+        let missing = || Error::new(Kind::NotFound, "ERR_NOT_FOUND", format!("session not found: {session}"));
+        let identity = self.presence.bid_farewell(session, reason).ok_or_else(missing)?;
+        if self.gate.revoke(&permit, &identity, session).await? { Ok(()) } else { Err(missing()) }
+    }
+
+    /// The sessions that fit, by identity.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`].
+    pub fn list(&self, caller: &Caller, filter: &presence::Filter) -> Result<Vec<Connection>, Error> {
+        self.gate.authorize(caller, Administer("sessions"))?;
+        Ok(self.presence.list(filter))
+    }
+
+    /// The session with this id.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`], [`Kind::NotFound`].
+    pub fn get(&self, caller: &Caller, session: &str) -> Result<Connection, Error> {
+        self.gate.authorize(caller, Administer("sessions"))?;
+        let missing = || Error::new(Kind::NotFound, "ERR_NOT_FOUND", format!("session not found: {session}"));
+        self.presence.get(session).ok_or_else(missing)
+    }
+
+    /// Whether a principal is connected: one's own always, others by capability.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`].
+    pub fn is_connected(&self, caller: &Caller, kind: PrincipalKind, id: &str) -> Result<bool, Error> {
+        self.gate.authorize(caller, QueryConnection { kind, id })?;
+        Ok(self.presence.is_connected(kind, id))
     }
 
     /// Attaches `identity`, in place of the session `resume` if that one holds it.
     ///
     /// # Errors
     /// [`Kind::Exists`] if somebody else holds the identity, [`Kind::Unavailable`] if the store does not answer.
-    pub async fn attach(&self, identity: Identity, resume: &str) -> Result<Session, Error> {
-        let caller = Caller { identity, session: Uuid::new_v4().to_string() };
+    pub async fn attach(&self, identity: Identity, is_admin: bool, resume: &str) -> Result<Session, Error> {
+        let caller = Caller::new(identity, Uuid::new_v4().to_string(), is_admin);
         let attend = self.gate.authorize(&caller, Attend)?;
         let keep = self.gate.authorize(&caller, Keep)?;
         let (lease, welcome) = self.hold(&caller, &attend, resume).await?;
-        let name = caller.identity.to_string();
         // The one that was taken over may have delivered more than it saved.
-        let before = lock(&self.live).get(&name).map_or(0, |taken| taken.load(SeqCst));
+        let before = self.presence.taken(&caller.identity).unwrap_or(0);
         let tail = self.gate.tail(&attend);
         let mut session = Session {
             reader: self.gate.reader(&attend),
@@ -129,7 +191,7 @@ impl Sessions {
             saved: before,
             lanes: Vec::new(),
             workspace: None,
-            live: self.live.clone(),
+            presence: self.presence.clone(),
             caller,
             welcome,
             lease,
@@ -137,7 +199,13 @@ impl Sessions {
             attend,
         };
         session.follow_lanes(before).await?;
-        lock(&self.live).insert(name, session.taken.clone());
+        let connection = Connection {
+            session: session.caller.session.clone(),
+            identity: session.caller.identity.clone(),
+            workspace: session.workspace().map(ToOwned::to_owned),
+            connected_at_ms: now_ms(),
+        };
+        self.presence.enter(connection, session.taken.clone());
         Ok(session)
     }
 
@@ -175,12 +243,15 @@ impl Session {
         match &self.caller.identity {
             Identity::Agent(named) => {
                 let all = Target::AllAgents { workspace: named.workspace.clone() }.topic()?;
+                let progress = progress_in(&named.workspace)?;
                 self.reader.follow_from_tail(&all)?;
+                let from = self.remembered(PROGRESS).await?.map_or(tail, |from| from.max(before));
+                self.follow(PROGRESS.to_owned(), vec![progress], from)?;
             }
             Identity::User { user, .. } => {
-                let wide = Target::User { user: user.clone() }.topic()?;
+                let wide = vec![Target::User { user: user.clone() }.topic()?, progress_for(user)?];
                 let from = self.remembered(WIDE).await?.map_or(tail, |from| from.max(before));
-                self.follow(WIDE.to_owned(), vec![wide], from)?;
+                self.follow(WIDE.to_owned(), wide, from)?;
             }
             _ => {}
         }
@@ -208,6 +279,9 @@ impl Session {
         if wanted == self.workspace {
             return Ok(());
         }
+        if let Some(workspace) = &wanted {
+            self.gate.authorize(&self.caller, Enter(workspace))?;
+        }
         self.save().await?;
         let mut joining = None;
         if let Some(workspace) = &wanted {
@@ -216,7 +290,7 @@ impl Session {
             let scope = format!("workspace:{workspace}");
             let tail = self.gate.tail(&self.attend).offset.0;
             let from = self.remembered(&scope).await?.unwrap_or(tail);
-            joining = Some((scope, vec![all, mine], from));
+            joining = Some((scope, vec![all, mine, progress_in(workspace)?], from));
         }
         if let Some(at) = self.lanes.iter().position(|lanes| lanes.scope.starts_with("workspace:")) {
             let left = self.lanes.swap_remove(at);
@@ -225,6 +299,7 @@ impl Session {
         if let Some((scope, topics, from)) = joining {
             self.follow(scope, topics, from)?;
         }
+        self.presence.moved(&self.caller.identity, wanted.clone());
         self.workspace = wanted;
         Ok(())
     }
@@ -314,12 +389,7 @@ pub(crate) async fn save_position(
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut live = lock(&self.live);
-        let name = self.caller.identity.to_string();
-        // A successor has put its own there already.
-        if live.get(&name).is_some_and(|taken| Arc::ptr_eq(taken, &self.taken)) {
-            live.remove(&name);
-        }
+        self.presence.leave(&self.caller.identity, &self.caller.session);
     }
 }
 
@@ -336,8 +406,7 @@ impl Taken {
 
 impl Welcome {
     fn first() -> Self {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
-        Self { resumed: false, reconnections: 0, initial_connection_ms: now_ms }
+        Self { resumed: false, reconnections: 0, initial_connection_ms: now_ms() }
     }
 
     fn resumed(note: &[u8]) -> Self {
@@ -359,9 +428,8 @@ impl Welcome {
     }
 }
 
-/// A panic while holding the lock cannot leave half a change: each section is one call of the map.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! Names of topics: parsing what clients name as a target, and the only place that builds the log's topics.
 
+use std::fmt;
+
 use trunkline_store::log::{Class, Topic};
 
 use crate::{
     error::{Error, Kind},
-    identity::{Identity, SEPARATOR, identifier, workspace},
+    identity::{Identity, SEPARATOR, Unplaced, identifier, workspace},
     limits::TARGET_BYTES_MAX,
 };
 
@@ -53,7 +55,42 @@ pub enum Target {
         /// The user.
         user: String,
     },
+    /// `sv::{implementation}::{specifier}`: one service.
+    Service(Place),
+    /// `sv::{implementation}`: any one of the connected services of an implementation. It has no topic: one of them is
+    /// picked first.
+    AnyService {
+        /// The implementation.
+        implementation: String,
+    },
+    /// `br::{implementation}::{specifier}`: one bridge.
+    Bridge(Place),
+    /// `event::{workspace}`, or `event::*` for the sender's own: the workflow engine.
+    Events {
+        /// The workspace, if one was named.
+        workspace: Option<String>,
+    },
+    /// `metric::{workspace}`, or `metric::*` for the sender's own: the metrics bridge.
+    Metrics {
+        /// The workspace, if one was named.
+        workspace: Option<String>,
+    },
 }
+
+/// Two parts of a name, outside of any workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The implementation.
+    pub implementation: String,
+    /// The specifier.
+    pub specifier: String,
+}
+
+/// The lane of the one workflow engine.
+const EVENTS: &str = "event::receiver0";
+
+/// The lane of the one metrics bridge.
+const METRICS: &str = "metric::receiver0";
 
 /// Three parts of a name, inside a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +107,7 @@ impl Target {
     /// Reads what a client named.
     ///
     /// # Errors
-    /// `ERR_INVALID_TOPIC` if it is no topic, `ERR_NOT_IMPLEMENTED` for topics whose receivers this version does not
-    /// serve.
+    /// `ERR_INVALID_TOPIC` if it is no topic, `ERR_PERMISSION_DENIED` for topics that only the server writes to.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.is_empty() || text.len() > TARGET_BYTES_MAX {
             return Err(invalid("topic length must be 1-256 characters"));
@@ -87,15 +123,26 @@ impl Target {
             ["us", u, w] => Self::Window { user: part("id", u)?, window: part("specifier", w)? },
             ["uw", u, w] => Self::UserIn { user: part("id", u)?, workspace: space(w)? },
             ["uu", u] => Self::User { user: part("id", u)? },
-            ["pg" | "tk" | "event" | "metric" | "br" | "sv", _, ..] => {
-                let message = format!("sending to {} topics is not supported yet", parts[0]);
-                return Err(Error::new(Kind::Unimplemented, "ERR_NOT_IMPLEMENTED", message));
+            ["sv", i] => Self::AnyService { implementation: part("impl", i)? },
+            ["sv", i, s] => Self::Service(Place::new(i, s)?),
+            ["br", i, s] => Self::Bridge(Place::new(i, s)?),
+            ["event", w] => Self::Events { workspace: declared(w)? },
+            ["metric", w] => Self::Metrics { workspace: declared(w)? },
+            ["pg" | "tk", _, ..] => {
+                let message = format!("not authorized to send to topic {text}");
+                return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
             }
-            ["ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu", ..] => {
+            ["ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "sv" | "br" | "event" | "metric", ..] => {
                 return Err(invalid(&format!("wrong number of segments for prefix {}", parts[0])));
             }
             _ => return Err(invalid("invalid topic prefix")),
         })
+    }
+
+    /// A service.
+    pub(crate) fn service(service: &Unplaced) -> Self {
+        let (implementation, specifier) = (service.implementation.clone(), service.specifier.clone());
+        Self::Service(Place { implementation, specifier })
     }
 
     /// The workspace that the topic is in; those of users and their windows are in none.
@@ -107,7 +154,10 @@ impl Target {
             | Self::AllAgents { workspace }
             | Self::AllUsers { workspace }
             | Self::UserIn { workspace, .. } => Some(workspace),
-            Self::Window { .. } | Self::User { .. } => None,
+            Self::Events { workspace } | Self::Metrics { workspace } => workspace.as_deref(),
+            Self::Window { .. } | Self::User { .. } | Self::Service(_) | Self::AnyService { .. } | Self::Bridge(_) => {
+                None
+            }
         }
     }
 
@@ -126,6 +176,11 @@ impl Target {
             Self::Window { user, window } => format!("us::{user}::{window}"),
             Self::UserIn { user, workspace } => format!("uw::{user}::{workspace}"),
             Self::User { user } => format!("uu::{user}"),
+            Self::Service(place) => format!("sv::{place}"),
+            Self::AnyService { implementation } => return Err(no_service(implementation)),
+            Self::Bridge(place) => format!("br::{place}"),
+            Self::Events { .. } => EVENTS.to_owned(),
+            Self::Metrics { .. } => METRICS.to_owned(),
         };
         Ok(Topic::new(&name)?)
     }
@@ -145,6 +200,43 @@ impl Address {
     }
 }
 
+impl Place {
+    fn new(implementation: &str, specifier: &str) -> Result<Self, Error> {
+        Ok(Self { implementation: part("impl", implementation)?, specifier: part("specifier", specifier)? })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}::{}", self.implementation, self.specifier)
+    }
+}
+
+/// The error of [`Target::AnyService`] while there is none.
+pub(crate) fn no_service(implementation: &str) -> Error {
+    let message = format!("no healthy sv::{implementation} instances available");
+    Error::new(Kind::Unavailable, "ERR_SV_UNAVAILABLE", message)
+}
+
+/// The topic of progress in a workspace.
+///
+/// # Errors
+/// None in practice: checked names are shorter than the log's limit. So for the next.
+pub(crate) fn progress_in(workspace: &str) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("pg::{workspace}"))?)
+}
+
+/// The topic of progress for a user. No workspace is called `us`.
+pub(crate) fn progress_for(user: &str) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("pg::us::{user}"))?)
+}
+
+/// Whether records of this topic are progress and not messages.
+#[must_use]
+pub fn is_progress(topic: &Topic) -> bool {
+    topic.as_str().starts_with("pg::")
+}
+
 /// The topic that is a principal's own; orchestrators have none.
 ///
 /// # Errors
@@ -152,8 +244,8 @@ impl Address {
 pub fn own_lane(identity: &Identity) -> Result<Option<Topic>, Error> {
     let name = match identity {
         Identity::Orchestrator(_) => return Ok(None),
-        Identity::WorkflowEngine => "event::receiver0".to_owned(),
-        Identity::MetricsBridge => "metric::receiver0".to_owned(),
+        Identity::WorkflowEngine => EVENTS.to_owned(),
+        Identity::MetricsBridge => METRICS.to_owned(),
         other => other.to_string(),
     };
     Ok(Some(Topic::new(&name)?))
@@ -174,6 +266,11 @@ pub fn class(name: &str) -> Class {
         | "sv" => CLASS_LANE,
         _ => CLASS_KEPT,
     }
+}
+
+/// The workspace of an event or a metric: none if the sender's own is meant, by `*` or by naming the receiver.
+fn declared(name: &str) -> Result<Option<String>, Error> {
+    if matches!(name, "" | "*" | "receiver0") { Ok(None) } else { space(name).map(Some) }
 }
 
 fn space(name: &str) -> Result<String, Error> {
@@ -204,10 +301,17 @@ mod tests {
             "us::u::w",
             "uw::u::w",
             "uu::u",
+            "sv::i::s",
+            "br::i::s",
+            "event::receiver0",
+            "metric::receiver0",
         ];
         for text in lanes {
             assert_eq!(Target::parse(text).unwrap().topic().unwrap().as_str(), text);
         }
+        assert_eq!(Target::parse("event::w").unwrap().workspace(), Some("w"));
+        assert_eq!(Target::parse("metric::*").unwrap().workspace(), None);
+        assert_eq!(Target::parse("sv::i").unwrap().topic().unwrap_err().code, "ERR_SV_UNAVAILABLE");
     }
 
     #[test]
@@ -227,12 +331,14 @@ mod tests {
             "uu::",
             "ag::us::i::s",
             "ga::*",
+            "sv::*",
+            "event::receiver1",
             &long,
         ] {
             assert_eq!(Target::parse(text).err().unwrap().code, "ERR_INVALID_TOPIC", "{text}");
         }
-        for text in ["sv::i::s", "event::w", "pg::w", "tk::w::t::events"] {
-            assert_eq!(Target::parse(text).err().unwrap().code, "ERR_NOT_IMPLEMENTED", "{text}");
+        for text in ["pg::w", "pg::us::u", "tk::w::t::events"] {
+            assert_eq!(Target::parse(text).err().unwrap().code, "ERR_PERMISSION_DENIED", "{text}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
-use trunkline_core::{gate::Gate, session::Sessions, topic};
+use trunkline_core::{gate::Gate, kv, session::Sessions, topic};
 use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 use trunkline_store::{Options, Store, ledger::Relay, log};
 
@@ -65,6 +65,9 @@ pub enum StartError {
     /// The data directory cannot be opened.
     #[error(transparent)]
     Store(#[from] trunkline_store::OpenError),
+    /// What is kept there cannot be read.
+    #[error(transparent)]
+    Core(#[from] trunkline_core::Error),
 }
 
 impl Server {
@@ -90,10 +93,10 @@ impl Server {
             tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
-        let gate = Gate::new(store.clone());
+        let gate = Gate::open(store.clone()).await?;
         let gateway = Gateway {
             sessions: Sessions::new(gate.clone()),
-            gate,
+            gate: gate.clone(),
             auth: Auth { dev: config.dev },
             limits: config.limits,
             stop: server.stop.clone(),
@@ -103,7 +106,7 @@ impl Server {
         server.serve_http("http", http.0, ops::no_surfaces());
         server.serve_http("ops", ops.0, ops::router());
         server.relay(store.clone());
-        server.sweep(store.log, config.retention);
+        server.sweep(store.log, gate, config.retention);
         Ok(server)
     }
 
@@ -172,14 +175,17 @@ impl Server {
         });
     }
 
-    /// Trims what is older than it is kept.
-    fn sweep(&self, log: log::Log, retention: RetentionConfig) {
+    /// Trims what is older than it is kept, and removes keys that have expired.
+    fn sweep(&self, log: log::Log, gate: Gate, retention: RetentionConfig) {
         let stop = self.stop.clone();
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
         self.tasks.spawn(async move {
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
                 if let Err(error) = log.sweep().await {
                     tracing::warn!(%error, "retention sweep failed; the next one goes on");
+                }
+                if let Err(error) = kv::sweep(&gate).await {
+                    tracing::warn!(%error, "expired keys were not removed; the next sweep goes on");
                 }
             }
         });

@@ -3,7 +3,8 @@
 //! One SQL text serves both engines, within these limits: parameters are `$1`, `$2`, …; values are 64-bit integers,
 //! text, floats, bytes and NULL ([`Value`]); booleans are integers 0 and 1; upserts are
 //! `INSERT … ON CONFLICT … DO UPDATE … WHERE`; `RETURNING` is there. Where the engines' words differ, migrations use
-//! `BYTES` for a column of bytes and `AUTO_ID` for an integer key that counts up.
+//! `BYTES` for a column of bytes, `AUTO_ID` for an integer key that counts up and `SORTED_TEXT` for text that sorts by its
+//! bytes.
 //!
 //! - **Durable**: [`Ledger::write`] returns after the commit that holds its transaction was fsynced.
 //! - **Isolation**: a write transaction sees no other one's unfinished work, and its reads stay true until it commits.
@@ -48,7 +49,7 @@ mod transaction;
 
 use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::lease;
 
@@ -114,6 +115,34 @@ enum Engine {
     Postgres(postgres::Postgres),
 }
 
+/// A write transaction that has its place in the order. It runs to its end whether or not anybody waits.
+pub struct Submitted<T, E> {
+    pending: Pending<T, E>,
+    outbox: Arc<Notify>,
+}
+
+impl<T, E: From<Error>> Submitted<T, E> {
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// As [`Ledger::write`].
+    pub async fn ended(self) -> Result<T, E> {
+        let (answer, wrote_outbox) = match self.pending {
+            Pending::Queued(answered) => answered.await.map_err(|_| Error::Stopped)??,
+            Pending::Ended(ended) => ended?,
+        };
+        if wrote_outbox {
+            self.outbox.notify_one();
+        }
+        Ok(answer)
+    }
+}
+
+enum Pending<T, E> {
+    Queued(oneshot::Receiver<Result<(T, bool), E>>),
+    Ended(Result<(T, bool), E>),
+}
+
 impl Ledger {
     /// Opens or creates the ledger in one SQLite file and brings its schema up to date. Blocks.
     ///
@@ -148,14 +177,28 @@ impl Ledger {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let (answer, wrote_outbox) = match &self.engine {
-            Engine::Sqlite(engine) => engine.write(run).await?,
-            Engine::Postgres(engine) => engine.write(run).await?,
+        self.submit(run).await?.ended().await
+    }
+
+    /// Hands a write transaction over; what it answers says how it ended. Transactions that one caller submits one
+    /// after the other take effect in that order, so that they can be under way at once.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`]; the transaction's own errors come with the future.
+    pub async fn submit<T, E>(
+        &self,
+        run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
+    ) -> Result<Submitted<T, E>, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let pending = match &self.engine {
+            Engine::Sqlite(engine) => Pending::Queued(engine.submit(run).await?),
+            // Its transactions run side by side, so the order needs the end of this one.
+            Engine::Postgres(engine) => Pending::Ended(engine.write(run).await),
         };
-        if wrote_outbox {
-            self.outbox.notify_one();
-        }
-        Ok(answer)
+        Ok(Submitted { pending, outbox: self.outbox.clone() })
     }
 
     /// Runs one read transaction on a consistent view that holds every commit that returned before.

@@ -1,75 +1,276 @@
 //! Who may do what. Deny by default.
 //!
-//! Sending, by kind of sender and target (the published matrix, for the targets that are served):
+//! Sending, by kind of sender and target (the published matrix):
 //!
-//! | sender | may send to | workspaces without a rule |
-//! | --- | --- | --- |
-//! | agent, task | all but `uu` | any |
-//! | user | all but `uu` | any |
-//! | service, bridge, workflow engine | all | none |
-//! | orchestrator | `ag` `tu` `ta` `tb` | none |
-//! | metrics bridge | nothing | – |
+//! | sender | may send to |
+//! | --- | --- |
+//! | agent, task | all but `uu` |
+//! | user | all but `uu`, `event` and `metric` |
+//! | service, bridge, workflow engine | all |
+//! | orchestrator | `ag` `tu` `ta` `tb` |
+//! | metrics bridge | nothing |
+//!
+//! and then by workspace: read and write on the target's, or on the sender's own if the target has none. Who has no
+//! workspace may reach what has none. Events and metrics for another workspace take a capability instead.
+//!
+//! The key-value store: exclusive scopes are open to their owner, except for listing (a rule of the published contract);
+//! the others by a rule on the key (`kv_key`), or else on the scope (`kv_scope`).
 
-use super::{Attend, AttendPermit, Intent, Keep, KeepPermit, Send, SendPermit};
+use super::{
+    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreditMetrics, Enter, EnterPermit, Intent, Keep,
+    KeepPermit, QueryConnection, Report, RulesPermit, Send, SendPermit, UseKeys,
+    rules::{Decision, Level, Name, Rules},
+};
 use crate::{
     caller::Caller,
     error::{Error, Kind},
-    identity::Identity,
-    topic::Target,
+    identity::{Identity, PrincipalKind, SEPARATOR, identifier},
+    kv::{Action, Scope, namespace, workspace_of},
+    limits::TARGET_BYTES_MAX,
+    rule::now,
+    topic::{Target, progress_for, progress_in},
 };
+
+/// Keys by which instances of the workflow engine agree on who leads.
+const COORDINATION_KEYS: &str = "_sys/coord/";
 
 impl Intent for Send<'_> {
     type Permit = SendPermit;
 
-    fn decide(self, caller: &Caller) -> Result<SendPermit, Error> {
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<SendPermit, Error> {
         let topic = self.0.topic()?;
-        if may_send(&caller.identity, self.0) && may_reach(&caller.identity, self.0) {
+        if may_send(&caller.identity, self.0) && may_reach(caller, self.0, rules) {
             return Ok(SendPermit { topic });
         }
-        let message = format!("not authorized to send to topic {topic}");
-        Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message))
+        Err(denied(format!("not authorized to send to topic {topic}")))
     }
 }
 
 fn may_send(sender: &Identity, target: &Target) -> bool {
     let to_all_windows = matches!(target, Target::User { .. });
-    match sender {
-        Identity::Agent(_) | Identity::UniqueTask(_) | Identity::Task(_) | Identity::User { .. } => !to_all_windows,
-        Identity::Service(_) | Identity::Bridge(_) | Identity::WorkflowEngine => true,
-        Identity::Orchestrator(_) => {
+    match sender.kind() {
+        PrincipalKind::Agent | PrincipalKind::Task => !to_all_windows,
+        PrincipalKind::User => !to_all_windows && !matches!(target, Target::Events { .. } | Target::Metrics { .. }),
+        PrincipalKind::Service | PrincipalKind::Bridge | PrincipalKind::WorkflowEngine => true,
+        PrincipalKind::Orchestrator => {
             matches!(target, Target::Agent(_) | Target::UniqueTask(_) | Target::Task(_) | Target::AnyTask { .. })
         }
-        Identity::MetricsBridge => false,
+        PrincipalKind::MetricsBridge => false,
     }
 }
 
-/// Without rules, those who live in workspaces reach all of them and the others none.
-fn may_reach(sender: &Identity, target: &Target) -> bool {
-    let lives_in_workspaces =
-        matches!(sender, Identity::Agent(_) | Identity::UniqueTask(_) | Identity::Task(_) | Identity::User { .. });
-    lives_in_workspaces || target.workspace().is_none()
+fn may_reach(caller: &Caller, target: &Target, rules: &Rules) -> bool {
+    let own = caller.identity.workspace();
+    let capability = match target {
+        Target::Events { .. } => Some("capability/event_broadcast"),
+        Target::Metrics { .. } => Some("capability/metric_broadcast"),
+        _ => None,
+    };
+    if let Some(capability) = capability {
+        return match target.workspace() {
+            Some(named) if own != Some(named) => has(caller, rules, "capability", capability, Level::READ_WRITE),
+            // An agent's metrics are always welcome.
+            _ if matches!((target, &caller.identity), (Target::Metrics { .. }, Identity::Agent(_))) => true,
+            _ => own.is_none_or(|own| has(caller, rules, "workspace", own, Level::READ_WRITE)),
+        };
+    }
+    target.workspace().or(own).is_none_or(|workspace| has(caller, rules, "workspace", workspace, Level::READ_WRITE))
+}
+
+impl Intent for Report<'_> {
+    type Permit = SendPermit;
+
+    fn decide(self, caller: &Caller, _rules: &Rules) -> Result<SendPermit, Error> {
+        if !matches!(caller.identity.kind(), PrincipalKind::Agent | PrincipalKind::Task | PrincipalKind::Service) {
+            let who = "only agents, tasks, and services can report progress";
+            return Err(Error::new(Kind::Denied, "ERR_INVALID_PRINCIPAL", who));
+        }
+        let invalid = |why: String| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", why);
+        let topic = match self.recipient.split(SEPARATOR).collect::<Vec<_>>()[..] {
+            ["us", user] => progress_for(&identifier("recipient", user)?)?,
+            ["us", user, window] => {
+                identifier("recipient", window)?;
+                progress_for(&identifier("recipient", user)?)?
+            }
+            _ => {
+                let why = "progress from outside of a workspace needs a user as its recipient";
+                progress_in(self.home.ok_or_else(|| invalid(why.to_owned()))?)?
+            }
+        };
+        if self.recipient.len() > TARGET_BYTES_MAX {
+            return Err(invalid(format!("recipient of {} bytes", self.recipient.len())));
+        }
+        Ok(SendPermit { topic })
+    }
+}
+
+impl Intent for CreditMetrics {
+    type Permit = ();
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        if has(caller, rules, "capability", "capability/metric_credit", Level::ADMIN) {
+            return Ok(());
+        }
+        let message = "negative metric deltas require additional authorization";
+        Err(Error::new(Kind::Denied, "ERR_METRIC_NEGATIVE_FORBIDDEN", message))
+    }
 }
 
 impl Intent for Attend {
     type Permit = AttendPermit;
 
-    /// Whoever was admitted under an identity may hold it; admission is the surfaces' business.
-    fn decide(self, caller: &Caller) -> Result<AttendPermit, Error> {
+    /// Whoever was admitted under an identity may hold it, if it may read the workspace that it lives in.
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<AttendPermit, Error> {
+        if let Some(workspace) = caller.identity.workspace() {
+            let decision = look_up(caller, rules, "workspace", workspace);
+            if decision.level < Level::READ {
+                return Err(denied(format!("access denied: {}", decision.reason)));
+            }
+        }
         Ok(AttendPermit { identity: caller.identity.clone() })
+    }
+}
+
+impl Intent for Enter<'_> {
+    type Permit = EnterPermit;
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<EnterPermit, Error> {
+        if has(caller, rules, "workspace", self.0, Level::READ) {
+            return Ok(EnterPermit(()));
+        }
+        Err(denied(format!("not authorized to access workspace {}", self.0)))
     }
 }
 
 impl Intent for Keep {
     type Permit = KeepPermit;
 
-    fn decide(self, caller: &Caller) -> Result<KeepPermit, Error> {
+    fn decide(self, caller: &Caller, _rules: &Rules) -> Result<KeepPermit, Error> {
         Ok(KeepPermit { owner: caller.identity.to_string() })
     }
 }
 
+impl Intent for UseKeys<'_> {
+    type Permit = KeepPermit;
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<KeepPermit, Error> {
+        use PrincipalKind::{Agent, MetricsBridge, Service, Task, WorkflowEngine};
+        let kind = caller.identity.kind();
+        if !matches!(kind, Agent | Task | Service | WorkflowEngine | MetricsBridge) {
+            let who = "only agents, tasks, services, the metrics bridge, and the workflow engine can access KV store";
+            return Err(denied(who.to_owned()));
+        }
+        let request = self.request;
+        let owner = namespace(request, &caller.identity, self.home)?;
+        let needed = if request.action.is_read() { Level::READ } else { Level::READ_WRITE };
+        let scope = request.scope;
+        let allowed = match &request.action {
+            Action::Purge { .. } => {
+                scope.is_exclusive() && has(caller, rules, "capability", "capability/kv_purge_identity", Level::MANAGE)
+            }
+            Action::List { .. } => may_use_scope(caller, rules, scope, needed),
+            _ if scope.is_exclusive() => true,
+            _ if kind == WorkflowEngine && request.key.starts_with(COORDINATION_KEYS) => true,
+            _ => {
+                let on_key = look_up(caller, rules, "kv_key", &request.key);
+                if on_key.by_rule { on_key.level >= needed } else { may_use_scope(caller, rules, scope, needed) }
+            }
+        };
+        if allowed && may_use_workspace(caller, rules, workspace_of(request, self.home), scope, needed) {
+            return Ok(KeepPermit { owner });
+        }
+        Err(denied(format!("not authorized to use keys of scope {}", scope.name())))
+    }
+}
+
+fn may_use_scope(caller: &Caller, rules: &Rules, scope: Scope, needed: Level) -> bool {
+    has(caller, rules, "kv_scope", scope.name(), needed)
+}
+
+/// A rule on the scope does not open a workspace that is closed to the caller. One without a workspace of its own has no
+/// fallback either, so only a rule counts against it.
+fn may_use_workspace(caller: &Caller, rules: &Rules, workspace: &str, scope: Scope, needed: Level) -> bool {
+    let own = caller.identity.workspace();
+    if !scope.has_workspace() || scope.is_exclusive() || own == Some(workspace) {
+        return true;
+    }
+    let decision = look_up(caller, rules, "workspace", workspace);
+    decision.level >= needed || (own.is_none() && !decision.by_rule)
+}
+
+pub(super) fn may_see_key(caller: &Caller, key: &str, rules: &Rules) -> bool {
+    let on_key = look_up(caller, rules, "kv_key", key);
+    !on_key.by_rule || on_key.level >= Level::READ
+}
+
+impl Intent for ChangeRules<'_> {
+    type Permit = RulesPermit;
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<RulesPermit, Error> {
+        if is_admin(caller, rules, "acl", self.as_admin) {
+            return Ok(RulesPermit(()));
+        }
+        let Some(resource) = self.resource else { return Err(denied(self.refusal.to_owned())) };
+        if resource.kind != "workspace" || resource.id.is_empty() {
+            return Err(denied("ACL operations on non-workspace resources require an admin_acl grant".to_owned()));
+        }
+        let needed = self.on_workspace;
+        if has(caller, rules, "workspace", &resource.id, needed) {
+            return Ok(RulesPermit(()));
+        }
+        let workspace = &resource.id;
+        let message = format!("insufficient access on workspace {workspace:?} for this ACL operation (need {needed})");
+        Err(denied(message))
+    }
+}
+
+impl Intent for QueryConnection<'_> {
+    type Permit = ();
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        let is_own = caller.identity.kind() == self.kind
+            && (caller.subject.id == self.id || caller.identity.to_string() == self.id);
+        if is_own || caller.is_admin || has(caller, rules, "capability", "capability/query_connections", Level::READ) {
+            return Ok(());
+        }
+        Err(denied("not authorized".to_owned()))
+    }
+}
+
+impl Intent for Administer {
+    type Permit = AdminPermit;
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<AdminPermit, Error> {
+        if is_admin(caller, rules, self.0, Level::ADMIN) {
+            return Ok(AdminPermit(()));
+        }
+        let what = self.0;
+        let message = format!("admin {what} operations require system-level privileges or an explicit ACL grant");
+        Err(denied(message))
+    }
+}
+
+fn is_admin(caller: &Caller, rules: &Rules, part: &str, needed: Level) -> bool {
+    let has = |id: &str| has(caller, rules, "admin", id, needed);
+    caller.is_admin || has("admin/*") || has(&format!("admin/{part}"))
+}
+
+fn has(caller: &Caller, rules: &Rules, kind: &str, id: &str, needed: Level) -> bool {
+    look_up(caller, rules, kind, id).level >= needed
+}
+
+fn look_up(caller: &Caller, rules: &Rules, kind: &str, id: &str) -> Decision {
+    rules.decide(&caller.subject, &Name::new(kind, id), now())
+}
+
+fn denied(message: String) -> Error {
+    Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Caller, Identity, Intent as _, Send, Target};
+    use super::{Caller, Identity, Intent as _, Level, Rules, Send, Target};
+    use crate::gate::rules::{Fallback, category};
 
     #[test]
     fn the_matrix_holds() {
@@ -83,24 +284,33 @@ mod tests {
             "us::u::w",
             "uw::u::w",
             "uu::u",
+            "sv::i::s",
+            "br::i::s",
+            "event::*",
+            "event::other",
+            "metric::*",
+            "metric::other",
         ];
         let grid = [
-            (Identity::agent("w", "i", "s"), "yyyyyyyy."),
-            (Identity::unique_task("w", "i", "s"), "yyyyyyyy."),
-            (Identity::task("w", "i"), "yyyyyyyy."),
-            (Identity::user("u", "w"), "yyyyyyyy."),
-            (Identity::service("i", "s"), "......y.y"),
-            (Identity::bridge("i", "s"), "......y.y"),
-            (Ok(Identity::WorkflowEngine), "......y.y"),
-            (Identity::orchestrator("i", "s"), "........."),
-            (Ok(Identity::MetricsBridge), "........."),
+            (Identity::agent("w", "i", "s"), "yyyyyyyy.yyy.y."),
+            (Identity::unique_task("w", "i", "s"), "yyyyyyyy.yyy.y."),
+            (Identity::task("w", "i"), "yyyyyyyy.yyy.y."),
+            (Identity::user("u", "w"), "yyyyyyyy.yy...."),
+            (Identity::service("i", "s"), "......y.yyyy.y."),
+            (Identity::bridge("i", "s"), "......y.yyyy.y."),
+            (Ok(Identity::WorkflowEngine), "......y.yyyy.y."),
+            (Identity::orchestrator("i", "s"), "..............."),
+            (Ok(Identity::MetricsBridge), "..............."),
         ];
+        let mut rules = Rules::default();
+        for kind in ["user", "agent", "task"] {
+            let fallback = Fallback { level: Level::READ_WRITE, updated_by: String::new(), updated_at: 0 };
+            rules.set_fallback(category(kind, "workspace"), fallback);
+        }
         for (identity, expected) in grid {
-            let caller = Caller { identity: identity.unwrap(), session: "s".into() };
-            let row: String = targets
-                .iter()
-                .map(|target| if Send(&Target::parse(target).unwrap()).decide(&caller).is_ok() { 'y' } else { '.' })
-                .collect();
+            let caller = Caller::new(identity.unwrap(), "s".into(), false);
+            let may = |target: &str| Send(&Target::parse(target).unwrap()).decide(&caller, &rules).is_ok();
+            let row: String = targets.iter().map(|target| if may(target) { 'y' } else { '.' }).collect();
             assert_eq!(row, expected, "{}", caller.identity);
         }
     }

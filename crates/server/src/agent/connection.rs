@@ -1,14 +1,22 @@
 //! One task owns a stream: it reads frames in order, delivers what is said to the identity, and ends both together.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use futures_util::{StreamExt as _, stream::FuturesOrdered};
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use tokio::time::MissedTickBehavior;
 use tonic::{Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{
     Error,
     message::{Envelope, Sender, publish_failed},
     session::Session,
+    topic::own_lane,
     work::WorkGroup,
 };
 use trunkline_proto::v1::{Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType};
@@ -26,8 +34,8 @@ use crate::error::{response, status};
 /// Replies that may wait for the transport; then no frame is read until the client reads its own.
 const REPLIES_MAX: usize = 256;
 
-/// Messages of one client that may be on their way to the disk at once.
-const APPENDS_MAX: usize = 1024;
+/// Requests of one client that may be under way at once.
+const PENDING_MAX: usize = 1024;
 
 /// Records read in one go.
 const RECORDS_MAX: usize = 64;
@@ -60,17 +68,20 @@ async fn serve(
 ) -> Result<(), Status> {
     let stopping = gateway.stop.clone();
     let session = tokio::select! {
-        session = handshake::shake(gateway, metadata, inbound, outbound) => session?,
+        session = Box::pin(handshake::shake(gateway, metadata, inbound, outbound)) => session?,
         () = stopping.cancelled() => return Err(Status::unavailable("server shutting down")),
     };
-    let sender = Sender::new(gateway.gate.clone(), &session, &gateway.limits).map_err(|e| status(&e))?;
+    let sender = Sender::new(gateway.sessions.clone(), &session, &gateway.limits, convert::metric);
+    let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());
     let mut connection = Connection {
         gateway,
         session,
-        sender,
+        sender: sender.map_err(|e| status(&e))?,
         outbound,
+        lane: lane.unwrap_or_default(),
         frames: VecDeque::new(),
-        appends: FuturesOrdered::new(),
+        pending: FuturesOrdered::new(),
+        writes_pending: 0,
         items: Vec::new(),
     };
     let ended = connection.talk(inbound).await;
@@ -86,9 +97,42 @@ pub(super) struct Connection<'a> {
     outbound: &'a Outbound,
     /// What the transport has no room for yet.
     frames: VecDeque<Frame>,
-    /// Messages on their way to the disk, in the order in which they were sent.
-    appends: FuturesOrdered<Submitted>,
+    /// Requests that are under way, in the order in which they came; they are answered in it too.
+    pending: FuturesOrdered<Pending>,
+    /// How many of them change the ledger.
+    writes_pending: usize,
+    /// The name of its own lane; empty without one.
+    lane: String,
     items: Vec<Item>,
+}
+
+/// A request under way.
+pub(super) enum Pending {
+    /// A message; answered only if it fails.
+    Message(Submitted),
+    /// A request whose answer is these frames.
+    Reply(BoxFuture<'static, Vec<Down>>),
+    /// The same, and it may change the ledger.
+    Write(BoxFuture<'static, Vec<Down>>),
+}
+
+/// What came of a request.
+pub(super) enum Done {
+    Message(Result<log::Appended, log::Error>),
+    Reply(Vec<Down>),
+    Write(Vec<Down>),
+}
+
+impl Future for Pending {
+    type Output = Done;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        match self.get_mut() {
+            Self::Message(submitted) => Pin::new(submitted).poll(cx).map(Done::Message),
+            Self::Reply(reply) => reply.as_mut().poll(cx).map(Done::Reply),
+            Self::Write(reply) => reply.as_mut().poll(cx).map(Done::Write),
+        }
+    }
 }
 
 impl Connection<'_> {
@@ -98,12 +142,12 @@ impl Connection<'_> {
         saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let idle = self.frames.is_empty();
-            let reads_on = self.frames.len() < REPLIES_MAX && self.appends.len() < APPENDS_MAX;
+            let reads_on = self.frames.len() < REPLIES_MAX && self.pending.len() < PENDING_MAX;
             tokio::select! {
-                loss = self.session.lease.lost() => return Err(displaced(loss)),
+                loss = self.session.lease.lost() => return Err(self.displaced(loss).await),
                 () = self.gateway.stop.cancelled() => return self.say_goodbye().await,
                 () = self.outbound.closed() => return Err(Status::cancelled("client is gone")),
-                Some(appended) = self.appends.next(), if !self.appends.is_empty() => self.appended(appended),
+                Some(done) = self.pending.next(), if !self.pending.is_empty() => self.done(done),
                 permit = self.outbound.reserve(), if !idle => {
                     if let (Ok(permit), Some(frame)) = (permit, self.frames.pop_front()) {
                         permit.send(Ok(frame));
@@ -134,36 +178,45 @@ impl Connection<'_> {
         self.reply(Down::Error(response(error)));
     }
 
-    /// Notes a message that is on its way to the disk.
-    pub(super) fn await_append(&mut self, submitted: Submitted) {
-        self.appends.push_back(submitted);
+    /// Notes a request that is under way.
+    pub(super) fn wait_for(&mut self, pending: Pending) {
+        self.writes_pending += usize::from(matches!(pending, Pending::Write(_)));
+        self.pending.push_back(pending);
     }
 
-    /// Waits until every message before this frame is on disk, so that frames take effect in order.
+    /// Whether a request under way may change the ledger.
+    pub(super) fn is_writing(&self) -> bool {
+        self.writes_pending > 0
+    }
+
+    /// Waits until every request before this frame is done, so that frames take effect in order.
     pub(super) async fn settle(&mut self) {
-        while let Some(appended) = self.appends.next().await {
-            self.appended(appended);
+        while let Some(done) = self.pending.next().await {
+            self.done(done);
         }
     }
 
-    fn appended(&mut self, appended: Result<log::Appended, log::Error>) {
-        if let Err(error) = appended {
-            self.refuse(&publish_failed(&error));
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Message(Ok(_)) => {}
+            Done::Message(Err(error)) => self.refuse(&publish_failed(&error)),
+            Done::Reply(replies) => replies.into_iter().for_each(|reply| self.reply(reply)),
+            Done::Write(replies) => {
+                self.writes_pending -= 1;
+                replies.into_iter().for_each(|reply| self.reply(reply));
+            }
         }
     }
 
     fn deliver(&mut self) {
         for item in self.items.drain(..) {
             match item {
-                Item::Record(record) => match Envelope::decode(&record) {
-                    Ok(envelope) => {
+                Item::Record(record) => match convert::record(&record, &self.lane) {
+                    Ok(Some(payload)) => {
                         let taken = self.session.taken_handle();
-                        self.frames.push_back(Frame::lane(
-                            Down::Msg(convert::incoming(envelope)),
-                            taken,
-                            record.offset,
-                        ));
+                        self.frames.push_back(Frame::lane(payload, taken, record.offset));
                     }
+                    Ok(None) => {}
                     Err(error) => tracing::error!(%error, "skipped"),
                 },
                 Item::Gap(gap) => {
@@ -194,12 +247,29 @@ impl Connection<'_> {
     }
 
     async fn say_goodbye(&mut self) -> Result<(), Status> {
-        let signal =
-            Signal { r#type: SignalType::GracefulDisconnect.into(), reason: "server shutting down".to_owned() };
-        let frame = Frame::reply(Down::Signal(signal));
+        self.signal(SignalType::GracefulDisconnect, "server shutting down".to_owned()).await;
+        Ok(())
+    }
+
+    /// The last words to a session that is over.
+    async fn displaced(&mut self, loss: Loss) -> Status {
+        match loss {
+            Loss::Transferred | Loss::Replaced => Status::cancelled("session resumed by another connection"),
+            Loss::Revoked => {
+                let farewell = self.gateway.sessions.presence().farewell(&self.session.caller.identity);
+                let reason = farewell.filter(|reason| !reason.is_empty());
+                let reason = reason.unwrap_or_else(|| "disconnected by administrator".to_owned());
+                self.signal(SignalType::ForceDisconnect, reason).await;
+                Status::cancelled("session disconnected by administrator")
+            }
+            Loss::Fenced => Status::unavailable("this node lost touch with its cluster; reconnect"),
+        }
+    }
+
+    async fn signal(&mut self, kind: SignalType, reason: String) {
+        let frame = Frame::reply(Down::Signal(Signal { r#type: kind.into(), reason }));
         // A client that does not read misses the signal; the end of the stream tells it as well.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Ok(frame))).await;
-        Ok(())
     }
 
     /// The last of a session: what was accepted is on disk and what was taken is remembered, before anybody else can
@@ -218,14 +288,6 @@ async fn pull(group: Option<Arc<WorkGroup>>) -> (Arc<WorkGroup>, Result<Arc<Reco
             (group, record)
         }
         None => std::future::pending().await,
-    }
-}
-
-fn displaced(loss: Loss) -> Status {
-    match loss {
-        Loss::Transferred | Loss::Replaced => Status::cancelled("session resumed by another connection"),
-        Loss::Revoked => Status::cancelled("session disconnected by administrator"),
-        Loss::Fenced => Status::unavailable("this node lost touch with its cluster; reconnect"),
     }
 }
 

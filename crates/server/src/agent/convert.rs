@@ -1,7 +1,17 @@
 //! Between the contract's messages and core's plain data.
 
-use trunkline_core::{Error, Kind, identity::Identity, message::Envelope};
-use trunkline_proto::v1::{IncomingMessage, InitConnection, init_connection::ClientType};
+use prost::Message as _;
+use trunkline_core::{
+    Error, Kind,
+    identity::Identity,
+    message::{Envelope, Metric, Progress},
+    topic::is_progress,
+};
+use trunkline_proto::v1::{
+    AuthorizationContext, IncomingMessage, InitConnection, ProgressReport, ProgressUpdate,
+    downstream_message::Payload as Down, init_connection::ClientType,
+};
+use trunkline_store::log::Record;
 
 /// Who the client says it is.
 pub(super) fn identity(init: &InitConnection) -> Result<Identity, Error> {
@@ -17,6 +27,49 @@ pub(super) fn identity(init: &InitConnection) -> Result<Identity, Error> {
         Some(ClientType::Service(s)) => Identity::service(&s.implementation, &s.specifier),
         None => Err(Error::new(Kind::Invalid, "ERR_INVALID_IDENTIFIER", "unknown principal type")),
     }
+}
+
+/// A record as the principal with this lane gets it, if it is meant for it.
+pub(super) fn record(record: &Record, lane: &str) -> Result<Option<Down>, Error> {
+    if !is_progress(&record.topic) {
+        return Ok(Some(Down::Msg(incoming(Envelope::decode(record)?))));
+    }
+    let progress = Progress::decode(record)?;
+    if !progress.is_for(lane) {
+        return Ok(None);
+    }
+    let unreadable = |e: prost::DecodeError| Error::new(Kind::Internal, "ERR_INTERNAL", format!("progress: {e}"));
+    let report = ProgressReport::decode(progress.body).map_err(unreadable)?;
+    Ok(Some(Down::ProgressUpdate(ProgressUpdate {
+        source: progress.source,
+        workspace: progress.workspace,
+        recipient: progress.recipient,
+        timestamp_ms: record.timestamp_ms as i64,
+        task_id: report.task_id,
+        state: report.state,
+        completion: report.completion,
+        summary: report.summary,
+        step: report.step,
+        request_id: report.request_id,
+        metadata: report.metadata,
+        kind: report.kind,
+    })))
+}
+
+/// Whether a request is made in its sender's own name.
+pub(super) fn is_direct(context: Option<&AuthorizationContext>) -> bool {
+    context.is_none_or(|context| {
+        matches!(context.authority_mode.as_str(), "" | "direct")
+            && context.subject.is_none()
+            && context.grant_id.is_empty()
+    })
+}
+
+/// What of a metric core checks.
+pub(super) fn metric(bytes: &[u8]) -> Result<Metric, String> {
+    let metric = trunkline_proto::v1::Metric::decode(bytes).map_err(|e| e.to_string())?;
+    let entries = metric.entries.into_iter().map(|entry| (entry.name, entry.qty)).collect();
+    Ok(Metric { entries, metadata_keys: metric.metadata.len() })
 }
 
 /// A message as its receiver gets it.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic::{Code, Status, Streaming, metadata::MetadataMap};
-use trunkline_core::{identity::Identity, session::Session};
+use trunkline_core::{identity::Identity, kv, session::Session};
 use trunkline_proto::v1::{
     BuildInfo, ConfigSnapshot, ConnectionAck, ExtensionDeclaration, InitConnection, NegotiatedExtension,
     UpstreamMessage, downstream_message::Payload as Down, upstream_message::Payload as Up,
@@ -34,8 +34,8 @@ pub(super) async fn shake(
     let init = first_frame(inbound).await?;
     let identity = convert::identity(&init);
     let identity = identity.map_err(|e| Status::invalid_argument(format!("invalid identity: {e}")))?;
-    gateway.auth.admit(&identity, &init.credentials).map_err(|e| status(&e))?;
-    let attached = gateway.sessions.attach(identity, &init.resume_session_id).await;
+    let is_admin = gateway.auth.admit(&identity, &init.credentials).map_err(|e| status(&e))?;
+    let attached = gateway.sessions.attach(identity, is_admin, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
     let (negotiated, refused) = negotiate(&init.extensions, metadata);
     let ack = ack(&session, negotiated);
@@ -46,10 +46,24 @@ pub(super) async fn shake(
         return Err(Status::failed_precondition(message));
     }
     if matches!(session.caller.identity, Identity::Agent(_) | Identity::UniqueTask(_) | Identity::Task(_)) {
-        let config = Frame::reply(Down::Config(ConfigSnapshot::default()));
+        let config = Frame::reply(Down::Config(snapshot(gateway, &session).await));
         outbound.send(Ok(config)).await.map_err(is_gone)?;
     }
     Ok(session)
+}
+
+/// What the principal keeps for itself. Without the ledger it is empty: the client can ask again.
+async fn snapshot(gateway: &Gateway, session: &Session) -> ConfigSnapshot {
+    let [in_workspace, everywhere] = kv::own_keys(&gateway.gate, &session.caller).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, identity = %session.caller.identity, "configuration snapshot is empty");
+        Default::default()
+    });
+    let map = |entries: Vec<(String, Vec<u8>)>| entries.into_iter().map(|(key, value)| (key, value.into())).collect();
+    ConfigSnapshot {
+        workspace_exclusive_kv: map(in_workspace),
+        global_exclusive_kv: map(everywhere),
+        ..ConfigSnapshot::default()
+    }
 }
 
 async fn first_frame(inbound: &mut Streaming<UpstreamMessage>) -> Result<InitConnection, Status> {

@@ -1,18 +1,34 @@
 //! What a client asks for, one frame after the other.
 
+mod kv;
+mod rules;
+mod sessions;
+
+use prost::Message as _;
 use tonic::Status;
-use trunkline_core::{Error, Kind, checkpoint};
+use trunkline_core::{Error, Kind, caller::Caller, checkpoint, gate::Gate};
 use trunkline_proto::v1::{
-    CheckpointOperation, CheckpointResponse, SendMessage, UpstreamMessage, checkpoint_operation::OpType,
-    downstream_message::Payload as Down, upstream_message::Payload as Up,
+    CheckpointOperation, CheckpointResponse, ProgressReport, SendMessage, UpstreamMessage,
+    checkpoint_operation::OpType, downstream_message::Payload as Down, upstream_message::Payload as Up,
 };
 
-use super::connection::Connection;
+use super::{
+    connection::{Connection, Pending},
+    convert,
+};
 
 /// Handles one frame. An error ends the stream; what the stream survives is answered on it.
 pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessage) -> Result<(), Status> {
     match frame.payload {
         Some(Up::Send(message)) => send(connection, message).await,
+        // On the heap, so that an idle connection does not hold room for every kind of request.
+        payload => return Box::pin(other(connection, payload)).await,
+    }
+    Ok(())
+}
+
+async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(), Status> {
+    match payload {
         Some(Up::SwitchWorkspace(switch)) => {
             connection.settle().await;
             if let Err(error) = connection.session.switch_workspace(&switch.new_workspace_id).await {
@@ -20,9 +36,29 @@ pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessa
                 connection.refuse(&Error { code, ..error });
             }
         }
+        Some(Up::KvOp(operation)) => kv::handle(connection, operation).await,
+        Some(Up::Progress(report)) => progress(connection, report).await,
+        Some(Up::AclOp(operation)) => {
+            connection.settle().await;
+            let caller = connection.session.caller.clone();
+            let reply = rules::handle(&connection.gateway.gate, &caller, operation).await;
+            connection.reply(Down::Acl(reply));
+        }
+        Some(Up::SessionOp(operation)) => {
+            connection.settle().await;
+            let caller = connection.session.caller.clone();
+            let reply = sessions::handle(&connection.gateway.sessions, &caller, operation).await;
+            connection.reply(Down::SessionResponse(reply));
+        }
+        Some(Up::ConnectionStatusRequest(request)) => {
+            connection.settle().await;
+            let reply = sessions::status(&connection.gateway.sessions, &connection.session.caller, request);
+            connection.reply(Down::ConnectionStatusResponse(reply));
+        }
         Some(Up::CheckpointOp(operation)) => {
             connection.settle().await;
-            let reply = checkpoint(connection, operation).await;
+            let caller = connection.session.caller.clone();
+            let reply = checkpoint(&connection.gateway.gate, &caller, operation).await;
             connection.reply(Down::Checkpoint(reply));
         }
         Some(Up::Init(_)) => return Err(Status::invalid_argument("InitConnection already sent")),
@@ -37,17 +73,30 @@ pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessa
 
 /// Success is silent: the next frame is read while this one is on its way to the disk.
 async fn send(connection: &mut Connection<'_>, message: SendMessage) {
-    let SendMessage { target_topic, payload, message_type, .. } = message;
+    let SendMessage { target_topic, payload, message_type, authorization, .. } = message;
+    if !convert::is_direct(authorization.as_ref()) {
+        let message = format!("not authorized to send to topic {target_topic}");
+        return connection.refuse(&Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
+    }
     let (sender, session) = (&mut connection.sender, &connection.session);
     match sender.send(session, &target_topic, message_type, payload).await {
-        Ok(submitted) => connection.await_append(submitted),
+        Ok(submitted) => connection.wait_for(Pending::Message(submitted)),
         Err(error) => connection.refuse(&error),
     }
 }
 
-async fn checkpoint(connection: &Connection<'_>, operation: CheckpointOperation) -> CheckpointResponse {
+async fn progress(connection: &mut Connection<'_>, mut report: ProgressReport) {
+    // The recipient is kept beside the rest of the report.
+    let recipient = std::mem::take(&mut report.recipient);
+    let (sender, session) = (&mut connection.sender, &connection.session);
+    match sender.report(session, &recipient, report.encode_to_vec()).await {
+        Ok(submitted) => connection.wait_for(Pending::Message(submitted)),
+        Err(error) => connection.refuse(&error),
+    }
+}
+
+async fn checkpoint(gate: &Gate, caller: &Caller, operation: CheckpointOperation) -> CheckpointResponse {
     let CheckpointOperation { op, key, data, ttl, request_id } = operation;
-    let (gate, caller) = (&connection.gateway.gate, &connection.session.caller);
     let mut reply = CheckpointResponse { success: true, request_id, ..CheckpointResponse::default() };
     let done = match OpType::try_from(op) {
         Ok(OpType::Save) => {

@@ -2,12 +2,19 @@
 
 /// The words of a migration that stand for something else on each engine.
 pub(super) fn sqlite_schema(sql: &str) -> String {
-    replace_words(sql, &[("AUTO_ID", "INTEGER PRIMARY KEY AUTOINCREMENT"), ("BYTES", "BLOB")])
+    let words = [("AUTO_ID", "INTEGER PRIMARY KEY AUTOINCREMENT"), ("BYTES", "BLOB"), ("SORTED_TEXT", "TEXT")];
+    replace_words(sql, &words)
 }
 
 /// The same for PostgreSQL.
 pub(super) fn postgres_schema(sql: &str) -> String {
-    replace_words(sql, &[("AUTO_ID", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"), ("BYTES", "BYTEA")])
+    let words = [
+        ("AUTO_ID", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"),
+        ("BYTES", "BYTEA"),
+        // The database's own collation may sort otherwise.
+        ("SORTED_TEXT", "TEXT COLLATE \"C\""),
+    ];
+    replace_words(sql, &words)
 }
 
 /// SQLite takes `$1` for a name and numbers names as they come; `?1` is a number.

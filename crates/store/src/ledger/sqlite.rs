@@ -83,10 +83,11 @@ impl Sqlite {
         Ok((Self { writes, reads }, id))
     }
 
-    pub(super) async fn write<T, E>(
+    /// Puts a transaction into the queue.
+    pub(super) async fn submit<T, E>(
         &self,
         run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
-    ) -> Result<(T, bool), E>
+    ) -> Result<oneshot::Receiver<Result<(T, bool), E>>, Error>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
@@ -97,7 +98,7 @@ impl Sqlite {
             Box::new(Ran { result, answer })
         });
         self.writes.send(Job::Run(job)).await.map_err(|_| Error::Stopped)?;
-        answered.await.map_err(|_| Error::Stopped)?
+        Ok(answered)
     }
 
     pub(super) async fn read<T, E>(

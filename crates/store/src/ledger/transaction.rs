@@ -41,6 +41,11 @@ impl ReadTx {
 }
 
 impl WriteTx {
+    /// The same transaction, for reading.
+    pub fn as_read(&mut self) -> &mut ReadTx {
+        &mut self.reads
+    }
+
     /// All rows of a query, or of a change with `RETURNING`.
     ///
     /// # Errors

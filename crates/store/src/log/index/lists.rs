@@ -38,6 +38,7 @@ impl Lists {
     /// Opens the lists of the log `owner`, which ends at `tail`. Makes them anew if they cannot be read or are not this
     /// log's: nothing is lost with them but the time to make them.
     pub(in crate::log) fn open(dir: &Path, cache_bytes: u64, owner: Epoch, tail: u64) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(|e| io_error(dir, &e))?;
         if let Err(error) = journal::check(dir) {
             tracing::warn!(%error, "the index is made anew");
             remove(dir)?;

@@ -1,0 +1,376 @@
+//! Rules: who has which level of access to what, and which rule decides. Pure.
+//!
+//! The first tier with a live rule decides, even if its level is too low:
+//!
+//! 1. rules for the principal on exactly this resource
+//! 2. rules for everybody of its kind ([`everybody`]) on exactly this resource
+//! 3. and 4. the same two on `*`
+//! 5. rules with `*` or `?` in a name, of which the highest level counts
+//! 6. the fallback for this kind of principal and resource
+//!
+//! Without any of them the level is [`Level::NONE`].
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+use crate::{
+    error::{Error, Kind},
+    identity::SEPARATOR,
+};
+
+/// How much access. Levels compare: more includes less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Level(i64);
+
+impl Level {
+    /// None at all.
+    pub const NONE: Self = Self(0);
+    /// Connect, look.
+    pub const READ: Self = Self(10);
+    /// Send, change.
+    pub const READ_WRITE: Self = Self(20);
+    /// Act for others, share.
+    pub const MANAGE: Self = Self(30);
+    /// Administer.
+    pub const ADMIN: Self = Self(40);
+    /// Everything.
+    pub const SUPERADMIN: Self = Self(50);
+
+    /// The level of this number of the published contract.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for other numbers than 0, 10, 20, 30, 40 and 50.
+    pub fn new(number: i64) -> Result<Self, Error> {
+        if (0..=50).contains(&number) && number % 10 == 0 {
+            return Ok(Self(number));
+        }
+        Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "invalid access level"))
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            0 => "NONE",
+            10 => "READ",
+            20 => "READWRITE",
+            30 => "MANAGE",
+            40 => "ADMIN",
+            _ => "SUPERADMIN",
+        })
+    }
+}
+
+/// A kind and a name within it: a principal (`agent` and `ag::…`) or a resource (`workspace` and `prod`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// What kind of thing.
+    pub kind: String,
+    /// Which one.
+    pub id: String,
+}
+
+impl Name {
+    /// The name of `id` among things of `kind`.
+    pub fn new(kind: impl Into<String>, id: impl Into<String>) -> Self {
+        Self { kind: kind.into(), id: id.into() }
+    }
+
+    fn has_wildcard(&self) -> bool {
+        // The lone `*` has a tier of its own.
+        [&self.kind, &self.id].into_iter().any(|part| part.contains(['*', '?'])) && self.id != "*"
+    }
+
+    fn matches(&self, other: &Self) -> bool {
+        let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+        glob::Pattern::new(&self.to_string()).is_ok_and(|pattern| pattern.matches_with(&other.to_string(), options))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind, self.id)
+    }
+}
+
+/// One rule. There is at most one for a principal and a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Made when the rule was; kept when it changes.
+    pub id: String,
+    /// Whom it is about.
+    pub principal: Name,
+    /// What it is about.
+    pub resource: Name,
+    /// What it gives; [`Level::NONE`] takes away what lower tiers would give.
+    pub level: Level,
+    /// Who made it.
+    pub granted_by: String,
+    /// When, in Unix seconds.
+    pub granted_at: i64,
+    /// Ignored from then on, in Unix seconds.
+    pub expires_at: Option<i64>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a principal of a kind may do with a kind of resource when no rule says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// The level.
+    pub level: Level,
+    /// Who set it.
+    pub updated_by: String,
+    /// When, in Unix seconds.
+    pub updated_at: i64,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What the principal has.
+    pub level: Level,
+    /// A rule decided, not the fallback.
+    pub by_rule: bool,
+    /// In the published words.
+    pub reason: Cow<'static, str>,
+}
+
+/// All rules and fallbacks.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    exact: HashMap<Name, HashMap<Name, Rule>>,
+    with_wildcards: BTreeMap<(Name, Name), Rule>,
+    fallbacks: HashMap<String, Fallback>,
+}
+
+/// The principal that stands for everybody of a kind, where there is one.
+#[must_use]
+pub fn everybody(kind: &str) -> Option<Name> {
+    let id = match kind {
+        "user" => "_any_authenticated_user",
+        "agent" => "_any_agent",
+        "task" => "_any_task",
+        "service" => "_any_service",
+        _ => return None,
+    };
+    Some(Name::new("wildcard", id))
+}
+
+/// The fallback's category for a kind of principal and of resource.
+#[must_use]
+pub fn category(principal_kind: &str, resource_kind: &str) -> String {
+    format!("{principal_kind}_{resource_kind}")
+}
+
+impl Rules {
+    /// Adds a rule, in place of the one for the same principal and resource.
+    pub fn put(&mut self, rule: Rule) {
+        if rule.principal.has_wildcard() || rule.resource.has_wildcard() {
+            self.with_wildcards.insert((rule.principal.clone(), rule.resource.clone()), rule);
+        } else {
+            self.exact.entry(rule.principal.clone()).or_default().insert(rule.resource.clone(), rule);
+        }
+    }
+
+    /// Removes the rule for a principal and a resource; answers it.
+    pub fn remove(&mut self, principal: &Name, resource: &Name) -> Option<Rule> {
+        if let Some(rule) = self.with_wildcards.remove(&(principal.clone(), resource.clone())) {
+            return Some(rule);
+        }
+        let own = self.exact.get_mut(principal)?;
+        let removed = own.remove(resource);
+        if own.is_empty() {
+            self.exact.remove(principal);
+        }
+        removed
+    }
+
+    /// The rule for a principal and a resource.
+    #[must_use]
+    pub fn get(&self, principal: &Name, resource: &Name) -> Option<&Rule> {
+        let exact = self.exact.get(principal).and_then(|own| own.get(resource));
+        exact.or_else(|| self.with_wildcards.get(&(principal.clone(), resource.clone())))
+    }
+
+    /// All rules, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.exact.values().flat_map(HashMap::values).chain(self.with_wildcards.values())
+    }
+
+    /// The fallback of a [`category`].
+    #[must_use]
+    pub fn fallback(&self, category: &str) -> Option<&Fallback> {
+        self.fallbacks.get(category)
+    }
+
+    /// Sets the fallback of a [`category`].
+    pub fn set_fallback(&mut self, category: String, fallback: Fallback) {
+        self.fallbacks.insert(category, fallback);
+    }
+
+    /// What `principal` has on `resource` at `now` (Unix seconds).
+    #[must_use]
+    pub fn decide(&self, principal: &Name, resource: &Name, now: i64) -> Decision {
+        let live = |rule: &&Rule| rule.expires_at.is_none_or(|expires| now <= expires);
+        let rules = |of: Option<&Name>, on: &Name| {
+            let own = of.and_then(|of| self.exact.get(of))?;
+            own.get(on).filter(live)
+        };
+        let everybody = everybody(&principal.kind);
+        let found = |rule: &Rule, what: &str| Decision {
+            level: rule.level,
+            by_rule: true,
+            reason: format!("{what}: {}", rule.level).into(),
+        };
+        if let Some(rule) = rules(Some(principal), resource) {
+            return found(rule, "Explicit rule");
+        }
+        if let Some(rule) = rules(everybody.as_ref(), resource) {
+            return found(rule, "Wildcard rule");
+        }
+        if resource.id != "*" {
+            let any = Name::new(resource.kind.as_str(), "*");
+            if let Some(rule) = rules(Some(principal), &any) {
+                return found(rule, "Any-resource rule");
+            }
+            if let Some(rule) = rules(everybody.as_ref(), &any) {
+                return found(rule, "Wildcard any-resource rule");
+            }
+        }
+        let matching = self.with_wildcards.values().filter(live);
+        let matching = matching.filter(|rule| rule.principal.matches(principal) && rule.resource.matches(resource));
+        if let Some(rule) = matching.max_by_key(|rule| rule.level) {
+            return found(rule, "Glob pattern rule");
+        }
+        let category = category(&principal.kind, &resource.kind);
+        match self.fallbacks.get(&category) {
+            Some(Fallback { level, .. }) => {
+                let reason = format!("Fallback policy for {category}: {level}").into();
+                Decision { level: *level, by_rule: false, reason }
+            }
+            None => {
+                let reason = format!("No rule or fallback policy for {category}").into();
+                Decision { level: Level::NONE, by_rule: false, reason }
+            }
+        }
+    }
+}
+
+/// Refuses names that would cover more than one implementation: before the first wildcard there must be three segments
+/// for agents and tasks, two for the others. Names that are none of a principal pass.
+///
+/// # Errors
+/// [`Kind::Invalid`] with the published text.
+pub fn check_breadth(what: &str, id: &str) -> Result<(), Error> {
+    let wanted = match id.split(SEPARATOR).next() {
+        Some("ag" | "tu" | "ta") => 3,
+        Some("sv" | "br" | "us" | "orc" | "wfe" | "metric" | "event") => 2,
+        _ => return Ok(()),
+    };
+    let (Some(wildcard), true) = (id.find(['*', '?']), id.contains(SEPARATOR)) else { return Ok(()) };
+    let segments = id[..wildcard].split(SEPARATOR).filter(|segment| !segment.is_empty()).count();
+    if segments >= wanted {
+        return Ok(());
+    }
+    let message = format!(
+        "{what} glob pattern too broad: {id:?} has {segments} segment(s) before wildcard, minimum {wanted} required"
+    );
+    Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Fallback, Level, Name, Rule, Rules, check_breadth};
+
+    const NOW: i64 = 1000;
+
+    fn rules(list: &[(&str, &str, i64)]) -> Rules {
+        let mut rules = Rules::default();
+        for (principal, resource, level) in list {
+            rules.put(rule(principal, resource, *level, None));
+        }
+        let level = Level::READ_WRITE;
+        rules.set_fallback("agent_workspace".into(), Fallback { level, updated_by: "_system".into(), updated_at: 0 });
+        rules
+    }
+
+    fn rule(principal: &str, resource: &str, level: i64, expires_at: Option<i64>) -> Rule {
+        let (id, granted_by, reason) = (String::new(), String::new(), String::new());
+        let level = Level::new(level).unwrap();
+        Rule {
+            id,
+            principal: name(principal),
+            resource: name(resource),
+            level,
+            granted_by,
+            granted_at: 0,
+            expires_at,
+            reason,
+        }
+    }
+
+    fn name(text: &str) -> Name {
+        let (kind, id) = text.split_once(':').unwrap();
+        Name::new(kind, id)
+    }
+
+    fn check(list: &[(&str, &str, i64)], resource: &str, expected: i64) {
+        let decision = rules(list).decide(&name("agent:ag::w::i::s"), &name(resource), NOW);
+        assert_eq!(decision.level.number(), expected, "{list:?} on {resource}: {}", decision.reason);
+    }
+
+    #[test]
+    fn the_first_tier_with_a_rule_decides() {
+        const ME: &str = "agent:ag::w::i::s";
+        const ALL: &str = "wildcard:_any_agent";
+        check(&[], "workspace:w", 20);
+        check(&[], "kv_scope:global", 0);
+        check(&[(ME, "workspace:w", 0)], "workspace:w", 0);
+        check(&[(ME, "workspace:w", 10), (ME, "workspace:*", 40)], "workspace:w", 10);
+        check(&[(ALL, "workspace:w", 0), (ME, "workspace:*", 40)], "workspace:w", 0);
+        check(&[(ME, "workspace:*", 10), (ALL, "workspace:*", 40)], "workspace:w", 10);
+        check(&[(ALL, "workspace:*", 40), ("agent:ag::w::i::*", "workspace:w", 10)], "workspace:w", 40);
+        check(
+            &[("agent:ag::w::i::*", "workspace:w", 10), ("agent:ag::w::i::s*", "workspace:?", 30)],
+            "workspace:w",
+            30,
+        );
+        check(&[("agent:ag::w::j::*", "workspace:w", 10)], "workspace:w", 20);
+        check(&[(ME, "admin:admin/*", 40)], "admin:admin/acl", 40);
+        check(&[(ME, "capability:capability*", 40)], "capability:capability/x", 0);
+        check(&[("user:ag::w::i::s", "workspace:w", 0)], "workspace:w", 20);
+    }
+
+    #[test]
+    fn an_expired_rule_leaves_it_to_the_next_tier() {
+        let (me, resource) = (name("agent:ag::w::i::s"), name("workspace:w"));
+        let mut rules = rules(&[]);
+        rules.put(rule("agent:ag::w::i::s", "workspace:w", 0, Some(NOW - 1)));
+        assert_eq!(rules.decide(&me, &resource, NOW).level, Level::READ_WRITE);
+        assert_eq!(rules.decide(&me, &resource, NOW - 1).level, Level::NONE);
+        assert!(rules.remove(&me, &resource).is_some() && rules.remove(&me, &resource).is_none());
+        assert_eq!(rules.iter().count(), 0);
+    }
+
+    #[test]
+    fn names_that_cover_too_much_are_refused() {
+        for good in ["ag::w::i::*", "ag::w::im*", "sv::x::*", "*", "_any_agent", "prod-*", "ag::w::i::s"] {
+            check_breadth("principal_id", good).unwrap();
+        }
+        let refused = check_breadth("principal_id", "ag::w::*").unwrap_err();
+        let expected =
+            "principal_id glob pattern too broad: \"ag::w::*\" has 2 segment(s) before wildcard, minimum 3 required";
+        assert_eq!(refused.message, expected);
+        assert!(check_breadth("principal_id", "sv::*").is_err());
+    }
+}

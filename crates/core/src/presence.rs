@@ -1,0 +1,187 @@
+//! Who is connected to this node: what administrators see, and where one of several services is picked.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use crate::identity::{Identity, PrincipalKind};
+
+/// The sessions that are attached here, by identity. Clones share them.
+#[derive(Clone, Default)]
+pub struct Presence {
+    entries: Arc<Mutex<BTreeMap<String, Entry>>>,
+    picks: Arc<AtomicUsize>,
+}
+
+struct Entry {
+    connection: Connection,
+    taken: Arc<AtomicU64>,
+    farewell: Option<String>,
+}
+
+/// One attached session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The session's id.
+    pub session: String,
+    /// Who it is.
+    pub identity: Identity,
+    /// The workspace that it acts in.
+    pub workspace: Option<String>,
+    /// Since when, in Unix milliseconds.
+    pub connected_at_ms: u64,
+}
+
+/// Which connections; what is `None` fits all.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Of which kind.
+    pub kind: Option<PrincipalKind>,
+    /// In which workspace.
+    pub workspace: Option<String>,
+}
+
+impl Presence {
+    /// Notes a session; answers how far the one before it got that it took over.
+    pub(crate) fn enter(&self, connection: Connection, taken: Arc<AtomicU64>) {
+        let key = connection.identity.to_string();
+        lock(&self.entries).insert(key, Entry { connection, taken, farewell: None });
+    }
+
+    /// How far the session that holds the identity now got with delivering.
+    pub(crate) fn taken(&self, identity: &Identity) -> Option<u64> {
+        lock(&self.entries).get(&identity.to_string()).map(|entry| entry.taken.load(Relaxed))
+    }
+
+    /// Forgets a session, unless its identity has a successor already.
+    pub(crate) fn leave(&self, identity: &Identity, session: &str) {
+        let mut entries = lock(&self.entries);
+        let key = identity.to_string();
+        if entries.get(&key).is_some_and(|entry| entry.connection.session == session) {
+            entries.remove(&key);
+        }
+    }
+
+    pub(crate) fn moved(&self, identity: &Identity, workspace: Option<String>) {
+        if let Some(entry) = lock(&self.entries).get_mut(&identity.to_string()) {
+            entry.connection.workspace = workspace;
+        }
+    }
+
+    /// Notes what a session is to be told when it is ended; answers whom it belongs to.
+    pub(crate) fn bid_farewell(&self, session: &str, reason: &str) -> Option<Identity> {
+        let mut entries = lock(&self.entries);
+        let entry = entries.values_mut().find(|entry| entry.connection.session == session)?;
+        entry.farewell = Some(reason.to_owned());
+        Some(entry.connection.identity.clone())
+    }
+
+    /// What the session is to be told now that it is ended.
+    #[must_use]
+    pub fn farewell(&self, identity: &Identity) -> Option<String> {
+        lock(&self.entries).get(&identity.to_string())?.farewell.clone()
+    }
+
+    /// The sessions that fit, by identity.
+    #[must_use]
+    pub fn list(&self, filter: &Filter) -> Vec<Connection> {
+        let fits = |connection: &&Connection| {
+            filter.kind.is_none_or(|kind| connection.identity.kind() == kind)
+                && (filter.workspace.is_none() || connection.workspace == filter.workspace)
+        };
+        lock(&self.entries).values().map(|entry| &entry.connection).filter(fits).cloned().collect()
+    }
+
+    /// The session with this id.
+    #[must_use]
+    pub fn get(&self, session: &str) -> Option<Connection> {
+        let entries = lock(&self.entries);
+        entries.values().map(|entry| &entry.connection).find(|connection| connection.session == session).cloned()
+    }
+
+    /// Whether the principal that rules name so is connected; a user by any window.
+    #[must_use]
+    pub fn is_connected(&self, kind: PrincipalKind, id: &str) -> bool {
+        let entries = lock(&self.entries);
+        match kind {
+            PrincipalKind::User => {
+                let windows = format!("us::{id}::");
+                entries.range(windows.clone()..).next().is_some_and(|(key, _)| key.starts_with(&windows))
+            }
+            _ => entries.contains_key(id),
+        }
+    }
+
+    /// How many are connected.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        lock(&self.entries).len()
+    }
+
+    /// One of the connected services of an implementation, each in turn.
+    pub(crate) fn pick_service(&self, implementation: &str) -> Option<Identity> {
+        let entries = lock(&self.entries);
+        let prefix = format!("sv::{implementation}::");
+        let all: Vec<_> = entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).collect();
+        let pick = self.picks.fetch_add(1, Relaxed).checked_rem(all.len())?;
+        Some(all[pick].1.connection.identity.clone())
+    }
+}
+
+/// A panic while holding the lock cannot leave half a change: each section is one call of the map.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Connection, Filter, Identity, Presence, PrincipalKind};
+
+    fn enter(presence: &Presence, identity: Result<Identity, crate::Error>, session: &str) -> Identity {
+        let identity = identity.unwrap();
+        let workspace = identity.workspace().map(ToOwned::to_owned);
+        let connection =
+            Connection { session: session.into(), identity: identity.clone(), workspace, connected_at_ms: 0 };
+        presence.enter(connection, Default::default());
+        identity
+    }
+
+    #[test]
+    fn services_are_picked_in_turn() {
+        let presence = Presence::default();
+        assert_eq!(presence.pick_service("s"), None);
+        let all = ["a", "b", "c"].map(|name| enter(&presence, Identity::service("s", name), name));
+        enter(&presence, Identity::service("s2", "x"), "x");
+        let mut picked: Vec<_> = (0..3).map(|_| presence.pick_service("s").unwrap().to_string()).collect();
+        picked.sort();
+        assert_eq!(picked, all.map(|identity| identity.to_string()));
+    }
+
+    #[test]
+    fn who_left_late_leaves_the_successor_alone() {
+        let presence = Presence::default();
+        let agent = enter(&presence, Identity::agent("w", "i", "s"), "first");
+        enter(&presence, Identity::agent("w", "i", "s"), "second");
+        presence.leave(&agent, "first");
+        assert!(presence.get("second").is_some() && presence.get("first").is_none());
+        presence.leave(&agent, "second");
+        assert_eq!(presence.count(), 0);
+    }
+
+    #[test]
+    fn users_are_connected_by_any_window() {
+        let presence = Presence::default();
+        enter(&presence, Identity::user("ann", "w1"), "1");
+        enter(&presence, Identity::agent("w", "i", "s"), "2");
+        assert!(presence.is_connected(PrincipalKind::User, "ann"));
+        assert!(!presence.is_connected(PrincipalKind::User, "an"));
+        assert!(presence.is_connected(PrincipalKind::Agent, "ag::w::i::s"));
+        let filter = Filter { kind: Some(PrincipalKind::User), workspace: None };
+        assert_eq!(presence.list(&filter).len(), 1);
+        assert_eq!(presence.list(&Filter { kind: None, workspace: Some("w".into()) }).len(), 1);
+    }
+}

@@ -1,0 +1,179 @@
+//! Who is connected: listed, looked at, ended.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use trunkline_core::{
+    Error, Kind,
+    caller::Caller,
+    identity::{Identity, PrincipalKind},
+    presence::{self, Connection as Present},
+    session::Sessions,
+};
+use trunkline_proto::v1::{
+    ConnectionFilter, ConnectionInfo, ConnectionStatusRequest, ConnectionStatusResponse, PrincipalType,
+    SessionOperation, SessionOperationResponse, session_operation::OpType,
+};
+
+use super::super::convert;
+
+pub(super) async fn handle(
+    sessions: &Sessions,
+    caller: &Caller,
+    operation: SessionOperation,
+) -> SessionOperationResponse {
+    let request_id = operation.request_id.clone();
+    match run(sessions, caller, operation).await {
+        Ok(reply) => SessionOperationResponse { success: true, request_id, ..reply },
+        Err(error) => {
+            SessionOperationResponse { error: error.to_string(), request_id, ..SessionOperationResponse::default() }
+        }
+    }
+}
+
+async fn run(
+    sessions: &Sessions,
+    caller: &Caller,
+    operation: SessionOperation,
+) -> Result<SessionOperationResponse, Error> {
+    let invalid = |message: &'static str| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message);
+    if !convert::is_direct(operation.authorization.as_ref()) {
+        return Err(invalid("invalid authorization context: authority grants are not supported yet"));
+    }
+    let (session, empty) = (operation.session_id.as_str(), SessionOperationResponse::default);
+    Ok(match OpType::try_from(operation.op) {
+        Ok(OpType::Disconnect) if session.is_empty() => return Err(invalid("session_id required for DISCONNECT")),
+        Ok(OpType::Disconnect) => {
+            sessions.disconnect(caller, session, &operation.reason).await?;
+            SessionOperationResponse { message: "session disconnected".to_owned(), ..empty() }
+        }
+        Ok(OpType::List) => {
+            let filter = operation.filter.unwrap_or_default();
+            let found = sessions.list(caller, &wanted(&filter))?;
+            let total_count = found.len() as i32;
+            SessionOperationResponse { connections: page(&found, &filter), total_count, ..empty() }
+        }
+        Ok(OpType::Get) if session.is_empty() => return Err(invalid("session_id required for GET")),
+        Ok(OpType::Get) => {
+            SessionOperationResponse { connection: Some(info(&sessions.get(caller, session)?)), ..empty() }
+        }
+        Err(_) => return Err(invalid("unknown session operation")),
+    })
+}
+
+/// Whether somebody is connected.
+pub(super) fn status(
+    sessions: &Sessions,
+    caller: &Caller,
+    request: ConnectionStatusRequest,
+) -> ConnectionStatusResponse {
+    let refused = |error: String| ConnectionStatusResponse {
+        request_id: request.request_id.clone(),
+        error,
+        ..ConnectionStatusResponse::default()
+    };
+    let Some(principal) = &request.principal else { return refused("principal is required".to_owned()) };
+    let Some(kind) = PrincipalKind::parse(&principal.principal_type) else {
+        return refused(format!("invalid principal: unknown principal type {:?}", principal.principal_type));
+    };
+    let id = principal.principal_id.as_str();
+    if id.is_empty() {
+        return refused("invalid principal: principal_id is required".to_owned());
+    }
+    if kind != PrincipalKind::User
+        && let Err(error) = Identity::parse(id)
+    {
+        return refused(format!("invalid principal: {error}"));
+    }
+    match sessions.is_connected(caller, kind, id) {
+        Ok(connected) => ConnectionStatusResponse {
+            request_id: request.request_id,
+            ok: true,
+            connected,
+            last_seen_at: if connected { now_s() } else { 0 },
+            ..ConnectionStatusResponse::default()
+        },
+        Err(error) => refused(error.to_string()),
+    }
+}
+
+fn wanted(filter: &ConnectionFilter) -> presence::Filter {
+    let kind = match filter.r#type() {
+        PrincipalType::Unspecified => None,
+        PrincipalType::PrincipalAgent => Some(PrincipalKind::Agent),
+        PrincipalType::PrincipalTask => Some(PrincipalKind::Task),
+        PrincipalType::PrincipalUser => Some(PrincipalKind::User),
+        PrincipalType::PrincipalOrchestrator => Some(PrincipalKind::Orchestrator),
+        PrincipalType::PrincipalWorkflowEngine => Some(PrincipalKind::WorkflowEngine),
+        PrincipalType::PrincipalMetricsBridge => Some(PrincipalKind::MetricsBridge),
+        PrincipalType::PrincipalBridge => Some(PrincipalKind::Bridge),
+        PrincipalType::PrincipalService => Some(PrincipalKind::Service),
+    };
+    presence::Filter { kind, workspace: Some(filter.workspace.clone()).filter(|name| !name.is_empty()) }
+}
+
+/// 0 for no limit.
+fn page(found: &[Present], filter: &ConnectionFilter) -> Vec<ConnectionInfo> {
+    let offset = usize::try_from(filter.offset).unwrap_or(0);
+    let limit = usize::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+    found.iter().skip(offset).take(limit).map(info).collect()
+}
+
+fn info(present: &Present) -> ConnectionInfo {
+    let (implementation, specifier) = match &present.identity {
+        Identity::Agent(named) | Identity::UniqueTask(named) | Identity::Task(named) => {
+            (named.implementation.as_str(), named.specifier.as_str())
+        }
+        Identity::User { user, window } => (user.as_str(), window.as_str()),
+        Identity::Orchestrator(name) | Identity::Bridge(name) | Identity::Service(name) => {
+            (name.implementation.as_str(), name.specifier.as_str())
+        }
+        Identity::WorkflowEngine | Identity::MetricsBridge => ("", ""),
+    };
+    let kind = match present.identity.kind() {
+        PrincipalKind::Agent => PrincipalType::PrincipalAgent,
+        PrincipalKind::Task => PrincipalType::PrincipalTask,
+        PrincipalKind::User => PrincipalType::PrincipalUser,
+        PrincipalKind::Orchestrator => PrincipalType::PrincipalOrchestrator,
+        PrincipalKind::WorkflowEngine => PrincipalType::PrincipalWorkflowEngine,
+        PrincipalKind::MetricsBridge => PrincipalType::PrincipalMetricsBridge,
+        PrincipalKind::Bridge => PrincipalType::PrincipalBridge,
+        PrincipalKind::Service => PrincipalType::PrincipalService,
+    };
+    let connected_at = (present.connected_at_ms / 1000) as i64;
+    ConnectionInfo {
+        session_id: present.session.clone(),
+        r#type: kind.into(),
+        identity: present.identity.to_string(),
+        workspace: present.workspace.clone().unwrap_or_default(),
+        implementation: implementation.to_owned(),
+        specifier: specifier.to_owned(),
+        connected_at,
+        duration: duration(now_s() - connected_at),
+        ..ConnectionInfo::default()
+    }
+}
+
+/// In the published form: the two largest units that it has.
+fn duration(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ ..60 => format!("{s}s"),
+        s @ ..3600 => format!("{}m {}s", s / 60, s % 60),
+        s @ ..86400 => format!("{}h {}m", s / 3600, s / 60 % 60),
+        s => format!("{}d {}h", s / 86400, s / 3600 % 24),
+    }
+}
+
+fn now_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn durations_are_written_as_published() {
+        let cases = [(42, "42s"), (185, "3m 5s"), (7620, "2h 7m"), (4 * 86400 + 3600, "4d 1h"), (-5, "0s")];
+        for (seconds, expected) in cases {
+            assert_eq!(super::duration(seconds), expected);
+        }
+    }
+}
