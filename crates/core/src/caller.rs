@@ -1,6 +1,8 @@
 //! Who is asking.
 
-use crate::{gate::rules::Name, identity::Identity};
+use std::sync::Arc;
+
+use crate::{gate::rules::Name, identity::Identity, token::opens};
 
 /// An admitted principal in one session. Everything it sends is stamped with this, never with what it says itself.
 #[derive(Clone, Debug)]
@@ -9,21 +11,47 @@ pub struct Caller {
     pub identity: Identity,
     /// Its session: new with every connection, also when one resumes.
     pub session: String,
-    /// It administers the server: its credential says so, never its kind.
-    pub is_admin: bool,
     /// How rules name it. A user's windows share their rules.
     pub subject: Name,
+    /// What it came in with.
+    pub credential: Credential,
+}
+
+/// What a principal came in with, and what that gives.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// It administers the server. A principal's kind never says so.
+    pub is_admin: bool,
+    /// The API key, by id.
+    pub token: Option<String>,
+    /// Patterns of the workspaces that it opens.
+    pub workspaces: Arc<[glob::Pattern]>,
+}
+
+impl Credential {
+    /// None at all, where that is enough: it opens every workspace.
+    #[must_use]
+    pub fn none(is_admin: bool) -> Self {
+        let all = glob::Pattern::new("*").into_iter().collect();
+        Self { is_admin, token: None, workspaces: all }
+    }
 }
 
 impl Caller {
     /// A principal in a session.
     #[must_use]
-    pub fn new(identity: Identity, session: String, is_admin: bool) -> Self {
+    pub fn new(identity: Identity, session: String, credential: Credential) -> Self {
         let id = match &identity {
             Identity::User { user, .. } => user.clone(),
             other => other.to_string(),
         };
         let subject = Name::new(identity.kind().rule_word(), id);
-        Self { identity, session, is_admin, subject }
+        Self { identity, session, subject, credential }
+    }
+
+    /// Whether its credential opens a workspace; rules may still close it.
+    #[must_use]
+    pub fn opens(&self, workspace: &str) -> bool {
+        opens(&self.credential.workspaces, workspace)
     }
 }

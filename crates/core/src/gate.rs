@@ -114,6 +114,9 @@ pub struct QueryConnection<'a> {
     pub(crate) id: &'a str,
 }
 
+/// To make API keys for users.
+pub struct MintUserKeys;
+
 /// To administer a part of the server, such as `sessions`.
 pub struct Administer(pub &'static str);
 
@@ -266,6 +269,18 @@ impl Gate {
         E: From<ledger::Error> + std::marker::Send + 'static,
     {
         self.store.ledger.write(run).await
+    }
+
+    /// A read transaction for an administrator.
+    pub(crate) async fn look<T>(
+        &self,
+        _permit: &AdminPermit,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, ledger::Error> + std::marker::Send + Sync + 'static,
+    ) -> Result<T, Error>
+    where
+        T: std::marker::Send + 'static,
+    {
+        Ok(self.store.ledger.read(run).await?)
     }
 
     /// Whether a listing may show this key to the caller.

@@ -15,6 +15,7 @@ pub mod message;
 pub mod presence;
 pub mod rule;
 pub mod session;
+pub mod token;
 pub mod topic;
 pub mod work;
 
@@ -25,5 +26,5 @@ pub use error::{Error, Kind};
 /// The ledger's schema, slice by slice, in the order in which it grew.
 #[must_use]
 pub fn migrations() -> Vec<Migration> {
-    [session::MIGRATIONS, checkpoint::MIGRATIONS, rule::sql::MIGRATIONS, kv::MIGRATIONS].concat()
+    [session::MIGRATIONS, checkpoint::MIGRATIONS, rule::sql::MIGRATIONS, kv::MIGRATIONS, token::MIGRATIONS].concat()
 }

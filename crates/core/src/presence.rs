@@ -34,6 +34,8 @@ pub struct Connection {
     pub workspace: Option<String>,
     /// Since when, in Unix milliseconds.
     pub connected_at_ms: u64,
+    /// The API key that it came in with, by id.
+    pub token: Option<String>,
 }
 
 /// Which connections; what is `None` fits all.
@@ -96,6 +98,13 @@ impl Presence {
         lock(&self.entries).values().map(|entry| &entry.connection).filter(fits).cloned().collect()
     }
 
+    /// The sessions that came in with an API key.
+    pub(crate) fn with_token(&self, token: &str) -> Vec<Connection> {
+        let entries = lock(&self.entries);
+        let all = entries.values().map(|entry| &entry.connection);
+        all.filter(|connection| connection.token.as_deref() == Some(token)).cloned().collect()
+    }
+
     /// The session with this id.
     #[must_use]
     pub fn get(&self, session: &str) -> Option<Connection> {
@@ -144,8 +153,13 @@ mod tests {
     fn enter(presence: &Presence, identity: Result<Identity, crate::Error>, session: &str) -> Identity {
         let identity = identity.unwrap();
         let workspace = identity.workspace().map(ToOwned::to_owned);
-        let connection =
-            Connection { session: session.into(), identity: identity.clone(), workspace, connected_at_ms: 0 };
+        let connection = Connection {
+            session: session.into(),
+            identity: identity.clone(),
+            workspace,
+            connected_at_ms: 0,
+            token: None,
+        };
         presence.enter(connection, Default::default());
         identity
     }

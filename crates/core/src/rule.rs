@@ -28,6 +28,8 @@ pub struct Grant {
     pub expires_at: Option<i64>,
     /// Why.
     pub reason: String,
+    /// On whose word; counts only if an administrator says so, otherwise it is the caller's own.
+    pub granted_by: String,
 }
 
 /// Which rules; what is empty fits all.
@@ -98,8 +100,8 @@ pub async fn grant(gate: &Gate, caller: &Caller, grant: Grant) -> Result<Rule, E
     let existing = gate.rules().get(&grant.principal, &grant.resource).map(|rule| rule.level);
     let level = existing.map_or(grant.level, |existing| existing.max(grant.level));
     let permit = gate.authorize(caller, ChangeRules::one(&grant.resource, level))?;
-    let Grant { principal, resource, level, expires_at, reason } = grant;
-    let (id, granted_by) = (Uuid::new_v4().to_string(), caller.subject.id.clone());
+    let Grant { principal, resource, level, expires_at, reason, granted_by } = grant;
+    let (id, granted_by) = (Uuid::new_v4().to_string(), author(caller, granted_by));
     let rule = Rule { id, principal, resource, level, granted_by, granted_at: now, expires_at, reason };
     gate.put_rule(&permit, rule).await
 }
@@ -153,12 +155,18 @@ pub fn fallback(gate: &Gate, caller: &Caller, category: &str) -> Result<Fallback
 ///
 /// # Errors
 /// [`Kind::Denied`], [`Kind::Invalid`].
-pub async fn set_fallback(gate: &Gate, caller: &Caller, category: &str, level: Level) -> Result<Fallback, Error> {
+pub async fn set_fallback(
+    gate: &Gate,
+    caller: &Caller,
+    category: &str,
+    level: Level,
+    updated_by: String,
+) -> Result<Fallback, Error> {
     if category.is_empty() {
         return Err(invalid("rule_category is required".to_owned()));
     }
     let permit = gate.authorize(caller, ChangeRules::all())?;
-    let fallback = Fallback { level, updated_by: caller.subject.id.clone(), updated_at: now() };
+    let fallback = Fallback { level, updated_by: author(caller, updated_by), updated_at: now() };
     gate.put_fallback(&permit, category.to_owned(), fallback).await
 }
 
@@ -174,6 +182,10 @@ pub async fn clean_up(gate: &Gate, caller: &Caller) -> Result<usize, Error> {
         removed += usize::from(gate.remove_rule(&permit, rule.principal.clone(), rule.resource.clone()).await?);
     }
     Ok(removed)
+}
+
+fn author(caller: &Caller, claimed: String) -> String {
+    if caller.credential.is_admin && !claimed.is_empty() { claimed } else { caller.subject.id.clone() }
 }
 
 fn invalid(message: String) -> Error {

@@ -33,7 +33,7 @@ use uuid::Uuid;
 pub(crate) use sql::MIGRATIONS;
 
 use crate::{
-    caller::Caller,
+    caller::{Caller, Credential},
     error::{Error, Kind},
     gate::{Administer, Attend, AttendPermit, Enter, Gate, Keep, KeepPermit, QueryConnection},
     identity::{self, Identity, PrincipalKind},
@@ -174,8 +174,8 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Kind::Exists`] if somebody else holds the identity, [`Kind::Unavailable`] if the store does not answer.
-    pub async fn attach(&self, identity: Identity, is_admin: bool, resume: &str) -> Result<Session, Error> {
-        let caller = Caller::new(identity, Uuid::new_v4().to_string(), is_admin);
+    pub async fn attach(&self, identity: Identity, credential: Credential, resume: &str) -> Result<Session, Error> {
+        let caller = Caller::new(identity, Uuid::new_v4().to_string(), credential);
         let attend = self.gate.authorize(&caller, Attend)?;
         let keep = self.gate.authorize(&caller, Keep)?;
         let (lease, welcome) = self.hold(&caller, &attend, resume).await?;
@@ -204,6 +204,7 @@ impl Sessions {
             identity: session.caller.identity.clone(),
             workspace: session.workspace().map(ToOwned::to_owned),
             connected_at_ms: now_ms(),
+            token: session.caller.credential.token.clone(),
         };
         self.presence.enter(connection, session.taken.clone());
         Ok(session)

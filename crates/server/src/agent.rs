@@ -36,8 +36,9 @@ impl AetherGateway for Gateway {
             return Err(Status::unavailable("server shutting down"));
         }
         let (outbound, frames) = outbound::channel();
+        let peer = request.remote_addr().map(|address| address.ip());
         let (metadata, _, inbound) = request.into_parts();
-        self.tasks.spawn(connection::run(self.clone(), metadata, inbound, outbound));
+        self.tasks.spawn(connection::run(self.clone(), metadata, peer, inbound, outbound));
         Ok(Response::new(frames))
     }
 }

@@ -5,7 +5,13 @@ use std::{net::SocketAddr, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
-use trunkline_core::{gate::Gate, kv, session::Sessions, topic};
+use trunkline_core::{
+    gate::Gate,
+    kv,
+    session::Sessions,
+    token::{self, Secret},
+    topic,
+};
 use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 use trunkline_store::{Options, Store, ledger::Relay, log};
 
@@ -35,6 +41,7 @@ pub struct Server {
     stop: CancellationToken,
     tasks: TaskTracker,
     timeout: Duration,
+    admin_key: Option<Secret>,
 }
 
 /// Where a server listens.
@@ -86,18 +93,19 @@ impl Server {
         }
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
+        let gate = Gate::open(store.clone()).await?;
         let server = Self {
+            admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
             addresses: Addresses { grpc: grpc.1, http: http.1, ops: ops.1 },
             store: store.clone(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
-        let gate = Gate::open(store.clone()).await?;
         let gateway = Gateway {
             sessions: Sessions::new(gate.clone()),
             gate: gate.clone(),
-            auth: Auth { dev: config.dev },
+            auth: Auth::new(gate.clone(), config.dev),
             limits: config.limits,
             stop: server.stop.clone(),
             tasks: server.tasks.clone(),
@@ -114,6 +122,12 @@ impl Server {
     #[must_use]
     pub fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// The administrator's API key, if this start made it: the first one without `--dev`. To be shown once; only its
+    /// digest is kept.
+    pub fn take_admin_key(&mut self) -> Option<Secret> {
+        self.admin_key.take()
     }
 
     /// Its store.

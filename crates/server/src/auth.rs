@@ -1,36 +1,113 @@
 //! Credentials: who may claim to be whom.
 //!
-//! This version knows no credentials yet, so it admits nobody, or with `--dev` everybody who does not present one. A
-//! credential that cannot be checked is refused, never ignored.
+//! Without `--dev` every principal needs an API key. With it, whoever presents nothing is admitted; a credential that is
+//! presented is checked all the same, and refused if it cannot be.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use trunkline_core::{Error, Kind, identity::Identity};
+use trunkline_core::{Error, Kind, caller::Credential, gate::Gate, identity::Identity, token};
 
 /// Keys of the credentials map that carry a credential, in the order in which they are looked at.
 const CREDENTIALS: [&str; 6] = ["token", "task_token", "x-api-key", "api_key", "authorization", "bearer_token"];
 
-/// How connections are admitted.
-#[derive(Clone, Copy, Debug)]
+/// So many refusals within [`FAILURES_WINDOW`] make a peer wait for [`COOLDOWN`]. The published figures.
+const FAILURES_MAX: u32 = 5;
+const FAILURES_WINDOW: Duration = Duration::from_secs(30);
+const COOLDOWN: Duration = Duration::from_secs(30);
+
+/// Peers whose failures are remembered; beyond it, those whose window is over are forgotten first, and then all.
+const PEERS_MAX: usize = 10_000;
+
+/// How connections are admitted. Clones share what they know of peers.
+#[derive(Clone)]
 pub(crate) struct Auth {
-    /// Admit whoever presents nothing.
-    pub(crate) dev: bool,
+    dev: bool,
+    gate: Gate,
+    throttle: Arc<Mutex<Throttle>>,
 }
 
 impl Auth {
-    /// Admits `claimed`, or says why not; answers whether it administers the server. With `--dev`, orchestrators and the
-    /// workflow engine do, as in the published server's development mode; otherwise nobody does by claiming a kind.
-    pub(crate) fn admit(self, claimed: &Identity, credentials: &HashMap<String, String>) -> Result<bool, Error> {
-        let presented =
-            CREDENTIALS.into_iter().find(|key| credentials.get(*key).is_some_and(|value| !value.is_empty()));
-        let kind = claimed.kind();
-        match presented {
-            Some("token" | "task_token") => Err(refused("invalid or revoked token: unknown token".to_owned())),
-            Some(_) => {
-                Err(refused("credential authentication failed: authentication failed: unknown credential".to_owned()))
+    /// With `dev`, whoever presents nothing is admitted.
+    pub(crate) fn new(gate: Gate, dev: bool) -> Self {
+        Self { dev, gate, throttle: Arc::default() }
+    }
+
+    /// Admits `claimed`, or says why not. With `--dev`, orchestrators and the workflow engine administer the server, as in
+    /// the published server's development mode; otherwise nobody does by claiming a kind.
+    pub(crate) async fn admit(
+        &self,
+        claimed: &Identity,
+        credentials: &HashMap<String, String>,
+        peer: Option<IpAddr>,
+    ) -> Result<Credential, Error> {
+        let presented = CREDENTIALS.into_iter().find_map(|key| {
+            let value = credentials.get(key).filter(|value| !value.is_empty())?;
+            Some((key, value.as_str()))
+        });
+        let Some((key, secret)) = presented else {
+            if self.dev {
+                let is_admin = matches!(claimed, Identity::Orchestrator(_) | Identity::WorkflowEngine);
+                return Ok(Credential::none(is_admin));
             }
-            None if self.dev => Ok(matches!(claimed, Identity::Orchestrator(_) | Identity::WorkflowEngine)),
-            None => Err(refused(format!("anonymous connection as {kind} requires a matching API key credential"))),
+            let kind = claimed.kind();
+            return Err(refused(format!("anonymous connection as {kind} requires a matching API key credential")));
+        };
+        // By peer and claim: whoever guesses makes only itself wait.
+        let who = (peer, claimed.to_string());
+        if self.throttle(|throttle| throttle.is_cooling(&who, Instant::now())) {
+            return Err(refused("auth temporarily throttled after repeated failures".to_owned()));
+        }
+        let admitted = match key {
+            "token" | "task_token" => Err(refused("invalid or revoked token: unknown token".to_owned())),
+            "x-api-key" | "api_key" => token::authenticate(&self.gate, secret, claimed).await,
+            _ => Err(refused("credential authentication failed: authentication failed: unknown credential".to_owned())),
+        };
+        if let Err(error) = &admitted
+            && error.kind == Kind::Unauthenticated
+        {
+            self.throttle(|throttle| throttle.failed(who, Instant::now()));
+        }
+        admitted
+    }
+
+    fn throttle<T>(&self, run: impl FnOnce(&mut Throttle) -> T) -> T {
+        // A panic while holding the lock cannot leave half a change: each section is one call of the map.
+        run(&mut self.throttle.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+type Who = (Option<IpAddr>, String);
+
+/// Who failed how often since when.
+#[derive(Default)]
+struct Throttle(HashMap<Who, (u32, Instant)>);
+
+impl Throttle {
+    fn is_cooling(&mut self, who: &Who, now: Instant) -> bool {
+        let Some((failures, since)) = self.0.get(who).copied() else { return false };
+        let is_over = now.duration_since(since) >= if failures >= FAILURES_MAX { COOLDOWN } else { FAILURES_WINDOW };
+        if is_over {
+            self.0.remove(who);
+        }
+        !is_over && failures >= FAILURES_MAX
+    }
+
+    fn failed(&mut self, who: Who, now: Instant) {
+        if self.0.len() >= PEERS_MAX {
+            self.0.retain(|_, (_, since)| now.duration_since(*since) < FAILURES_WINDOW);
+        }
+        if self.0.len() >= PEERS_MAX {
+            self.0.clear();
+        }
+        let (failures, since) = self.0.entry(who).or_insert((0, now));
+        *failures += 1;
+        if *failures >= FAILURES_MAX {
+            *since = now;
         }
     }
 }
@@ -41,20 +118,24 @@ fn refused(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Auth, HashMap, Identity};
+    use super::{COOLDOWN, Duration, Instant, Throttle};
 
     #[test]
-    fn only_dev_admits_and_only_without_a_credential() {
-        let agent = Identity::agent("w", "i", "s").unwrap();
-        let with = |key: &str, value: &str| HashMap::from([(key.to_owned(), value.to_owned())]);
-        assert!(!Auth { dev: true }.admit(&agent, &HashMap::new()).unwrap());
-        let orchestrator = Identity::orchestrator("i", "s").unwrap();
-        assert!(Auth { dev: true }.admit(&orchestrator, &HashMap::new()).unwrap());
-        assert!(Auth { dev: true }.admit(&agent, &with("token", "")).is_ok());
-        assert!(Auth { dev: true }.admit(&agent, &with("other", "x")).is_ok());
-        for key in super::CREDENTIALS {
-            assert!(Auth { dev: true }.admit(&agent, &with(key, "x")).is_err(), "{key}");
+    fn five_failures_make_a_peer_wait() {
+        let (mut throttle, start) = (Throttle::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (bad, other) = ((None, "ag::w::i::s".to_owned()), (None, "ag::w::i::t".to_owned()));
+        for second in 0..5 {
+            assert!(!throttle.is_cooling(&bad, at(second)));
+            throttle.failed(bad.clone(), at(second));
         }
-        assert!(Auth { dev: false }.admit(&agent, &HashMap::new()).is_err());
+        assert!(throttle.is_cooling(&bad, at(5)) && !throttle.is_cooling(&other, at(5)));
+        assert!(!throttle.is_cooling(&bad, at(4) + COOLDOWN));
+        for second in 100..104 {
+            throttle.failed(bad.clone(), at(second));
+        }
+        assert!(!throttle.is_cooling(&bad, at(131)), "the window is over");
+        throttle.failed(bad.clone(), at(131));
+        assert!(!throttle.is_cooling(&bad, at(131)));
     }
 }

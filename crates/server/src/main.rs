@@ -77,8 +77,8 @@ fn run(args: Serve) -> Result<(), Box<dyn std::error::Error>> {
 
 async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let server = Server::start(config).await?;
-    ready(&server);
+    let mut server = Server::start(config).await?;
+    ready(&mut server);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -88,9 +88,13 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The one line on standard output: whoever started the server waits for it.
+/// The one line on standard output: whoever started the server waits for it. At the first start without `--dev` there is
+/// one before it, with the administrator's key; not on standard error, because that is kept as a log.
 #[allow(clippy::print_stdout, reason = "the line is meant for the program that started the server")]
-fn ready(server: &Server) {
+fn ready(server: &mut Server) {
+    if let Some(key) = server.take_admin_key() {
+        println!("admin-key {} (shown once; send it as x-api-key)", key.reveal());
+    }
     let addresses = server.addresses();
     println!("ready grpc={} http={} ops={}", addresses.grpc, addresses.http, addresses.ops);
 }

@@ -18,7 +18,7 @@
 
 use super::{
     AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreditMetrics, Enter, EnterPermit, Intent, Keep,
-    KeepPermit, QueryConnection, Report, RulesPermit, Send, SendPermit, UseKeys,
+    KeepPermit, MintUserKeys, QueryConnection, Report, RulesPermit, Send, SendPermit, UseKeys,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -122,6 +122,9 @@ impl Intent for Attend {
     /// Whoever was admitted under an identity may hold it, if it may read the workspace that it lives in.
     fn decide(self, caller: &Caller, rules: &Rules) -> Result<AttendPermit, Error> {
         if let Some(workspace) = caller.identity.workspace() {
+            if !caller.opens(workspace) {
+                return Err(denied(format!("API key not authorized for workspace {workspace}")));
+            }
             let decision = look_up(caller, rules, "workspace", workspace);
             if decision.level < Level::READ {
                 return Err(denied(format!("access denied: {}", decision.reason)));
@@ -135,7 +138,7 @@ impl Intent for Enter<'_> {
     type Permit = EnterPermit;
 
     fn decide(self, caller: &Caller, rules: &Rules) -> Result<EnterPermit, Error> {
-        if has(caller, rules, "workspace", self.0, Level::READ) {
+        if caller.opens(self.0) && has(caller, rules, "workspace", self.0, Level::READ) {
             return Ok(EnterPermit(()));
         }
         Err(denied(format!("not authorized to access workspace {}", self.0)))
@@ -230,7 +233,10 @@ impl Intent for QueryConnection<'_> {
     fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
         let is_own = caller.identity.kind() == self.kind
             && (caller.subject.id == self.id || caller.identity.to_string() == self.id);
-        if is_own || caller.is_admin || has(caller, rules, "capability", "capability/query_connections", Level::READ) {
+        if is_own
+            || caller.credential.is_admin
+            || has(caller, rules, "capability", "capability/query_connections", Level::READ)
+        {
             return Ok(());
         }
         Err(denied("not authorized".to_owned()))
@@ -250,9 +256,21 @@ impl Intent for Administer {
     }
 }
 
+impl Intent for MintUserKeys {
+    type Permit = ();
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        let capability = "capability/mint_user_tokens";
+        if has(caller, rules, "capability", capability, Level::MANAGE) || is_admin(caller, rules, "*", Level::ADMIN) {
+            return Ok(());
+        }
+        Err(denied(format!("minting user tokens requires {capability} or global admin (admin/*)")))
+    }
+}
+
 fn is_admin(caller: &Caller, rules: &Rules, part: &str, needed: Level) -> bool {
     let has = |id: &str| has(caller, rules, "admin", id, needed);
-    caller.is_admin || has("admin/*") || has(&format!("admin/{part}"))
+    caller.credential.is_admin || has("admin/*") || has(&format!("admin/{part}"))
 }
 
 fn has(caller: &Caller, rules: &Rules, kind: &str, id: &str, needed: Level) -> bool {
@@ -270,7 +288,10 @@ fn denied(message: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::{Caller, Identity, Intent as _, Level, Rules, Send, Target};
-    use crate::gate::rules::{Fallback, category};
+    use crate::{
+        caller::Credential,
+        gate::rules::{Fallback, category},
+    };
 
     #[test]
     fn the_matrix_holds() {
@@ -308,7 +329,7 @@ mod tests {
             rules.set_fallback(category(kind, "workspace"), fallback);
         }
         for (identity, expected) in grid {
-            let caller = Caller::new(identity.unwrap(), "s".into(), false);
+            let caller = Caller::new(identity.unwrap(), "s".into(), Credential::none(false));
             let may = |target: &str| Send(&Target::parse(target).unwrap()).decide(&caller, &rules).is_ok();
             let row: String = targets.iter().map(|target| if may(target) { 'y' } else { '.' }).collect();
             assert_eq!(row, expected, "{}", caller.identity);

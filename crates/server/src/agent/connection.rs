@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     future::Future,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -50,10 +51,11 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) async fn run(
     gateway: Gateway,
     metadata: MetadataMap,
+    peer: Option<IpAddr>,
     mut inbound: Streaming<UpstreamMessage>,
     outbound: Outbound,
 ) {
-    let served = serve(&gateway, &metadata, &mut inbound, &outbound).await;
+    let served = serve(&gateway, &metadata, peer, &mut inbound, &outbound).await;
     if let Err(status) = served {
         // A client that is gone does not hear how it ended.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, outbound.send(Err(status))).await;
@@ -63,12 +65,13 @@ pub(super) async fn run(
 async fn serve(
     gateway: &Gateway,
     metadata: &MetadataMap,
+    peer: Option<IpAddr>,
     inbound: &mut Streaming<UpstreamMessage>,
     outbound: &Outbound,
 ) -> Result<(), Status> {
     let stopping = gateway.stop.clone();
     let session = tokio::select! {
-        session = Box::pin(handshake::shake(gateway, metadata, inbound, outbound)) => session?,
+        session = Box::pin(handshake::shake(gateway, metadata, peer, inbound, outbound)) => session?,
         () = stopping.cancelled() => return Err(Status::unavailable("server shutting down")),
     };
     let sender = Sender::new(gateway.sessions.clone(), &session, &gateway.limits, convert::metric);
@@ -84,6 +87,9 @@ async fn serve(
         writes_pending: 0,
         items: Vec::new(),
     };
+    if let Some(snapshot) = Box::pin(handshake::snapshot(gateway, &connection.session)).await {
+        connection.reply(snapshot);
+    }
     let ended = connection.talk(inbound).await;
     connection.part().await;
     ended

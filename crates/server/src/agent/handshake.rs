@@ -1,6 +1,6 @@
 //! The first frame, and what is answered to it.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use tonic::{Code, Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{identity::Identity, kv, session::Session};
@@ -28,14 +28,15 @@ const EXTENSIONS_MAX: usize = 64;
 pub(super) async fn shake(
     gateway: &Gateway,
     metadata: &MetadataMap,
+    peer: Option<IpAddr>,
     inbound: &mut Streaming<UpstreamMessage>,
     outbound: &Outbound,
 ) -> Result<Session, Status> {
     let init = first_frame(inbound).await?;
     let identity = convert::identity(&init);
     let identity = identity.map_err(|e| Status::invalid_argument(format!("invalid identity: {e}")))?;
-    let is_admin = gateway.auth.admit(&identity, &init.credentials).map_err(|e| status(&e))?;
-    let attached = gateway.sessions.attach(identity, is_admin, &init.resume_session_id).await;
+    let credential = gateway.auth.admit(&identity, &init.credentials, peer).await.map_err(|e| status(&e))?;
+    let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
     let (negotiated, refused) = negotiate(&init.extensions, metadata);
     let ack = ack(&session, negotiated);
@@ -45,25 +46,24 @@ pub(super) async fn shake(
         let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
         return Err(Status::failed_precondition(message));
     }
-    if matches!(session.caller.identity, Identity::Agent(_) | Identity::UniqueTask(_) | Identity::Task(_)) {
-        let config = Frame::reply(Down::Config(snapshot(gateway, &session).await));
-        outbound.send(Ok(config)).await.map_err(is_gone)?;
-    }
     Ok(session)
 }
 
-/// What the principal keeps for itself. Without the ledger it is empty: the client can ask again.
-async fn snapshot(gateway: &Gateway, session: &Session) -> ConfigSnapshot {
+/// What agents and tasks are told right after the acknowledgement: what they keep for themselves. Without the ledger it is
+/// empty; the client can ask again.
+pub(super) async fn snapshot(gateway: &Gateway, session: &Session) -> Option<Down> {
+    // The others live in no workspace.
+    session.caller.identity.workspace()?;
     let [in_workspace, everywhere] = kv::own_keys(&gateway.gate, &session.caller).await.unwrap_or_else(|error| {
         tracing::warn!(%error, identity = %session.caller.identity, "configuration snapshot is empty");
         Default::default()
     });
     let map = |entries: Vec<(String, Vec<u8>)>| entries.into_iter().map(|(key, value)| (key, value.into())).collect();
-    ConfigSnapshot {
+    Some(Down::Config(ConfigSnapshot {
         workspace_exclusive_kv: map(in_workspace),
         global_exclusive_kv: map(everywhere),
         ..ConfigSnapshot::default()
-    }
+    }))
 }
 
 async fn first_frame(inbound: &mut Streaming<UpstreamMessage>) -> Result<InitConnection, Status> {

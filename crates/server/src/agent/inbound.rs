@@ -3,12 +3,13 @@
 mod kv;
 mod rules;
 mod sessions;
+mod tokens;
 
 use prost::Message as _;
 use tonic::Status;
 use trunkline_core::{Error, Kind, caller::Caller, checkpoint, gate::Gate};
 use trunkline_proto::v1::{
-    CheckpointOperation, CheckpointResponse, ProgressReport, SendMessage, UpstreamMessage,
+    CheckpointOperation, CheckpointResponse, ErrorResponse, ProgressReport, SendMessage, UpstreamMessage,
     checkpoint_operation::OpType, downstream_message::Payload as Down, upstream_message::Payload as Up,
 };
 
@@ -16,6 +17,7 @@ use super::{
     connection::{Connection, Pending},
     convert,
 };
+use crate::error::response;
 
 /// Handles one frame. An error ends the stream; what the stream survives is answered on it.
 pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessage) -> Result<(), Status> {
@@ -49,6 +51,14 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
             let caller = connection.session.caller.clone();
             let reply = sessions::handle(&connection.gateway.sessions, &caller, operation).await;
             connection.reply(Down::SessionResponse(reply));
+        }
+        Some(Up::TokenOp(operation)) => {
+            connection.settle().await;
+            let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
+            match tokens::handle(&connection.gateway.sessions, &caller, operation).await {
+                Ok(reply) => connection.reply(Down::Token(reply)),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) })),
+            }
         }
         Some(Up::ConnectionStatusRequest(request)) => {
             connection.settle().await;

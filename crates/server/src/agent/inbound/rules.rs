@@ -70,7 +70,7 @@ async fn run(gate: &Gate, caller: &Caller, operation: AclOperation) -> Result<Ac
             let wanted = operation.fallback_request;
             let wanted = wanted.ok_or_else(|| invalid("fallback_request required for SET_FALLBACK_POLICY"))?;
             let level = Level::new(wanted.fallback_access_level.into())?;
-            let fallback = rule::set_fallback(gate, caller, &wanted.rule_category, level).await?;
+            let fallback = rule::set_fallback(gate, caller, &wanted.rule_category, level, wanted.updated_by).await?;
             let fallback_policy = Some(fallback_info(wanted.rule_category, fallback));
             AclResponse { message: "fallback policy updated successfully".to_owned(), fallback_policy, ..empty() }
         }
@@ -105,6 +105,7 @@ fn grant(wanted: AclGrantRequest) -> Result<Grant, Error> {
         level: Level::new(wanted.access_level.into())?,
         expires_at: (wanted.expires_at != 0).then_some(wanted.expires_at),
         reason: wanted.reason,
+        granted_by: wanted.granted_by,
     })
 }
 

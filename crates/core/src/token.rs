@@ -1,0 +1,309 @@
+//! API keys: who may claim to be whom by a secret. The secret is shown once, when the key is made; what is kept is its
+//! digest, which is enough for 256 random bits.
+
+mod sql;
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+pub(crate) use sql::MIGRATIONS;
+
+use crate::{
+    caller::{Caller, Credential},
+    error::{Error, Kind},
+    gate::{Administer, Gate, MintUserKeys},
+    identity::{Identity, PrincipalKind, SEPARATOR},
+    rule::now,
+    session::Sessions,
+};
+
+/// Random bytes of a secret.
+const SECRET_BYTES: usize = 32;
+
+/// Patterns, scopes and names that a key may have, in bytes of each.
+const TEXT_BYTES_MAX: usize = 512;
+
+/// Patterns or scopes of a key.
+const LIST_MAX: usize = 64;
+
+/// A key, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: String,
+    /// What people call it; need not be unique.
+    pub name: String,
+    /// Which kind of principal may use it; nothing for the administrator's, which every kind may.
+    pub kind: Option<PrincipalKind>,
+    /// Whom it is for: a user's id for users; for others an identity, which may end in `*`, or any text, which then binds
+    /// nothing.
+    pub created_by: String,
+    /// Shell patterns of the workspaces that it opens; `*` does not match `/`.
+    pub workspace_patterns: Vec<String>,
+    /// What it is for, in the client's words.
+    pub scopes: Vec<String>,
+    /// When it was made, in Unix seconds.
+    pub created_at: i64,
+    /// When it ends.
+    pub expires_at: Option<i64>,
+    /// When it was last used to connect.
+    pub last_used_at: Option<i64>,
+    /// When it was revoked.
+    pub revoked_at: Option<i64>,
+}
+
+/// A key to be made.
+#[derive(Clone, Debug)]
+pub struct New {
+    /// See [`Token::name`].
+    pub name: String,
+    /// See [`Token::kind`].
+    pub kind: PrincipalKind,
+    /// See [`Token::created_by`]; empty for `admin`.
+    pub created_by: String,
+    /// See [`Token::workspace_patterns`]; empty for all.
+    pub workspace_patterns: Vec<String>,
+    /// See [`Token::scopes`]; empty for `connect`.
+    pub scopes: Vec<String>,
+    /// 0 for never.
+    pub expires_in_hours: i64,
+}
+
+/// A secret, to be shown once. It does not show itself.
+pub struct Secret(String);
+
+impl Secret {
+    fn random() -> Result<Self, Error> {
+        let mut bytes = [0; SECRET_BYTES];
+        let failed = |e: getrandom::Error| Error::new(Kind::Internal, "ERR_INTERNAL", format!("no randomness: {e}"));
+        getrandom::fill(&mut bytes).map_err(failed)?;
+        Ok(Self(URL_SAFE.encode(bytes)))
+    }
+
+    /// The text to be shown.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+fn digest(secret: &str) -> String {
+    Sha256::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes the administrator's key if there is no key at all yet.
+///
+/// # Errors
+/// [`Kind::Unavailable`].
+pub async fn bootstrap(gate: &Gate) -> Result<Option<Secret>, Error> {
+    let secret = Secret::random()?;
+    let token = Token {
+        id: Uuid::new_v4().to_string(),
+        name: "admin".to_owned(),
+        kind: None,
+        created_by: "_system".to_owned(),
+        workspace_patterns: vec!["*".to_owned()],
+        scopes: vec!["*".to_owned()],
+        created_at: now(),
+        expires_at: None,
+        last_used_at: None,
+        revoked_at: None,
+    };
+    let hash = digest(secret.reveal());
+    let made = gate.housekeep(move |tx| sql::insert_first(tx, token.clone(), hash.clone())).await?;
+    Ok(made.then_some(secret))
+}
+
+/// Makes a key.
+///
+/// # Errors
+/// [`Kind::Denied`]; [`Kind::Invalid`] for what is missing or too long.
+pub async fn create(gate: &Gate, caller: &Caller, new: New) -> Result<(Token, Secret), Error> {
+    gate.authorize(caller, Administer("tokens"))?;
+    if new.name.is_empty() {
+        return Err(invalid("name is required"));
+    }
+    if new.kind == PrincipalKind::User {
+        gate.authorize(caller, MintUserKeys)?;
+        if new.created_by.trim().is_empty() {
+            return Err(invalid("created_by (the target user id) is required for user tokens"));
+        }
+    }
+    let texts = [&new.name, &new.created_by].into_iter().chain(&new.workspace_patterns).chain(&new.scopes);
+    if texts.into_iter().any(|text| text.len() > TEXT_BYTES_MAX || text.contains(char::is_control))
+        || new.workspace_patterns.len() > LIST_MAX
+        || new.scopes.len() > LIST_MAX
+    {
+        return Err(invalid("a name, pattern or scope is too long or has control characters, or there are too many"));
+    }
+    if new.workspace_patterns.iter().any(|pattern| glob::Pattern::new(pattern).is_err()) {
+        return Err(invalid("a workspace pattern cannot be read"));
+    }
+    let or = |list: Vec<String>, default: &str| if list.is_empty() { vec![default.to_owned()] } else { list };
+    let (secret, created_at) = (Secret::random()?, now());
+    let token = Token {
+        id: Uuid::new_v4().to_string(),
+        name: new.name,
+        kind: Some(new.kind),
+        created_by: if new.created_by.is_empty() { "admin".to_owned() } else { new.created_by },
+        workspace_patterns: or(new.workspace_patterns, "*"),
+        scopes: or(new.scopes, "connect"),
+        created_at,
+        expires_at: (new.expires_in_hours > 0)
+            .then(|| created_at.saturating_add(new.expires_in_hours.saturating_mul(3600))),
+        last_used_at: None,
+        revoked_at: None,
+    };
+    let (row, hash) = (token.clone(), digest(secret.reveal()));
+    gate.housekeep(move |tx| sql::insert(tx, row.clone(), hash.clone())).await?;
+    tracing::info!(token = token.id, by = caller.subject.id, "API key created");
+    Ok((token, secret))
+}
+
+/// The keys, newest first; revoked ones if asked for.
+///
+/// # Errors
+/// [`Kind::Denied`].
+pub async fn list(gate: &Gate, caller: &Caller, with_revoked: bool) -> Result<Vec<Token>, Error> {
+    let permit = gate.authorize(caller, Administer("tokens"))?;
+    let mut tokens = gate.look(&permit, sql::all).await?;
+    tokens.retain(|token| with_revoked || token.revoked_at.is_none());
+    Ok(tokens)
+}
+
+/// The key with this id.
+///
+/// # Errors
+/// [`Kind::Denied`], [`Kind::NotFound`].
+pub async fn get(gate: &Gate, caller: &Caller, id: &str) -> Result<Token, Error> {
+    let tokens = list(gate, caller, true).await?;
+    tokens.into_iter().find(|token| token.id == id).ok_or_else(|| missing(id))
+}
+
+/// Revokes a key, or removes it altogether. Sessions that came in with it are ended.
+///
+/// # Errors
+/// [`Kind::Denied`], [`Kind::NotFound`].
+pub async fn revoke(sessions: &Sessions, caller: &Caller, id: &str, remove: bool) -> Result<(), Error> {
+    let gate = sessions.gate();
+    let permit = gate.authorize(caller, Administer("tokens"))?;
+    let (key, at) = (id.to_owned(), now());
+    if !gate.housekeep(move |tx| sql::revoke(tx, key.clone(), at, remove)).await? {
+        return Err(missing(id));
+    }
+    tracing::info!(token = id, by = caller.subject.id, "API key revoked");
+    for connection in sessions.presence().with_token(id) {
+        sessions.presence().bid_farewell(&connection.session, "its API key was revoked");
+        gate.revoke(&permit, &connection.identity, &connection.session).await?;
+    }
+    Ok(())
+}
+
+/// What a secret gives to whom claims to be `claimed`.
+///
+/// # Errors
+/// [`Kind::Unauthenticated`] for a secret that is none, [`Kind::Denied`] for one that is for somebody else.
+pub async fn authenticate(gate: &Gate, secret: &str, claimed: &Identity) -> Result<Credential, Error> {
+    let (hash, at) = (digest(secret), now());
+    let unknown = || {
+        let message = "credential authentication failed: authentication failed: token not found or expired/revoked";
+        Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", message)
+    };
+    let found = gate.housekeep(move |tx| sql::used(tx, hash.clone(), at)).await?.ok_or_else(unknown)?;
+    check_binding(&found, claimed)?;
+    Ok(Credential {
+        is_admin: found.kind.is_none(),
+        token: Some(found.id),
+        workspaces: found.workspace_patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect(),
+    })
+}
+
+fn check_binding(token: &Token, claimed: &Identity) -> Result<(), Error> {
+    let denied = |message: String| Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
+    let Some(kind) = token.kind else { return Ok(()) };
+    if kind != claimed.kind() {
+        return denied(format!("API key principal type mismatch: key={kind}, claimed={}", claimed.kind()));
+    }
+    let bound = &token.created_by;
+    let fits = match claimed {
+        Identity::User { user, .. } => user == bound,
+        // Words that are no identity only say who made the key.
+        other if bound.contains(SEPARATOR) => {
+            glob::Pattern::new(bound).is_ok_and(|pattern| pattern.matches(&other.to_string()))
+        }
+        _ => true,
+    };
+    if !fits {
+        return denied(format!("API key principal id mismatch: key={bound}, claimed={claimed}"));
+    }
+    Ok(())
+}
+
+fn missing(id: &str) -> Error {
+    Error::new(Kind::NotFound, "ERR_NOT_FOUND", format!("token not found: {id}"))
+}
+
+fn invalid(message: &'static str) -> Error {
+    Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message)
+}
+
+/// Patterns of the workspaces that a credential opens.
+pub(crate) fn opens(patterns: &Arc<[glob::Pattern]>, workspace: &str) -> bool {
+    let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+    patterns.iter().any(|pattern| pattern.as_str() == "*" || pattern.matches_with(workspace, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Identity, PrincipalKind, Secret, Token, check_binding, digest};
+
+    fn token(kind: Option<PrincipalKind>, created_by: &str) -> Token {
+        Token {
+            id: String::new(),
+            name: String::new(),
+            kind,
+            created_by: created_by.into(),
+            workspace_patterns: Vec::new(),
+            scopes: Vec::new(),
+            created_at: 0,
+            expires_at: None,
+            last_used_at: None,
+            revoked_at: None,
+        }
+    }
+
+    #[test]
+    fn keys_are_bound_to_whom_they_are_for() {
+        let check = |kind, created_by: &str, claimed: Result<Identity, _>, fits: bool| {
+            assert_eq!(check_binding(&token(kind, created_by), &claimed.unwrap()).is_ok(), fits, "{created_by}");
+        };
+        let (agent, user) = (Some(PrincipalKind::Agent), Some(PrincipalKind::User));
+        check(None, "_system", Identity::orchestrator("i", "s"), true);
+        check(agent, "ops", Identity::agent("w", "i", "s"), true);
+        check(agent, "ops", Identity::service("i", "s"), false);
+        check(agent, "ag::w::i::s", Identity::agent("w", "i", "s"), true);
+        check(agent, "ag::w::i::s", Identity::agent("w", "i", "t"), false);
+        check(agent, "ag::w::i::*", Identity::agent("w", "i", "t"), true);
+        check(user, "alice", Identity::user("alice", "w1"), true);
+        check(user, "alice", Identity::user("drew", "w1"), false);
+        check(Some(PrincipalKind::Task), "ops", Identity::task("w", "i"), true);
+    }
+
+    #[test]
+    fn secrets_differ_and_do_not_show_themselves() {
+        let (a, b) = (Secret::random().unwrap(), Secret::random().unwrap());
+        assert_ne!(a.reveal(), b.reveal());
+        assert_eq!(a.reveal().len(), 44);
+        assert!(!format!("{a:?}").contains(a.reveal()));
+        assert_eq!(digest("").len(), 64);
+    }
+}

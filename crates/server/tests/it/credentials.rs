@@ -1,0 +1,150 @@
+//! Without `--dev`, a key opens what it is for and nothing else.
+
+use tonic::Code;
+use trunkline::{Config, Server};
+use trunkline_proto::v1::{
+    InitConnection, OrchestratorIdentity, SwitchWorkspace, TokenCreateRequest, TokenOperation, TokenResponse,
+    UserIdentity, downstream_message::Payload as Down, init_connection::ClientType, token_operation::OpType,
+    upstream_message::Payload as Up,
+};
+
+use crate::client::{Client, agent};
+
+struct World {
+    server: Server,
+    admin: Client,
+    _dir: tempfile::TempDir,
+}
+
+fn with_key(init: InitConnection, key: &str) -> InitConnection {
+    InitConnection { credentials: [("x-api-key".to_owned(), key.to_owned())].into(), ..init }
+}
+
+fn orchestrator() -> InitConnection {
+    let orchestrator = OrchestratorIdentity { implementation: "ops".into(), ..OrchestratorIdentity::default() };
+    InitConnection { client_type: Some(ClientType::Orchestrator(orchestrator)), ..InitConnection::default() }
+}
+
+fn user(user: &str) -> InitConnection {
+    let user = UserIdentity { user_id: user.into(), window_id: "w".into() };
+    InitConnection { client_type: Some(ClientType::User(user)), ..InitConnection::default() }
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: dir.path().to_owned(), ..Config::on_free_ports() };
+        let mut server = Server::start(config).await.unwrap();
+        let key = server.take_admin_key().expect("the first start makes one");
+        assert!(server.take_admin_key().is_none());
+        let admin = Client::connect(server.addresses().grpc, with_key(orchestrator(), key.reveal())).await.unwrap();
+        Self { server, admin, _dir: dir }
+    }
+
+    async fn token(&mut self, operation: TokenOperation) -> TokenResponse {
+        self.admin.put(Up::TokenOp(operation)).await;
+        match self.admin.next().await.unwrap() {
+            Some(Down::Token(reply)) => reply,
+            other => panic!("expected a token reply, got {other:?}"),
+        }
+    }
+
+    async fn key(&mut self, kind: &str, created_by: &str, pattern: &str) -> TokenResponse {
+        let create_request = Some(TokenCreateRequest {
+            name: "test".into(),
+            principal_type: kind.into(),
+            workspace_patterns: vec![pattern.into()],
+            created_by: created_by.into(),
+            ..TokenCreateRequest::default()
+        });
+        let reply =
+            self.token(TokenOperation { op: OpType::Create.into(), create_request, ..TokenOperation::default() }).await;
+        assert!(reply.success, "{}", reply.error);
+        reply
+    }
+
+    async fn refused(&self, init: InitConnection) -> (Code, String) {
+        let refused = Client::connect(self.server.addresses().grpc, init).await.err().expect("a refusal");
+        (refused.code(), refused.message().to_owned())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_opens_what_it_is_for() {
+    let mut world = World::new().await;
+    let grpc = world.server.addresses().grpc;
+    let key = world.key("agent", "ag::ws::impl::o*", "w*").await.plaintext_token;
+    Client::connect(grpc, with_key(agent("one"), &key)).await.unwrap();
+
+    let (code, why) = world.refused(with_key(agent("two"), &key)).await;
+    assert_eq!(
+        (code, why.as_str()),
+        (Code::PermissionDenied, "API key principal id mismatch: key=ag::ws::impl::o*, claimed=ag::ws::impl::two")
+    );
+    let (code, why) = world.refused(with_key(user("ann"), &key)).await;
+    assert_eq!(
+        (code, why.as_str()),
+        (Code::PermissionDenied, "API key principal type mismatch: key=Agent, claimed=User")
+    );
+    let elsewhere = world.key("agent", "", "prod-*").await.plaintext_token;
+    let (code, why) = world.refused(with_key(agent("one"), &elsewhere)).await;
+    assert_eq!((code, why.as_str()), (Code::PermissionDenied, "API key not authorized for workspace ws"));
+    assert_eq!(world.refused(with_key(agent("one"), "guess")).await.0, Code::Unauthenticated);
+    // Nobody administers by claiming a kind.
+    assert_eq!(world.refused(orchestrator()).await.0, Code::Unauthenticated);
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_key_holds_for_the_workspaces_they_switch_to() {
+    let mut world = World::new().await;
+    let key = world.key("User", "ann", "team-*").await.plaintext_token;
+    let mut ann = Client::connect(world.server.addresses().grpc, with_key(user("ann"), &key)).await.unwrap();
+    for (workspace, expected) in [("team-a", None), ("prod", Some("ERR_PERMISSION_DENIED"))] {
+        ann.put(Up::SwitchWorkspace(SwitchWorkspace { new_workspace_id: workspace.into() })).await;
+        if let Some(code) = expected {
+            let Some(Down::Error(error)) = ann.next().await.unwrap() else { panic!("no error") };
+            assert_eq!(error.code, code);
+        }
+        ann.barrier().await;
+    }
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoking_a_key_ends_its_sessions() {
+    let mut world = World::new().await;
+    let made = world.key("agent", "", "*").await;
+    let init = with_key(agent("one"), &made.plaintext_token);
+    let mut one = Client::connect(world.server.addresses().grpc, init.clone()).await.unwrap();
+    let token_id = made.created_token.unwrap().id;
+    let reply = world.token(TokenOperation { op: OpType::Revoke.into(), token_id, ..TokenOperation::default() }).await;
+    assert!(reply.success, "{}", reply.error);
+    assert_eq!(one.end().await, Some(Code::Cancelled));
+    assert_eq!(world.refused(init).await.0, Code::Unauthenticated);
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_administrators_make_keys() {
+    let mut world = World::new().await;
+    let key = world.key("orchestrator", "", "*").await.plaintext_token;
+    let mut other = Client::connect(world.server.addresses().grpc, with_key(orchestrator(), &key)).await.unwrap();
+    other.put(Up::TokenOp(TokenOperation { request_id: "r".into(), ..TokenOperation::default() })).await;
+    let Some(Down::Error(error)) = other.next().await.unwrap() else { panic!("no error") };
+    assert_eq!((error.code.as_str(), error.request_id.as_str()), ("ERR_PERMISSION_DENIED", "r"));
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guessing_makes_the_guesser_wait() {
+    let world = World::new().await;
+    for _ in 0..5 {
+        let (code, why) = world.refused(with_key(agent("one"), "guess")).await;
+        assert_eq!((code, why.contains("not found")), (Code::Unauthenticated, true), "{why}");
+    }
+    let (_, why) = world.refused(with_key(agent("one"), "guess")).await;
+    assert_eq!(why, "auth temporarily throttled after repeated failures");
+    assert!(world.refused(with_key(agent("two"), "guess")).await.1.contains("not found"));
+    world.server.stop().await;
+}
