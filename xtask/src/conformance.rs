@@ -19,7 +19,8 @@ const SUITE: &str = "conformance/aether-v1";
 const DESELECTED: &str = "conformance-deselected.txt";
 
 /// The areas that are served so far.
-const AREAS: [&str; 12] = [
+const AREAS: [&str; 13] = [
+    "test_admin.py",
     "test_checkpoints.py",
     "test_connect.py",
     "test_events_metrics.py",

@@ -5,8 +5,12 @@
 
 mod policy;
 pub mod rules;
+mod sql;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use trunkline_store::{
     Store,
@@ -21,7 +25,7 @@ use crate::{
     error::Error,
     identity::{Identity, PrincipalKind},
     kv,
-    rule::sql,
+    rule::sql as rows,
     topic::Target,
 };
 
@@ -114,6 +118,9 @@ pub struct QueryConnection<'a> {
     pub(crate) id: &'a str,
 }
 
+/// To look at a part of the server.
+pub struct Inspect(pub &'static str);
+
 /// To make API keys for users.
 pub struct MintUserKeys;
 
@@ -150,7 +157,7 @@ impl Gate {
     /// # Errors
     /// [`crate::Kind::Unavailable`] if they cannot be read.
     pub async fn open(store: Store) -> Result<Self, Error> {
-        let (rules, version) = store.ledger.read(sql::load).await.map_err(|e: ledger::Error| Error::from(e))?;
+        let (rules, version) = store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
         Ok(Self { store, rules: Arc::new(Mutex::new((Arc::new(rules), version))) })
     }
 
@@ -283,6 +290,29 @@ impl Gate {
         Ok(self.store.ledger.read(run).await?)
     }
 
+    /// What this server's log is called: the same as long as its data is.
+    #[must_use]
+    pub fn id(&self) -> String {
+        self.store.log.tail().epoch.0.to_string()
+    }
+
+    /// Records that were ever appended.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.store.log.tail().offset.0
+    }
+
+    /// Asks the parts of the store whether they answer, and how fast.
+    pub async fn check(&self) -> Vec<(&'static str, Result<Duration, Error>)> {
+        let begun = Instant::now();
+        let ledger = self.store.ledger.read(sql::ping).await;
+        let ledger = ledger.map(|()| begun.elapsed()).map_err(|e: ledger::Error| Error::from(e));
+        let begun = Instant::now();
+        let log = async { self.store.log.status(&Topic::new("health")?).await };
+        let log = log.await.map(|_| begun.elapsed()).map_err(|e: log::Error| Error::from(e));
+        vec![("ledger", ledger), ("log", log)]
+    }
+
     /// Whether a listing may show this key to the caller.
     pub(crate) fn may_see_key(&self, caller: &Caller, key: &str) -> bool {
         policy::may_see_key(caller, key, &self.rules())
@@ -290,7 +320,7 @@ impl Gate {
 
     /// Keeps a rule and puts it in force; answers it as it is kept.
     pub(crate) async fn put_rule(&self, _permit: &RulesPermit, rule: Rule) -> Result<Rule, Error> {
-        let put = self.store.ledger.write(move |tx| sql::put(tx, rule.clone()));
+        let put = self.store.ledger.write(move |tx| rows::put(tx, rule.clone()));
         let (rule, version) = put.await.map_err(|e: ledger::Error| Error::from(e))?;
         self.changed(version, |rules| rules.put(rule.clone())).await?;
         Ok(rule)
@@ -299,7 +329,7 @@ impl Gate {
     /// Removes a rule; answers whether there was one.
     pub(crate) async fn remove_rule(&self, _permit: &RulesPermit, of: Name, on: Name) -> Result<bool, Error> {
         let (principal, resource) = (of.clone(), on.clone());
-        let remove = self.store.ledger.write(move |tx| sql::remove(tx, of.clone(), on.clone()));
+        let remove = self.store.ledger.write(move |tx| rows::remove(tx, of.clone(), on.clone()));
         let (removed, version) = remove.await.map_err(|e: ledger::Error| Error::from(e))?;
         self.changed(version, |rules| drop(rules.remove(&principal, &resource))).await?;
         Ok(removed)
@@ -313,7 +343,7 @@ impl Gate {
         fallback: Fallback,
     ) -> Result<Fallback, Error> {
         let (name, set) = (category.clone(), fallback.clone());
-        let put = self.store.ledger.write(move |tx| sql::put_fallback(tx, name.clone(), set.clone()));
+        let put = self.store.ledger.write(move |tx| rows::put_fallback(tx, name.clone(), set.clone()));
         let version = put.await.map_err(|e: ledger::Error| Error::from(e))?;
         self.changed(version, |rules| rules.set_fallback(category, fallback.clone())).await?;
         Ok(fallback)
@@ -329,7 +359,7 @@ impl Gate {
                 return Ok(());
             }
         }
-        let (rules, version) = self.store.ledger.read(sql::load).await.map_err(|e: ledger::Error| Error::from(e))?;
+        let (rules, version) = self.store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
         let mut current = lock(&self.rules);
         if current.1 < version {
             *current = (Arc::new(rules), version);

@@ -18,6 +18,7 @@ pub mod session;
 pub mod token;
 pub mod topic;
 pub mod work;
+pub mod workspace;
 
 use trunkline_store::ledger::Migration;
 
@@ -26,5 +27,13 @@ pub use error::{Error, Kind};
 /// The ledger's schema, slice by slice, in the order in which it grew.
 #[must_use]
 pub fn migrations() -> Vec<Migration> {
-    [session::MIGRATIONS, checkpoint::MIGRATIONS, rule::sql::MIGRATIONS, kv::MIGRATIONS, token::MIGRATIONS].concat()
+    [
+        session::MIGRATIONS,
+        checkpoint::MIGRATIONS,
+        rule::sql::MIGRATIONS,
+        kv::MIGRATIONS,
+        token::MIGRATIONS,
+        workspace::MIGRATIONS,
+    ]
+    .concat()
 }

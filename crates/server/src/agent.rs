@@ -20,6 +20,8 @@ pub(crate) struct Gateway {
     pub(crate) gate: Gate,
     pub(crate) auth: Auth,
     pub(crate) limits: Limits,
+    /// When the server started, in Unix seconds.
+    pub(crate) started_at: i64,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }

@@ -1,6 +1,9 @@
 //! Wiring: config in, running server out; and the way down, with a deadline.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -107,6 +110,7 @@ impl Server {
             gate: gate.clone(),
             auth: Auth::new(gate.clone(), config.dev),
             limits: config.limits,
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64),
             stop: server.stop.clone(),
             tasks: server.tasks.clone(),
         };

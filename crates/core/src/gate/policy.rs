@@ -17,8 +17,8 @@
 //! the others by a rule on the key (`kv_key`), or else on the scope (`kv_scope`).
 
 use super::{
-    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreditMetrics, Enter, EnterPermit, Intent, Keep,
-    KeepPermit, MintUserKeys, QueryConnection, Report, RulesPermit, Send, SendPermit, UseKeys,
+    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreditMetrics, Enter, EnterPermit, Inspect, Intent,
+    Keep, KeepPermit, MintUserKeys, QueryConnection, Report, RulesPermit, Send, SendPermit, UseKeys,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -253,6 +253,17 @@ impl Intent for Administer {
         let what = self.0;
         let message = format!("admin {what} operations require system-level privileges or an explicit ACL grant");
         Err(denied(message))
+    }
+}
+
+impl Intent for Inspect {
+    type Permit = ();
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        if is_admin(caller, rules, self.0, Level::READ) {
+            return Ok(());
+        }
+        Err(denied(format!("looking at {} takes READ on admin/{}", self.0, self.0)))
     }
 }
 

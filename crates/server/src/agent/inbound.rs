@@ -1,9 +1,11 @@
 //! What a client asks for, one frame after the other.
 
+mod admin;
 mod kv;
 mod rules;
 mod sessions;
 mod tokens;
+mod workspaces;
 
 use prost::Message as _;
 use tonic::Status;
@@ -59,6 +61,20 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
                 Ok(reply) => connection.reply(Down::Token(reply)),
                 Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) })),
             }
+        }
+        Some(Up::WorkspaceOp(operation)) => {
+            connection.settle().await;
+            let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
+            match workspaces::handle(&connection.gateway.sessions, &caller, operation).await {
+                Ok(reply) => connection.reply(Down::Workspace(reply)),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) })),
+            }
+        }
+        Some(Up::AdminQuery(query)) => {
+            connection.settle().await;
+            let (caller, gateway) = (connection.session.caller.clone(), connection.gateway);
+            let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, query).await;
+            replies.into_iter().for_each(|reply| connection.reply(reply));
         }
         Some(Up::ConnectionStatusRequest(request)) => {
             connection.settle().await;

@@ -97,7 +97,7 @@ pub(super) fn status(
     }
 }
 
-fn wanted(filter: &ConnectionFilter) -> presence::Filter {
+pub(super) fn wanted(filter: &ConnectionFilter) -> presence::Filter {
     let kind = match filter.r#type() {
         PrincipalType::Unspecified => None,
         PrincipalType::PrincipalAgent => Some(PrincipalKind::Agent),
@@ -113,13 +113,13 @@ fn wanted(filter: &ConnectionFilter) -> presence::Filter {
 }
 
 /// 0 for no limit.
-fn page(found: &[Present], filter: &ConnectionFilter) -> Vec<ConnectionInfo> {
+pub(super) fn page(found: &[Present], filter: &ConnectionFilter) -> Vec<ConnectionInfo> {
     let offset = usize::try_from(filter.offset).unwrap_or(0);
     let limit = usize::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     found.iter().skip(offset).take(limit).map(info).collect()
 }
 
-fn info(present: &Present) -> ConnectionInfo {
+pub(super) fn info(present: &Present) -> ConnectionInfo {
     let (implementation, specifier) = match &present.identity {
         Identity::Agent(named) | Identity::UniqueTask(named) | Identity::Task(named) => {
             (named.implementation.as_str(), named.specifier.as_str())
@@ -155,7 +155,7 @@ fn info(present: &Present) -> ConnectionInfo {
 }
 
 /// In the published form: the two largest units that it has.
-fn duration(seconds: i64) -> String {
+pub(super) fn duration(seconds: i64) -> String {
     match seconds.max(0) {
         s @ ..60 => format!("{s}s"),
         s @ ..3600 => format!("{}m {}s", s / 60, s % 60),
@@ -164,7 +164,7 @@ fn duration(seconds: i64) -> String {
     }
 }
 
-fn now_s() -> i64 {
+pub(super) fn now_s() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64)
 }
 

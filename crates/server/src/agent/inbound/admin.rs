@@ -1,0 +1,115 @@
+//! How the server is doing, asked over the stream.
+
+use trunkline_core::{
+    Error, Kind, caller::Caller, gate::Inspect, identity::PrincipalKind, presence, session::Sessions,
+};
+use trunkline_proto::v1::{
+    AdminQuery, AdminResponse, ErrorResponse, GatewayInfo, GatewayStats, HealthCheck, HealthCheckStatus, HealthInfo,
+    HealthStatus, admin_query::OpType, downstream_message::Payload as Down,
+};
+
+use super::sessions::{duration, info, now_s, page, wanted};
+use crate::error::response;
+
+/// Who may not ask gets a typed reply that says so, and the error that the published server has for everybody, because
+/// its clients and its suite know that one.
+pub(super) async fn handle(sessions: &Sessions, started_at: i64, caller: &Caller, query: AdminQuery) -> Vec<Down> {
+    let request_id = query.request_id.clone();
+    let error = match run(sessions, started_at, caller, query).await {
+        Ok(reply) => return vec![Down::Admin(AdminResponse { success: true, request_id, ..reply })],
+        Err(error) => error,
+    };
+    let typed = AdminResponse { error: error.to_string(), request_id: request_id.clone(), ..AdminResponse::default() };
+    if error.kind != Kind::Denied {
+        return vec![Down::Admin(typed)];
+    }
+    let published = "This operation is not supported over the streaming API. Use the REST admin API.";
+    let error = response(&Error::new(Kind::Unimplemented, "ERR_NOT_IMPLEMENTED", published));
+    vec![Down::Admin(typed), Down::Error(ErrorResponse { request_id, ..error })]
+}
+
+async fn run(sessions: &Sessions, started_at: i64, caller: &Caller, query: AdminQuery) -> Result<AdminResponse, Error> {
+    let (gate, presence, empty) = (sessions.gate(), sessions.presence(), AdminResponse::default);
+    let system = || gate.authorize(caller, Inspect("system"));
+    let connections = || gate.authorize(caller, Inspect("sessions"));
+    Ok(match OpType::try_from(query.op) {
+        Ok(OpType::GetHealth) => {
+            system()?;
+            AdminResponse { health: Some(health(sessions).await), ..empty() }
+        }
+        Ok(OpType::GetInfo) => {
+            system()?;
+            let info = GatewayInfo {
+                gateway_id: gate.id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                started_at,
+                uptime: duration(now_s() - started_at),
+                go_version: "rust".to_owned(),
+                memory_alloc_mb: resident_mb(),
+                num_connections: presence.count() as i32,
+                ..GatewayInfo::default()
+            };
+            AdminResponse { info: Some(info), ..empty() }
+        }
+        Ok(OpType::GetStats) => {
+            system()?;
+            AdminResponse { stats: Some(stats(sessions)), ..empty() }
+        }
+        Ok(OpType::ListConnections) => {
+            connections()?;
+            let filter = query.filter.unwrap_or_default();
+            let all = presence.list(&wanted(&filter));
+            AdminResponse { connections: page(&all, &filter), total_count: all.len() as i32, ..empty() }
+        }
+        Ok(OpType::GetConnection) => {
+            connections()?;
+            let missing = || format!("session not found: {}", query.session_id);
+            let found = presence.get(&query.session_id);
+            let found = found.ok_or_else(|| Error::new(Kind::NotFound, "ERR_NOT_FOUND", missing()))?;
+            AdminResponse { connection: Some(info(&found)), ..empty() }
+        }
+        Err(_) => return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "unknown admin query")),
+    })
+}
+
+async fn health(sessions: &Sessions) -> HealthInfo {
+    let checks = sessions.gate().check().await;
+    let is_well = checks.iter().all(|(_, outcome)| outcome.is_ok());
+    let check = |outcome: Result<std::time::Duration, Error>| match outcome {
+        Ok(latency) => {
+            let latency = format!("{:.3}ms", latency.as_secs_f64() * 1e3);
+            HealthCheck { status: HealthCheckStatus::Ok.into(), latency, error: String::new() }
+        }
+        Err(error) => {
+            HealthCheck { status: HealthCheckStatus::Error.into(), latency: String::new(), error: error.to_string() }
+        }
+    };
+    HealthInfo {
+        status: if is_well { HealthStatus::Healthy } else { HealthStatus::Degraded }.into(),
+        timestamp: now_s(),
+        checks: checks.into_iter().map(|(name, outcome)| (name.to_owned(), check(outcome))).collect(),
+        stats: Some(stats(sessions)),
+    }
+}
+
+fn stats(sessions: &Sessions) -> GatewayStats {
+    let all = sessions.presence().list(&presence::Filter::default());
+    let count = |kind| all.iter().filter(|connection| connection.identity.kind() == kind).count() as i32;
+    GatewayStats {
+        agent_connections: count(PrincipalKind::Agent),
+        task_connections: count(PrincipalKind::Task),
+        user_connections: count(PrincipalKind::User),
+        orchestrator_connections: count(PrincipalKind::Orchestrator),
+        workflow_engine_connected: count(PrincipalKind::WorkflowEngine) > 0,
+        metrics_bridge_connected: count(PrincipalKind::MetricsBridge) > 0,
+        total_messages: sessions.gate().records() as i64,
+        ..GatewayStats::default()
+    }
+}
+
+/// Memory of this process, where the system tells.
+fn resident_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kb| kb / 1024.0)
+}
