@@ -28,7 +28,7 @@ enum Command {
     },
     /// The house rules: who may name whom, and no function over its limit.
     Tidy,
-    /// Runs the benches and prints their table: `store [section …]`.
+    /// Runs the benches and prints their table: `store [section …]` or `agent [section …]`.
     Bench {
         /// Which bench.
         name: String,
@@ -42,7 +42,10 @@ fn main() -> ExitCode {
         Command::Test { steps } => test::run(&steps),
         Command::Tidy => tidy::run(),
         Command::Bench { name, args } => {
-            let package = format!("trunkline-{name}");
+            let package = match name.as_str() {
+                "agent" => "trunkline".to_owned(),
+                name => format!("trunkline-{name}"),
+            };
             let mut bench = run::cargo(&["bench", "--quiet", "--package", &package, "--benches", "--"]);
             bench.args(args);
             run::checked(bench)

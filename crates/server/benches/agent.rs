@@ -1,0 +1,288 @@
+//! The agent surface under load, with the generated client: a server of our own, and beside it a bare echo of the same
+//! frames in the same run. Both are processes of their own, so that their CPU is known.
+//!
+//! Run by `cargo xtask bench agent [section …]`; sections are named in `main`.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "bench code"
+)]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
+use trunkline_proto::v1::{
+    AgentIdentity, DownstreamMessage, IncomingMessage, InitConnection, KvOperation, MessageType, SendMessage,
+    UpstreamMessage,
+    aether_gateway_client::AetherGatewayClient,
+    aether_gateway_server::{AetherGateway, AetherGatewayServer},
+    downstream_message::Payload as Down,
+    init_connection::ClientType,
+    kv_operation::{OpType, Scope},
+    upstream_message::Payload as Up,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Set for the copy of this program that is the echo.
+const ECHO: &str = "TRUNKLINE_BENCH_ECHO";
+
+/// How long senders send.
+const MEASURE: Duration = Duration::from_secs(3);
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if std::env::var_os(ECHO).is_some() {
+        return runtime.block_on(echo());
+    }
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+    if is_wanted("pairs") {
+        runtime.block_on(pairs());
+    }
+    if is_wanted("kv") {
+        runtime.block_on(kv());
+    }
+}
+
+/// A server in a process of its own; killed when dropped.
+struct Peer {
+    child: Child,
+    address: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Peer {
+    fn trunkline() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+        command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
+        command.arg("--data-dir").arg(dir.path()).env("TRUNKLINE_LOG", "error");
+        command.env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0");
+        Self::start(command, dir)
+    }
+
+    fn echo() -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(ECHO, "1");
+        Self::start(command, tempfile::tempdir().unwrap())
+    }
+
+    fn start(mut command: Command, dir: tempfile::TempDir) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.split_whitespace().find_map(|word| word.strip_prefix("grpc=")).expect(&line);
+        Self { address: address.parse().unwrap(), child, _dir: dir }
+    }
+
+    /// CPU that the process took so far. A tick is a hundredth of a second on every Linux that there is.
+    fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may be gone already, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Stream {
+    up: mpsc::Sender<UpstreamMessage>,
+    down: Streaming<DownstreamMessage>,
+}
+
+impl Stream {
+    async fn open(address: SocketAddr, specifier: &str) -> Self {
+        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let (up, frames) = mpsc::channel(1024);
+        let agent = AgentIdentity { workspace: "w".into(), implementation: "b".into(), specifier: specifier.into() };
+        let init = InitConnection { client_type: Some(ClientType::Agent(agent)), ..InitConnection::default() };
+        up.send(frame(Up::Init(init))).await.unwrap();
+        let mut client = AetherGatewayClient::new(channel).max_decoding_message_size(32 * 1024 * 1024);
+        let mut down = client.connect(ReceiverStream::new(frames)).await.unwrap().into_inner();
+        down.next().await.unwrap().unwrap();
+        Self { up, down }
+    }
+}
+
+fn frame(payload: Up) -> UpstreamMessage {
+    UpstreamMessage { payload: Some(payload), ..UpstreamMessage::default() }
+}
+
+fn message(target: &str) -> UpstreamMessage {
+    frame(Up::Send(SendMessage {
+        target_topic: target.to_owned(),
+        payload: vec![7; 256].into(),
+        message_type: MessageType::Opaque.into(),
+        ..SendMessage::default()
+    }))
+}
+
+/// Sends for [`MEASURE`] as fast as flow control allows; answers how many.
+async fn send(up: mpsc::Sender<UpstreamMessage>, message: UpstreamMessage) -> usize {
+    let (begun, mut sent) = (Instant::now(), 0);
+    while begun.elapsed() < MEASURE {
+        for _ in 0..64 {
+            up.send(message.clone()).await.unwrap();
+        }
+        sent += 64;
+    }
+    // The stream stays open until everything was received.
+    std::mem::forget(up);
+    sent
+}
+
+async fn receive(mut down: Streaming<DownstreamMessage>, count: impl Future<Output = usize>) -> usize {
+    tokio::pin!(count);
+    let (mut received, mut expected) = (0, usize::MAX);
+    while received < expected {
+        tokio::select! {
+            sent = &mut count, if expected == usize::MAX => expected = sent,
+            next = down.next() => {
+                if let Some(Down::Msg(_)) = next.expect("the stream goes on").unwrap().payload {
+                    received += 1;
+                }
+            }
+        }
+    }
+    received
+}
+
+async fn pairs() {
+    println!("\n-- agent to agent, 256 B, pipelined; ours durable with fsync --");
+    for pairs in [1, 8, 64] {
+        let [(echo, _), (ours, cpu)] =
+            [measure(&Peer::echo(), pairs, true).await, measure(&Peer::trunkline(), pairs, false).await];
+        let share = 100.0 * ours / echo;
+        println!(
+            "{pairs:>3} pairs {ours:>12.0} messages/s {cpu:>8.2} us CPU each {echo:>12.0} bare echo ({share:.0} %)"
+        );
+    }
+}
+
+/// Messages a second over all pairs, and the server's CPU for each in microseconds.
+async fn measure(peer: &Peer, pairs: usize, is_echo: bool) -> (f64, f64) {
+    let mut streams = Vec::new();
+    for n in 0..pairs {
+        let sender = Stream::open(peer.address, &format!("s{n}")).await;
+        let receiver = if is_echo { None } else { Some(Stream::open(peer.address, &format!("r{n}")).await) };
+        streams.push((n, sender, receiver));
+    }
+    let (cpu, begun) = (peer.cpu(), Instant::now());
+    let tasks: Vec<_> = streams
+        .into_iter()
+        .map(|(n, sender, receiver)| {
+            tokio::spawn(async move {
+                let (down, keep) = match receiver {
+                    Some(receiver) => (receiver.down, Some((receiver.up, sender.down))),
+                    None => (sender.down, None),
+                };
+                let sending = tokio::spawn(send(sender.up, message(&format!("ag::w::b::r{n}"))));
+                let received = receive(down, async { sending.await.unwrap() }).await;
+                drop(keep);
+                received
+            })
+        })
+        .collect();
+    let mut received = 0;
+    for task in tasks {
+        received += task.await.unwrap();
+    }
+    let elapsed = begun.elapsed();
+    let cpu = peer.cpu() - cpu;
+    (received as f64 / elapsed.as_secs_f64(), cpu.as_secs_f64() * 1e6 / received as f64)
+}
+
+async fn kv() {
+    println!("\n-- key-value store over one stream, 64 B; puts durable with fsync --");
+    let peer = Peer::trunkline();
+    for window in [32, 512] {
+        let rate = operations(&peer, OpType::Put, window).await;
+        println!("puts, window {window:<4} {rate:>12.0} /s");
+    }
+    let rate = operations(&peer, OpType::Get, 512).await;
+    println!("gets, window 512  {rate:>12.0} /s");
+}
+
+async fn operations(peer: &Peer, op: OpType, window: usize) -> f64 {
+    let Stream { up, mut down } = Stream::open(peer.address, &format!("k{window}{op:?}")).await;
+    let operation = |n: usize| {
+        frame(Up::KvOp(KvOperation {
+            op: op.into(),
+            scope: Scope::GlobalExclusive.into(),
+            key: format!("key-{}", n % 1000),
+            value: vec![7; 64].into(),
+            request_id: n.to_string(),
+            ..KvOperation::default()
+        }))
+    };
+    let (begun, mut done) = (Instant::now(), 0);
+    for n in 0..window {
+        up.send(operation(n)).await.unwrap();
+    }
+    while begun.elapsed() < MEASURE {
+        if let Some(Down::Kv(reply)) = down.next().await.unwrap().unwrap().payload {
+            assert!(reply.success);
+            up.send(operation(done + window)).await.unwrap();
+            done += 1;
+        }
+    }
+    done as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// The limit: the same frames, straight back.
+struct Echo;
+
+#[tonic::async_trait]
+impl AetherGateway for Echo {
+    type ConnectStream = ReceiverStream<Result<DownstreamMessage, Status>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<UpstreamMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let (up, down) = mpsc::channel(64);
+        let mut inbound = request.into_inner();
+        tokio::spawn(async move {
+            while let Some(Ok(frame)) = inbound.next().await {
+                let payload = match frame.payload {
+                    Some(Up::Send(send)) => send.payload,
+                    _ => bytes::Bytes::new(),
+                };
+                let message = IncomingMessage { payload, ..IncomingMessage::default() };
+                let frame = DownstreamMessage { payload: Some(Down::Msg(message)), ..DownstreamMessage::default() };
+                if up.send(Ok(frame)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(down)))
+    }
+}
+
+async fn echo() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("ready grpc={}", listener.local_addr().unwrap());
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = tonic::transport::Server::builder().add_service(AetherGatewayServer::new(Echo));
+    server.serve_with_incoming(incoming).await.unwrap();
+}
