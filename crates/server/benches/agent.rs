@@ -23,10 +23,11 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
 use trunkline_proto::v1::{
-    AgentIdentity, DownstreamMessage, IncomingMessage, InitConnection, KvOperation, MessageType, SendMessage,
-    UpstreamMessage,
+    AgentIdentity, CheckpointOperation, DownstreamMessage, IncomingMessage, InitConnection, KvOperation, MessageType,
+    SendMessage, SwitchWorkspace, UpstreamMessage, UserIdentity,
     aether_gateway_client::AetherGatewayClient,
     aether_gateway_server::{AetherGateway, AetherGatewayServer},
+    checkpoint_operation::OpType::Load,
     downstream_message::Payload as Down,
     init_connection::ClientType,
     kv_operation::{OpType, Scope},
@@ -52,8 +53,20 @@ fn main() {
     if is_wanted("pairs") {
         runtime.block_on(pairs());
     }
+    if is_wanted("ping") {
+        runtime.block_on(ping_pong());
+    }
+    if is_wanted("users") {
+        runtime.block_on(users());
+    }
+    if is_wanted("idle") {
+        runtime.block_on(idle());
+    }
     if is_wanted("kv") {
         runtime.block_on(kv());
+    }
+    if is_wanted("backlog") {
+        runtime.block_on(backlog());
     }
 }
 
@@ -88,6 +101,12 @@ impl Peer {
         Self { address: address.parse().unwrap(), child, _dir: dir }
     }
 
+    /// Memory that it holds, in bytes.
+    fn resident(&self) -> usize {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
     /// CPU that the process took so far. A tick is a hundredth of a second on every Linux that there is.
     fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
@@ -112,10 +131,14 @@ struct Stream {
 
 impl Stream {
     async fn open(address: SocketAddr, specifier: &str) -> Self {
+        let agent = AgentIdentity { workspace: "w".into(), implementation: "b".into(), specifier: specifier.into() };
+        Self::open_as(address, ClientType::Agent(agent)).await
+    }
+
+    async fn open_as(address: SocketAddr, who: ClientType) -> Self {
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let (up, frames) = mpsc::channel(1024);
-        let agent = AgentIdentity { workspace: "w".into(), implementation: "b".into(), specifier: specifier.into() };
-        let init = InitConnection { client_type: Some(ClientType::Agent(agent)), ..InitConnection::default() };
+        let init = InitConnection { client_type: Some(who), ..InitConnection::default() };
         up.send(frame(Up::Init(init))).await.unwrap();
         let mut client = AetherGatewayClient::new(channel).max_decoding_message_size(32 * 1024 * 1024);
         let mut down = client.connect(ReceiverStream::new(frames)).await.unwrap().into_inner();
@@ -210,6 +233,136 @@ async fn measure(peer: &Peer, pairs: usize, is_echo: bool) -> (f64, f64) {
     let elapsed = begun.elapsed();
     let cpu = peer.cpu() - cpu;
     (received as f64 / elapsed.as_secs_f64(), cpu.as_secs_f64() * 1e6 / received as f64)
+}
+
+/// One message under way at a time, there and back over two agents.
+async fn ping_pong() {
+    println!("\n-- ping-pong over two hops, 256 B, fsync for each --");
+    let peer = Peer::trunkline();
+    let (mut one, mut two) = (Stream::open(peer.address, "one").await, Stream::open(peer.address, "two").await);
+    let answering = tokio::spawn(async move {
+        while let Some(Ok(frame)) = two.down.next().await {
+            if let Some(Down::Msg(_)) = frame.payload {
+                two.up.send(message("ag::w::b::one")).await.unwrap();
+            }
+        }
+    });
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while begun.elapsed() < MEASURE {
+        let sent = Instant::now();
+        one.up.send(message("ag::w::b::two")).await.unwrap();
+        while !matches!(one.down.next().await.unwrap().unwrap().payload, Some(Down::Msg(_))) {}
+        times.push(sent.elapsed());
+    }
+    answering.abort();
+    times.sort_unstable();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_micros();
+    println!("{} round trips: p50 {} us, p99 {} us", times.len(), at(0.5), at(0.99));
+}
+
+/// One sender to every window on a workspace.
+async fn users() {
+    println!("\n-- one sender to many users, 256 B --");
+    for windows in [200, 1000] {
+        let peer = Peer::trunkline();
+        let mut receivers = Vec::new();
+        for n in 0..windows {
+            let user = UserIdentity { user_id: format!("u{n}"), window_id: "w".into() };
+            let stream = Stream::open_as(peer.address, ClientType::User(user)).await;
+            let switch = SwitchWorkspace { new_workspace_id: "w".into() };
+            stream.up.send(frame(Up::SwitchWorkspace(switch))).await.unwrap();
+            receivers.push(stream);
+        }
+        // The last to switch is on the workspace once it is answered.
+        for stream in &mut receivers {
+            let barrier = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
+            stream.up.send(frame(Up::CheckpointOp(barrier))).await.unwrap();
+            while !matches!(stream.down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
+        }
+        let sender = Stream::open(peer.address, "sender").await;
+        let messages = 400_000 / windows;
+        let begun = Instant::now();
+        for _ in 0..messages {
+            sender.up.send(message("gu::w")).await.unwrap();
+        }
+        let tasks: Vec<_> = receivers
+            .into_iter()
+            .map(|stream| {
+                tokio::spawn(async move {
+                    let Stream { up, down } = stream;
+                    let received = receive(down, std::future::ready(messages)).await;
+                    drop(up);
+                    received
+                })
+            })
+            .collect();
+        let mut received = 0;
+        for task in tasks {
+            received += task.await.unwrap();
+        }
+        println!("{windows:>4} users {:>12.0} deliveries/s", received as f64 / begun.elapsed().as_secs_f64());
+    }
+}
+
+/// Connections that say nothing: how fast they come, what each takes.
+async fn idle() {
+    println!("\n-- connections, 16 at once --");
+    // The first run only warms the machine: memory that its host has not given it yet is slow to touch, whoever does.
+    for (name, peer) in [("warm-up", Peer::echo()), ("bare echo", Peer::echo()), ("ours", Peer::trunkline())] {
+        let before = peer.resident();
+        let address = peer.address;
+        let begun = Instant::now();
+        let tasks: Vec<_> = (0..16)
+            .map(|part| {
+                tokio::spawn(async move {
+                    let mut streams = Vec::new();
+                    for n in 0..CONNECTIONS / 16 {
+                        streams.push(Stream::open(address, &format!("{part}-{n}")).await);
+                    }
+                    streams
+                })
+            })
+            .collect();
+        let mut streams = Vec::new();
+        for task in tasks {
+            streams.extend(task.await.unwrap());
+        }
+        let rate = streams.len() as f64 / begun.elapsed().as_secs_f64();
+        let each = (peer.resident() - before) as f64 / streams.len() as f64 / 1000.0;
+        println!("{name:<10} {} connections at {rate:>6.0}/s, {each:.1} kB each", streams.len());
+    }
+}
+
+/// Streams of the idle section. Both ends need a file each, so a limit on open files bounds it.
+const CONNECTIONS: usize = 8000;
+
+/// Messages that wait for an agent which then comes.
+async fn backlog() {
+    const QUEUED: usize = 100_000;
+    println!("\n-- backlog of an absent agent, 256 B --");
+    let peer = Peer::trunkline();
+    let Stream { up, mut down } = Stream::open(peer.address, "sender").await;
+    for n in 0..QUEUED {
+        let mut frame = message("ag::w::b::away");
+        if let Some(Up::Send(send)) = &mut frame.payload {
+            send.payload = format!("{n:0256}").into();
+        }
+        up.send(frame).await.unwrap();
+    }
+    let barrier = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
+    up.send(frame(Up::CheckpointOp(barrier))).await.unwrap();
+    while !matches!(down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
+    let begun = Instant::now();
+    let mut away = Stream::open(peer.address, "away").await;
+    for n in 0..QUEUED {
+        let message = loop {
+            if let Some(Down::Msg(message)) = away.down.next().await.unwrap().unwrap().payload {
+                break message;
+            }
+        };
+        assert_eq!(std::str::from_utf8(&message.payload).unwrap().parse(), Ok(n), "complete and in order");
+    }
+    println!("{QUEUED} messages, complete, in order: {:>12.0} /s", QUEUED as f64 / begun.elapsed().as_secs_f64());
 }
 
 async fn kv() {

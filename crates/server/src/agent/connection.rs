@@ -58,7 +58,7 @@ pub(super) async fn run(
     let served = serve(&gateway, &metadata, peer, &mut inbound, &outbound).await;
     if let Err(status) = served {
         // A client that is gone does not hear how it ended.
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, outbound.send(Err(status))).await;
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, outbound.send(Box::new(Err(status)))).await;
     }
 }
 
@@ -156,7 +156,7 @@ impl Connection<'_> {
                 Some(done) = self.pending.next(), if !self.pending.is_empty() => self.done(done),
                 permit = self.outbound.reserve(), if !idle => {
                     if let (Ok(permit), Some(frame)) = (permit, self.frames.pop_front()) {
-                        permit.send(Ok(frame));
+                        permit.send(Box::new(Ok(frame)));
                     }
                 }
                 frame = inbound.message(), if reads_on => match frame.map_err(handshake::transport_error)? {
@@ -275,7 +275,7 @@ impl Connection<'_> {
     async fn signal(&mut self, kind: SignalType, reason: String) {
         let frame = Frame::reply(Down::Signal(Signal { r#type: kind.into(), reason }));
         // A client that does not read misses the signal; the end of the stream tells it as well.
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Ok(frame))).await;
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Box::new(Ok(frame)))).await;
     }
 
     /// The last of a session: what was accepted is on disk and what was taken is remembered, before anybody else can

@@ -75,12 +75,12 @@ fn message(payload: Payload) -> DownstreamMessage {
     DownstreamMessage { payload: Some(payload), ..DownstreamMessage::default() }
 }
 
-/// The task's end.
-pub(super) type Outbound = mpsc::Sender<Result<Frame, Status>>;
+/// The task's end. Boxed, because a channel has room for 32 of its items from the start, and a frame is large.
+pub(super) type Outbound = mpsc::Sender<Box<Result<Frame, Status>>>;
 
 /// The transport's end. A frame counts as taken when the transport asks for it, which it does when the client's flow
 /// control lets it write.
-pub(crate) struct Frames(mpsc::Receiver<Result<Frame, Status>>);
+pub(crate) struct Frames(mpsc::Receiver<Box<Result<Frame, Status>>>);
 
 pub(super) fn channel() -> (Outbound, Frames) {
     let (sender, receiver) = mpsc::channel(FRAMES_MAX);
@@ -91,6 +91,6 @@ impl Stream for Frames {
     type Item = Result<DownstreamMessage, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx).map(|frame| frame.map(|frame| frame.map(Frame::take)))
+        self.0.poll_recv(cx).map(|frame| frame.map(|frame| (*frame).map(Frame::take)))
     }
 }
