@@ -15,6 +15,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
+    pin::Pin,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -407,28 +408,21 @@ struct Echo;
 
 #[tonic::async_trait]
 impl AetherGateway for Echo {
-    type ConnectStream = ReceiverStream<Result<DownstreamMessage, Status>>;
+    type ConnectStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<DownstreamMessage, Status>> + Send>>;
 
     async fn connect(
         &self,
         request: Request<Streaming<UpstreamMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
-        let (up, down) = mpsc::channel(64);
-        let mut inbound = request.into_inner();
-        tokio::spawn(async move {
-            while let Some(Ok(frame)) = inbound.next().await {
-                let payload = match frame.payload {
-                    Some(Up::Send(send)) => send.payload,
-                    _ => bytes::Bytes::new(),
-                };
-                let message = IncomingMessage { payload, ..IncomingMessage::default() };
-                let frame = DownstreamMessage { payload: Some(Down::Msg(message)), ..DownstreamMessage::default() };
-                if up.send(Ok(frame)).await.is_err() {
-                    return;
-                }
-            }
+        let back = request.into_inner().map(|frame| {
+            let payload = match frame?.payload {
+                Some(Up::Send(send)) => send.payload,
+                _ => bytes::Bytes::new(),
+            };
+            let message = IncomingMessage { payload, ..IncomingMessage::default() };
+            Ok(DownstreamMessage { payload: Some(Down::Msg(message)), ..DownstreamMessage::default() })
         });
-        Ok(Response::new(ReceiverStream::new(down)))
+        Ok(Response::new(Box::pin(back)))
     }
 }
 
