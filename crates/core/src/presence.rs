@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
 };
 
@@ -48,7 +48,7 @@ pub struct Filter {
 }
 
 impl Presence {
-    /// Notes a session; answers how far the one before it got that it took over.
+    /// Notes a session, in place of the one before it that it took over.
     pub(crate) fn enter(&self, connection: Connection, taken: Arc<AtomicU64>) {
         let key = connection.identity.to_string();
         lock(&self.entries).insert(key, Entry { connection, taken, farewell: None });
@@ -56,7 +56,7 @@ impl Presence {
 
     /// How far the session that holds the identity now got with delivering.
     pub(crate) fn taken(&self, identity: &Identity) -> Option<u64> {
-        lock(&self.entries).get(&identity.to_string()).map(|entry| entry.taken.load(Relaxed))
+        lock(&self.entries).get(&identity.to_string()).map(|entry| entry.taken.load(SeqCst))
     }
 
     /// Forgets a session, unless its identity has a successor already.
@@ -68,6 +68,7 @@ impl Presence {
         }
     }
 
+    /// Notes that a session acts in another workspace now.
     pub(crate) fn moved(&self, identity: &Identity, workspace: Option<String>) {
         if let Some(entry) = lock(&self.entries).get_mut(&identity.to_string()) {
             entry.connection.workspace = workspace;
@@ -136,7 +137,7 @@ impl Presence {
         let entries = lock(&self.entries);
         let prefix = format!("sv::{implementation}::");
         let all: Vec<_> = entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).collect();
-        let pick = self.picks.fetch_add(1, Relaxed).checked_rem(all.len())?;
+        let pick = self.picks.fetch_add(1, SeqCst).checked_rem(all.len())?;
         Some(all[pick].1.connection.identity.clone())
     }
 }

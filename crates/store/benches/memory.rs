@@ -4,6 +4,10 @@
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used, reason = "bench code")]
 
+#[path = "store/report.rs"]
+mod report;
+
+use report::Report;
 use trunkline_store::log::{Append, Log, Offset, Options, Reader, Topic};
 
 #[global_allocator]
@@ -21,9 +25,11 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let per_topic = runtime.block_on(idle_topic(dir.path()));
-    println!("{:<52} {per_topic:>12.0} B", "an idle topic of a million, used since the start");
+    let mut report = Report::default();
+    report.row("an idle topic of a million, used since the start", per_topic, "B", None);
     let per_reader = runtime.block_on(idle_reader());
-    println!("{:<52} {per_reader:>12.0} B", "an idle reader of 10,000, with its topic");
+    report.row("an idle reader of 10,000, with its topic", per_reader, "B", None);
+    report.write_json("store-memory");
 }
 
 async fn idle_topic(dir: &std::path::Path) -> f64 {

@@ -21,6 +21,8 @@ mod read;
 mod report;
 #[path = "store/scale.rs"]
 mod scale;
+#[path = "store/timing.rs"]
+mod timing;
 
 use report::Report;
 
@@ -47,5 +49,5 @@ fn main() {
     section("topics", &mut |report| runtime.block_on(scale::idle_topics(report)));
     section("readers", &mut |report| runtime.block_on(scale::idle_readers(report)));
     section("reopen", &mut |report| runtime.block_on(scale::reopening(report)));
-    report.write_json();
+    report.write_json("store");
 }

@@ -34,12 +34,27 @@ mod memory {
 mod sqlite {
     use super::*;
 
-    async fn alone() -> Leases {
-        let path = tempfile::tempdir().unwrap().keep().join("ledger.sqlite");
-        Leases::join(Ledger::open_sqlite(&path, &[], ledger::Options::default()).unwrap(), OPTIONS).await.unwrap()
+    /// The only node on a ledger in a directory of its own.
+    struct Alone {
+        leases: Leases,
+        _dir: tempfile::TempDir,
     }
 
-    lease_suite!(alone().await);
+    impl std::ops::Deref for Alone {
+        type Target = Leases;
+
+        fn deref(&self) -> &Leases {
+            &self.leases
+        }
+    }
+
+    async fn alone() -> Alone {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_sqlite(&dir.path().join("ledger"), &[], ledger::Options::default()).unwrap();
+        Alone { leases: Leases::join(ledger, OPTIONS).await.unwrap(), _dir: dir }
+    }
+
+    lease_suite!(*alone().await);
 }
 
 mod postgres {

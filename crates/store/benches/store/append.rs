@@ -9,7 +9,8 @@ use trunkline_store::log::{Append, Log, Options, Topic};
 
 use crate::{
     MEASURE,
-    report::{Report, percentile, rate},
+    report::Report,
+    timing::{percentile, rate},
 };
 
 pub(crate) async fn run(report: &mut Report) {

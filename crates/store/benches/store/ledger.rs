@@ -13,10 +13,7 @@ use trunkline_store::{
     ledger::{Error, Ledger, Migration, Options},
 };
 
-use crate::{
-    MEASURE,
-    report::{Report, rate},
-};
+use crate::{MEASURE, report::Report, timing::rate};
 
 const SCHEMA: &[Migration] = &[Migration {
     name: "0001_bench",

@@ -1,8 +1,6 @@
 //! One row a figure: printed as it comes, kept as JSON.
 
-use std::{path::Path, time::Duration};
-
-use crate::MEASURE;
+use std::path::Path;
 
 #[derive(Default)]
 pub(crate) struct Report {
@@ -36,12 +34,13 @@ impl Report {
         self.rows.push(Row { name, value, unit, limit, limit_value });
     }
 
-    pub(crate) fn write_json(&self) {
+    /// Keeps the rows as `target/bench/{name}.json`.
+    pub(crate) fn write_json(&self, name: &str) {
         let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or(default, Into::into);
         let dir = target.join("bench");
         std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("store.json"), serde_json::to_vec_pretty(&self.rows).unwrap()).unwrap();
+        std::fs::write(dir.join(format!("{name}.json")), serde_json::to_vec_pretty(&self.rows).unwrap()).unwrap();
     }
 }
 
@@ -52,19 +51,4 @@ fn human(value: f64) -> String {
         v if v >= 100.0 => format!("{v:.0}"),
         v => format!("{v:.2}"),
     }
-}
-
-/// Calls `step` until [`MEASURE`] is over; answers how many units it did a second.
-pub(crate) fn rate(mut step: impl FnMut() -> usize) -> f64 {
-    let begun = std::time::Instant::now();
-    let mut units = 0;
-    while begun.elapsed() < MEASURE {
-        units += step();
-    }
-    units as f64 / begun.elapsed().as_secs_f64()
-}
-
-/// The value below which `share` of the sorted latencies lie.
-pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
-    sorted[((sorted.len() - 1) as f64 * share) as usize]
 }

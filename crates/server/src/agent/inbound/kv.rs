@@ -31,7 +31,7 @@ pub(super) async fn handle(connection: &mut Connection<'_>, operation: KvOperati
 async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Result<Pending, Error> {
     let request_id = operation.request_id.clone();
     if !convert::is_direct(operation.authorization.as_ref()) {
-        return Err(Error::new(Kind::Denied, INVALID_CONTEXT, "invalid authorization context"));
+        return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", INVALID_CONTEXT));
     }
     let request = request(operation)?;
     let (gateway, session) = (connection.gateway, &connection.session);
@@ -48,14 +48,14 @@ async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Resul
     Ok(if is_write { Pending::Write(replies.boxed()) } else { Pending::Reply(replies.boxed()) })
 }
 
-/// The code of a context that cannot be used.
-const INVALID_CONTEXT: &str = "ERR_PERMISSION_DENIED";
+/// The refusal of a context that cannot be used, in the published words.
+const INVALID_CONTEXT: &str = "invalid authorization context";
 
 /// Both a typed reply and an error with the same id: the clients differ in which of them they wait for, and take the
 /// first. The published server sends the error first for a value over its limit and for a context that cannot be used.
 fn refusal(error: &Error, request_id: String) -> Vec<Down> {
     let typed = Down::Kv(KvResponse { request_id: request_id.clone(), ..KvResponse::default() });
-    let is_error_first = error.code == "ERR_QUOTA_001" || error.message == "invalid authorization context";
+    let is_error_first = error.code == "ERR_QUOTA_001" || error.message == INVALID_CONTEXT;
     let error = Down::Error(ErrorResponse { request_id, ..response(error) });
     if is_error_first { vec![error, typed] } else { vec![typed, error] }
 }

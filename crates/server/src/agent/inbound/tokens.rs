@@ -3,6 +3,7 @@
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
+    gate::Administer,
     identity::PrincipalKind,
     session::Sessions,
     token::{self, New, Token},
@@ -19,12 +20,12 @@ pub(super) async fn handle(
     caller: &Caller,
     operation: TokenOperation,
 ) -> Result<TokenResponse, Error> {
+    sessions.gate().authorize(caller, Administer("tokens"))?;
     let request_id = operation.request_id.clone();
-    match run(sessions, caller, operation).await {
-        Ok(reply) => Ok(TokenResponse { success: true, request_id, ..reply }),
-        Err(error) if error.kind == Kind::Denied && error.message.starts_with("admin ") => Err(error),
-        Err(error) => Ok(TokenResponse { error: error.to_string(), request_id, ..TokenResponse::default() }),
-    }
+    Ok(match run(sessions, caller, operation).await {
+        Ok(reply) => TokenResponse { success: true, request_id, ..reply },
+        Err(error) => TokenResponse { error: error.to_string(), request_id, ..TokenResponse::default() },
+    })
 }
 
 async fn run(sessions: &Sessions, caller: &Caller, operation: TokenOperation) -> Result<TokenResponse, Error> {
