@@ -25,7 +25,7 @@ use crate::{
     error::Error,
     identity::{Identity, PrincipalKind},
     kv,
-    rule::sql as rows,
+    rule::{now, sql as rows},
     topic::Target,
 };
 
@@ -35,6 +35,14 @@ pub struct Gate {
     store: Store,
     /// The rules as they were last heard of, and their version.
     rules: Arc<Mutex<(Arc<Rules>, i64)>>,
+}
+
+/// What decisions depend on besides the caller and the intent: the rules, and the second, because rules expire. While it
+/// is the same, the same question has the same answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AsOf {
+    rules: i64,
+    second: i64,
 }
 
 /// Something that a caller wants to do.
@@ -165,6 +173,12 @@ impl Gate {
     #[must_use]
     pub fn rules(&self) -> Arc<Rules> {
         lock(&self.rules).0.clone()
+    }
+
+    /// The present, for decisions.
+    #[must_use]
+    pub fn as_of(&self) -> AsOf {
+        AsOf { rules: lock(&self.rules).1, second: now() }
     }
 
     /// Decides on current policy, for this one request.

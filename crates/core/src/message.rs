@@ -6,8 +6,9 @@ use bytes::Bytes;
 use trunkline_store::log::{Record, Submitted};
 
 use crate::{
+    caller::Caller,
     error::{Error, Kind},
-    gate::{self, Gate},
+    gate::{self, AsOf, Gate, SendPermit},
     identity::SEPARATOR,
     limits::{Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, PAYLOAD_BYTES_MAX, TokenBucket},
     session::{Session, Sessions},
@@ -32,16 +33,15 @@ pub struct Envelope {
 
 impl Envelope {
     /// Format (1), type (4), lengths of source and workspace (2 each), source, workspace, payload.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(9 + self.source.len() + self.workspace.len() + self.payload.len());
+    fn encode(source: &str, workspace: &str, kind: i32, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(9 + source.len() + workspace.len() + payload.len());
         out.push(FORMAT);
-        out.extend(self.kind.to_be_bytes());
-        out.extend((self.source.len() as u16).to_be_bytes());
-        out.extend((self.workspace.len() as u16).to_be_bytes());
-        out.extend(self.source.as_bytes());
-        out.extend(self.workspace.as_bytes());
-        out.extend_from_slice(&self.payload);
+        out.extend(kind.to_be_bytes());
+        out.extend((source.len() as u16).to_be_bytes());
+        out.extend((workspace.len() as u16).to_be_bytes());
+        out.extend(source.as_bytes());
+        out.extend(workspace.as_bytes());
+        out.extend_from_slice(payload);
         out
     }
 
@@ -92,6 +92,16 @@ pub struct Sender {
     source: String,
     bucket: Option<TokenBucket>,
     read_metric: ReadMetric,
+    /// Where the last message went: most who send much send it to one target.
+    last: Option<Route>,
+}
+
+/// A target as a client named it.
+struct Route {
+    name: String,
+    target: Target,
+    /// That it may be sent to, as long as that stays so.
+    granted: Option<(AsOf, SendPermit)>,
 }
 
 impl Sender {
@@ -102,7 +112,7 @@ impl Sender {
     pub fn new(sessions: Sessions, session: &Session, limits: &Limits, read_metric: ReadMetric) -> Result<Self, Error> {
         let source = own_lane(&session.caller.identity)?.map(|lane| lane.to_string()).unwrap_or_default();
         let bucket = TokenBucket::new(limits.messages_per_second, limits.messages_burst, Instant::now());
-        Ok(Self { gate: sessions.gate().clone(), sessions, source, bucket, read_metric })
+        Ok(Self { gate: sessions.gate().clone(), sessions, source, bucket, read_metric, last: None })
     }
 
     /// Checks a message and queues it. What one session sends to one topic keeps its order. The answer, when awaited,
@@ -118,31 +128,49 @@ impl Sender {
         kind: i32,
         payload: Bytes,
     ) -> Result<Submitted, Error> {
-        let mut target = Target::parse(target)?;
+        let mut route = match self.last.take() {
+            Some(last) if last.name == target => last,
+            _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None },
+        };
         if payload.len() > PAYLOAD_BYTES_MAX {
             let size = payload.len();
             let message = format!("message payload size {size} exceeds maximum of {PAYLOAD_BYTES_MAX} bytes");
             return Err(Error::new(Kind::Invalid, "ERR_PAYLOAD_TOO_LARGE", message));
         }
         self.take_token("message rate limit exceeded")?;
-        if let Target::AnyService { implementation } = &target {
-            target = self.sessions.pick_service(implementation)?;
-        }
-        let permit = self.gate.authorize(&session.caller, gate::Send(&target))?;
-        if kind == METRIC || matches!(target, Target::Metrics { .. }) {
+        let as_of = self.gate.as_of();
+        let permit = match route.granted.take() {
+            Some((then, permit)) if then == as_of => permit,
+            _ => self.permit(&session.caller, &route.target)?,
+        };
+        if kind == METRIC || matches!(route.target, Target::Metrics { .. }) {
             let metric = (self.read_metric)(&payload);
             let is_credit = check_metric(metric)?;
             if is_credit {
                 self.gate.authorize(&session.caller, gate::CreditMetrics)?;
             }
         }
-        let declared = match &target {
+        let declared = match &route.target {
             Target::Events { workspace } | Target::Metrics { workspace } => workspace.as_deref(),
             _ => None,
         };
-        let workspace = declared.or(session.workspace()).unwrap_or_default().to_owned();
-        let envelope = Envelope { source: self.source.clone(), workspace, kind, payload };
-        self.gate.submit(&permit, envelope.encode()).await.map_err(|error| publish_failed(&error))
+        let workspace = declared.or(session.workspace()).unwrap_or_default();
+        let envelope = Envelope::encode(&self.source, workspace, kind, &payload);
+        let submitted = self.gate.submit(&permit, envelope).await.map_err(|error| publish_failed(&error))?;
+        if !matches!(route.target, Target::AnyService { .. }) {
+            route.granted = Some((as_of, permit));
+        }
+        self.last = Some(route);
+        Ok(submitted)
+    }
+
+    fn permit(&self, caller: &Caller, target: &Target) -> Result<SendPermit, Error> {
+        match target {
+            Target::AnyService { implementation } => {
+                self.gate.authorize(caller, gate::Send(&self.sessions.pick_service(implementation)?))
+            }
+            target => self.gate.authorize(caller, gate::Send(target)),
+        }
     }
 
     /// Reports progress to whom it is for. The answer, when awaited, says that it is durable.
@@ -150,13 +178,12 @@ impl Sender {
     /// # Errors
     /// `ERR_INVALID_PRINCIPAL`, `ERR_RATE_LIMITED`, `ERR_INVALID_ARGUMENT` for a recipient that is none,
     /// `ERR_PUBLISH_FAILED`.
-    pub async fn report(&mut self, session: &Session, recipient: &str, body: Vec<u8>) -> Result<Submitted, Error> {
+    pub async fn report(&mut self, session: &Session, recipient: &str, body: &[u8]) -> Result<Submitted, Error> {
         let permit = self.gate.authorize(&session.caller, gate::Report { recipient, home: session.workspace() })?;
         self.take_token("progress report rate limit exceeded")?;
-        let workspace = session.workspace().unwrap_or_default().to_owned();
-        let (source, recipient) = (self.source.clone(), recipient.to_owned());
-        let progress = Progress { source, workspace, recipient, body: body.into() };
-        self.gate.submit(&permit, progress.encode()).await.map_err(|error| publish_failed(&error))
+        let workspace = session.workspace().unwrap_or_default();
+        let progress = Progress::encode(&self.source, workspace, recipient, body);
+        self.gate.submit(&permit, progress).await.map_err(|error| publish_failed(&error))
     }
 
     fn take_token(&mut self, refusal: &'static str) -> Result<(), Error> {
@@ -212,13 +239,12 @@ pub struct Progress {
 
 impl Progress {
     /// An envelope whose payload is the recipient, with its length (2) before it, and the body.
-    fn encode(&self) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(2 + self.recipient.len() + self.body.len());
-        payload.extend((self.recipient.len() as u16).to_be_bytes());
-        payload.extend(self.recipient.as_bytes());
-        payload.extend_from_slice(&self.body);
-        let (source, workspace) = (self.source.clone(), self.workspace.clone());
-        Envelope { source, workspace, kind: 0, payload: payload.into() }.encode()
+    fn encode(source: &str, workspace: &str, recipient: &str, body: &[u8]) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(2 + recipient.len() + body.len());
+        payload.extend((recipient.len() as u16).to_be_bytes());
+        payload.extend(recipient.as_bytes());
+        payload.extend_from_slice(body);
+        Envelope::encode(source, workspace, 0, &payload)
     }
 
     /// Reads a report; the body shares the record's memory.
@@ -270,8 +296,9 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn envelopes_are_decoded_as_encoded(source in ".{0,200}", workspace in ".{0,120}", kind: i32, payload: Vec<u8>) {
+            let encoded = Envelope::encode(&source, &workspace, kind, &payload);
             let envelope = Envelope { source, workspace, kind, payload: Bytes::from(payload) };
-            proptest::prop_assert_eq!(Envelope::decode(&record(envelope.encode())).unwrap(), envelope);
+            proptest::prop_assert_eq!(Envelope::decode(&record(encoded)).unwrap(), envelope);
         }
 
         #[test]

@@ -282,11 +282,14 @@ impl Lease {
     }
 
     /// Waits until the lease is lost. Cancel-safe.
-    pub async fn lost(&mut self) -> Loss {
-        match self.loss.wait_for(Option::is_some).await {
-            Ok(loss) => loss.unwrap_or(Loss::Revoked),
-            // The sender goes only together with a loss, or with this lease's release.
-            Err(_) => Loss::Revoked,
+    pub fn lost(&self) -> impl Future<Output = Loss> + Send + 'static {
+        let mut loss = self.loss.clone();
+        async move {
+            match loss.wait_for(Option::is_some).await {
+                Ok(loss) => loss.unwrap_or(Loss::Revoked),
+                // The sender goes only together with a loss, or with this lease's release.
+                Err(_) => Loss::Revoked,
+            }
         }
     }
 }

@@ -91,17 +91,17 @@ async fn another_node_ends_a_lease_and_its_holder_is_told() {
     let url = database().await;
     let (a, b) = (node(&url).await, node(&url).await);
 
-    let mut old = a.acquire("replaced", "s", Policy::Replace, "").await.unwrap();
+    let old = a.acquire("replaced", "s", Policy::Replace, "").await.unwrap();
     let new = b.acquire("replaced", "t", Policy::Replace, "").await.unwrap();
     assert_eq!(old.lost().await, Loss::Replaced);
     assert!(new.holder().epoch > old.holder().epoch);
 
-    let mut old = a.acquire("transferred", "s", Policy::Reject, "1").await.unwrap();
+    let old = a.acquire("transferred", "s", Policy::Reject, "1").await.unwrap();
     let new = b.transfer("transferred", "s", "t", |note| [&note[..], b"2"].concat().into()).await.unwrap();
     assert_eq!(old.lost().await, Loss::Transferred);
     assert_eq!(new.holder().note, "12");
 
-    let mut old = a.acquire("revoked", "s", Policy::Reject, "").await.unwrap();
+    let old = a.acquire("revoked", "s", Policy::Reject, "").await.unwrap();
     assert_eq!(b.revoke("revoked", Some("s")).await.unwrap(), 1);
     assert_eq!(old.lost().await, Loss::Revoked);
     drop(old);
@@ -157,7 +157,7 @@ async fn a_node_that_is_cut_off_fences_itself_before_others_take_over() {
     let url = database().await;
     let gateway = Gateway::open(&url).await;
     let (cut_off, other) = (node_with(gateway.url(), SHORT).await, node_with(&url, SHORT).await);
-    let mut lease = cut_off.acquire("k", "s", Policy::Reject, "").await.unwrap();
+    let lease = cut_off.acquire("k", "s", Policy::Reject, "").await.unwrap();
 
     gateway.hold();
     let taken_over = async {
@@ -193,7 +193,7 @@ async fn a_node_that_is_cut_off_fences_itself_before_others_take_over() {
 async fn a_node_that_leaves_frees_its_keys_at_once() {
     let url = database().await;
     let (a, b) = (node(&url).await, node(&url).await);
-    let mut held = a.acquire("k", "s", Policy::Reject, "").await.unwrap();
+    let held = a.acquire("k", "s", Policy::Reject, "").await.unwrap();
     a.leave().await;
     assert_eq!(held.lost().await, Loss::Fenced);
     b.acquire("k", "t", Policy::Reject, "").await.unwrap();

@@ -2,15 +2,20 @@
 
 use std::{
     collections::VecDeque,
-    future::Future,
+    future::{Future, poll_fn},
     net::IpAddr,
+    ops::ControlFlow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    future::BoxFuture,
+    stream::{FuturesOrdered, FuturesUnordered},
+};
 use tokio::time::MissedTickBehavior;
 use tonic::{Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{
@@ -37,6 +42,9 @@ const REPLIES_MAX: usize = 256;
 
 /// Requests of one client that may be under way at once.
 const PENDING_MAX: usize = 1024;
+
+/// Frames handled in one go; between them nothing is delivered.
+const FRAMES_MAX: usize = 64;
 
 /// Records read in one go.
 const RECORDS_MAX: usize = 64;
@@ -83,6 +91,7 @@ async fn serve(
         outbound,
         lane: lane.unwrap_or_default(),
         frames: VecDeque::new(),
+        sent: VecDeque::new(),
         pending: FuturesOrdered::new(),
         writes_pending: 0,
         items: Vec::new(),
@@ -103,6 +112,8 @@ pub(super) struct Connection<'a> {
     outbound: &'a Outbound,
     /// What the transport has no room for yet.
     frames: VecDeque<Frame>,
+    /// Messages on their way to the disk, in their order there. Answered only if they fail.
+    sent: VecDeque<Submitted>,
     /// Requests that are under way, in the order in which they came; they are answered in it too.
     pending: FuturesOrdered<Pending>,
     /// How many of them change the ledger.
@@ -112,10 +123,18 @@ pub(super) struct Connection<'a> {
     items: Vec<Item>,
 }
 
+/// What ends a stream from outside.
+enum Ending {
+    /// Somebody else has the identity now, or nobody may.
+    Lost(Loss),
+    /// The server stops.
+    Stop,
+    /// The transport is closed.
+    Gone,
+}
+
 /// A request under way.
 pub(super) enum Pending {
-    /// A message; answered only if it fails.
-    Message(Submitted),
     /// A request whose answer is these frames.
     Reply(BoxFuture<'static, Vec<Down>>),
     /// The same, and it may change the ledger.
@@ -124,7 +143,6 @@ pub(super) enum Pending {
 
 /// What came of a request.
 pub(super) enum Done {
-    Message(Result<log::Appended, log::Error>),
     Reply(Vec<Down>),
     Write(Vec<Down>),
 }
@@ -134,7 +152,6 @@ impl Future for Pending {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         match self.get_mut() {
-            Self::Message(submitted) => Pin::new(submitted).poll(cx).map(Done::Message),
             Self::Reply(reply) => reply.as_mut().poll(cx).map(Done::Reply),
             Self::Write(reply) => reply.as_mut().poll(cx).map(Done::Write),
         }
@@ -146,24 +163,24 @@ impl Connection<'_> {
     async fn talk(&mut self, inbound: &mut Streaming<UpstreamMessage>) -> Result<(), Status> {
         let mut saves = tokio::time::interval(SAVE_INTERVAL);
         saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut endings = self.endings();
         loop {
+            self.hand_over();
             let idle = self.frames.is_empty();
-            let reads_on = self.frames.len() < REPLIES_MAX && self.pending.len() < PENDING_MAX;
             tokio::select! {
-                loss = self.session.lease.lost() => return Err(self.displaced(loss).await),
-                () = self.gateway.stop.cancelled() => return self.say_goodbye().await,
-                () = self.outbound.closed() => return Err(Status::cancelled("client is gone")),
+                Some(ending) = endings.next() => return self.end(ending).await,
+                failure = outcomes(&mut self.sent), if !self.sent.is_empty() => self.outcome(failure),
                 Some(done) = self.pending.next(), if !self.pending.is_empty() => self.done(done),
                 permit = self.outbound.reserve(), if !idle => {
                     if let (Ok(permit), Some(frame)) = (permit, self.frames.pop_front()) {
                         permit.send(Box::new(Ok(frame)));
                     }
                 }
-                frame = inbound.message(), if reads_on => match frame.map_err(handshake::transport_error)? {
-                    Some(frame) if self.session.lease.is_held() => inbound::handle(self, frame).await?,
-                    Some(_) => {}
-                    None => return Ok(()),
-                },
+                frame = inbound.message(), if self.reads_on() => {
+                    if self.take(frame, inbound).await?.is_break() {
+                        return Ok(());
+                    }
+                }
                 read = self.session.reader.next_batch(RECORDS_MAX, &mut self.items), if idle => {
                     read.map_err(|e| log_status(&e))?;
                     self.deliver();
@@ -176,12 +193,83 @@ impl Connection<'_> {
         }
     }
 
+    /// What ends a stream from outside. In a set, so that each is looked at when it has happened and not in every turn.
+    fn endings(&self) -> FuturesUnordered<BoxFuture<'static, Ending>> {
+        let (lost, stop, outbound) = (self.session.lease.lost(), self.gateway.stop.clone(), self.outbound.clone());
+        FuturesUnordered::from_iter([
+            lost.map(Ending::Lost).boxed(),
+            async move { stop.cancelled().await }.map(|()| Ending::Stop).boxed(),
+            async move { outbound.closed().await }.map(|()| Ending::Gone).boxed(),
+        ])
+    }
+
+    async fn end(&mut self, ending: Ending) -> Result<(), Status> {
+        match ending {
+            Ending::Lost(loss) => Err(self.displaced(loss).await),
+            Ending::Stop => {
+                self.signal(SignalType::GracefulDisconnect, "server shutting down".to_owned()).await;
+                Ok(())
+            }
+            Ending::Gone => Err(Status::cancelled("client is gone")),
+        }
+    }
+
+    /// Gives the transport as much as it has room for.
+    fn hand_over(&mut self) {
+        while !self.frames.is_empty()
+            && let Ok(permit) = self.outbound.try_reserve()
+            && let Some(frame) = self.frames.pop_front()
+        {
+            permit.send(Box::new(Ok(frame)));
+        }
+    }
+
+    /// Whether the client may ask for more.
+    fn reads_on(&self) -> bool {
+        self.frames.len() < REPLIES_MAX && self.sent.len() + self.pending.len() < PENDING_MAX
+    }
+
+    /// Handles a frame and those that have come behind it.
+    async fn take(
+        &mut self,
+        mut frame: Result<Option<UpstreamMessage>, Status>,
+        inbound: &mut Streaming<UpstreamMessage>,
+    ) -> Result<ControlFlow<()>, Status> {
+        let mut handled = 0;
+        loop {
+            match frame.map_err(handshake::transport_error)? {
+                Some(frame) if self.session.lease.is_held() => inbound::handle(self, frame).await?,
+                Some(_) => {}
+                None => return Ok(ControlFlow::Break(())),
+            }
+            handled += 1;
+            if handled == FRAMES_MAX || !self.reads_on() {
+                return Ok(ControlFlow::Continue(()));
+            }
+            match inbound.message().now_or_never() {
+                Some(next) => frame = next,
+                None => return Ok(ControlFlow::Continue(())),
+            }
+        }
+    }
+
     pub(super) fn reply(&mut self, payload: Down) {
         self.frames.push_back(Frame::reply(payload));
     }
 
     pub(super) fn refuse(&mut self, error: &Error) {
         self.reply(Down::Error(response(error)));
+    }
+
+    /// Notes a message that is on its way to the disk.
+    pub(super) fn sent(&mut self, message: Submitted) {
+        self.sent.push_back(message);
+    }
+
+    fn outcome(&mut self, outcome: Result<(), log::Error>) {
+        if let Err(error) = outcome {
+            self.refuse(&publish_failed(&error));
+        }
     }
 
     /// Notes a request that is under way.
@@ -197,6 +285,10 @@ impl Connection<'_> {
 
     /// Waits until every request before this frame is done, so that frames take effect in order.
     pub(super) async fn settle(&mut self) {
+        while !self.sent.is_empty() {
+            let outcome = outcomes(&mut self.sent).await;
+            self.outcome(outcome);
+        }
         while let Some(done) = self.pending.next().await {
             self.done(done);
         }
@@ -204,8 +296,6 @@ impl Connection<'_> {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Message(Ok(_)) => {}
-            Done::Message(Err(error)) => self.refuse(&publish_failed(&error)),
             Done::Reply(replies) => replies.into_iter().for_each(|reply| self.reply(reply)),
             Done::Write(replies) => {
                 self.writes_pending -= 1;
@@ -252,11 +342,6 @@ impl Connection<'_> {
         }
     }
 
-    async fn say_goodbye(&mut self) -> Result<(), Status> {
-        self.signal(SignalType::GracefulDisconnect, "server shutting down".to_owned()).await;
-        Ok(())
-    }
-
     /// The last words to a session that is over.
     async fn displaced(&mut self, loss: Loss) -> Status {
         match loss {
@@ -284,6 +369,23 @@ impl Connection<'_> {
         self.settle().await;
         self.save().await;
     }
+}
+
+/// Takes those off that have an outcome, up to the first failure. Ready when there was one. Cancel-safe.
+fn outcomes(sent: &mut VecDeque<Submitted>) -> impl Future<Output = Result<(), log::Error>> {
+    poll_fn(|cx| {
+        let mut news = Poll::Pending;
+        while let Some(first) = sent.front_mut()
+            && let Poll::Ready(outcome) = Pin::new(first).poll(cx)
+        {
+            sent.pop_front();
+            if outcome.is_err() {
+                return Poll::Ready(outcome.map(drop));
+            }
+            news = Poll::Ready(Ok(()));
+        }
+        news
+    })
 }
 
 /// The next piece of the group's work. Cancel-safe.

@@ -15,10 +15,7 @@ use trunkline_proto::v1::{
     checkpoint_operation::OpType, downstream_message::Payload as Down, upstream_message::Payload as Up,
 };
 
-use super::{
-    connection::{Connection, Pending},
-    convert,
-};
+use super::{connection::Connection, convert};
 use crate::error::response;
 
 /// Handles one frame. An error ends the stream; what the stream survives is answered on it.
@@ -106,7 +103,7 @@ async fn send(connection: &mut Connection<'_>, message: SendMessage) {
     }
     let (sender, session) = (&mut connection.sender, &connection.session);
     match sender.send(session, &target_topic, message_type, payload).await {
-        Ok(submitted) => connection.wait_for(Pending::Message(submitted)),
+        Ok(submitted) => connection.sent(submitted),
         Err(error) => connection.refuse(&error),
     }
 }
@@ -115,8 +112,8 @@ async fn progress(connection: &mut Connection<'_>, mut report: ProgressReport) {
     // The recipient is kept beside the rest of the report.
     let recipient = std::mem::take(&mut report.recipient);
     let (sender, session) = (&mut connection.sender, &connection.session);
-    match sender.report(session, &recipient, report.encode_to_vec()).await {
-        Ok(submitted) => connection.wait_for(Pending::Message(submitted)),
+    match sender.report(session, &recipient, &report.encode_to_vec()).await {
+        Ok(submitted) => connection.sent(submitted),
         Err(error) => connection.refuse(&error),
     }
 }

@@ -42,7 +42,7 @@ pub async fn dropping_releases(leases: &Leases) {
 }
 
 pub async fn replacing_tells_the_old_holder(leases: &Leases) {
-    let mut old = leases.acquire("k", "a", Policy::Replace, NOTE).await.unwrap();
+    let old = leases.acquire("k", "a", Policy::Replace, NOTE).await.unwrap();
     let new = leases.acquire("k", "b", Policy::Replace, NOTE).await.unwrap();
     assert_eq!(old.lost().await, Loss::Replaced);
     assert!(!old.is_held() && new.is_held());
@@ -62,7 +62,7 @@ pub async fn slots_are_filled_and_freed(leases: &Leases) {
 }
 
 pub async fn a_transfer_keeps_the_note(leases: &Leases) {
-    let mut old = leases.acquire("k", "a", Policy::Reject, &b"1"[..]).await.unwrap();
+    let old = leases.acquire("k", "a", Policy::Reject, &b"1"[..]).await.unwrap();
     let new = leases.transfer("k", "a", "b", |note| Bytes::from([&note[..], b"2"].concat())).await.unwrap();
     assert_eq!(old.lost().await, Loss::Transferred);
     assert_eq!((new.holder().session.as_str(), &new.holder().note[..]), ("b", &b"12"[..]));
@@ -78,7 +78,7 @@ pub async fn only_the_holder_is_taken_over(leases: &Leases) {
 }
 
 pub async fn revoking_tells_the_holder(leases: &Leases) {
-    let mut held = leases.acquire("k", "a", Policy::Reject, NOTE).await.unwrap();
+    let held = leases.acquire("k", "a", Policy::Reject, NOTE).await.unwrap();
     assert_eq!(leases.revoke("k", Some("b")).await.unwrap(), 0);
     assert!(held.is_held());
     assert_eq!(leases.revoke("k", None).await.unwrap(), 1);

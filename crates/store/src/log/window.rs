@@ -153,6 +153,8 @@ impl Windows {
         }
         self.watermark.store(watermark, SeqCst);
         drop(topics);
+        touched.sort_unstable_by_key(Arc::as_ptr);
+        touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
         touched.iter().for_each(|live| live.wake());
     }
 
