@@ -31,10 +31,12 @@ use crate::{
 
 /// Decides, and does what was decided. Clones share the store.
 #[derive(Clone)]
-pub struct Gate {
+pub struct Gate(Arc<Shared>);
+
+struct Shared {
     store: Store,
     /// The rules as they were last heard of, and their version.
-    rules: Arc<Mutex<(Arc<Rules>, i64)>>,
+    rules: Mutex<(Arc<Rules>, i64)>,
 }
 
 /// What decisions depend on besides the caller and the intent: the rules, and the second, because rules expire. While it
@@ -166,19 +168,19 @@ impl Gate {
     /// [`crate::Kind::Unavailable`] if they cannot be read.
     pub async fn open(store: Store) -> Result<Self, Error> {
         let (rules, version) = store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
-        Ok(Self { store, rules: Arc::new(Mutex::new((Arc::new(rules), version))) })
+        Ok(Self(Arc::new(Shared { store, rules: Mutex::new((Arc::new(rules), version)) })))
     }
 
     /// The rules that are in force.
     #[must_use]
     pub fn rules(&self) -> Arc<Rules> {
-        lock(&self.rules).0.clone()
+        lock(&self.0.rules).0.clone()
     }
 
     /// The present, for decisions.
     #[must_use]
     pub fn as_of(&self) -> AsOf {
-        AsOf { rules: lock(&self.rules).1, second: now() }
+        AsOf { rules: lock(&self.0.rules).1, second: now() }
     }
 
     /// Decides on current policy, for this one request.
@@ -196,19 +198,19 @@ impl Gate {
     /// # Errors
     /// As [`log::Log::submit`].
     pub async fn submit(&self, permit: &SendPermit, payload: Vec<u8>) -> Result<Submitted, log::Error> {
-        self.store.log.submit(Append::new(&permit.topic, payload)).await
+        self.0.store.log.submit(Append::new(&permit.topic, payload)).await
     }
 
     /// A reader for the lanes of the permit's identity.
     #[must_use]
     pub fn reader(&self, _permit: &AttendPermit) -> Reader {
-        self.store.log.reader()
+        self.0.store.log.reader()
     }
 
     /// Where the log ends now.
     #[must_use]
     pub fn tail(&self, _permit: &AttendPermit) -> Cursor {
-        self.store.log.tail()
+        self.0.store.log.tail()
     }
 
     /// Takes the identity's lease, or refuses because it is taken.
@@ -216,7 +218,7 @@ impl Gate {
     /// # Errors
     /// [`lease::Error::Held`].
     pub async fn hold(&self, permit: &AttendPermit, session: &str, note: Vec<u8>) -> Result<Lease, lease::Error> {
-        self.store.leases.acquire(&permit.identity.to_string(), session, Policy::Reject, note).await
+        self.0.store.leases.acquire(&permit.identity.to_string(), session, Policy::Reject, note).await
     }
 
     /// Takes the identity's lease over from a session of the same client.
@@ -230,7 +232,7 @@ impl Gate {
         session: &str,
         note: impl Fn(&[u8]) -> Vec<u8> + std::marker::Send + Sync + 'static,
     ) -> Result<Lease, lease::Error> {
-        self.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
+        self.0.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
     }
 
     /// Ends a session of an identity; answers whether there was one.
@@ -243,7 +245,7 @@ impl Gate {
         identity: &Identity,
         session: &str,
     ) -> Result<bool, lease::Error> {
-        Ok(self.store.leases.revoke(&identity.to_string(), Some(session)).await? > 0)
+        Ok(self.0.store.leases.revoke(&identity.to_string(), Some(session)).await? > 0)
     }
 
     /// One write transaction on what belongs to the permit's owner, whose name the closure gets.
@@ -260,7 +262,7 @@ impl Gate {
         E: From<ledger::Error> + std::marker::Send + 'static,
     {
         let owner = permit.owner.clone();
-        self.store.ledger.write(move |tx| run(tx, owner.clone())).await
+        self.0.store.ledger.write(move |tx| run(tx, owner.clone())).await
     }
 
     /// As [`Gate::write`], but answers as soon as the transaction has its place in the order of the caller's.
@@ -277,7 +279,7 @@ impl Gate {
         E: From<ledger::Error> + std::marker::Send + 'static,
     {
         let owner = permit.owner.clone();
-        self.store.ledger.submit(move |tx| run(tx, owner.clone())).await
+        self.0.store.ledger.submit(move |tx| run(tx, owner.clone())).await
     }
 
     /// A transaction of the server itself, for nobody.
@@ -289,7 +291,7 @@ impl Gate {
         T: std::marker::Send + 'static,
         E: From<ledger::Error> + std::marker::Send + 'static,
     {
-        self.store.ledger.write(run).await
+        self.0.store.ledger.write(run).await
     }
 
     /// A read transaction for an administrator.
@@ -301,28 +303,28 @@ impl Gate {
     where
         T: std::marker::Send + 'static,
     {
-        Ok(self.store.ledger.read(run).await?)
+        Ok(self.0.store.ledger.read(run).await?)
     }
 
     /// What this server's log is called: the same as long as its data is.
     #[must_use]
     pub fn id(&self) -> String {
-        self.store.log.tail().epoch.0.to_string()
+        self.0.store.log.tail().epoch.0.to_string()
     }
 
     /// Records that were ever appended.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.store.log.tail().offset.0
+        self.0.store.log.tail().offset.0
     }
 
     /// Asks the parts of the store whether they answer, and how fast.
     pub async fn check(&self) -> Vec<(&'static str, Result<Duration, Error>)> {
         let begun = Instant::now();
-        let ledger = self.store.ledger.read(sql::ping).await;
+        let ledger = self.0.store.ledger.read(sql::ping).await;
         let ledger = ledger.map(|()| begun.elapsed()).map_err(|e: ledger::Error| Error::from(e));
         let begun = Instant::now();
-        let log = async { self.store.log.status(&Topic::new("health")?).await };
+        let log = async { self.0.store.log.status(&Topic::new("health")?).await };
         let log = log.await.map(|_| begun.elapsed()).map_err(|e: log::Error| Error::from(e));
         vec![("ledger", ledger), ("log", log)]
     }
@@ -334,7 +336,7 @@ impl Gate {
 
     /// Keeps a rule and puts it in force; answers it as it is kept.
     pub(crate) async fn put_rule(&self, _permit: &RulesPermit, rule: Rule) -> Result<Rule, Error> {
-        let put = self.store.ledger.write(move |tx| rows::put(tx, rule.clone()));
+        let put = self.0.store.ledger.write(move |tx| rows::put(tx, rule.clone()));
         let (rule, version) = put.await.map_err(|e: ledger::Error| Error::from(e))?;
         self.changed(version, |rules| rules.put(rule.clone())).await?;
         Ok(rule)
@@ -343,7 +345,7 @@ impl Gate {
     /// Removes a rule; answers whether there was one.
     pub(crate) async fn remove_rule(&self, _permit: &RulesPermit, of: Name, on: Name) -> Result<bool, Error> {
         let (principal, resource) = (of.clone(), on.clone());
-        let remove = self.store.ledger.write(move |tx| rows::remove(tx, of.clone(), on.clone()));
+        let remove = self.0.store.ledger.write(move |tx| rows::remove(tx, of.clone(), on.clone()));
         let (removed, version) = remove.await.map_err(|e: ledger::Error| Error::from(e))?;
         self.changed(version, |rules| drop(rules.remove(&principal, &resource))).await?;
         Ok(removed)
@@ -357,7 +359,7 @@ impl Gate {
         fallback: Fallback,
     ) -> Result<Fallback, Error> {
         let (name, set) = (category.clone(), fallback.clone());
-        let put = self.store.ledger.write(move |tx| rows::put_fallback(tx, name.clone(), set.clone()));
+        let put = self.0.store.ledger.write(move |tx| rows::put_fallback(tx, name.clone(), set.clone()));
         let version = put.await.map_err(|e: ledger::Error| Error::from(e))?;
         self.changed(version, |rules| rules.set_fallback(category, fallback.clone())).await?;
         Ok(fallback)
@@ -366,15 +368,15 @@ impl Gate {
     /// Puts a change in force that made the rules this version. If others came between, all are read again.
     async fn changed(&self, version: i64, change: impl FnOnce(&mut Rules)) -> Result<(), Error> {
         {
-            let mut current = lock(&self.rules);
+            let mut current = lock(&self.0.rules);
             if current.1 + 1 == version {
                 change(Arc::make_mut(&mut current.0));
                 current.1 = version;
                 return Ok(());
             }
         }
-        let (rules, version) = self.store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
-        let mut current = lock(&self.rules);
+        let (rules, version) = self.0.store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
+        let mut current = lock(&self.0.rules);
         if current.1 < version {
             *current = (Arc::new(rules), version);
         }
@@ -395,7 +397,7 @@ impl Gate {
         E: From<ledger::Error> + std::marker::Send + 'static,
     {
         let owner = permit.owner.clone();
-        self.store.ledger.read(move |tx| run(tx, owner.clone())).await
+        self.0.store.ledger.read(move |tx| run(tx, owner.clone())).await
     }
 }
 

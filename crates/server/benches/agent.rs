@@ -140,7 +140,7 @@ impl Stream {
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let (up, frames) = mpsc::channel(1024);
         let init = InitConnection { client_type: Some(who), ..InitConnection::default() };
-        up.send(frame(Up::Init(init))).await.unwrap();
+        up.send(frame(Up::Init(init.into()))).await.unwrap();
         let mut client = AetherGatewayClient::new(channel).max_decoding_message_size(32 * 1024 * 1024);
         let mut down = client.connect(ReceiverStream::new(frames)).await.unwrap().into_inner();
         down.next().await.unwrap().unwrap();
@@ -271,13 +271,13 @@ async fn users() {
             let user = UserIdentity { user_id: format!("u{n}"), window_id: "w".into() };
             let stream = Stream::open_as(peer.address, ClientType::User(user)).await;
             let switch = SwitchWorkspace { new_workspace_id: "w".into() };
-            stream.up.send(frame(Up::SwitchWorkspace(switch))).await.unwrap();
+            stream.up.send(frame(Up::SwitchWorkspace(switch.into()))).await.unwrap();
             receivers.push(stream);
         }
         // The last to switch is on the workspace once it is answered.
         for stream in &mut receivers {
             let barrier = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
-            stream.up.send(frame(Up::CheckpointOp(barrier))).await.unwrap();
+            stream.up.send(frame(Up::CheckpointOp(barrier.into()))).await.unwrap();
             while !matches!(stream.down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
         }
         let sender = Stream::open(peer.address, "sender").await;
@@ -351,7 +351,7 @@ async fn backlog() {
         up.send(frame).await.unwrap();
     }
     let barrier = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
-    up.send(frame(Up::CheckpointOp(barrier))).await.unwrap();
+    up.send(frame(Up::CheckpointOp(barrier.into()))).await.unwrap();
     while !matches!(down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
     let begun = Instant::now();
     let mut away = Stream::open(peer.address, "away").await;

@@ -6,6 +6,8 @@ mod handshake;
 mod inbound;
 mod outbound;
 
+use std::sync::Arc;
+
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 use trunkline_core::{gate::Gate, limits::Limits, session::Sessions};
@@ -14,7 +16,6 @@ use trunkline_proto::v1::{UpstreamMessage, aether_gateway_server::AetherGateway}
 use crate::auth::Auth;
 
 /// What the connections share.
-#[derive(Clone)]
 pub(crate) struct Gateway {
     pub(crate) sessions: Sessions,
     pub(crate) gate: Gate,
@@ -26,21 +27,25 @@ pub(crate) struct Gateway {
     pub(crate) tasks: TaskTracker,
 }
 
+/// The service: a task for each stream.
+#[derive(Clone)]
+pub(crate) struct Surface(pub(crate) Arc<Gateway>);
+
 #[tonic::async_trait]
-impl AetherGateway for Gateway {
+impl AetherGateway for Surface {
     type ConnectStream = outbound::Frames;
 
     async fn connect(
         &self,
         request: Request<Streaming<UpstreamMessage>>,
     ) -> Result<Response<outbound::Frames>, Status> {
-        if self.stop.is_cancelled() {
+        if self.0.stop.is_cancelled() {
             return Err(Status::unavailable("server shutting down"));
         }
         let (outbound, frames) = outbound::channel();
         let peer = request.remote_addr().map(|address| address.ip());
         let (metadata, _, inbound) = request.into_parts();
-        self.tasks.spawn(connection::run(self.clone(), metadata, peer, inbound, outbound));
+        self.0.tasks.spawn(connection::run(self.0.clone(), metadata, peer, inbound, outbound));
         Ok(Response::new(frames))
     }
 }

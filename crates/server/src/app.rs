@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +20,7 @@ use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 use trunkline_store::{Options, Store, ledger::Relay, log};
 
 use crate::{
-    agent::Gateway,
+    agent::{Gateway, Surface},
     auth::Auth,
     config::{Config, RetentionConfig},
     ops,
@@ -151,13 +152,13 @@ impl Server {
     }
 
     fn serve_grpc(&self, listener: TcpListener, gateway: Gateway) {
-        let service = AetherGatewayServer::new(gateway)
+        let service = AetherGatewayServer::new(Surface(Arc::new(gateway)))
             .max_decoding_message_size(FRAME_IN_BYTES_MAX)
             .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            health.set_serving::<AetherGatewayServer<Gateway>>().await;
+            health.set_serving::<AetherGatewayServer<Surface>>().await;
             let served = tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE.0))
                 .http2_keepalive_timeout(Some(KEEPALIVE.1))

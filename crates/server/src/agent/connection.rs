@@ -57,7 +57,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves one stream from its first frame to its end.
 pub(super) async fn run(
-    gateway: Gateway,
+    gateway: Arc<Gateway>,
     metadata: MetadataMap,
     peer: Option<IpAddr>,
     mut inbound: Streaming<UpstreamMessage>,
@@ -100,7 +100,7 @@ async fn serve(
         connection.reply(snapshot);
     }
     let ended = connection.talk(inbound).await;
-    connection.part().await;
+    Box::pin(connection.part()).await;
     ended
 }
 
@@ -168,7 +168,7 @@ impl Connection<'_> {
             self.hand_over();
             let idle = self.frames.is_empty();
             tokio::select! {
-                Some(ending) = endings.next() => return self.end(ending).await,
+                Some(ending) = endings.next() => return Box::pin(self.end(ending)).await,
                 failure = outcomes(&mut self.sent), if !self.sent.is_empty() => self.outcome(failure),
                 Some(done) = self.pending.next(), if !self.pending.is_empty() => self.done(done),
                 permit = self.outbound.reserve(), if !idle => {
@@ -188,7 +188,7 @@ impl Connection<'_> {
                 (group, record) = pull(self.session.work.clone()), if idle && self.session.work.is_some() => {
                     self.deliver_work(group, record)?;
                 }
-                _ = saves.tick(), if self.session.has_news() => self.save().await,
+                _ = saves.tick(), if self.session.has_news() => Box::pin(self.save()).await,
             }
         }
     }
@@ -258,7 +258,7 @@ impl Connection<'_> {
     }
 
     pub(super) fn refuse(&mut self, error: &Error) {
-        self.reply(Down::Error(response(error)));
+        self.reply(Down::Error(response(error).into()));
     }
 
     /// Notes a message that is on its way to the disk.
@@ -358,7 +358,7 @@ impl Connection<'_> {
     }
 
     async fn signal(&mut self, kind: SignalType, reason: String) {
-        let frame = Frame::reply(Down::Signal(Signal { r#type: kind.into(), reason }));
+        let frame = Frame::reply(Down::Signal(Signal { r#type: kind.into(), reason }.into()));
         // A client that does not read misses the signal; the end of the stream tells it as well.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Box::new(Ok(frame)))).await;
     }

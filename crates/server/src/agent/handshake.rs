@@ -41,7 +41,7 @@ pub(super) async fn shake(
     let (negotiated, refused) = negotiate(&init.extensions, metadata);
     let ack = ack(&session, negotiated);
     let is_gone = |_| Status::cancelled("client is gone");
-    outbound.send(Box::new(Ok(Frame::reply(Down::ConnectionAck(ack))))).await.map_err(is_gone)?;
+    outbound.send(Box::new(Ok(Frame::reply(Down::ConnectionAck(ack.into()))))).await.map_err(is_gone)?;
     if let Some(uri) = refused {
         let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
         return Err(Status::failed_precondition(message));
@@ -59,18 +59,18 @@ pub(super) async fn snapshot(gateway: &Gateway, session: &Session) -> Option<Dow
         Default::default()
     });
     let map = |entries: Vec<(String, Vec<u8>)>| entries.into_iter().map(|(key, value)| (key, value.into())).collect();
-    Some(Down::Config(ConfigSnapshot {
+    Some(Down::Config(Box::new(ConfigSnapshot {
         workspace_exclusive_kv: map(in_workspace),
         global_exclusive_kv: map(everywhere),
         ..ConfigSnapshot::default()
-    }))
+    })))
 }
 
 async fn first_frame(inbound: &mut Streaming<UpstreamMessage>) -> Result<InitConnection, Status> {
     let frame = tokio::time::timeout(INIT_TIMEOUT, inbound.message());
     let frame = frame.await.map_err(|_| Status::deadline_exceeded("timeout waiting for InitConnection"))?;
     match frame.map_err(transport_error)? {
-        Some(UpstreamMessage { payload: Some(Up::Init(init)), .. }) => Ok(init),
+        Some(UpstreamMessage { payload: Some(Up::Init(init)), .. }) => Ok(*init),
         Some(_) => Err(Status::invalid_argument("first message must be InitConnection")),
         None => Err(Status::invalid_argument("stream ended before InitConnection")),
     }

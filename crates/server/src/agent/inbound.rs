@@ -42,47 +42,47 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
         Some(Up::AclOp(operation)) => {
             connection.settle().await;
             let caller = connection.session.caller.clone();
-            let reply = rules::handle(&connection.gateway.gate, &caller, operation).await;
-            connection.reply(Down::Acl(reply));
+            let reply = rules::handle(&connection.gateway.gate, &caller, *operation).await;
+            connection.reply(Down::Acl(reply.into()));
         }
         Some(Up::SessionOp(operation)) => {
             connection.settle().await;
             let caller = connection.session.caller.clone();
-            let reply = sessions::handle(&connection.gateway.sessions, &caller, operation).await;
-            connection.reply(Down::SessionResponse(reply));
+            let reply = sessions::handle(&connection.gateway.sessions, &caller, *operation).await;
+            connection.reply(Down::SessionResponse(reply.into()));
         }
         Some(Up::TokenOp(operation)) => {
             connection.settle().await;
             let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
-            match tokens::handle(&connection.gateway.sessions, &caller, operation).await {
-                Ok(reply) => connection.reply(Down::Token(reply)),
-                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) })),
+            match tokens::handle(&connection.gateway.sessions, &caller, *operation).await {
+                Ok(reply) => connection.reply(Down::Token(reply.into())),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
             }
         }
         Some(Up::WorkspaceOp(operation)) => {
             connection.settle().await;
             let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
-            match workspaces::handle(&connection.gateway.sessions, &caller, operation).await {
-                Ok(reply) => connection.reply(Down::Workspace(reply)),
-                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) })),
+            match workspaces::handle(&connection.gateway.sessions, &caller, *operation).await {
+                Ok(reply) => connection.reply(Down::Workspace(reply.into())),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
             }
         }
         Some(Up::AdminQuery(query)) => {
             connection.settle().await;
             let (caller, gateway) = (connection.session.caller.clone(), connection.gateway);
-            let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, query).await;
+            let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, *query).await;
             replies.into_iter().for_each(|reply| connection.reply(reply));
         }
         Some(Up::ConnectionStatusRequest(request)) => {
             connection.settle().await;
-            let reply = sessions::status(&connection.gateway.sessions, &connection.session.caller, request);
-            connection.reply(Down::ConnectionStatusResponse(reply));
+            let reply = sessions::status(&connection.gateway.sessions, &connection.session.caller, *request);
+            connection.reply(Down::ConnectionStatusResponse(reply.into()));
         }
         Some(Up::CheckpointOp(operation)) => {
             connection.settle().await;
             let caller = connection.session.caller.clone();
-            let reply = checkpoint(&connection.gateway.gate, &caller, operation).await;
-            connection.reply(Down::Checkpoint(reply));
+            let reply = checkpoint(&connection.gateway.gate, &caller, *operation).await;
+            connection.reply(Down::Checkpoint(reply.into()));
         }
         Some(Up::Init(_)) => return Err(Status::invalid_argument("InitConnection already sent")),
         _ => connection.refuse(&Error::new(
@@ -97,7 +97,7 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
 /// Success is silent: the next frame is read while this one is on its way to the disk.
 async fn send(connection: &mut Connection<'_>, message: SendMessage) {
     let SendMessage { target_topic, payload, message_type, authorization, .. } = message;
-    if !convert::is_direct(authorization.as_ref()) {
+    if !convert::is_direct(authorization.as_deref()) {
         let message = format!("not authorized to send to topic {target_topic}");
         return connection.refuse(&Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
     }

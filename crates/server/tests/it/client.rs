@@ -52,13 +52,13 @@ impl Client {
         let endpoint = Endpoint::from_shared(format!("http://{grpc}")).unwrap();
         let channel = endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))?;
         let (up, frames) = mpsc::channel(64);
-        let init = UpstreamMessage { payload: Some(Up::Init(init)), ..UpstreamMessage::default() };
+        let init = UpstreamMessage { payload: Some(Up::Init(init.into())), ..UpstreamMessage::default() };
         up.send(init).await.unwrap();
         let mut client = AetherGatewayClient::new(channel).max_decoding_message_size(32 * 1024 * 1024);
         let down = client.connect(ReceiverStream::new(frames)).await?.into_inner();
         let mut client = Self { up, down, ack: ConnectionAck::default() };
         match client.next().await? {
-            Some(Down::ConnectionAck(ack)) => client.ack = ack,
+            Some(Down::ConnectionAck(ack)) => client.ack = *ack,
             other => panic!("expected an acknowledgement, got {other:?}"),
         }
         Ok(client)
@@ -113,7 +113,7 @@ impl Client {
             request_id: request_id.clone(),
             ..CheckpointOperation::default()
         };
-        self.put(Up::CheckpointOp(load)).await;
+        self.put(Up::CheckpointOp(load.into())).await;
         loop {
             match self.next().await.unwrap() {
                 Some(Down::Checkpoint(reply)) if reply.request_id == request_id => return,

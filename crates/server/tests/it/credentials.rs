@@ -42,9 +42,9 @@ impl World {
     }
 
     async fn token(&mut self, operation: TokenOperation) -> TokenResponse {
-        self.admin.put(Up::TokenOp(operation)).await;
+        self.admin.put(Up::TokenOp(operation.into())).await;
         match self.admin.next().await.unwrap() {
-            Some(Down::Token(reply)) => reply,
+            Some(Down::Token(reply)) => *reply,
             other => panic!("expected a token reply, got {other:?}"),
         }
     }
@@ -101,7 +101,7 @@ async fn a_users_key_holds_for_the_workspaces_they_switch_to() {
     let key = world.key("User", "ann", "team-*").await.plaintext_token;
     let mut ann = Client::connect(world.server.addresses().grpc, with_key(user("ann"), &key)).await.unwrap();
     for (workspace, expected) in [("team-a", None), ("prod", Some("ERR_PERMISSION_DENIED"))] {
-        ann.put(Up::SwitchWorkspace(SwitchWorkspace { new_workspace_id: workspace.into() })).await;
+        ann.put(Up::SwitchWorkspace(SwitchWorkspace { new_workspace_id: workspace.into() }.into())).await;
         if let Some(code) = expected {
             let Some(Down::Error(error)) = ann.next().await.unwrap() else { panic!("no error") };
             assert_eq!(error.code, code);
@@ -130,7 +130,7 @@ async fn only_administrators_make_keys() {
     let mut world = World::new().await;
     let key = world.key("orchestrator", "", "*").await.plaintext_token;
     let mut other = Client::connect(world.server.addresses().grpc, with_key(orchestrator(), &key)).await.unwrap();
-    other.put(Up::TokenOp(TokenOperation { request_id: "r".into(), ..TokenOperation::default() })).await;
+    other.put(Up::TokenOp(TokenOperation { request_id: "r".into(), ..TokenOperation::default() }.into())).await;
     let Some(Down::Error(error)) = other.next().await.unwrap() else { panic!("no error") };
     assert_eq!((error.code.as_str(), error.request_id.as_str()), ("ERR_PERMISSION_DENIED", "r"));
     world.server.stop().await;

@@ -69,7 +69,7 @@ async fn a_window_that_was_away_catches_up_on_its_workspace() {
         let user = UserIdentity { user_id: "alice".into(), window_id: "w".into() };
         InitConnection { client_type: Some(ClientType::User(user)), ..InitConnection::default() }
     };
-    let switch = |to: &str| Up::SwitchWorkspace(SwitchWorkspace { new_workspace_id: to.into() });
+    let switch = |to: &str| Up::SwitchWorkspace(SwitchWorkspace { new_workspace_id: to.into() }.into());
     let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
     sender.send("gu::ws", "0").await;
     sender.barrier().await;

@@ -16,16 +16,16 @@ use crate::error::response;
 pub(super) async fn handle(sessions: &Sessions, started_at: i64, caller: &Caller, query: AdminQuery) -> Vec<Down> {
     let request_id = query.request_id.clone();
     let error = match run(sessions, started_at, caller, query).await {
-        Ok(reply) => return vec![Down::Admin(AdminResponse { success: true, request_id, ..reply })],
+        Ok(reply) => return vec![Down::Admin(AdminResponse { success: true, request_id, ..reply }.into())],
         Err(error) => error,
     };
     let typed = AdminResponse { error: error.to_string(), request_id: request_id.clone(), ..AdminResponse::default() };
     if error.kind != Kind::Denied {
-        return vec![Down::Admin(typed)];
+        return vec![Down::Admin(typed.into())];
     }
     let published = "This operation is not supported over the streaming API. Use the REST admin API.";
     let error = response(&Error::new(Kind::Unimplemented, "ERR_NOT_IMPLEMENTED", published));
-    vec![Down::Admin(typed), Down::Error(ErrorResponse { request_id, ..error })]
+    vec![Down::Admin(typed.into()), Down::Error(ErrorResponse { request_id, ..error }.into())]
 }
 
 async fn run(sessions: &Sessions, started_at: i64, caller: &Caller, query: AdminQuery) -> Result<AdminResponse, Error> {

@@ -30,7 +30,7 @@ pub(super) async fn handle(connection: &mut Connection<'_>, operation: KvOperati
 
 async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Result<Pending, Error> {
     let request_id = operation.request_id.clone();
-    if !convert::is_direct(operation.authorization.as_ref()) {
+    if !convert::is_direct(operation.authorization.as_deref()) {
         return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", INVALID_CONTEXT));
     }
     let request = request(operation)?;
@@ -56,7 +56,7 @@ const INVALID_CONTEXT: &str = "invalid authorization context";
 fn refusal(error: &Error, request_id: String) -> Vec<Down> {
     let typed = Down::Kv(KvResponse { request_id: request_id.clone(), ..KvResponse::default() });
     let is_error_first = error.code == "ERR_QUOTA_001" || error.message == INVALID_CONTEXT;
-    let error = Down::Error(ErrorResponse { request_id, ..response(error) });
+    let error = Down::Error(ErrorResponse { request_id, ..response(error) }.into());
     if is_error_first { vec![error, typed] } else { vec![typed, error] }
 }
 
