@@ -16,7 +16,7 @@ use trunkline_store::{
     Store,
     lease::{self, Lease, Policy},
     ledger::{self, ReadTx, TxFuture, WriteTx},
-    log::{self, Append, Cursor, Reader, Submitted, Topic},
+    log::{self, Append, Cursor, Reader, SubmittedEach, Topic},
 };
 
 use self::rules::{Fallback, Level, Name, Rule, Rules};
@@ -142,6 +142,33 @@ pub struct SendPermit {
     topic: Topic,
 }
 
+/// Records that may be appended.
+#[derive(Default)]
+pub struct Batch {
+    appends: Vec<Append>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Adds a record to what the permit allows.
+    pub fn push(&mut self, permit: &SendPermit, payload: Vec<u8>) {
+        self.bytes += payload.len();
+        self.appends.push(Append::new(&permit.topic, payload));
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.appends.len()
+    }
+
+    /// Their size, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 /// Allows holding one identity and reading its lanes.
 pub struct AttendPermit {
     identity: Identity,
@@ -193,12 +220,12 @@ impl Gate {
         })
     }
 
-    /// Queues a durable record; the answer says when it is on disk.
+    /// Queues durable records in their order; the answer says when they are on disk.
     ///
     /// # Errors
-    /// As [`log::Log::submit`].
-    pub async fn submit(&self, permit: &SendPermit, payload: Vec<u8>) -> Result<Submitted, log::Error> {
-        self.0.store.log.submit(Append::new(&permit.topic, payload)).await
+    /// As [`log::Log::submit_each`].
+    pub async fn submit(&self, batch: Batch) -> Result<SubmittedEach, log::Error> {
+        self.0.store.log.submit_each(batch.appends).await
     }
 
     /// A reader for the lanes of the permit's identity.

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use trunkline_store::log::{Record, Submitted};
+use trunkline_store::log::{self, Record, SubmittedEach};
 
 use crate::{
     caller::Caller,
     error::{Error, Kind},
-    gate::{self, AsOf, Gate, SendPermit},
+    gate::{self, AsOf, Batch, Gate, SendPermit},
     identity::SEPARATOR,
     limits::{Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, PAYLOAD_BYTES_MAX, TokenBucket},
     session::{Session, Sessions},
@@ -85,6 +85,9 @@ pub struct Metric {
 /// Reads a metric; the error is the decoder's.
 pub type ReadMetric = fn(&[u8]) -> Result<Metric, String>;
 
+/// Payload bytes after which what was accepted is submitted.
+const ACCEPTED_BYTES_MAX: usize = 256 * 1024;
+
 /// Sends what one session has to say, within its rate.
 pub struct Sender {
     gate: Gate,
@@ -94,6 +97,7 @@ pub struct Sender {
     read_metric: ReadMetric,
     /// Where the last message went: most who send much send it to one target.
     last: Option<Route>,
+    accepted: Batch,
 }
 
 /// A target as a client named it.
@@ -112,22 +116,24 @@ impl Sender {
     pub fn new(sessions: Sessions, session: &Session, limits: &Limits, read_metric: ReadMetric) -> Result<Self, Error> {
         let source = own_lane(&session.caller.identity)?.map(|lane| lane.to_string()).unwrap_or_default();
         let bucket = TokenBucket::new(limits.messages_per_second, limits.messages_burst, Instant::now());
-        Ok(Self { gate: sessions.gate().clone(), sessions, source, bucket, read_metric, last: None })
+        Ok(Self {
+            gate: sessions.gate().clone(),
+            sessions,
+            source,
+            bucket,
+            read_metric,
+            last: None,
+            accepted: Batch::default(),
+        })
     }
 
-    /// Checks a message and queues it. What one session sends to one topic keeps its order. The answer, when awaited,
-    /// says that the message is durable.
+    /// Checks a message and accepts it, to be submitted together with others. What one session sends to one topic keeps
+    /// its order.
     ///
     /// # Errors
-    /// In the published order and with its codes: `ERR_INVALID_TOPIC`, `ERR_SV_UNAVAILABLE`, `ERR_PAYLOAD_TOO_LARGE`,
-    /// `ERR_RATE_LIMITED`, `ERR_PERMISSION_DENIED`, `ERR_METRIC_*`, `ERR_PUBLISH_FAILED`.
-    pub async fn send(
-        &mut self,
-        session: &Session,
-        target: &str,
-        kind: i32,
-        payload: Bytes,
-    ) -> Result<Submitted, Error> {
+    /// In the published order and with its codes: `ERR_INVALID_TOPIC`, `ERR_PAYLOAD_TOO_LARGE`, `ERR_RATE_LIMITED`,
+    /// `ERR_SV_UNAVAILABLE`, `ERR_PERMISSION_DENIED`, `ERR_METRIC_*`.
+    pub fn send(&mut self, session: &Session, target: &str, kind: i32, payload: &[u8]) -> Result<(), Error> {
         let mut route = match self.last.take() {
             Some(last) if last.name == target => last,
             _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None },
@@ -144,7 +150,7 @@ impl Sender {
             _ => self.permit(&session.caller, &route.target)?,
         };
         if kind == METRIC || matches!(route.target, Target::Metrics { .. }) {
-            let metric = (self.read_metric)(&payload);
+            let metric = (self.read_metric)(payload);
             let is_credit = check_metric(metric)?;
             if is_credit {
                 self.gate.authorize(&session.caller, gate::CreditMetrics)?;
@@ -155,13 +161,13 @@ impl Sender {
             _ => None,
         };
         let workspace = declared.or(session.workspace()).unwrap_or_default();
-        let envelope = Envelope::encode(&self.source, workspace, kind, &payload);
-        let submitted = self.gate.submit(&permit, envelope).await.map_err(|error| publish_failed(&error))?;
+        let envelope = Envelope::encode(&self.source, workspace, kind, payload);
+        self.accepted.push(&permit, envelope);
         if !matches!(route.target, Target::AnyService { .. }) {
             route.granted = Some((as_of, permit));
         }
         self.last = Some(route);
-        Ok(submitted)
+        Ok(())
     }
 
     fn permit(&self, caller: &Caller, target: &Target) -> Result<SendPermit, Error> {
@@ -173,17 +179,36 @@ impl Sender {
         }
     }
 
-    /// Reports progress to whom it is for. The answer, when awaited, says that it is durable.
+    /// Checks a report of progress and accepts it, as a message.
     ///
     /// # Errors
-    /// `ERR_INVALID_PRINCIPAL`, `ERR_RATE_LIMITED`, `ERR_INVALID_ARGUMENT` for a recipient that is none,
-    /// `ERR_PUBLISH_FAILED`.
-    pub async fn report(&mut self, session: &Session, recipient: &str, body: &[u8]) -> Result<Submitted, Error> {
+    /// `ERR_INVALID_PRINCIPAL`, `ERR_RATE_LIMITED`, `ERR_INVALID_ARGUMENT` for a recipient that is none.
+    pub fn report(&mut self, session: &Session, recipient: &str, body: &[u8]) -> Result<(), Error> {
         let permit = self.gate.authorize(&session.caller, gate::Report { recipient, home: session.workspace() })?;
         self.take_token("progress report rate limit exceeded")?;
         let workspace = session.workspace().unwrap_or_default();
         let progress = Progress::encode(&self.source, workspace, recipient, body);
-        self.gate.submit(&permit, progress).await.map_err(|error| publish_failed(&error))
+        self.accepted.push(&permit, progress);
+        Ok(())
+    }
+
+    /// Whether what was accepted should be submitted before more is.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.accepted.bytes() >= ACCEPTED_BYTES_MAX
+    }
+
+    /// Queues what was accepted since the last time. The answer, when awaited, says that it is durable.
+    ///
+    /// # Errors
+    /// With the number of messages that are lost, for each of which the sender is told [`publish_failed`].
+    pub async fn submit(&mut self) -> Result<Option<SubmittedEach>, (usize, log::Error)> {
+        let batch = std::mem::take(&mut self.accepted);
+        let count = batch.count();
+        if count == 0 {
+            return Ok(None);
+        }
+        self.gate.submit(batch).await.map(Some).map_err(|error| (count, error))
     }
 
     fn take_token(&mut self, refusal: &'static str) -> Result<(), Error> {
@@ -277,8 +302,7 @@ impl Progress {
 
 /// The error of a message that did not become durable.
 #[must_use]
-pub fn publish_failed(cause: &trunkline_store::log::Error) -> Error {
-    tracing::warn!(%cause, "message not appended");
+pub fn publish_failed() -> Error {
     Error::new(Kind::Unavailable, "ERR_PUBLISH_FAILED", "message delivery failed")
 }
 

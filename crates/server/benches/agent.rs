@@ -380,14 +380,14 @@ async fn kv() {
 async fn operations(peer: &Peer, op: OpType, window: usize) -> f64 {
     let Stream { up, mut down } = Stream::open(peer.address, &format!("k{window}{op:?}")).await;
     let operation = |n: usize| {
-        frame(Up::KvOp(KvOperation {
+        frame(Up::KvOp(Box::new(KvOperation {
             op: op.into(),
             scope: Scope::GlobalExclusive.into(),
             key: format!("key-{}", n % 1000),
             value: vec![7; 64].into(),
             request_id: n.to_string(),
             ..KvOperation::default()
-        }))
+        })))
     };
     let (begun, mut done) = (Instant::now(), 0);
     for n in 0..window {

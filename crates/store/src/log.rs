@@ -56,7 +56,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-pub use embedded::{Log, Submitted};
+pub use embedded::{Log, Submitted, SubmittedEach};
 pub use journal::Repair;
 pub use reader::Reader;
 

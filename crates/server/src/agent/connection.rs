@@ -28,7 +28,7 @@ use trunkline_core::{
 use trunkline_proto::v1::{Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType};
 use trunkline_store::{
     lease::Loss,
-    log::{self, Item, Record, Submitted},
+    log::{self, Item, Record, SubmittedEach},
 };
 
 use super::{
@@ -92,6 +92,7 @@ async fn serve(
         lane: lane.unwrap_or_default(),
         frames: VecDeque::new(),
         sent: VecDeque::new(),
+        messages: 0,
         pending: FuturesOrdered::new(),
         writes_pending: 0,
         items: Vec::new(),
@@ -113,7 +114,9 @@ pub(super) struct Connection<'a> {
     /// What the transport has no room for yet.
     frames: VecDeque<Frame>,
     /// Messages on their way to the disk, in their order there. Answered only if they fail.
-    sent: VecDeque<Submitted>,
+    sent: VecDeque<SubmittedEach>,
+    /// How many those are.
+    messages: usize,
     /// Requests that are under way, in the order in which they came; they are answered in it too.
     pending: FuturesOrdered<Pending>,
     /// How many of them change the ledger.
@@ -169,11 +172,11 @@ impl Connection<'_> {
             let idle = self.frames.is_empty();
             tokio::select! {
                 Some(ending) = endings.next() => return Box::pin(self.end(ending)).await,
-                failure = outcomes(&mut self.sent), if !self.sent.is_empty() => self.outcome(failure),
+                outcome = outcome(&mut self.sent), if !self.sent.is_empty() => self.answer(outcome),
                 Some(done) = self.pending.next(), if !self.pending.is_empty() => self.done(done),
                 permit = self.outbound.reserve(), if !idle => {
-                    if let (Ok(permit), Some(frame)) = (permit, self.frames.pop_front()) {
-                        permit.send(Box::new(Ok(frame)));
+                    if let Ok(permit) = permit {
+                        permit.send(Box::new(Ok(std::mem::take(&mut self.frames))));
                     }
                 }
                 frame = inbound.message(), if self.reads_on() => {
@@ -214,23 +217,32 @@ impl Connection<'_> {
         }
     }
 
-    /// Gives the transport as much as it has room for.
+    /// Gives the transport what waits for it, if it has room.
     fn hand_over(&mut self) {
-        while !self.frames.is_empty()
+        if !self.frames.is_empty()
             && let Ok(permit) = self.outbound.try_reserve()
-            && let Some(frame) = self.frames.pop_front()
         {
-            permit.send(Box::new(Ok(frame)));
+            permit.send(Box::new(Ok(std::mem::take(&mut self.frames))));
         }
     }
 
     /// Whether the client may ask for more.
     fn reads_on(&self) -> bool {
-        self.frames.len() < REPLIES_MAX && self.sent.len() + self.pending.len() < PENDING_MAX
+        self.frames.len() < REPLIES_MAX && self.messages + self.pending.len() < PENDING_MAX
     }
 
-    /// Handles a frame and those that have come behind it.
+    /// Handles a frame and those that have come behind it. Their messages are submitted together.
     async fn take(
+        &mut self,
+        frame: Result<Option<UpstreamMessage>, Status>,
+        inbound: &mut Streaming<UpstreamMessage>,
+    ) -> Result<ControlFlow<()>, Status> {
+        let taken = self.take_all(frame, inbound).await;
+        self.submit().await;
+        taken
+    }
+
+    async fn take_all(
         &mut self,
         mut frame: Result<Option<UpstreamMessage>, Status>,
         inbound: &mut Streaming<UpstreamMessage>,
@@ -253,23 +265,43 @@ impl Connection<'_> {
         }
     }
 
+    pub(super) async fn submit_if_full(&mut self) {
+        if self.sender.is_full() {
+            self.submit().await;
+        }
+    }
+
+    /// Sends the messages that were accepted on their way to the disk.
+    async fn submit(&mut self) {
+        match self.sender.submit().await {
+            Ok(Some(submitted)) => {
+                self.messages += submitted.count();
+                self.sent.push_back(submitted);
+            }
+            Ok(None) => {}
+            Err((count, error)) => self.refuse_messages(count, &error),
+        }
+    }
+
+    fn answer(&mut self, (count, outcome): Outcome) {
+        self.messages -= count;
+        match outcome {
+            Ok(each) => each.iter().filter_map(|each| each.as_ref().err()).for_each(|e| self.refuse_messages(1, e)),
+            Err(error) => self.refuse_messages(count, &error),
+        }
+    }
+
+    fn refuse_messages(&mut self, count: usize, error: &log::Error) {
+        tracing::warn!(%error, count, identity = %self.session.caller.identity, "messages not appended");
+        (0..count).for_each(|_| self.refuse(&publish_failed()));
+    }
+
     pub(super) fn reply(&mut self, payload: Down) {
         self.frames.push_back(Frame::reply(payload));
     }
 
     pub(super) fn refuse(&mut self, error: &Error) {
         self.reply(Down::Error(response(error).into()));
-    }
-
-    /// Notes a message that is on its way to the disk.
-    pub(super) fn sent(&mut self, message: Submitted) {
-        self.sent.push_back(message);
-    }
-
-    fn outcome(&mut self, outcome: Result<(), log::Error>) {
-        if let Err(error) = outcome {
-            self.refuse(&publish_failed(&error));
-        }
     }
 
     /// Notes a request that is under way.
@@ -285,9 +317,10 @@ impl Connection<'_> {
 
     /// Waits until every request before this frame is done, so that frames take effect in order.
     pub(super) async fn settle(&mut self) {
+        self.submit().await;
         while !self.sent.is_empty() {
-            let outcome = outcomes(&mut self.sent).await;
-            self.outcome(outcome);
+            let outcome = outcome(&mut self.sent).await;
+            self.answer(outcome);
         }
         while let Some(done) = self.pending.next().await {
             self.done(done);
@@ -360,7 +393,7 @@ impl Connection<'_> {
     async fn signal(&mut self, kind: SignalType, reason: String) {
         let frame = Frame::reply(Down::Signal(Signal { r#type: kind.into(), reason }.into()));
         // A client that does not read misses the signal; the end of the stream tells it as well.
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Box::new(Ok(frame)))).await;
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Box::new(Ok(VecDeque::from([frame]))))).await;
     }
 
     /// The last of a session: what was accepted is on disk and what was taken is remembered, before anybody else can
@@ -371,20 +404,18 @@ impl Connection<'_> {
     }
 }
 
-/// Takes those off that have an outcome, up to the first failure. Ready when there was one. Cancel-safe.
-fn outcomes(sent: &mut VecDeque<Submitted>) -> impl Future<Output = Result<(), log::Error>> {
+/// What came of messages, and how many they were.
+type Outcome = (usize, Result<Vec<Result<log::Appended, log::Error>>, log::Error>);
+
+/// What came of the first. Cancel-safe; never ready if there is none.
+fn outcome(sent: &mut VecDeque<SubmittedEach>) -> impl Future<Output = Outcome> {
     poll_fn(|cx| {
-        let mut news = Poll::Pending;
-        while let Some(first) = sent.front_mut()
-            && let Poll::Ready(outcome) = Pin::new(first).poll(cx)
-        {
+        let Some(first) = sent.front_mut() else { return Poll::Pending };
+        let outcome = Pin::new(&mut *first).poll(cx).map(|outcome| (first.count(), outcome));
+        if outcome.is_ready() {
             sent.pop_front();
-            if outcome.is_err() {
-                return Poll::Ready(outcome.map(drop));
-            }
-            news = Poll::Ready(Ok(()));
         }
-        news
+        outcome
     })
 }
 

@@ -40,7 +40,7 @@ pub(super) fn record(record: &Record, lane: &str) -> Result<Option<Down>, Error>
     }
     let unreadable = |e: prost::DecodeError| Error::new(Kind::Internal, "ERR_INTERNAL", format!("progress: {e}"));
     let report = ProgressReport::decode(progress.body).map_err(unreadable)?;
-    Ok(Some(Down::ProgressUpdate(ProgressUpdate {
+    Ok(Some(Down::ProgressUpdate(Box::new(ProgressUpdate {
         source: progress.source,
         workspace: progress.workspace,
         recipient: progress.recipient,
@@ -53,7 +53,7 @@ pub(super) fn record(record: &Record, lane: &str) -> Result<Option<Down>, Error>
         request_id: report.request_id,
         metadata: report.metadata,
         kind: report.kind,
-    })))
+    }))))
 }
 
 /// Whether a request is made in its sender's own name.

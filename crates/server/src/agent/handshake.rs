@@ -41,7 +41,7 @@ pub(super) async fn shake(
     let (negotiated, refused) = negotiate(&init.extensions, metadata);
     let ack = ack(&session, negotiated);
     let is_gone = |_| Status::cancelled("client is gone");
-    outbound.send(Box::new(Ok(Frame::reply(Down::ConnectionAck(ack.into()))))).await.map_err(is_gone)?;
+    outbound.send(Box::new(Ok([Frame::reply(Down::ConnectionAck(ack.into()))].into()))).await.map_err(is_gone)?;
     if let Some(uri) = refused {
         let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
         return Err(Status::failed_precondition(message));

@@ -21,7 +21,10 @@ use crate::error::response;
 /// Handles one frame. An error ends the stream; what the stream survives is answered on it.
 pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessage) -> Result<(), Status> {
     match frame.payload {
-        Some(Up::Send(message)) => send(connection, message).await,
+        Some(Up::Send(message)) => {
+            send(connection, &message);
+            connection.submit_if_full().await;
+        }
         // On the heap, so that an idle connection does not hold room for every kind of request.
         payload => return Box::pin(other(connection, payload)).await,
     }
@@ -37,8 +40,8 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
                 connection.refuse(&Error { code, ..error });
             }
         }
-        Some(Up::KvOp(operation)) => kv::handle(connection, operation).await,
-        Some(Up::Progress(report)) => progress(connection, report).await,
+        Some(Up::KvOp(operation)) => kv::handle(connection, *operation).await,
+        Some(Up::Progress(report)) => progress(connection, *report).await,
         Some(Up::AclOp(operation)) => {
             connection.settle().await;
             let caller = connection.session.caller.clone();
@@ -95,27 +98,26 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
 }
 
 /// Success is silent: the next frame is read while this one is on its way to the disk.
-async fn send(connection: &mut Connection<'_>, message: SendMessage) {
+fn send(connection: &mut Connection<'_>, message: &SendMessage) {
     let SendMessage { target_topic, payload, message_type, authorization, .. } = message;
-    if !convert::is_direct(authorization.as_deref()) {
-        let message = format!("not authorized to send to topic {target_topic}");
-        return connection.refuse(&Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
-    }
-    let (sender, session) = (&mut connection.sender, &connection.session);
-    match sender.send(session, &target_topic, message_type, payload).await {
-        Ok(submitted) => connection.sent(submitted),
-        Err(error) => connection.refuse(&error),
+    let sent = if convert::is_direct(authorization.as_deref()) {
+        connection.sender.send(&connection.session, target_topic, *message_type, payload)
+    } else {
+        let why = format!("not authorized to send to topic {target_topic}");
+        Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", why))
+    };
+    if let Err(error) = sent {
+        connection.refuse(&error);
     }
 }
 
 async fn progress(connection: &mut Connection<'_>, mut report: ProgressReport) {
     // The recipient is kept beside the rest of the report.
     let recipient = std::mem::take(&mut report.recipient);
-    let (sender, session) = (&mut connection.sender, &connection.session);
-    match sender.report(session, &recipient, &report.encode_to_vec()).await {
-        Ok(submitted) => connection.sent(submitted),
-        Err(error) => connection.refuse(&error),
+    if let Err(error) = connection.sender.report(&connection.session, &recipient, &report.encode_to_vec()) {
+        connection.refuse(&error);
     }
+    connection.submit_if_full().await;
 }
 
 async fn checkpoint(gate: &Gate, caller: &Caller, operation: CheckpointOperation) -> CheckpointResponse {

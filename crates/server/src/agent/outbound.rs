@@ -1,6 +1,7 @@
 //! From the connection's task to the transport, and back what the transport took.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -13,8 +14,8 @@ use trunkline_core::{session::Taken, work::WorkGroup};
 use trunkline_proto::v1::{DownstreamMessage, downstream_message::Payload};
 use trunkline_store::log::{Offset, Record};
 
-/// Frames between the task and the transport. Few: what waits here was read from the log and is not delivered yet.
-const FRAMES_MAX: usize = 32;
+/// Parcels between the task and the transport. One: what waits here was read from the log and is not delivered yet.
+const PARCELS_MAX: usize = 1;
 
 /// A frame on its way, and whom to tell that it went.
 pub(super) struct Frame {
@@ -75,22 +76,37 @@ fn message(payload: Payload) -> DownstreamMessage {
     DownstreamMessage { payload: Some(payload), ..DownstreamMessage::default() }
 }
 
-/// The task's end. Boxed, because a channel has room for 32 of its items from the start, and a frame is large.
-pub(super) type Outbound = mpsc::Sender<Box<Result<Frame, Status>>>;
+/// Frames that go together, or the end.
+type Parcel = Result<VecDeque<Frame>, Status>;
+
+/// The task's end. Boxed, because a channel has room for 32 of its items from the start.
+pub(super) type Outbound = mpsc::Sender<Box<Parcel>>;
 
 /// The transport's end. A frame counts as taken when the transport asks for it, which it does when the client's flow
 /// control lets it write.
-pub(crate) struct Frames(mpsc::Receiver<Box<Result<Frame, Status>>>);
+pub(crate) struct Frames {
+    parcels: mpsc::Receiver<Box<Parcel>>,
+    open: VecDeque<Frame>,
+}
 
 pub(super) fn channel() -> (Outbound, Frames) {
-    let (sender, receiver) = mpsc::channel(FRAMES_MAX);
-    (sender, Frames(receiver))
+    let (sender, parcels) = mpsc::channel(PARCELS_MAX);
+    (sender, Frames { parcels, open: VecDeque::new() })
 }
 
 impl Stream for Frames {
     type Item = Result<DownstreamMessage, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx).map(|frame| frame.map(|frame| (*frame).map(Frame::take)))
+        loop {
+            if let Some(frame) = self.open.pop_front() {
+                return Poll::Ready(Some(Ok(frame.take())));
+            }
+            match std::task::ready!(self.parcels.poll_recv(cx)).map(|parcel| *parcel) {
+                Some(Ok(frames)) => self.open = frames,
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+                None => return Poll::Ready(None),
+            }
+        }
     }
 }

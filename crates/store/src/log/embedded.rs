@@ -134,7 +134,18 @@ impl Log {
     pub async fn submit(&self, append: Append) -> Result<Submitted, Error> {
         check_payload(&append)?;
         let bytes = append.payload.len();
-        Ok(Submitted(self.enqueue(bytes, |answer| Command::Append { append, answer }).await?))
+        Ok(Submitted(self.enqueue(1, bytes, |answer| Command::Append { append, answer }).await?))
+    }
+
+    /// As [`Log::submit`], for many at once: each is written or refused on its own, in order. Cheaper than one by one.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if any of them is, [`Error::Stopped`]; all others come with the answer, one for each.
+    pub async fn submit_each(&self, appends: Vec<Append>) -> Result<SubmittedEach, Error> {
+        appends.iter().try_for_each(check_payload)?;
+        let (count, bytes) = (appends.len(), payload_bytes(&appends));
+        let answered = self.enqueue(count, bytes, |answer| Command::AppendEach { appends, answer }).await?;
+        Ok(SubmittedEach { count, answered })
     }
 
     /// Appends all records in order, or none; durable when it returns.
@@ -143,7 +154,7 @@ impl Log {
     /// As [`Log::append`], for the first record that is refused; [`Error::Empty`] for no records.
     pub async fn append_batch(&self, appends: Vec<Append>) -> Result<Vec<Appended>, Error> {
         appends.iter().try_for_each(check_payload)?;
-        let bytes = appends.iter().map(|append| append.payload.len()).sum();
+        let bytes = payload_bytes(&appends);
         let limits = [("records", appends.len(), BATCH_RECORDS_MAX), ("bytes in one batch", bytes, BATCH_BYTES_MAX)];
         if let Some((unit, actual, max)) = limits.into_iter().find(|(_, actual, max)| actual > max) {
             return Err(Error::TooLarge { unit, actual, max });
@@ -151,7 +162,7 @@ impl Log {
         if appends.is_empty() {
             return Err(Error::Empty);
         }
-        self.request(bytes, |answer| Command::AppendBatch { appends, answer }).await
+        self.request(appends.len(), bytes, |answer| Command::AppendBatch { appends, answer }).await
     }
 
     /// Hands `payload` to those who read `topic` at the tail right now: at most once, nothing is stored, never waits.
@@ -212,7 +223,7 @@ impl Log {
     /// [`Error::Unavailable`].
     pub async fn trim(&self, topic: &Topic, through: Offset) -> Result<Offset, Error> {
         let topic = topic.clone();
-        self.request(0, |answer| Command::Trim { topic, through: through.0, answer }).await
+        self.request(1, 0, |answer| Command::Trim { topic, through: through.0, answer }).await
     }
 
     /// Ends the topic: no append is taken any more, readers get [`super::Item::End`] behind the last record. Closing a
@@ -222,7 +233,7 @@ impl Log {
     /// [`Error::Unavailable`].
     pub async fn close(&self, topic: &Topic) -> Result<Offset, Error> {
         let topic = topic.clone();
-        self.request(0, |answer| Command::Close { topic, answer }).await
+        self.request(1, 0, |answer| Command::Close { topic, answer }).await
     }
 
     /// Removes the topic with all that it holds: those who read it get [`super::Item::End`], those who come later with
@@ -232,7 +243,7 @@ impl Log {
     /// [`Error::Unavailable`].
     pub async fn delete(&self, topic: &Topic) -> Result<bool, Error> {
         let topic = topic.clone();
-        self.request(0, |answer| Command::Delete { topic, answer }).await
+        self.request(1, 0, |answer| Command::Delete { topic, answer }).await
     }
 
     /// Writes out what waits and stops the writer; returns when the directory is free again. Other handles and readers
@@ -248,18 +259,20 @@ impl Log {
 
     async fn request<T>(
         &self,
+        records: usize,
         payload_bytes: usize,
         command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
     ) -> Result<T, Error> {
-        self.enqueue(payload_bytes, command).await?.await.map_err(|_| Error::Stopped)?
+        self.enqueue(records, payload_bytes, command).await?.await.map_err(|_| Error::Stopped)?
     }
 
     async fn enqueue<T>(
         &self,
+        records: usize,
         payload_bytes: usize,
         command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
     ) -> Result<oneshot::Receiver<Result<T, Error>>, Error> {
-        let share = (payload_bytes + APPEND_OVERHEAD_BYTES).min(self.options.queue_bytes_max);
+        let share = (payload_bytes + records * APPEND_OVERHEAD_BYTES).min(self.options.queue_bytes_max);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         let permit = self.queue_bytes.clone().acquire_many_owned(share).await.map_err(|_| Error::Stopped)?;
         let (answer, answered) = oneshot::channel();
@@ -293,6 +306,33 @@ impl Future for Submitted {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or(Err(Error::Stopped)))
     }
+}
+
+/// Appends that are queued: resolves when all that were accepted are durable, with an answer for each, in order. Dropping
+/// it takes none of them back.
+pub struct SubmittedEach {
+    count: usize,
+    answered: oneshot::Receiver<Result<Vec<Result<Appended, Error>>, Error>>,
+}
+
+impl SubmittedEach {
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
+impl Future for SubmittedEach {
+    type Output = Result<Vec<Result<Appended, Error>>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answered).poll(cx).map(|answer| answer.unwrap_or(Err(Error::Stopped)))
+    }
+}
+
+pub(super) fn payload_bytes(appends: &[Append]) -> usize {
+    appends.iter().map(|append| append.payload.len()).sum()
 }
 
 fn check_payload(append: &Append) -> Result<(), Error> {

@@ -145,9 +145,10 @@ impl Engine {
         Ok((engine, repair))
     }
 
-    /// A batch that is on disk when its commit returns.
-    pub(super) fn batch(&self) -> fjall::OwnedWriteBatch {
-        self.database.batch().durability(Some(PersistMode::SyncData))
+    /// A batch with room for so many entries; on disk when its commit returns.
+    pub(super) fn batch(&self, capacity: usize) -> fjall::OwnedWriteBatch {
+        let batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), capacity);
+        batch.durability(Some(PersistMode::SyncData))
     }
 
     pub(super) fn tail(&self) -> Result<Tail, Error> {

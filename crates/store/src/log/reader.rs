@@ -21,6 +21,10 @@ const DISK_ITEMS_MAX: usize = 1024;
 /// Payload bytes that a reader which catches up holds over all of its topics, besides one record a topic.
 const DISK_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Payload bytes from memory after which one batch takes no more, so that a reader whose client is slow does not keep
+/// many large records from being forgotten.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
 /// Walks forward over a changing set of topics and waits at the tail.
 ///
 /// - **Order**: items come in offset order over all followed topics; a topic that is added with a position behind the
@@ -182,7 +186,7 @@ impl Reader {
         }
     }
 
-    /// Appends 1 to `most` items to `out`; waits at the tail until there is one.
+    /// Appends 1 to `most` items to `out`, fewer if they are large; waits at the tail until there is one.
     ///
     /// # Errors
     /// As [`Reader::next`].
@@ -249,8 +253,9 @@ impl Reader {
         if sources > 1 {
             out[start..].sort_by_key(item_offset);
         }
-        out.truncate(start + most);
-        let full = out.len() - start == most;
+        let within = within(most, BATCH_BYTES_MAX, &out[start..]);
+        let full = within == most || start + within < out.len();
+        out.truncate(start + within);
         let through = out.last().filter(|_| full).map_or(watermark, item_offset);
         for followed in &mut self.topics {
             followed.position = followed.position.max(through);
@@ -334,6 +339,17 @@ impl Drop for Reader {
             self.shared.windows.unfollow(&followed.live, self.id);
         }
     }
+}
+
+/// How many of the items fit: `most`, and no further one once there are `bytes_max`.
+fn within(most: usize, bytes_max: usize, items: &[Item]) -> usize {
+    let mut bytes = 0;
+    let fits = items.iter().take(most).take_while(|item| {
+        let before = bytes;
+        bytes += if let Item::Record(record) = item { record.payload.len() } else { 0 };
+        before < bytes_max
+    });
+    fits.count()
 }
 
 /// A merge of several topics from disk, in offset order, up to a watermark.

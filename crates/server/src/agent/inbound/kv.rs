@@ -30,7 +30,7 @@ pub(super) async fn handle(connection: &mut Connection<'_>, operation: KvOperati
 
 async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Result<Pending, Error> {
     let request_id = operation.request_id.clone();
-    if !convert::is_direct(operation.authorization.as_deref()) {
+    if !convert::is_direct(operation.authorization.as_ref()) {
         return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", INVALID_CONTEXT));
     }
     let request = request(operation)?;
@@ -41,7 +41,7 @@ async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Resul
     let running = kv::run(&gateway.gate, &session.caller, allowed, after_writes, &gateway.limits).await?;
     let replies = async move {
         match running.await {
-            Ok(answer) => vec![Down::Kv(reply(answer, request_id))],
+            Ok(answer) => vec![Down::Kv(reply(answer, request_id).into())],
             Err(error) => refusal(&error, request_id),
         }
     };
@@ -54,7 +54,7 @@ const INVALID_CONTEXT: &str = "invalid authorization context";
 /// Both a typed reply and an error with the same id: the clients differ in which of them they wait for, and take the
 /// first. The published server sends the error first for a value over its limit and for a context that cannot be used.
 fn refusal(error: &Error, request_id: String) -> Vec<Down> {
-    let typed = Down::Kv(KvResponse { request_id: request_id.clone(), ..KvResponse::default() });
+    let typed = Down::Kv(KvResponse { request_id: request_id.clone(), ..KvResponse::default() }.into());
     let is_error_first = error.code == "ERR_QUOTA_001" || error.message == INVALID_CONTEXT;
     let error = Down::Error(ErrorResponse { request_id, ..response(error) }.into());
     if is_error_first { vec![error, typed] } else { vec![typed, error] }

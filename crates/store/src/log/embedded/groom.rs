@@ -63,7 +63,7 @@ impl Log {
         let before_ms = now_ms.saturating_sub(self.options.dedup_window.as_millis() as u64);
         let mut total = 0;
         loop {
-            let forgotten = self.request(0, |answer| Command::ForgetDedup { before_ms, answer }).await?;
+            let forgotten = self.request(1, 0, |answer| Command::ForgetDedup { before_ms, answer }).await?;
             total += forgotten;
             if forgotten == 0 {
                 return Ok(total);

@@ -69,17 +69,24 @@ impl States {
 }
 
 impl<'a> Group<'a> {
-    pub(super) fn new(engine: &'a Engine, states: &'a mut States, tail: Tail, options: &Options) -> Self {
+    /// With room for so many appends; more may come.
+    pub(super) fn new(
+        engine: &'a Engine,
+        states: &'a mut States,
+        tail: Tail,
+        options: &Options,
+        appends: usize,
+    ) -> Self {
         // A clock that goes back must not make history look younger than it is: time stands still instead.
         let tail = Tail { offset: tail.offset, timestamp_ms: tail.timestamp_ms.max(options.clock.now_ms()) };
         Self {
             engine,
-            batch: engine.batch(),
+            batch: engine.batch(appends),
             states,
             tail,
             classify: options.classify,
             fresh_ids: HashMap::new(),
-            visible: Vec::new(),
+            visible: Vec::with_capacity(appends),
             trimmed: Vec::new(),
             purges: Vec::new(),
             dirty: false,

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
-    Shared,
+    Shared, payload_bytes,
     plan::{Group, States},
 };
 use crate::log::{
@@ -20,8 +20,8 @@ use crate::log::{
     window::Eviction,
 };
 
-/// Appends that one commit takes at most. Past a few thousand, a larger batch only adds latency.
-const GROUP_REQUESTS_MAX: usize = 8192;
+/// Appends after which a group takes no more. Past a few thousand, a larger batch only adds latency.
+const GROUP_APPENDS_MAX: usize = 8192;
 
 /// Payload bytes after which a group takes no more.
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -46,6 +46,7 @@ pub(super) struct Request {
 
 pub(super) enum Command {
     Append { append: Append, answer: oneshot::Sender<Result<Appended, Error>> },
+    AppendEach { appends: Vec<Append>, answer: oneshot::Sender<Result<Vec<Result<Appended, Error>>, Error>> },
     AppendBatch { appends: Vec<Append>, answer: oneshot::Sender<Result<Vec<Appended>, Error>> },
     Trim { topic: Topic, through: u64, answer: oneshot::Sender<Result<Offset, Error>> },
     Close { topic: Topic, answer: oneshot::Sender<Result<Offset, Error>> },
@@ -58,6 +59,7 @@ pub(super) enum Command {
 /// An answer that waits for the commit.
 enum Answer {
     Append(oneshot::Sender<Result<Appended, Error>>, Result<Appended, Error>),
+    AppendEach(oneshot::Sender<Result<Vec<Result<Appended, Error>>, Error>>, Vec<Result<Appended, Error>>),
     AppendBatch(oneshot::Sender<Result<Vec<Appended>, Error>>, Result<Vec<Appended>, Error>),
     Offset(oneshot::Sender<Result<Offset, Error>>, Result<Offset, Error>),
     Delete(oneshot::Sender<Result<bool, Error>>, Result<bool, Error>),
@@ -162,14 +164,15 @@ impl Writer {
     /// come back: committing the first few alone would make the rest wait for two fsyncs. So the writer waits until
     /// the group is as large as the last one, but never longer than a quarter of a commit.
     fn gather(&mut self, first: Request) -> Vec<Request> {
-        let mut bytes = first.command.payload_bytes();
+        let (mut bytes, mut appends) = (first.command.payload_bytes(), first.command.appends().len());
         let mut group = Vec::with_capacity(self.last_group + 16);
         group.push(first);
         let deadline = Instant::now() + (self.last_commit / 4).min(GATHER_MAX);
-        while group.len() < GROUP_REQUESTS_MAX && bytes < GROUP_BYTES_MAX {
+        while appends < GROUP_APPENDS_MAX && bytes < GROUP_BYTES_MAX {
             match self.requests.try_recv() {
                 Ok(request) => {
                     bytes += request.command.payload_bytes();
+                    appends += request.command.appends().len();
                     group.push(request);
                 }
                 Err(_) if group.len() < self.last_group && Instant::now() < deadline => std::thread::yield_now(),
@@ -186,11 +189,9 @@ impl Writer {
         };
         self.last_group = requests.len();
         self.groups_since_purge += 1;
-        let mut group = Group::new(&engine, &mut self.states, self.tail, &self.options);
-        group.warm(requests.iter().filter_map(|request| match &request.command {
-            Command::Append { append, .. } => Some(&append.topic),
-            _ => None,
-        }));
+        let appends = requests.iter().map(|request| request.command.appends().len()).sum();
+        let mut group = Group::new(&engine, &mut self.states, self.tail, &self.options, appends);
+        group.warm(requests.iter().flat_map(|request| request.command.appends()).map(|append| &append.topic));
         let mut permits = Vec::with_capacity(requests.len());
         let answers: Vec<Answer> = requests
             .into_iter()
@@ -302,6 +303,9 @@ impl Writer {
 fn plan(group: &mut Group<'_>, command: Command, purges: &mut VecDeque<(Topic, TopicRow)>) -> Option<Answer> {
     Some(match command {
         Command::Append { append, answer } => Answer::Append(answer, group.append(&append)),
+        Command::AppendEach { appends, answer } => {
+            Answer::AppendEach(answer, appends.iter().map(|append| group.append(append)).collect())
+        }
         Command::AppendBatch { appends, answer } => Answer::AppendBatch(answer, group.append_all(&appends)),
         Command::Trim { topic, through, answer } => Answer::Offset(answer, group.trim(&topic, through)),
         Command::Close { topic, answer } => Answer::Offset(answer, group.close(&topic)),
@@ -335,8 +339,16 @@ impl Command {
     fn payload_bytes(&self) -> usize {
         match self {
             Self::Append { append, .. } => append.payload.len(),
-            Self::AppendBatch { appends, .. } => appends.iter().map(|append| append.payload.len()).sum(),
+            Self::AppendEach { appends, .. } | Self::AppendBatch { appends, .. } => payload_bytes(appends),
             _ => 0,
+        }
+    }
+
+    fn appends(&self) -> &[Append] {
+        match self {
+            Self::Append { append, .. } => std::slice::from_ref(append),
+            Self::AppendEach { appends, .. } | Self::AppendBatch { appends, .. } => appends,
+            _ => &[],
         }
     }
 
@@ -344,6 +356,7 @@ impl Command {
         let refused = Err(error.clone());
         match self {
             Self::Append { answer, .. } => Answer::Append(answer, Err(error.clone())).send(&refused),
+            Self::AppendEach { answer, .. } => Answer::AppendEach(answer, Vec::new()).send(&refused),
             Self::AppendBatch { answer, .. } => Answer::AppendBatch(answer, Err(error.clone())).send(&refused),
             Self::Trim { answer, .. } | Self::Close { answer, .. } => {
                 Answer::Offset(answer, Err(error.clone())).send(&refused);
@@ -368,6 +381,7 @@ impl Answer {
         }
         match self {
             Self::Append(answer, planned) => send(answer, planned, committed),
+            Self::AppendEach(answer, planned) => send(answer, Ok(planned), committed),
             Self::AppendBatch(answer, planned) => send(answer, planned, committed),
             Self::Offset(answer, planned) => send(answer, planned, committed),
             Self::Delete(answer, planned) => send(answer, planned, committed),
