@@ -69,6 +69,9 @@ fn main() {
     if is_wanted("backlog") {
         runtime.block_on(backlog());
     }
+    if is_wanted("flat") {
+        runtime.block_on(flat());
+    }
 }
 
 /// A server in a process of its own; killed when dropped.
@@ -145,6 +148,13 @@ impl Stream {
         let mut down = client.connect(ReceiverStream::new(frames)).await.unwrap().into_inner();
         down.next().await.unwrap().unwrap();
         Self { up, down }
+    }
+
+    /// Returns when all that was sent before is done: operations of one stream take effect in order.
+    async fn barrier(&mut self) {
+        let load = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
+        self.up.send(frame(Up::CheckpointOp(load.into()))).await.unwrap();
+        while !matches!(self.down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
     }
 }
 
@@ -274,35 +284,43 @@ async fn users() {
             stream.up.send(frame(Up::SwitchWorkspace(switch.into()))).await.unwrap();
             receivers.push(stream);
         }
-        // The last to switch is on the workspace once it is answered.
         for stream in &mut receivers {
-            let barrier = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
-            stream.up.send(frame(Up::CheckpointOp(barrier.into()))).await.unwrap();
-            while !matches!(stream.down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
+            stream.barrier().await;
         }
         let sender = Stream::open(peer.address, "sender").await;
         let messages = 400_000 / windows;
         let begun = Instant::now();
+        let tasks: Vec<_> = receivers.into_iter().map(|s| tokio::spawn(delays(s, messages, begun))).collect();
         for _ in 0..messages {
-            sender.up.send(message("gu::w")).await.unwrap();
+            let mut frame = message("gu::w");
+            if let Some(Up::Send(send)) = &mut frame.payload {
+                send.payload = format!("{:0256}", begun.elapsed().as_micros()).into();
+            }
+            sender.up.send(frame).await.unwrap();
         }
-        let tasks: Vec<_> = receivers
-            .into_iter()
-            .map(|stream| {
-                tokio::spawn(async move {
-                    let Stream { up, down } = stream;
-                    let received = receive(down, std::future::ready(messages)).await;
-                    drop(up);
-                    received
-                })
-            })
-            .collect();
-        let mut received = 0;
+        let mut delays = Vec::new();
         for task in tasks {
-            received += task.await.unwrap();
+            delays.extend(task.await.unwrap());
         }
-        println!("{windows:>4} users {:>12.0} deliveries/s", received as f64 / begun.elapsed().as_secs_f64());
+        let rate = delays.len() as f64 / begun.elapsed().as_secs_f64();
+        delays.sort_unstable();
+        let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
+        println!("{windows:>4} users {rate:>12.0} deliveries/s, delay p50 {:.1} ms, p99 {:.1} ms", at(0.5), at(0.99));
     }
+}
+
+/// How long messages were under way, in microseconds since each was given to its stream.
+async fn delays(stream: Stream, messages: usize, begun: Instant) -> Vec<u64> {
+    let Stream { up, mut down } = stream;
+    let mut delays = Vec::with_capacity(messages);
+    while delays.len() < messages {
+        if let Some(Down::Msg(message)) = down.next().await.unwrap().unwrap().payload {
+            let sent: u64 = std::str::from_utf8(&message.payload).unwrap().parse().unwrap();
+            delays.push(begun.elapsed().as_micros() as u64 - sent);
+        }
+    }
+    drop(up);
+    delays
 }
 
 /// Connections that say nothing: how fast they come, what each takes.
@@ -311,48 +329,71 @@ async fn idle() {
     // The first run only warms the machine: memory that its host has not given it yet is slow to touch, whoever does.
     for (name, peer) in [("warm-up", Peer::echo()), ("bare echo", Peer::echo()), ("ours", Peer::trunkline())] {
         let before = peer.resident();
-        let address = peer.address;
         let begun = Instant::now();
-        let tasks: Vec<_> = (0..16)
-            .map(|part| {
-                tokio::spawn(async move {
-                    let mut streams = Vec::new();
-                    for n in 0..CONNECTIONS / 16 {
-                        streams.push(Stream::open(address, &format!("{part}-{n}")).await);
-                    }
-                    streams
-                })
-            })
-            .collect();
-        let mut streams = Vec::new();
-        for task in tasks {
-            streams.extend(task.await.unwrap());
-        }
+        let streams = open_many(peer.address).await;
         let rate = streams.len() as f64 / begun.elapsed().as_secs_f64();
         let each = (peer.resident() - before) as f64 / streams.len() as f64 / 1000.0;
         println!("{name:<10} {} connections at {rate:>6.0}/s, {each:.1} kB each", streams.len());
     }
 }
 
-/// Streams of the idle section. Both ends need a file each, so a limit on open files bounds it.
-const CONNECTIONS: usize = 8000;
+/// Idle streams. Both processes need a file for each.
+const CONNECTIONS: usize = 10_000;
+
+/// [`CONNECTIONS`] agents, 16 connecting at once.
+async fn open_many(address: SocketAddr) -> Vec<Stream> {
+    let tasks: Vec<_> = (0..16)
+        .map(|part| {
+            tokio::spawn(async move {
+                let mut streams = Vec::new();
+                for n in 0..CONNECTIONS / 16 {
+                    streams.push(Stream::open(address, &format!("{part}-{n}")).await);
+                }
+                streams
+            })
+        })
+        .collect();
+    let mut streams = Vec::new();
+    for task in tasks {
+        streams.extend(task.await.unwrap());
+    }
+    streams
+}
+
+/// Whether the number of connections and topics costs anything.
+async fn flat() {
+    const TOPICS: usize = 1_000_000;
+    println!("\n-- 8 pairs as above, alone and among many --");
+    let (alone, _) = measure(&Peer::trunkline(), 8, false).await;
+    let peer = Peer::trunkline();
+    let mut sender = Stream::open(peer.address, "sender").await;
+    for n in 0..TOPICS {
+        sender.up.send(message(&format!("ag::w::other::{n}"))).await.unwrap();
+    }
+    sender.barrier().await;
+    let idle = open_many(peer.address).await;
+    let (among, _) = measure(&peer, 8, false).await;
+    let share = 100.0 * among / alone;
+    println!(
+        "alone {alone:.0} messages/s; with {} idle connections, {TOPICS} topics {among:.0} ({share:.0} %)",
+        idle.len()
+    );
+}
 
 /// Messages that wait for an agent which then comes.
 async fn backlog() {
     const QUEUED: usize = 100_000;
     println!("\n-- backlog of an absent agent, 256 B --");
     let peer = Peer::trunkline();
-    let Stream { up, mut down } = Stream::open(peer.address, "sender").await;
+    let mut sender = Stream::open(peer.address, "sender").await;
     for n in 0..QUEUED {
         let mut frame = message("ag::w::b::away");
         if let Some(Up::Send(send)) = &mut frame.payload {
             send.payload = format!("{n:0256}").into();
         }
-        up.send(frame).await.unwrap();
+        sender.up.send(frame).await.unwrap();
     }
-    let barrier = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
-    up.send(frame(Up::CheckpointOp(barrier.into()))).await.unwrap();
-    while !matches!(down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
+    sender.barrier().await;
     let begun = Instant::now();
     let mut away = Stream::open(peer.address, "away").await;
     for n in 0..QUEUED {

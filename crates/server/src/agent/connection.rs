@@ -41,13 +41,13 @@ use crate::error::{response, status};
 const REPLIES_MAX: usize = 256;
 
 /// Requests of one client that may be under way at once.
-const PENDING_MAX: usize = 1024;
+const PENDING_MAX: usize = 4096;
 
 /// Frames handled in one go; between them nothing is delivered.
-const FRAMES_MAX: usize = 64;
+const FRAMES_MAX: usize = 128;
 
 /// Records read in one go.
-const RECORDS_MAX: usize = 64;
+const RECORDS_MAX: usize = 128;
 
 /// How often progress is made durable while there is any. A crash of the server repeats what was delivered since.
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
