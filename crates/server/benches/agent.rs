@@ -17,6 +17,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
@@ -215,22 +216,25 @@ async fn pairs() {
 
 /// Messages a second over all pairs, and the server's CPU for each in microseconds.
 async fn measure(peer: &Peer, pairs: usize, is_echo: bool) -> (f64, f64) {
+    // The streams of an earlier run may still be there.
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let run = RUNS.fetch_add(1, SeqCst);
     let mut streams = Vec::new();
     for n in 0..pairs {
-        let sender = Stream::open(peer.address, &format!("s{n}")).await;
-        let receiver = if is_echo { None } else { Some(Stream::open(peer.address, &format!("r{n}")).await) };
-        streams.push((n, sender, receiver));
+        let sender = Stream::open(peer.address, &format!("s{n}-{run}")).await;
+        let receiver = if is_echo { None } else { Some(Stream::open(peer.address, &format!("r{n}-{run}")).await) };
+        streams.push((format!("ag::w::b::r{n}-{run}"), sender, receiver));
     }
     let (cpu, begun) = (peer.cpu(), Instant::now());
     let tasks: Vec<_> = streams
         .into_iter()
-        .map(|(n, sender, receiver)| {
+        .map(|(target, sender, receiver)| {
             tokio::spawn(async move {
                 let (down, keep) = match receiver {
                     Some(receiver) => (receiver.down, Some((receiver.up, sender.down))),
                     None => (sender.down, None),
                 };
-                let sending = tokio::spawn(send(sender.up, message(&format!("ag::w::b::r{n}"))));
+                let sending = tokio::spawn(send(sender.up, message(&target)));
                 let received = receive(down, async { sending.await.unwrap() }).await;
                 drop(keep);
                 received
@@ -364,7 +368,11 @@ async fn open_many(address: SocketAddr) -> Vec<Stream> {
 async fn flat() {
     const TOPICS: usize = 1_000_000;
     println!("\n-- 8 pairs as above, alone and among many --");
-    let (alone, _) = measure(&Peer::trunkline(), 8, false).await;
+    let peer = Peer::trunkline();
+    // The first run of each only warms it up: files, caches and the allocator settle.
+    measure(&peer, 8, false).await;
+    let (alone, _) = measure(&peer, 8, false).await;
+    drop(peer);
     let peer = Peer::trunkline();
     let mut sender = Stream::open(peer.address, "sender").await;
     for n in 0..TOPICS {
@@ -372,6 +380,7 @@ async fn flat() {
     }
     sender.barrier().await;
     let idle = open_many(peer.address).await;
+    measure(&peer, 8, false).await;
     let (among, _) = measure(&peer, 8, false).await;
     let share = 100.0 * among / alone;
     println!(
