@@ -84,6 +84,8 @@ impl Server {
         let mut command = Command::new(target().join("debug/trunkline"));
         command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(data).stdout(Stdio::piped());
+        // The suite expects the published quotas.
+        command.env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "100").env("TRUNKLINE__LIMITS__MESSAGE_BURST", "200");
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or("the server has no output")?;
         let mut line = String::new();

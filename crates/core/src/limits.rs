@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Largest payload of a message, in bytes. The published contract's figure: clients rely on 1 MiB passing.
-pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+/// What a refusal for want of connections tells clients to wait: about how long it takes until somebody else has left.
+pub const CONNECTIONS_RETRY: Duration = Duration::from_secs(1);
 
 /// Entries of a metric at most. The published contract's figure.
 pub const METRIC_ENTRIES_MAX: usize = 1024;
@@ -35,25 +35,34 @@ pub const KV_LIST_MAX: usize = 1000;
 /// Bytes on one page of a listing, unless a single value is larger: well below the largest frame that a client takes.
 pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Limits that an operator sets.
+/// Limits that an operator sets. 0 is no limit, except for sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Messages that one connection may send a second; 0 is no limit. The published default.
+    /// Messages that one connection may send a second.
     pub messages_per_second: u32,
     /// Messages that it may send at once after a pause.
-    pub messages_burst: u32,
+    pub message_burst: u32,
+    /// Connections whose principals live in one workspace, on this node.
+    pub connections_per_workspace: u32,
+    /// Largest payload of a message, in bytes. Clients rely on the published 1 MiB passing.
+    pub payload_bytes_max: usize,
+    /// Largest frame that a client may send, in bytes. The published default.
+    pub frame_bytes_max: usize,
     /// Largest value of the key-value store, in bytes. The published default.
     pub kv_value_bytes_max: usize,
-    /// Keys that one namespace of it may hold; 0 is no limit. The published default.
+    /// Keys that one namespace of it may hold. The published default.
     pub kv_keys_per_namespace: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            messages_per_second: 100,
-            messages_burst: 200,
+            messages_per_second: 10_000,
+            message_burst: 20_000,
+            connections_per_workspace: 10_000,
+            payload_bytes_max: 1024 * 1024,
+            frame_bytes_max: 4 * 1024 * 1024,
             kv_value_bytes_max: 1024 * 1024,
             kv_keys_per_namespace: 10_000,
         }

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Kind},
     gate::{self, AsOf, Batch, Gate, SendPermit},
     identity::SEPARATOR,
-    limits::{Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, PAYLOAD_BYTES_MAX, TokenBucket},
+    limits::{Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, TokenBucket},
     session::{Session, Sessions},
     topic::{Target, own_lane},
 };
@@ -94,6 +94,7 @@ pub struct Sender {
     sessions: Sessions,
     source: String,
     bucket: Option<TokenBucket>,
+    payload_bytes_max: usize,
     read_metric: ReadMetric,
     /// Where the last message went: most who send much send it to one target.
     last: Option<Route>,
@@ -115,12 +116,13 @@ impl Sender {
     /// None in practice; see [`own_lane`].
     pub fn new(sessions: Sessions, session: &Session, limits: &Limits, read_metric: ReadMetric) -> Result<Self, Error> {
         let source = own_lane(&session.caller.identity)?.map(|lane| lane.to_string()).unwrap_or_default();
-        let bucket = TokenBucket::new(limits.messages_per_second, limits.messages_burst, Instant::now());
+        let bucket = TokenBucket::new(limits.messages_per_second, limits.message_burst, Instant::now());
         Ok(Self {
             gate: sessions.gate().clone(),
             sessions,
             source,
             bucket,
+            payload_bytes_max: limits.payload_bytes_max,
             read_metric,
             last: None,
             accepted: Batch::default(),
@@ -138,9 +140,9 @@ impl Sender {
             Some(last) if last.name == target => last,
             _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None },
         };
-        if payload.len() > PAYLOAD_BYTES_MAX {
-            let size = payload.len();
-            let message = format!("message payload size {size} exceeds maximum of {PAYLOAD_BYTES_MAX} bytes");
+        if payload.len() > self.payload_bytes_max {
+            let (size, most) = (payload.len(), self.payload_bytes_max);
+            let message = format!("message payload size {size} exceeds maximum of {most} bytes");
             return Err(Error::new(Kind::Invalid, "ERR_PAYLOAD_TOO_LARGE", message));
         }
         self.take_token("message rate limit exceeded")?;

@@ -14,6 +14,7 @@
 //! What was delivered is told by [`Session::taken`], when the transport took it; [`Session::save`] makes it durable.
 //! A crash repeats what was taken since the last save, and skips nothing.
 
+mod seats;
 mod sql;
 
 use std::{
@@ -30,6 +31,7 @@ use trunkline_store::{
 };
 use uuid::Uuid;
 
+use seats::{Seat, Seats};
 pub(crate) use sql::MIGRATIONS;
 
 use crate::{
@@ -58,6 +60,7 @@ const PROGRESS: &str = "progress";
 #[derive(Clone)]
 pub struct Sessions {
     gate: Gate,
+    seats: Seats,
     presence: Presence,
     groups: WorkGroups,
 }
@@ -83,6 +86,7 @@ pub struct Session {
     lanes: Vec<Lanes>,
     workspace: Option<String>,
     presence: Presence,
+    _seat: Option<Seat>,
 }
 
 /// About a connection, for its client.
@@ -105,10 +109,11 @@ struct Lanes {
 }
 
 impl Sessions {
-    /// The sessions behind `gate`.
+    /// The sessions behind `gate`. Of principals that live in one workspace, so many may be connected; 0 is no limit.
     #[must_use]
-    pub fn new(gate: Gate) -> Self {
-        Self { groups: WorkGroups::new(gate.clone()), gate, presence: Presence::default() }
+    pub fn new(gate: Gate, connections_per_workspace: u32) -> Self {
+        let groups = WorkGroups::new(gate.clone());
+        Self { groups, gate, seats: Seats::new(connections_per_workspace), presence: Presence::default() }
     }
 
     /// The gate that they are behind.
@@ -173,12 +178,15 @@ impl Sessions {
     /// Attaches `identity`, in place of the session `resume` if that one holds it.
     ///
     /// # Errors
-    /// [`Kind::Exists`] if somebody else holds the identity, [`Kind::Unavailable`] if the store does not answer.
+    /// [`Kind::Exists`] if somebody else holds the identity, [`Kind::Exhausted`] if its workspace has no seat left,
+    /// [`Kind::Unavailable`] if the store does not answer.
     pub async fn attach(&self, identity: Identity, credential: Credential, resume: &str) -> Result<Session, Error> {
         let caller = Caller::new(identity, Uuid::new_v4().to_string(), credential);
         let attend = self.gate.authorize(&caller, Attend)?;
         let keep = self.gate.authorize(&caller, Keep)?;
         let (lease, welcome) = self.hold(&caller, &attend, resume).await?;
+        let seat = caller.identity.workspace().map(|workspace| self.seats.take(workspace, welcome.resumed));
+        let seat = seat.transpose()?;
         // The one that was taken over may have delivered more than it saved.
         let before = self.presence.taken(&caller.identity).unwrap_or(0);
         let tail = self.gate.tail(&attend);
@@ -192,6 +200,7 @@ impl Sessions {
             lanes: Vec::new(),
             workspace: None,
             presence: self.presence.clone(),
+            _seat: seat,
             caller,
             welcome,
             lease,

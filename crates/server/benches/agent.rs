@@ -56,6 +56,8 @@ fn main() {
         runtime.block_on(pairs());
     }
     if is_wanted("ping") {
+        // One message is under way at a time: more threads on this side would only wake each other.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(ping_pong());
     }
     if is_wanted("users") {
@@ -84,10 +86,14 @@ struct Peer {
 
 impl Peer {
     fn trunkline() -> Self {
+        Self::durable("machine")
+    }
+
+    fn durable(what: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
-        command.arg("--data-dir").arg(dir.path()).env("TRUNKLINE_LOG", "error");
+        command.arg("--data-dir").arg(dir.path()).args(["--durability", what]).env("TRUNKLINE_LOG", "error");
         command.env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0");
         Self::start(command, dir)
     }
@@ -252,8 +258,16 @@ async fn measure(peer: &Peer, pairs: usize, is_echo: bool) -> (f64, f64) {
 
 /// One message under way at a time, there and back over two agents.
 async fn ping_pong() {
-    println!("\n-- ping-pong over two hops, 256 B, fsync for each --");
-    let peer = Peer::trunkline();
+    println!("\n-- ping-pong over two hops, 256 B --");
+    for (what, durability) in [("fsync for each", "machine"), ("--durability process", "process")] {
+        let times = round_trips(&Peer::durable(durability)).await;
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_micros();
+        println!("{what:<22} {:>7} round trips: p50 {} us, p99 {} us", times.len(), at(0.5), at(0.99));
+    }
+}
+
+/// How long each took, sorted.
+async fn round_trips(peer: &Peer) -> Vec<Duration> {
     let (mut one, mut two) = (Stream::open(peer.address, "one").await, Stream::open(peer.address, "two").await);
     let answering = tokio::spawn(async move {
         while let Some(Ok(frame)) = two.down.next().await {
@@ -271,8 +285,7 @@ async fn ping_pong() {
     }
     answering.abort();
     times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_micros();
-    println!("{} round trips: p50 {} us, p99 {} us", times.len(), at(0.5), at(0.99));
+    times
 }
 
 /// One sender to every window on a workspace.

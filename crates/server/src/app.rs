@@ -17,17 +17,18 @@ use trunkline_core::{
     topic,
 };
 use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
-use trunkline_store::{Options, Store, ledger::Relay, log};
+use trunkline_store::{
+    Options, Store,
+    ledger::{self, Relay},
+    log,
+};
 
 use crate::{
     agent::{Gateway, Surface},
     auth::Auth,
-    config::{Config, RetentionConfig},
+    config::{Config, Durability, RetentionConfig},
     ops,
 };
-
-/// Largest frame that a client may send. The published contract's figure.
-const FRAME_IN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Largest frame that a client gets. The published contract's figure.
 const FRAME_OUT_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -107,7 +108,7 @@ impl Server {
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
         let gateway = Gateway {
-            sessions: Sessions::new(gate.clone()),
+            sessions: Sessions::new(gate.clone(), config.limits.connections_per_workspace),
             gate: gate.clone(),
             auth: Auth::new(gate.clone(), config.dev),
             limits: config.limits,
@@ -152,8 +153,9 @@ impl Server {
     }
 
     fn serve_grpc(&self, listener: TcpListener, gateway: Gateway) {
+        let frame_bytes_max = gateway.limits.frame_bytes_max;
         let service = AetherGatewayServer::new(Surface(Arc::new(gateway)))
-            .max_decoding_message_size(FRAME_IN_BYTES_MAX)
+            .max_decoding_message_size(frame_bytes_max)
             .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
         let stop = self.stop.clone();
@@ -213,10 +215,18 @@ impl Server {
 
 /// Opening replays what the last run left, so it runs where it may block.
 async fn open_store(config: &Config) -> Result<Store, trunkline_store::OpenError> {
+    let durability = match config.durability {
+        Durability::Machine => trunkline_store::Durability::Machine,
+        Durability::Process => {
+            tracing::warn!("durability \"process\": what was acknowledged last is lost if the machine ends");
+            trunkline_store::Durability::Process
+        }
+    };
+    let classes = config.retention();
     let options = Options {
-        log: log::Options { classify: topic::class, classes: config.retention(), ..log::Options::default() },
+        log: log::Options { durability, classify: topic::class, classes, ..log::Options::default() },
+        ledger: ledger::Options { durability, ..ledger::Options::default() },
         migrations: trunkline_core::migrations(),
-        ..Options::default()
     };
     let dir = config.data_dir.clone();
     let opened = tokio::task::spawn_blocking(move || Store::open(&dir, options)).await;

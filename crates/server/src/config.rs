@@ -21,6 +21,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Admit everybody without credentials, on loopback addresses only.
     pub dev: bool,
+    /// What a write survives once it is acknowledged.
+    pub durability: Durability,
     /// Addresses to listen on.
     pub listen: Listen,
     /// Limits for clients.
@@ -29,6 +31,17 @@ pub struct Config {
     pub retention: RetentionConfig,
     /// How the server ends.
     pub shutdown: Shutdown,
+}
+
+/// See [`trunkline_store::Durability`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The end of the machine: fsync before each acknowledgement.
+    #[default]
+    Machine,
+    /// The end of the process.
+    Process,
 }
 
 /// Addresses; port 0 picks a free one.
@@ -66,6 +79,7 @@ impl Default for Config {
         Self {
             data_dir: "trunkline-data".into(),
             dev: false,
+            durability: Durability::Machine,
             listen: Listen::default(),
             limits: Limits::default(),
             retention: RetentionConfig::default(),
@@ -217,7 +231,7 @@ mod tests {
     fn variables_go_before_the_file() {
         let file = "data_dir = \"/from/file\"\n[limits]\nmessages_per_second = 5\n";
         let config = load(file, &[("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0"), ("OTHER", "x")]).unwrap();
-        assert_eq!((config.limits.messages_per_second, config.limits.messages_burst), (0, 200));
+        assert_eq!((config.limits.messages_per_second, config.limits.message_burst), (0, 20_000));
         assert_eq!(config.data_dir.to_str(), Some("/from/file"));
         let config = load("", &[("TRUNKLINE__LISTEN__GRPC", "0.0.0.0:1"), ("TRUNKLINE__DATA_DIR", "/d")]).unwrap();
         assert_eq!((config.listen.grpc.to_string(), config.data_dir.to_str()), ("0.0.0.0:1".into(), Some("/d")));

@@ -22,9 +22,16 @@ pub(crate) fn grpc_code(kind: Kind) -> Code {
     }
 }
 
+/// In a status's metadata: how long to wait, in milliseconds. A name of the gRPC retry design, which libraries know.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
 /// An error that ends a stream.
 pub(crate) fn status(error: &Error) -> Status {
-    Status::new(grpc_code(error.kind), error.message.clone())
+    let mut status = Status::new(grpc_code(error.kind), error.message.clone());
+    if let Some(after) = error.retry_after {
+        status.metadata_mut().insert(PUSHBACK, (after.as_millis() as u64).into());
+    }
+    status
 }
 
 /// An error that the stream survives.

@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use trunkline::{Config, Server};
+use trunkline::{Config, Server, config::Durability};
 
 /// The allocator matters here: records are allocated by one thread and freed by others.
 #[global_allocator]
@@ -31,6 +31,9 @@ struct Serve {
     /// Where everything is kept [default: ./trunkline-data].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// What a write survives once it is acknowledged [default: machine].
+    #[arg(long, value_name = "WHAT")]
+    durability: Option<Durability>,
     /// Address for agents, tasks and services; port 0 picks a free one [default: 127.0.0.1:50051].
     #[arg(long, value_name = "ADDR")]
     grpc: Option<SocketAddr>,
@@ -68,6 +71,7 @@ fn run(args: Serve) -> Result<(), Box<dyn std::error::Error>> {
     let mut config = Config::load(args.config.as_deref(), std::env::vars())?;
     config.dev |= args.dev;
     config.data_dir = args.data_dir.unwrap_or(config.data_dir);
+    config.durability = args.durability.unwrap_or(config.durability);
     config.listen.grpc = args.grpc.unwrap_or(config.listen.grpc);
     config.listen.http = args.http.unwrap_or(config.listen.http);
     config.listen.ops = args.ops.unwrap_or(config.listen.ops);

@@ -51,7 +51,7 @@ use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::lease;
+use crate::{Durability, lease};
 
 pub use outbox::{Outgoing, Relay};
 pub use transaction::{ReadTx, WriteTx};
@@ -87,13 +87,15 @@ pub struct Migration {
 /// How a ledger is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// What a committed transaction survives. PostgreSQL has a setting of its own for it.
+    pub durability: Durability,
     /// Transactions that may wait; the next one waits outside.
     pub queue_max: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { queue_max: 4096 }
+        Self { durability: Durability::default(), queue_max: 4096 }
     }
 }
 

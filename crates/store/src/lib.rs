@@ -38,6 +38,17 @@ pub struct Store {
     _lock: Arc<DirectoryLock>,
 }
 
+/// What a write survives once it is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The end of the machine, without warning: every batch is fsynced before it is acknowledged.
+    #[default]
+    Machine,
+    /// The end of the process, without warning. The operating system writes to the disk when it likes: if the machine ends
+    /// as well, the latest writes may be missing, or damaged so that the log is refused at the next start.
+    Process,
+}
+
 /// How a store is opened.
 #[derive(Clone, Debug, Default)]
 pub struct Options {

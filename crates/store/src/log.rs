@@ -12,7 +12,8 @@
 //!                                                 disk ◄──────────── Reader ──────┘ emits nothing above it
 //! ```
 //!
-//! - **Durable**: [`Log::append`] returns an offset only after the batch that holds the record was fsynced.
+//! - **Durable**: [`Log::append`] returns an offset only after the batch that holds the record was fsynced, or, with
+//!   [`Durability::Process`], after the operating system has it.
 //! - **Order**: offsets grow over the whole log in the order of commit. They are not contiguous within a topic and
 //!   nobody computes with them. Each topic is read in append order, by every reader.
 //! - **Transients**: [`Log::publish`] is at most once, has no offset and is never stored. A slow reader loses
@@ -56,6 +57,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::Durability;
 pub use embedded::{Log, Submitted, SubmittedEach};
 pub use journal::Repair;
 pub use reader::Reader;
@@ -351,6 +353,8 @@ impl fmt::Debug for Clock {
 /// How a log is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// What an appended record survives.
+    pub durability: Durability,
     /// What records are stamped with and retention is measured against.
     pub clock: Clock,
     /// Tells the class of a topic from its name, once, when the topic comes into being.
@@ -377,6 +381,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            durability: Durability::default(),
             clock: Clock::system(),
             classify: |_| Class(0),
             classes: Vec::new(),

@@ -12,10 +12,10 @@ use tonic::{Code, Status, Streaming, transport::Endpoint};
 use trunkline::{Config, Server};
 use trunkline_core::limits::Limits;
 use trunkline_proto::v1::{
-    AgentIdentity, CheckpointOperation, ConnectionAck, DownstreamMessage, IncomingMessage, InitConnection, MessageType,
-    SendMessage, TaskIdentity, UpstreamMessage, aether_gateway_client::AetherGatewayClient,
-    checkpoint_operation::OpType, downstream_message::Payload as Down, init_connection::ClientType,
-    upstream_message::Payload as Up,
+    AgentIdentity, CheckpointOperation, ConnectionAck, DownstreamMessage, ErrorResponse, IncomingMessage,
+    InitConnection, MessageType, SendMessage, TaskIdentity, UpstreamMessage,
+    aether_gateway_client::AetherGatewayClient, checkpoint_operation::OpType, downstream_message::Payload as Down,
+    init_connection::ClientType, upstream_message::Payload as Up,
 };
 
 /// Nothing here takes longer unless it hangs.
@@ -76,6 +76,17 @@ impl Client {
                 Some(Down::Msg(message)) => return message,
                 Some(Down::Config(_)) => {}
                 other => panic!("expected a message, got {other:?}"),
+            }
+        }
+    }
+
+    /// The next error; what else comes is passed over.
+    pub(crate) async fn error(&mut self) -> ErrorResponse {
+        loop {
+            match self.next().await.unwrap() {
+                Some(Down::Error(error)) => return *error,
+                Some(Down::Config(_) | Down::Msg(_)) => {}
+                other => panic!("expected an error, got {other:?}"),
             }
         }
     }

@@ -6,5 +6,6 @@ mod client;
 mod credentials;
 mod durability;
 mod identity;
+mod limits;
 mod process;
 mod shutdown;

@@ -74,9 +74,12 @@ fn a_directory_in_use_is_refused_with_the_holders_pid() {
 fn a_mistake_in_the_settings_is_told_before_anything_is_bound() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = serve(dir.path());
-    command.env("TRUNKLINE__LIMITS__MESAGES", "1");
+    command.env("TRUNKLINE__LIMITS__MESAGE_BURST", "1");
     let text = refused(command);
-    assert!(text.contains("TRUNKLINE__LIMITS__MESAGES") && text.contains("did you mean limits.messages_"), "{text}");
+    assert!(
+        text.contains("TRUNKLINE__LIMITS__MESAGE_BURST") && text.contains("did you mean limits.message_burst?"),
+        "{text}"
+    );
     let mut command = serve(dir.path());
     command.args(["--config", "/no/such/file"]);
     assert!(refused(command).contains("/no/such/file"));

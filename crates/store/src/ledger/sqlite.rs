@@ -18,7 +18,9 @@ use rusqlite::{OpenFlags, types::ValueRef};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::{Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction};
+use super::{
+    Durability, Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction,
+};
 
 /// Transactions in one commit at most. Past a few hundred, a larger group only adds latency.
 const GROUP_MAX: usize = 1024;
@@ -70,10 +72,10 @@ pub(super) struct Sqlite {
 impl Sqlite {
     /// Opens the file, migrates it, starts the threads; answers the ledger's id too.
     pub(super) fn open(path: &Path, migrations: &[Migration], options: Options) -> Result<(Self, String), Error> {
-        let mut writer = Connection::open(path, false)?;
+        let mut writer = Connection::open(path, false, options.durability)?;
         writer.migrate(migrations)?;
         let id = writer.id()?;
-        let reader = Connection::open(path, true)?;
+        let reader = Connection::open(path, true, options.durability)?;
         let (writes, write_jobs) = mpsc::channel(options.queue_max.max(1));
         let (reads, read_jobs) = mpsc::channel(options.queue_max.max(1));
         let no_thread = |e: std::io::Error| unavailable(&format!("cannot start a thread: {e}"));
@@ -234,7 +236,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
+    fn open(path: &Path, read_only: bool, durability: Durability) -> Result<Self, Error> {
         let access = if read_only {
             OpenFlags::SQLITE_OPEN_READ_ONLY
         } else {
@@ -247,8 +249,12 @@ impl Connection {
             if !read_only {
                 sqlite.pragma_update(None, "journal_mode", "WAL")?;
             }
-            // FULL: the write-ahead log is fsynced with every commit.
-            sqlite.pragma_update(None, "synchronous", "FULL")?;
+            // FULL: the write-ahead log is fsynced with every commit. NORMAL: before it is copied into the database.
+            let synchronous = match durability {
+                Durability::Machine => "FULL",
+                Durability::Process => "NORMAL",
+            };
+            sqlite.pragma_update(None, "synchronous", synchronous)?;
             sqlite.pragma_update(None, "foreign_keys", true)?;
             sqlite.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
             Ok(Self { sqlite, translated: HashMap::new(), refusing: None })

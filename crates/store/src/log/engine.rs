@@ -17,7 +17,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, config::Filt
 use uuid::Uuid;
 
 use super::{
-    Class, Epoch, Error, Options, Topic, TopicKey,
+    Class, Durability, Epoch, Error, Options, Topic, TopicKey,
     index::{Lists, Recent},
     journal::{self, Repair},
 };
@@ -48,6 +48,7 @@ pub(super) struct Engine {
     pub(super) dedup: Keyspace,
     pub(super) dedup_age: Keyspace,
     meta: Keyspace,
+    persist: PersistMode,
     pub(super) epoch: Epoch,
     /// Which offsets belong to a topic: as far as that is on disk,
     pub(super) lists: Lists,
@@ -138,6 +139,10 @@ impl Engine {
             lists: Lists::open(&dir.join("index"), options.cache_bytes / 4, epoch, tail(&meta)?.offset)?,
             recent: Recent::new(options.chunk_records),
             meta,
+            persist: match options.durability {
+                Durability::Machine => PersistMode::SyncData,
+                Durability::Process => PersistMode::Buffer,
+            },
             epoch,
             database,
         };
@@ -145,10 +150,10 @@ impl Engine {
         Ok((engine, repair))
     }
 
-    /// A batch with room for so many entries; on disk when its commit returns.
+    /// A batch with room for so many entries; as durable as the log is, when its commit returns.
     pub(super) fn batch(&self, capacity: usize) -> fjall::OwnedWriteBatch {
         let batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), capacity);
-        batch.durability(Some(PersistMode::SyncData))
+        batch.durability(Some(self.persist))
     }
 
     pub(super) fn tail(&self) -> Result<Tail, Error> {
