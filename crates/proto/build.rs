@@ -9,9 +9,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["aether/v1/aether.proto"], ["proto"])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
-    fs::write(out.join("aether.v1.bin"), descriptors.encode_to_vec())?;
+    fs::write(out.join("contract.bin"), descriptors.encode_to_vec())?;
     // Payloads are handed from socket to log without a copy.
-    let mut config = tonic_prost_build::configure().build_transport(false).bytes(".aether.v1");
+    let mut config = tonic_prost_build::configure().build_transport(false).bytes(".");
     for path in boxed(&descriptors) {
         config = config.boxed(path);
     }

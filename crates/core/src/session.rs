@@ -11,7 +11,7 @@
 //! | `pg` of an agent's workspace | at the tail, later where the agent stopped | yes |
 //! | `ga` of an agent | at the tail, always: old broadcasts are not for newcomers | no |
 //!
-//! What was delivered is told by [`Session::taken`], when the transport took it; [`Session::save`] makes it durable.
+//! What was delivered is told by [`Session::delivery`], when the transport took it; [`Session::save`] makes it durable.
 //! A crash repeats what was taken since the last save, and skips nothing.
 
 mod seats;
@@ -106,6 +106,25 @@ struct Lanes {
     topics: Vec<Topic>,
     /// They were read from here on.
     from: u64,
+    /// While they are behind the other lanes.
+    behind: Option<Behind>,
+}
+
+/// Lanes that were joined where they had stopped, behind what the reader had handed out of the others by then. Their
+/// history comes before anything else, with offsets up to `joined_at`.
+struct Behind {
+    joined_at: u64,
+    taken: Arc<AtomicU64>,
+}
+
+impl Lanes {
+    /// How far they were delivered, when everything else was up to `taken`.
+    fn position(&self, taken: u64) -> u64 {
+        match &self.behind {
+            Some(behind) if taken <= behind.joined_at => behind.taken.load(SeqCst).max(self.from),
+            _ => taken.max(self.from),
+        }
+    }
 }
 
 impl Sessions {
@@ -272,7 +291,9 @@ impl Session {
         for topic in &topics {
             self.reader.follow_from(topic, Offset(from))?;
         }
-        self.lanes.push(Lanes { scope, topics, from });
+        let joined_at = self.reader.cursor().offset.0;
+        let behind = (from < joined_at).then(|| Behind { joined_at, taken: Arc::default() });
+        self.lanes.push(Lanes { scope, topics, from, behind });
         Ok(())
     }
 
@@ -320,15 +341,12 @@ impl Session {
         self.caller.identity.workspace().or(self.workspace.as_deref())
     }
 
-    /// Notes that the transport took everything up to `offset`.
-    pub fn taken(&self, offset: Offset) {
-        self.taken.fetch_max(offset.0, SeqCst);
-    }
-
-    /// A handle for the transport to call [`Session::taken`] on.
+    /// What notes that a record which the reader just yielded was delivered.
     #[must_use]
-    pub fn taken_handle(&self) -> Taken {
-        Taken(self.taken.clone())
+    pub fn delivery(&self, offset: Offset) -> Delivery {
+        let behind = self.lanes.iter().filter_map(|lanes| lanes.behind.as_ref());
+        let behind = behind.filter(|behind| offset.0 <= behind.joined_at).map(|behind| &behind.taken).next();
+        Delivery { taken: behind.unwrap_or(&self.taken).clone(), offset: offset.0 }
     }
 
     /// Makes durable how far the identity got; does nothing if that has not changed.
@@ -336,12 +354,12 @@ impl Session {
     /// # Errors
     /// [`Kind::Unavailable`]; the next save tries again.
     pub async fn save(&mut self) -> Result<(), Error> {
-        let taken = self.taken.load(SeqCst);
+        let (before, taken) = (self.position(), self.taken.load(SeqCst));
         let positions: Vec<(String, i64)> =
-            self.lanes.iter().map(|lanes| (lanes.scope.clone(), taken.max(lanes.from) as i64)).collect();
+            self.lanes.iter().map(|lanes| (lanes.scope.clone(), lanes.position(taken) as i64)).collect();
         let epoch = self.epoch.0.simple().to_string();
         self.gate.write(&self.keep, move |tx, owner| sql::save(tx, owner, epoch.clone(), positions.clone())).await?;
-        self.saved = taken;
+        self.saved = before;
         if let Some(work) = &self.work {
             work.save(&self.gate, &self.keep).await?;
         }
@@ -351,7 +369,13 @@ impl Session {
     /// Whether something was taken since the last save.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.taken.load(SeqCst) > self.saved
+        self.position() != self.saved
+    }
+
+    /// Changes with every delivery.
+    fn position(&self) -> u64 {
+        let behind = self.lanes.iter().filter_map(|lanes| lanes.behind.as_ref());
+        behind.map(|behind| behind.taken.load(SeqCst)).fold(self.taken.load(SeqCst), u64::saturating_add)
     }
 
     /// What this session needs to be told from its identity's others.
@@ -403,14 +427,22 @@ impl Drop for Session {
     }
 }
 
-/// See [`Session::taken_handle`].
-#[derive(Clone)]
-pub struct Taken(Arc<AtomicU64>);
+/// See [`Session::delivery`].
+pub struct Delivery {
+    taken: Arc<AtomicU64>,
+    offset: u64,
+}
 
-impl Taken {
-    /// Notes that the transport took everything up to `offset`.
-    pub fn note(&self, offset: Offset) {
-        self.0.fetch_max(offset.0, SeqCst);
+impl Delivery {
+    /// Notes that it was delivered, with everything that was yielded before it.
+    pub fn done(self) {
+        self.taken.fetch_max(self.offset, SeqCst);
+    }
+
+    /// The record's offset.
+    #[must_use]
+    pub fn offset(&self) -> Offset {
+        Offset(self.offset)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent surface: `aether.v1` over gRPC. One task owns each stream.
 
+mod acks;
 mod connection;
 mod convert;
 mod handshake;

@@ -32,8 +32,10 @@ use trunkline_store::{
 };
 
 use super::{
-    Gateway, convert, handshake, inbound,
-    outbound::{Frame, Outbound},
+    Gateway,
+    acks::Acks,
+    convert, handshake, inbound,
+    outbound::{Frame, Outbound, Work},
 };
 use crate::error::{response, status};
 
@@ -78,8 +80,8 @@ async fn serve(
     outbound: &Outbound,
 ) -> Result<(), Status> {
     let stopping = gateway.stop.clone();
-    let session = tokio::select! {
-        session = Box::pin(handshake::shake(gateway, metadata, peer, inbound, outbound)) => session?,
+    let handshake::Agreed { session, acks } = tokio::select! {
+        agreed = Box::pin(handshake::shake(gateway, metadata, peer, inbound, outbound)) => agreed?,
         () = stopping.cancelled() => return Err(Status::unavailable("server shutting down")),
     };
     let sender = Sender::new(gateway.sessions.clone(), &session, &gateway.limits, convert::metric);
@@ -96,6 +98,7 @@ async fn serve(
         pending: FuturesOrdered::new(),
         writes_pending: 0,
         items: Vec::new(),
+        acks: acks.then(Box::default),
     };
     if let Some(snapshot) = Box::pin(handshake::snapshot(gateway, &connection.session)).await {
         connection.reply(snapshot);
@@ -124,6 +127,8 @@ pub(super) struct Connection<'a> {
     /// The name of its own lane; empty without one.
     lane: String,
     items: Vec<Item>,
+    /// For a client that acknowledges what it gets.
+    pub(super) acks: Option<Box<Acks>>,
 }
 
 /// What ends a stream from outside.
@@ -184,11 +189,11 @@ impl Connection<'_> {
                         return Ok(());
                     }
                 }
-                read = self.session.reader.next_batch(RECORDS_MAX, &mut self.items), if idle => {
+                read = self.session.reader.next_batch(RECORDS_MAX, &mut self.items), if idle && self.takes_records() => {
                     read.map_err(|e| log_status(&e))?;
                     self.deliver();
                 }
-                (group, record) = pull(self.session.work.clone()), if idle && self.session.work.is_some() => {
+                (group, record) = pull(self.session.work.clone()), if idle && self.takes_work() => {
                     self.deliver_work(group, record)?;
                 }
                 _ = saves.tick(), if self.session.has_news() => Box::pin(self.save()).await,
@@ -337,13 +342,27 @@ impl Connection<'_> {
         }
     }
 
+    fn takes_records(&self) -> bool {
+        self.acks.as_ref().is_none_or(|acks| acks.takes_records())
+    }
+
+    fn takes_work(&self) -> bool {
+        self.session.work.is_some() && self.acks.as_ref().is_none_or(|acks| acks.takes_work())
+    }
+
     fn deliver(&mut self) {
         for item in self.items.drain(..) {
             match item {
                 Item::Record(record) => match convert::record(&record, &self.lane) {
                     Ok(Some(payload)) => {
-                        let taken = self.session.taken_handle();
-                        self.frames.push_back(Frame::lane(payload, taken, record.offset));
+                        let delivery = self.session.delivery(record.offset);
+                        self.frames.push_back(match &mut self.acks {
+                            Some(acks) => {
+                                acks.delivered(delivery);
+                                Frame::unacknowledged(payload, record.offset, false)
+                            }
+                            None => Frame::lane(payload, delivery),
+                        });
                     }
                     Ok(None) => {}
                     Err(error) => tracing::error!(%error, "skipped"),
@@ -360,7 +379,17 @@ impl Connection<'_> {
     fn deliver_work(&mut self, group: Arc<WorkGroup>, record: Result<Arc<Record>, Error>) -> Result<(), Status> {
         let record = record.map_err(|e| status(&e))?;
         match Envelope::decode(&record) {
-            Ok(envelope) => self.frames.push_back(Frame::work(Down::Msg(convert::incoming(envelope)), group, record)),
+            Ok(envelope) => {
+                let (payload, offset) = (Down::Msg(convert::incoming(envelope)), record.offset);
+                let work = Work::new(group, record);
+                self.frames.push_back(match &mut self.acks {
+                    Some(acks) => {
+                        acks.shared(offset, work);
+                        Frame::unacknowledged(payload, offset, true)
+                    }
+                    None => Frame::work(payload, work),
+                });
+            }
             Err(error) => {
                 group.done(record.offset);
                 tracing::error!(%error, "skipped");

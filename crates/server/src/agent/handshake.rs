@@ -24,6 +24,19 @@ const EXTENSIONS_HEADER: &str = "aether-extensions";
 /// Most extensions that a client may declare, so that the answer stays small.
 const EXTENSIONS_MAX: usize = 64;
 
+/// The client acknowledges what it is done with.
+const ACK_EXTENSION: &str = "https://trunkline.dev/ext/ack/v1";
+
+/// What this server can do beyond the published contract.
+const EXTENSIONS: [&str; 1] = [ACK_EXTENSION];
+
+/// A session, and what was agreed on.
+pub(super) struct Agreed {
+    pub(super) session: Session,
+    /// The client acknowledges.
+    pub(super) acks: bool,
+}
+
 /// From the first frame to the acknowledgement.
 pub(super) async fn shake(
     gateway: &Gateway,
@@ -31,7 +44,7 @@ pub(super) async fn shake(
     peer: Option<IpAddr>,
     inbound: &mut Streaming<UpstreamMessage>,
     outbound: &Outbound,
-) -> Result<Session, Status> {
+) -> Result<Agreed, Status> {
     let init = first_frame(inbound).await?;
     let identity = convert::identity(&init);
     let identity = identity.map_err(|e| Status::invalid_argument(format!("invalid identity: {e}")))?;
@@ -39,6 +52,7 @@ pub(super) async fn shake(
     let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
     let (negotiated, refused) = negotiate(&init.extensions, metadata);
+    let acks = negotiated.iter().any(|each| each.supported && each.uri == ACK_EXTENSION);
     let ack = ack(&session, negotiated);
     let is_gone = |_| Status::cancelled("client is gone");
     outbound.send(Box::new(Ok([Frame::reply(Down::ConnectionAck(ack.into()))].into()))).await.map_err(is_gone)?;
@@ -46,7 +60,7 @@ pub(super) async fn shake(
         let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
         return Err(Status::failed_precondition(message));
     }
-    Ok(session)
+    Ok(Agreed { session, acks })
 }
 
 /// What agents and tasks are told right after the acknowledgement: what they keep for themselves. Without the ledger it is
@@ -84,18 +98,23 @@ pub(super) fn transport_error(error: Status) -> Status {
     }
 }
 
-/// One result a declaration, in order; and the first required one that is not there. No extension is there yet.
+/// One result a declaration, in order; and the first required one that is not there.
 fn negotiate(declared: &[ExtensionDeclaration], metadata: &MetadataMap) -> (Vec<NegotiatedExtension>, Option<String>) {
     let headers = metadata.get_all(EXTENSIONS_HEADER).into_iter().filter_map(|value| value.to_str().ok());
     let from_headers = headers.flat_map(|value| value.split(',')).map(str::trim).map(|uri| (uri, "", false));
     let declared = declared.iter().map(|each| (each.uri.as_str(), each.version.as_str(), each.required));
     let all: Vec<_> = declared.chain(from_headers).filter(|(uri, ..)| !uri.is_empty()).take(EXTENSIONS_MAX).collect();
-    let refused = all.iter().find(|(_, _, required)| *required).map(|(uri, ..)| (*uri).to_owned());
-    let negotiated = all.into_iter().map(|(uri, version, _)| NegotiatedExtension {
-        uri: uri.to_owned(),
-        version: version.to_owned(),
-        supported: false,
-        rejection_reason: "extension URI not supported by this gateway".to_owned(),
+    let is_missing = |uri: &str, required: bool| required && !EXTENSIONS.contains(&uri);
+    let refused = all.iter().find(|(uri, _, required)| is_missing(uri, *required)).map(|(uri, ..)| (*uri).to_owned());
+    let negotiated = all.into_iter().map(|(uri, version, _)| {
+        let supported = EXTENSIONS.contains(&uri);
+        let reason = if supported { "" } else { "extension URI not supported by this gateway" };
+        NegotiatedExtension {
+            uri: uri.to_owned(),
+            version: version.to_owned(),
+            supported,
+            rejection_reason: reason.to_owned(),
+        }
     });
     (negotiated.collect(), refused)
 }
@@ -105,12 +124,14 @@ fn ack(session: &Session, negotiated_extensions: Vec<NegotiatedExtension>) -> Co
         Identity::Task(named) => named.specifier.clone(),
         _ => String::new(),
     };
+    let named = |uri: &&str| negotiated_extensions.iter().any(|each| each.uri == *uri);
+    let others = EXTENSIONS.into_iter().filter(|uri| !named(uri)).map(ToOwned::to_owned).collect();
     ConnectionAck {
         session_id: session.caller.session.clone(),
         resumed: session.welcome.resumed,
         assigned_id,
         negotiated_extensions,
-        server_supported_extensions: Vec::new(),
+        server_supported_extensions: others,
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
         server_build_info: Some(BuildInfo {
             commit: option_env!("TRUNKLINE_BUILD_COMMIT").unwrap_or_default().to_owned(),
@@ -139,5 +160,7 @@ mod tests {
         assert_eq!(uris, ["urn:a", "urn:b", "urn:c", "urn:a", "urn:d"]);
         assert!(results.iter().all(|result| !result.supported && !result.rejection_reason.is_empty()));
         assert_eq!(refused.as_deref(), Some("urn:b"));
+        let (results, refused) = negotiate(&[declare(super::ACK_EXTENSION, true)], &MetadataMap::new());
+        assert!(results[0].supported && results[0].rejection_reason.is_empty() && refused.is_none());
     }
 }

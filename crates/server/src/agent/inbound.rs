@@ -40,6 +40,19 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
                 connection.refuse(&Error { code, ..error });
             }
         }
+        Some(Up::Acknowledgement(ack)) => {
+            let done = match &mut connection.acks {
+                Some(acks) => acks.acknowledge(&ack),
+                None => Err(Error::new(
+                    Kind::Precondition,
+                    "ERR_EXTENSION_UNSUPPORTED",
+                    "acknowledgements take the extension https://trunkline.dev/ext/ack/v1, which was not declared",
+                )),
+            };
+            if let Err(error) = done {
+                connection.refuse(&error);
+            }
+        }
         Some(Up::KvOp(operation)) => kv::handle(connection, *operation).await,
         Some(Up::Progress(report)) => progress(connection, *report).await,
         Some(Up::AclOp(operation)) => {

@@ -10,8 +10,11 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::Status;
-use trunkline_core::{session::Taken, work::WorkGroup};
-use trunkline_proto::v1::{DownstreamMessage, downstream_message::Payload};
+use trunkline_core::{session, work::WorkGroup};
+use trunkline_proto::{
+    own,
+    v1::{DownstreamMessage, downstream_message::Payload},
+};
 use trunkline_store::log::{Offset, Record};
 
 /// Parcels between the task and the transport. One: what waits here was read from the log and is not delivered yet.
@@ -24,17 +27,30 @@ pub(super) struct Frame {
 }
 
 enum Delivery {
-    /// Nobody keeps account of it.
+    /// The transport need not tell that it went.
     Reply,
     /// A record of the identity's lanes.
-    Lane(Taken, Offset),
+    Lane(session::Delivery),
     /// A record of the group's work; goes back to the group if the frame is dropped.
     Work(Work),
 }
 
-struct Work {
+/// A piece of a group's work that is out; goes back to the group when dropped.
+pub(super) struct Work {
     group: Arc<WorkGroup>,
     record: Option<Arc<Record>>,
+}
+
+impl Work {
+    pub(super) fn new(group: Arc<WorkGroup>, record: Arc<Record>) -> Self {
+        Self { group, record: Some(record) }
+    }
+
+    pub(super) fn done(mut self) {
+        if let Some(record) = self.record.take() {
+            self.group.done(record.offset);
+        }
+    }
 }
 
 impl Drop for Work {
@@ -50,23 +66,25 @@ impl Frame {
         Self { message: message(payload), delivery: Delivery::Reply }
     }
 
-    pub(super) fn lane(payload: Payload, taken: Taken, offset: Offset) -> Self {
-        Self { message: message(payload), delivery: Delivery::Lane(taken, offset) }
+    pub(super) fn lane(payload: Payload, delivery: session::Delivery) -> Self {
+        Self { message: message(payload), delivery: Delivery::Lane(delivery) }
     }
 
-    pub(super) fn work(payload: Payload, group: Arc<WorkGroup>, record: Arc<Record>) -> Self {
-        Self { message: message(payload), delivery: Delivery::Work(Work { group, record: Some(record) }) }
+    pub(super) fn work(payload: Payload, work: Work) -> Self {
+        Self { message: message(payload), delivery: Delivery::Work(work) }
+    }
+
+    /// A delivery that the client will acknowledge.
+    pub(super) fn unacknowledged(payload: Payload, offset: Offset, shared: bool) -> Self {
+        let delivery = Some(own::Delivery { offset: offset.0, shared });
+        Self { message: DownstreamMessage { delivery, ..message(payload) }, delivery: Delivery::Reply }
     }
 
     fn take(self) -> DownstreamMessage {
         match self.delivery {
             Delivery::Reply => {}
-            Delivery::Lane(taken, offset) => taken.note(offset),
-            Delivery::Work(mut work) => {
-                if let Some(record) = work.record.take() {
-                    work.group.done(record.offset);
-                }
-            }
+            Delivery::Lane(delivery) => delivery.done(),
+            Delivery::Work(work) => work.done(),
         }
         self.message
     }

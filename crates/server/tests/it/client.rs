@@ -64,9 +64,26 @@ impl Client {
         Ok(client)
     }
 
+    /// As [`Client::connect`], for somebody whose last connection has just ended.
+    pub(crate) async fn connect_when_free(grpc: SocketAddr, init: InitConnection) -> Self {
+        let begun = std::time::Instant::now();
+        loop {
+            match Self::connect(grpc, init.clone()).await {
+                Err(taken) if taken.code() == Code::AlreadyExists && begun.elapsed() < PATIENCE => {}
+                connected => return connected.unwrap(),
+            }
+        }
+    }
+
     pub(crate) async fn next(&mut self) -> Result<Option<Down>, Status> {
         let frame = tokio::time::timeout(PATIENCE, self.down.message()).await.expect("a frame, or the end");
         Ok(frame?.map(|frame| frame.payload.expect("a payload")))
+    }
+
+    /// The next frame as it is.
+    pub(crate) async fn frame(&mut self) -> DownstreamMessage {
+        let frame = tokio::time::timeout(PATIENCE, self.down.message()).await.expect("a frame, or the end");
+        frame.unwrap().expect("a frame")
     }
 
     /// The next message; what else comes is passed over.

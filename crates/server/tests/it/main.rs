@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
+mod acks;
 mod client;
 mod credentials;
 mod durability;

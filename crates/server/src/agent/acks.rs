@@ -1,0 +1,62 @@
+//! The acknowledgement extension: what a client was given and is not done with.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use trunkline_core::{Error, Kind, session::Delivery};
+use trunkline_proto::own::Acknowledgement;
+use trunkline_store::log::Offset;
+
+use super::outbound::Work;
+
+/// Deliveries that one client may hold; then it gets no more until it acknowledges some.
+const DELIVERED_MAX: usize = 4096;
+
+/// The same for shared work, which meanwhile nobody else can do.
+const SHARED_MAX: usize = 256;
+
+/// What is out with a client that acknowledges.
+#[derive(Default)]
+pub(super) struct Acks {
+    /// In the order of delivery.
+    delivered: VecDeque<Delivery>,
+    /// Shared work, by offset; what is left at the end goes back to its group.
+    shared: BTreeMap<u64, Work>,
+    /// The last that was acknowledged.
+    last: u64,
+}
+
+impl Acks {
+    /// Whether the client may be given more.
+    pub(super) fn takes_records(&self) -> bool {
+        self.delivered.len() < DELIVERED_MAX
+    }
+
+    /// Whether the client may be given more shared work.
+    pub(super) fn takes_work(&self) -> bool {
+        self.shared.len() < SHARED_MAX
+    }
+
+    pub(super) fn delivered(&mut self, delivery: Delivery) {
+        self.delivered.push_back(delivery);
+    }
+
+    pub(super) fn shared(&mut self, offset: Offset, work: Work) {
+        self.shared.insert(offset.0, work);
+    }
+
+    /// Takes note of what the client is done with. Shared work that is not out with it is passed over: it may have been
+    /// acknowledged before.
+    pub(super) fn acknowledge(&mut self, ack: &Acknowledgement) -> Result<(), Error> {
+        ack.shared.iter().filter_map(|offset| self.shared.remove(offset)).for_each(Work::done);
+        if ack.through == 0 || ack.through == self.last {
+            return Ok(());
+        }
+        let Some(at) = self.delivered.iter().position(|delivery| delivery.offset().0 == ack.through) else {
+            let message = format!("acknowledgement of offset {}, which is not out with this client", ack.through);
+            return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message));
+        };
+        self.delivered.drain(..=at).for_each(Delivery::done);
+        self.last = ack.through;
+        Ok(())
+    }
+}
