@@ -10,9 +10,12 @@ mod workspaces;
 use prost::Message as _;
 use tonic::Status;
 use trunkline_core::{Error, Kind, caller::Caller, checkpoint, gate::Gate};
-use trunkline_proto::v1::{
-    CheckpointOperation, CheckpointResponse, ErrorResponse, ProgressReport, SendMessage, UpstreamMessage,
-    checkpoint_operation::OpType, downstream_message::Payload as Down, upstream_message::Payload as Up,
+use trunkline_proto::{
+    own::Acknowledgement,
+    v1::{
+        CheckpointOperation, CheckpointResponse, ErrorResponse, ProgressReport, SendMessage, UpstreamMessage,
+        checkpoint_operation::OpType, downstream_message::Payload as Down, upstream_message::Payload as Up,
+    },
 };
 
 use super::{connection::Connection, convert};
@@ -33,42 +36,37 @@ pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessa
 
 async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(), Status> {
     match payload {
-        Some(Up::SwitchWorkspace(switch)) => {
+        Some(Up::KvOp(operation)) => kv::handle(connection, *operation).await,
+        Some(Up::Progress(report)) => progress(connection, *report).await,
+        Some(Up::Acknowledgement(ack)) => acknowledge(connection, &ack),
+        payload => {
             connection.settle().await;
+            return settled(connection, payload).await;
+        }
+    }
+    Ok(())
+}
+
+/// What waits until everything before it is done.
+async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(), Status> {
+    match payload {
+        Some(Up::SwitchWorkspace(switch)) => {
             if let Err(error) = connection.session.switch_workspace(&switch.new_workspace_id).await {
                 let code = if error.kind == Kind::Denied { error.code } else { "ERR_WORKSPACE_SWITCH_FAILED" };
                 connection.refuse(&Error { code, ..error });
             }
         }
-        Some(Up::Acknowledgement(ack)) => {
-            let done = match &mut connection.acks {
-                Some(acks) => acks.acknowledge(&ack),
-                None => Err(Error::new(
-                    Kind::Precondition,
-                    "ERR_EXTENSION_UNSUPPORTED",
-                    "acknowledgements take the extension https://trunkline.dev/ext/ack/v1, which was not declared",
-                )),
-            };
-            if let Err(error) = done {
-                connection.refuse(&error);
-            }
-        }
-        Some(Up::KvOp(operation)) => kv::handle(connection, *operation).await,
-        Some(Up::Progress(report)) => progress(connection, *report).await,
         Some(Up::AclOp(operation)) => {
-            connection.settle().await;
             let caller = connection.session.caller.clone();
             let reply = rules::handle(&connection.gateway.gate, &caller, *operation).await;
             connection.reply(Down::Acl(reply.into()));
         }
         Some(Up::SessionOp(operation)) => {
-            connection.settle().await;
             let caller = connection.session.caller.clone();
             let reply = sessions::handle(&connection.gateway.sessions, &caller, *operation).await;
             connection.reply(Down::SessionResponse(reply.into()));
         }
         Some(Up::TokenOp(operation)) => {
-            connection.settle().await;
             let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
             match tokens::handle(&connection.gateway.sessions, &caller, *operation).await {
                 Ok(reply) => connection.reply(Down::Token(reply.into())),
@@ -76,7 +74,6 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
             }
         }
         Some(Up::WorkspaceOp(operation)) => {
-            connection.settle().await;
             let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
             match workspaces::handle(&connection.gateway.sessions, &caller, *operation).await {
                 Ok(reply) => connection.reply(Down::Workspace(reply.into())),
@@ -84,18 +81,15 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
             }
         }
         Some(Up::AdminQuery(query)) => {
-            connection.settle().await;
             let (caller, gateway) = (connection.session.caller.clone(), connection.gateway);
             let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, *query).await;
             replies.into_iter().for_each(|reply| connection.reply(reply));
         }
         Some(Up::ConnectionStatusRequest(request)) => {
-            connection.settle().await;
             let reply = sessions::status(&connection.gateway.sessions, &connection.session.caller, *request);
             connection.reply(Down::ConnectionStatusResponse(reply.into()));
         }
         Some(Up::CheckpointOp(operation)) => {
-            connection.settle().await;
             let caller = connection.session.caller.clone();
             let reply = checkpoint(&connection.gateway.gate, &caller, *operation).await;
             connection.reply(Down::Checkpoint(reply.into()));
@@ -108,6 +102,20 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
         )),
     }
     Ok(())
+}
+
+fn acknowledge(connection: &mut Connection<'_>, ack: &Acknowledgement) {
+    let done = match &mut connection.acks {
+        Some(acks) => acks.acknowledge(ack),
+        None => Err(Error::new(
+            Kind::Precondition,
+            "ERR_EXTENSION_UNSUPPORTED",
+            "acknowledgements take the extension https://trunkline.dev/ext/ack/v1, which was not declared",
+        )),
+    };
+    if let Err(error) = done {
+        connection.refuse(&error);
+    }
 }
 
 /// Success is silent: the next frame is read while this one is on its way to the disk.
