@@ -9,7 +9,7 @@
 //! | `uu` and `pg::us` of a user | at the tail, later where the window stopped | yes |
 //! | `gu`, `uw` and `pg` of a user's workspace | at the tail, later where the window stopped on that workspace | yes, by workspace |
 //! | `pg` of an agent's workspace | at the tail, later where the agent stopped | yes |
-//! | `ga` of an agent | at the tail, always: old broadcasts are not for newcomers | no |
+//! | `ga` of an agent, and `tb` of a task where that is a broadcast | at the tail, always: old broadcasts are not for newcomers | no |
 //!
 //! What was delivered is told by [`Session::delivery`], when the transport took it; [`Session::save`] makes it durable.
 //! A crash repeats what was taken since the last save, and skips nothing.
@@ -40,6 +40,7 @@ use crate::{
     gate::{Administer, Attend, AttendPermit, Enter, Gate, Keep, KeepPermit, QueryConnection},
     identity::{self, Identity, PrincipalKind},
     presence::{self, Connection, Presence},
+    token::opens,
     topic::{Target, no_service, own_lane, progress_for, progress_in},
     work::{WorkGroup, WorkGroups},
 };
@@ -63,6 +64,17 @@ pub struct Sessions {
     seats: Seats,
     presence: Presence,
     groups: WorkGroups,
+    broadcast_tasks: Arc<[glob::Pattern]>,
+}
+
+/// How sessions are.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Connections of principals that live in one workspace; 0 is no limit.
+    pub connections_per_workspace: u32,
+    /// Patterns of workspaces in which `tb` goes to every task of an implementation that is there, as the published server
+    /// does it, and not to one of them, as the published documentation says.
+    pub broadcast_tasks: Vec<glob::Pattern>,
 }
 
 /// An attached identity. Dropping it releases the lease; call [`Session::save`] first.
@@ -128,11 +140,16 @@ impl Lanes {
 }
 
 impl Sessions {
-    /// The sessions behind `gate`. Of principals that live in one workspace, so many may be connected; 0 is no limit.
+    /// The sessions behind `gate`.
     #[must_use]
-    pub fn new(gate: Gate, connections_per_workspace: u32) -> Self {
-        let groups = WorkGroups::new(gate.clone());
-        Self { groups, gate, seats: Seats::new(connections_per_workspace), presence: Presence::default() }
+    pub fn new(gate: Gate, options: Options) -> Self {
+        Self {
+            groups: WorkGroups::new(gate.clone()),
+            gate,
+            seats: Seats::new(options.connections_per_workspace),
+            presence: Presence::default(),
+            broadcast_tasks: options.broadcast_tasks.into(),
+        }
     }
 
     /// The gate that they are behind.
@@ -209,9 +226,13 @@ impl Sessions {
         // The one that was taken over may have delivered more than it saved.
         let before = self.presence.taken(&caller.identity).unwrap_or(0);
         let tail = self.gate.tail(&attend);
+        let broadcast = self.broadcast_of(&caller.identity)?;
         let mut session = Session {
             reader: self.gate.reader(&attend),
-            work: self.groups.join(&caller.identity, &attend, &keep).await?,
+            work: match broadcast {
+                Some(_) => None,
+                None => self.groups.join(&caller.identity, &attend, &keep).await?,
+            },
             gate: self.gate.clone(),
             epoch: tail.epoch,
             taken: Arc::new(AtomicU64::new(before)),
@@ -227,6 +248,9 @@ impl Sessions {
             attend,
         };
         session.follow_lanes(before).await?;
+        if let Some(all) = broadcast {
+            session.reader.follow_from_tail(&all)?;
+        }
         let connection = Connection {
             session: session.caller.session.clone(),
             identity: session.caller.identity.clone(),
@@ -236,6 +260,16 @@ impl Sessions {
         };
         self.presence.enter(connection, session.taken.clone());
         Ok(session)
+    }
+
+    /// What goes to every task of this one's implementation, where it does.
+    fn broadcast_of(&self, identity: &Identity) -> Result<Option<Topic>, Error> {
+        let Identity::Task(named) = identity else { return Ok(None) };
+        if !opens(&self.broadcast_tasks, &named.workspace) {
+            return Ok(None);
+        }
+        let (workspace, implementation) = (named.workspace.clone(), named.implementation.clone());
+        Target::AnyTask { workspace, implementation }.topic().map(Some)
     }
 
     async fn hold(&self, caller: &Caller, attend: &AttendPermit, resume: &str) -> Result<(Lease, Welcome), Error> {

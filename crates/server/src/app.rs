@@ -12,7 +12,7 @@ use tonic::transport::server::TcpIncoming;
 use trunkline_core::{
     gate::Gate,
     kv,
-    session::Sessions,
+    session::{self, Sessions},
     token::{self, Secret},
     topic,
 };
@@ -26,7 +26,7 @@ use trunkline_store::{
 use crate::{
     agent::{Gateway, Surface},
     auth::Auth,
-    config::{Config, Durability, RetentionConfig},
+    config::{Config, ConfigError, Durability, RetentionConfig},
     ops,
 };
 
@@ -74,6 +74,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The settings contradict themselves.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The data directory cannot be opened.
     #[error(transparent)]
     Store(#[from] trunkline_store::OpenError),
@@ -96,6 +99,10 @@ impl Server {
             }
             tracing::warn!("development mode: everybody on this machine is admitted without a credential");
         }
+        let sessions = session::Options {
+            connections_per_workspace: config.limits.connections_per_workspace,
+            broadcast_tasks: config.messages.broadcast_tasks()?,
+        };
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
         let gate = Gate::open(store.clone()).await?;
@@ -108,7 +115,7 @@ impl Server {
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
         let gateway = Gateway {
-            sessions: Sessions::new(gate.clone(), config.limits.connections_per_workspace),
+            sessions: Sessions::new(gate.clone(), sessions),
             gate: gate.clone(),
             auth: Auth::new(gate.clone(), config.dev),
             limits: config.limits,

@@ -27,6 +27,8 @@ pub struct Config {
     pub listen: Listen,
     /// Limits for clients.
     pub limits: Limits,
+    /// How messages are delivered.
+    pub messages: MessagesConfig,
     /// How long things are kept.
     pub retention: RetentionConfig,
     /// How the server ends.
@@ -56,6 +58,25 @@ pub struct Listen {
     pub ops: SocketAddr,
 }
 
+/// How messages are delivered.
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MessagesConfig {
+    /// Patterns of workspaces in which `tb` goes to every connected task of an implementation and not to one of them.
+    pub broadcast_tasks_in: Vec<String>,
+}
+
+impl MessagesConfig {
+    /// The patterns, read.
+    pub(crate) fn broadcast_tasks(&self) -> Result<Vec<glob::Pattern>, ConfigError> {
+        let read = |text: &String| {
+            let wrong = |e| ConfigError::Content(format!("messages.broadcast_tasks_in: {text:?}: {e}"));
+            glob::Pattern::new(text).map_err(wrong)
+        };
+        self.broadcast_tasks_in.iter().map(read).collect()
+    }
+}
+
 /// How long things are kept; 0 is forever.
 #[derive(Clone, Copy, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -82,6 +103,7 @@ impl Default for Config {
             durability: Durability::Machine,
             listen: Listen::default(),
             limits: Limits::default(),
+            messages: MessagesConfig::default(),
             retention: RetentionConfig::default(),
             shutdown: Shutdown::default(),
         }

@@ -155,7 +155,7 @@ async fn history_of_a_workspace_is_not_lost_when_the_user_leaves_before_it_came(
         acknowledging(InitConnection { client_type: Some(ClientType::User(user)), ..InitConnection::default() })
     };
     let switch = |to: &str| Up::SwitchWorkspace(SwitchWorkspace { new_workspace_id: to.into() }.into());
-    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    let sender = Client::connect(grpc, agent("sender")).await.unwrap();
     let mut ann = Client::connect(grpc, user()).await.unwrap();
     ann.put(switch("ws")).await;
     ann.barrier().await;

@@ -1,5 +1,6 @@
 //! What was accepted arrives: in order, once or again, never not.
 
+use trunkline::{Config, Server};
 use trunkline_proto::v1::downstream_message::Payload as Down;
 
 use crate::{
@@ -88,6 +89,25 @@ async fn whoever_read_some_gets_the_rest() {
     sender.barrier().await;
     let mut receiver = Client::connect(grpc, agent("receiver")).await.unwrap();
     assert_eq!(receiver.numbers(10).await, (20..30).collect::<Vec<_>>());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_goes_to_every_task_where_that_is_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: dir.path().to_owned(), dev: true, ..Config::on_free_ports() };
+    config.messages.broadcast_tasks_in = vec!["w?".into()];
+    let server = Server::start(config).await.unwrap();
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    sender.send("tb::ws::work", "0").await;
+    sender.barrier().await;
+    let mut one = Client::connect(grpc, worker()).await.unwrap();
+    let mut other = Client::connect(grpc, worker()).await.unwrap();
+    sender.send("tb::ws::work", "1").await;
+    sender.send("tb::ws::work", "2").await;
+    assert_eq!(one.numbers(2).await, [1, 2]);
+    assert_eq!(other.numbers(2).await, [1, 2]);
     server.stop().await;
 }
 
