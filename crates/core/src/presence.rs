@@ -126,6 +126,12 @@ impl Presence {
         }
     }
 
+    /// How many of a kind are connected.
+    #[must_use]
+    pub fn count_of(&self, kind: PrincipalKind) -> usize {
+        lock(&self.entries).values().filter(|entry| entry.connection.identity.kind() == kind).count()
+    }
+
     /// How many are connected.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -7,25 +7,33 @@ mod handshake;
 mod inbound;
 mod outbound;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
+use rustls::pki_types::CertificateDer;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 use trunkline_core::{gate::Gate, limits::Limits, session::Sessions};
 use trunkline_proto::v1::{UpstreamMessage, aether_gateway_server::AetherGateway};
 
-use crate::auth::Auth;
+use crate::{auth::Auth, metrics::Metrics};
 
 /// What the connections share.
 pub(crate) struct Gateway {
     pub(crate) sessions: Sessions,
     pub(crate) gate: Gate,
     pub(crate) auth: Auth,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     /// When the server started, in Unix seconds.
     pub(crate) started_at: i64,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
+}
+
+/// Who is at the other end of the transport.
+pub(crate) struct Peer {
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) certificate: Option<CertificateDer<'static>>,
 }
 
 /// The service: a task for each stream.
@@ -44,7 +52,10 @@ impl AetherGateway for Surface {
             return Err(Status::unavailable("server shutting down"));
         }
         let (outbound, frames) = outbound::channel();
-        let peer = request.remote_addr().map(|address| address.ip());
+        let peer = Peer {
+            address: request.remote_addr().map(|address| address.ip()),
+            certificate: request.peer_certs().and_then(|chain| chain.first().cloned()),
+        };
         let (metadata, _, inbound) = request.into_parts();
         self.0.tasks.spawn(connection::run(self.0.clone(), metadata, peer, inbound, outbound));
         Ok(Response::new(frames))

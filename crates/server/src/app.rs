@@ -6,9 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::server::TcpIncoming;
 use trunkline_core::{
     gate::Gate,
     kv,
@@ -16,7 +14,6 @@ use trunkline_core::{
     token::{self, Secret},
     topic,
 };
-use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 use trunkline_store::{
     Options, Store,
     ledger::{self, Relay},
@@ -24,20 +21,17 @@ use trunkline_store::{
 };
 
 use crate::{
-    agent::{Gateway, Surface},
+    agent::Gateway,
     auth::Auth,
     config::{Config, ConfigError, Durability, RetentionConfig},
-    ops,
+    listen::{Listeners, bind},
+    metrics::Metrics,
+    ops::{self, Operations},
+    tls::Tls,
 };
 
-/// Largest frame that a client gets. The published contract's figure.
-const FRAME_OUT_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// Streams of one HTTP/2 connection. The published contract's figure.
-const STREAMS_MAX: u32 = 1000;
-
-/// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// How long requests of operators may take once everything else has ended.
+const OPS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running server. Dropping it without [`Server::stop`] leaves it running for as long as its runtime.
 pub struct Server {
@@ -45,6 +39,9 @@ pub struct Server {
     store: Store,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Ends what outlives the clients.
+    closed: CancellationToken,
+    ops_tasks: TaskTracker,
     timeout: Duration,
     admin_key: Option<Secret>,
 }
@@ -103,6 +100,7 @@ impl Server {
             connections_per_workspace: config.limits.connections_per_workspace,
             broadcast_tasks: config.messages.broadcast_tasks()?,
         };
+        let tls = Tls::load(&config.tls)?;
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
         let gate = Gate::open(store.clone()).await?;
@@ -112,10 +110,16 @@ impl Server {
             store: store.clone(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            closed: CancellationToken::new(),
+            ops_tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
+        let sessions = Sessions::new(gate.clone(), sessions);
+        let metrics = Arc::new(Metrics::new());
+        let operations = Operations::new(gate.clone(), sessions.clone(), metrics.clone(), server.stop.clone());
         let gateway = Gateway {
-            sessions: Sessions::new(gate.clone(), sessions),
+            sessions,
+            metrics,
             gate: gate.clone(),
             auth: Auth::new(gate.clone(), config.dev),
             limits: config.limits,
@@ -123,9 +127,15 @@ impl Server {
             stop: server.stop.clone(),
             tasks: server.tasks.clone(),
         };
-        server.serve_grpc(grpc.0, gateway);
-        server.serve_http("http", http.0, ops::no_surfaces());
-        server.serve_http("ops", ops.0, ops::router());
+        let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
+        listeners.grpc(grpc.0, gateway);
+        listeners.http(http.0, ops::no_surfaces());
+        // Operators are answered until the end.
+        let listeners = Listeners { tls: None, stop: server.closed.clone(), tasks: server.ops_tasks.clone() };
+        listeners.http(ops.0, ops::router(operations));
+        if let Some(tls) = tls {
+            server.tasks.spawn(tls.watch(server.stop.clone()));
+        }
         server.relay(store.clone());
         server.sweep(store.log, gate, config.retention);
         Ok(server)
@@ -157,42 +167,11 @@ impl Server {
             tracing::warn!(connections = self.tasks.len(), "connections did not end in time and are cut");
         }
         self.store.stop().await;
-    }
-
-    fn serve_grpc(&self, listener: TcpListener, gateway: Gateway) {
-        let frame_bytes_max = gateway.limits.frame_bytes_max;
-        let service = AetherGatewayServer::new(Surface(Arc::new(gateway)))
-            .max_decoding_message_size(frame_bytes_max)
-            .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            health.set_serving::<AetherGatewayServer<Surface>>().await;
-            let served = tonic::transport::Server::builder()
-                .http2_keepalive_interval(Some(KEEPALIVE.0))
-                .http2_keepalive_timeout(Some(KEEPALIVE.1))
-                .concurrency_limit_per_connection(STREAMS_MAX as usize)
-                .max_concurrent_streams(STREAMS_MAX)
-                .add_service(health_service)
-                .add_service(service)
-                .serve_with_incoming_shutdown(
-                    TcpIncoming::from(listener).with_nodelay(Some(true)),
-                    stop.cancelled_owned(),
-                );
-            if let Err(error) = served.await {
-                tracing::error!(%error, "the gRPC listener ended");
-            }
-        });
-    }
-
-    fn serve_http(&self, name: &'static str, listener: TcpListener, router: axum::Router) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-            if let Err(error) = served.await {
-                tracing::error!(%error, name, "a listener ended");
-            }
-        });
+        self.closed.cancel();
+        self.ops_tasks.close();
+        if tokio::time::timeout(OPS_TIMEOUT, self.ops_tasks.wait()).await.is_err() {
+            tracing::warn!("somebody keeps a request of operators open and is cut");
+        }
     }
 
     /// Carries ledger changes to the log.
@@ -241,13 +220,4 @@ async fn open_store(config: &Config) -> Result<Store, trunkline_store::OpenError
         let reason = format!("opening panicked: {panic}").into();
         Err(log::Error::Corrupt { reason }.into())
     })
-}
-
-async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let bound = async {
-        let listener = TcpListener::bind(address).await?;
-        let local = listener.local_addr()?;
-        Ok((listener, local))
-    };
-    bound.await.map_err(|source| StartError::Bind { address, source })
 }

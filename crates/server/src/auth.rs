@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustls::pki_types::CertificateDer;
 use trunkline_core::{Error, Kind, caller::Credential, gate::Gate, identity::Identity, token};
+
+use crate::tls;
 
 /// Keys of the credentials map that carry a credential, in the order in which they are looked at.
 const CREDENTIALS: [&str; 6] = ["token", "task_token", "x-api-key", "api_key", "authorization", "bearer_token"];
@@ -37,19 +40,28 @@ impl Auth {
         Self { dev, gate, throttle: Arc::default() }
     }
 
-    /// Admits `claimed`, or says why not. With `--dev`, orchestrators and the workflow engine administer the server, as in
+    /// Admits `claimed`, or says why not. A certificate that names it is enough; a credential beside it is checked all the
+    /// same. With `--dev`, orchestrators and the workflow engine administer the server, as in
     /// the published server's development mode; otherwise nobody does by claiming a kind.
     pub(crate) async fn admit(
         &self,
         claimed: &Identity,
         credentials: &HashMap<String, String>,
         peer: Option<IpAddr>,
+        certificate: Option<&CertificateDer<'_>>,
     ) -> Result<Credential, Error> {
+        let holder = certificate.map(tls::holder).transpose()?.flatten();
+        if let Some(holder) = &holder {
+            tls::check_holder(holder, claimed)?;
+        }
         let presented = CREDENTIALS.into_iter().find_map(|key| {
             let value = credentials.get(key).filter(|value| !value.is_empty())?;
             Some((key, value.as_str()))
         });
         let Some((key, secret)) = presented else {
+            if holder.is_some() {
+                return Ok(Credential::none(false));
+            }
             if self.dev {
                 let is_admin = matches!(claimed, Identity::Orchestrator(_) | Identity::WorkflowEngine);
                 return Ok(Credential::none(is_admin));

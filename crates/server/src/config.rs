@@ -25,6 +25,8 @@ pub struct Config {
     pub durability: Durability,
     /// Addresses to listen on.
     pub listen: Listen,
+    /// Certificates.
+    pub tls: TlsConfig,
     /// Limits for clients.
     pub limits: Limits,
     /// How messages are delivered.
@@ -56,6 +58,22 @@ pub struct Listen {
     pub http: SocketAddr,
     /// For operators.
     pub ops: SocketAddr,
+}
+
+/// Certificates for the listeners of agents and of browsers, as PEM files; with both `cert` and `key` these speak TLS 1.3
+/// only. Changed files are loaded again within seconds.
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// The server's certificate, and those between it and its root.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Roots of clients' certificates. The common name of one is the identity that it is good for, which may end in `*`, or
+    /// `_anonymous`.
+    pub client_ca: PathBuf,
+    /// Nobody connects without a certificate.
+    pub require_client_cert: bool,
 }
 
 /// How messages are delivered.
@@ -102,6 +120,7 @@ impl Default for Config {
             dev: false,
             durability: Durability::Machine,
             listen: Listen::default(),
+            tls: TlsConfig::default(),
             limits: Limits::default(),
             messages: MessagesConfig::default(),
             retention: RetentionConfig::default(),

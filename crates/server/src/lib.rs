@@ -17,7 +17,10 @@ mod app;
 mod auth;
 pub mod config;
 mod error;
+mod listen;
+mod metrics;
 mod ops;
+mod tls;
 
 pub use app::{Addresses, Server, StartError};
 pub use config::Config;

@@ -1,10 +1,121 @@
 //! The listener for operators, and what the HTTP listener answers until its surfaces are there.
+//!
+//! | path | answers |
+//! | --- | --- |
+//! | `/livez`, `/healthz` | 200 while the process serves requests at all |
+//! | `/startupz` | 200 once everything was opened and bound; before it, nothing listens |
+//! | `/readyz` | 200 if the store answers and the server is not stopping, else 503, with a line for each part |
+//! | `/metrics` | figures in Prometheus form |
 
-use axum::{Json, Router, http::StatusCode, routing::get};
+use std::{
+    fmt::Write as _,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-/// `GET /healthz`: the process serves.
-pub(crate) fn router() -> Router {
-    Router::new().route("/healthz", get(|| async { "ok\n" })).fallback(not_found)
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio_util::sync::CancellationToken;
+use trunkline_core::{gate::Gate, identity::PrincipalKind, session::Sessions};
+
+use crate::metrics::{Metrics, Of, Part};
+
+/// A store that has not answered after so long is not ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the figures call the kinds.
+const KINDS: [(PrincipalKind, &str); 8] = [
+    (PrincipalKind::Agent, "agent"),
+    (PrincipalKind::Task, "task"),
+    (PrincipalKind::User, "user"),
+    (PrincipalKind::Orchestrator, "orchestrator"),
+    (PrincipalKind::WorkflowEngine, "workflow_engine"),
+    (PrincipalKind::MetricsBridge, "metrics_bridge"),
+    (PrincipalKind::Bridge, "bridge"),
+    (PrincipalKind::Service, "service"),
+];
+
+/// What operators look at.
+pub(crate) struct Operations {
+    gate: Gate,
+    sessions: Sessions,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    started: Instant,
+}
+
+impl Operations {
+    pub(crate) fn new(gate: Gate, sessions: Sessions, metrics: Arc<Metrics>, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { gate, sessions, metrics, stop, started: Instant::now() })
+    }
+
+    /// Each part of the store, and how long it took to answer, or why it did not.
+    async fn store(&self) -> Vec<(&'static str, Result<Duration, String>)> {
+        match tokio::time::timeout(READY_TIMEOUT, self.gate.check()).await {
+            Ok(parts) => parts.into_iter().map(|(part, answer)| (part, answer.map_err(|e| e.to_string()))).collect(),
+            Err(_) => vec![("store", Err(format!("no answer within {} s", READY_TIMEOUT.as_secs())))],
+        }
+    }
+}
+
+pub(crate) fn router(operations: Arc<Operations>) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/startupz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(operations)
+        .fallback(not_found)
+}
+
+async fn ready(State(operations): State<Arc<Operations>>) -> (StatusCode, String) {
+    let (mut is_ready, mut text) = (true, String::new());
+    if operations.stop.is_cancelled() {
+        is_ready = false;
+        text.push_str("server: stopping\n");
+    }
+    for (part, answer) in operations.store().await {
+        is_ready &= answer.is_ok();
+        // Writing to a string cannot fail.
+        let _ = match answer {
+            Ok(took) => writeln!(text, "{part}: ok ({} us)", took.as_micros()),
+            Err(why) => writeln!(text, "{part}: {why}"),
+        };
+    }
+    (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+}
+
+async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse {
+    let metrics = &operations.metrics;
+    for (kind, name) in KINDS {
+        let count = operations.sessions.presence().count_of(kind);
+        metrics.connections.get_or_create(&Of { kind: name }).set(count as i64);
+    }
+    for (part, answer) in operations.store().await {
+        metrics.store_up.get_or_create(&Part { part }).set(i64::from(answer.is_ok()));
+        if let Ok(took) = answer {
+            metrics.store_seconds.get_or_create(&Part { part }).set(took.as_secs_f64());
+        }
+    }
+    metrics.records.set(operations.gate.records() as i64);
+    metrics.uptime_seconds.set(operations.started.elapsed().as_secs() as i64);
+    // Where there is no /proc these two stay 0.
+    let pages =
+        fs::read_to_string("/proc/self/statm").ok().and_then(|text| text.split(' ').nth(1)?.parse::<i64>().ok());
+    metrics.resident_bytes.set(pages.unwrap_or(0) * 4096);
+    metrics.open_files.set(fs::read_dir("/proc/self/fd").map_or(0, |all| all.count() as i64));
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match metrics.encode() {
+        Ok(text) => ([(CONTENT_TYPE, content_type)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 /// The HTTP surfaces: none yet.

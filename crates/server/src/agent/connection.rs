@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
-    net::IpAddr,
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
@@ -32,12 +31,15 @@ use trunkline_store::{
 };
 
 use super::{
-    Gateway,
+    Gateway, Peer,
     acks::Acks,
     convert, handshake, inbound,
     outbound::{Frame, Outbound, Work},
 };
-use crate::error::{response, status};
+use crate::{
+    error::{code_name, response, status},
+    metrics::Code,
+};
 
 /// Replies that may wait for the transport; then no frame is read until the client reads its own.
 const REPLIES_MAX: usize = 256;
@@ -61,11 +63,11 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) async fn run(
     gateway: Arc<Gateway>,
     metadata: MetadataMap,
-    peer: Option<IpAddr>,
+    peer: Peer,
     mut inbound: Streaming<UpstreamMessage>,
     outbound: Outbound,
 ) {
-    let served = serve(&gateway, &metadata, peer, &mut inbound, &outbound).await;
+    let served = serve(&gateway, &metadata, &peer, &mut inbound, &outbound).await;
     if let Err(status) = served {
         // A client that is gone does not hear how it ended.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, outbound.send(Box::new(Err(status)))).await;
@@ -75,15 +77,18 @@ pub(super) async fn run(
 async fn serve(
     gateway: &Gateway,
     metadata: &MetadataMap,
-    peer: Option<IpAddr>,
+    peer: &Peer,
     inbound: &mut Streaming<UpstreamMessage>,
     outbound: &Outbound,
 ) -> Result<(), Status> {
     let stopping = gateway.stop.clone();
-    let handshake::Agreed { session, acks } = tokio::select! {
-        agreed = Box::pin(handshake::shake(gateway, metadata, peer, inbound, outbound)) => agreed?,
-        () = stopping.cancelled() => return Err(Status::unavailable("server shutting down")),
+    let agreed = tokio::select! {
+        agreed = Box::pin(handshake::shake(gateway, metadata, peer, inbound, outbound)) => agreed,
+        () = stopping.cancelled() => Err(Status::unavailable("server shutting down")),
     };
+    let code = agreed.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+    gateway.metrics.handshakes.get_or_create(&Code { code: code_name(code) }).inc();
+    let handshake::Agreed { session, acks } = agreed?;
     let sender = Sender::new(gateway.sessions.clone(), &session, &gateway.limits, convert::metric);
     let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());
     let mut connection = Connection {
@@ -281,6 +286,7 @@ impl Connection<'_> {
         match self.sender.submit().await {
             Ok(Some(submitted)) => {
                 self.messages += submitted.count();
+                self.gateway.metrics.accepted.inc_by(submitted.count() as u64);
                 self.sent.push_back(submitted);
             }
             Ok(None) => {}
@@ -306,6 +312,7 @@ impl Connection<'_> {
     }
 
     pub(super) fn refuse(&mut self, error: &Error) {
+        self.gateway.metrics.refused.get_or_create(&Code { code: error.code }).inc();
         self.reply(Down::Error(response(error).into()));
     }
 
@@ -351,6 +358,7 @@ impl Connection<'_> {
     }
 
     fn deliver(&mut self) {
+        self.gateway.metrics.delivered.inc_by(self.items.len() as u64);
         for item in self.items.drain(..) {
             match item {
                 Item::Record(record) => match convert::record(&record, &self.lane) {

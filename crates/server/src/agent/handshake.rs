@@ -1,6 +1,6 @@
 //! The first frame, and what is answered to it.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use tonic::{Code, Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{identity::Identity, kv, session::Session};
@@ -10,7 +10,7 @@ use trunkline_proto::v1::{
 };
 
 use super::{
-    Gateway, convert,
+    Gateway, Peer, convert,
     outbound::{Frame, Outbound},
 };
 use crate::error::status;
@@ -41,14 +41,18 @@ pub(super) struct Agreed {
 pub(super) async fn shake(
     gateway: &Gateway,
     metadata: &MetadataMap,
-    peer: Option<IpAddr>,
+    peer: &Peer,
     inbound: &mut Streaming<UpstreamMessage>,
     outbound: &Outbound,
 ) -> Result<Agreed, Status> {
     let init = first_frame(inbound).await?;
     let identity = convert::identity(&init);
     let identity = identity.map_err(|e| Status::invalid_argument(format!("invalid identity: {e}")))?;
-    let credential = gateway.auth.admit(&identity, &init.credentials, peer).await.map_err(|e| status(&e))?;
+    let credential = gateway
+        .auth
+        .admit(&identity, &init.credentials, peer.address, peer.certificate.as_ref())
+        .await
+        .map_err(|e| status(&e))?;
     let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
     let (negotiated, refused) = negotiate(&init.extensions, metadata);

@@ -8,7 +8,10 @@ use std::{
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Endpoint};
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 use trunkline::{Config, Server};
 use trunkline_core::limits::Limits;
 use trunkline_proto::v1::{
@@ -51,6 +54,10 @@ impl Client {
     pub(crate) async fn connect(grpc: SocketAddr, init: InitConnection) -> Result<Self, Status> {
         let endpoint = Endpoint::from_shared(format!("http://{grpc}")).unwrap();
         let channel = endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        Self::connect_over(channel, init).await
+    }
+
+    pub(crate) async fn connect_over(channel: Channel, init: InitConnection) -> Result<Self, Status> {
         let (up, frames) = mpsc::channel(64);
         let init = UpstreamMessage { payload: Some(Up::Init(init.into())), ..UpstreamMessage::default() };
         up.send(init).await.unwrap();

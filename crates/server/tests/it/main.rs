@@ -8,5 +8,7 @@ mod credentials;
 mod durability;
 mod identity;
 mod limits;
+mod ops;
 mod process;
 mod shutdown;
+mod tls;

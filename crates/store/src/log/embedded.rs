@@ -61,7 +61,8 @@ impl Shared {
     /// The engine; waits while it is being reopened. Holding it keeps it from being closed.
     pub(super) async fn engine(&self) -> Result<Arc<Engine>, Error> {
         let mut engine = self.engine.subscribe();
-        let open = engine.wait_for(Option::is_some).await.map_err(|_| Error::Stopped)?;
+        let is_settled = |engine: &Option<_>| engine.is_some() || self.windows.check_running().is_err();
+        let open = engine.wait_for(is_settled).await.map_err(|_| Error::Stopped)?;
         open.clone().ok_or(Error::Stopped)
     }
 }

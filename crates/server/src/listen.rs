@@ -1,0 +1,96 @@
+//! The listeners: bound, plain or with TLS, served until they are told to stop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::server::TcpIncoming;
+use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
+
+use crate::{
+    agent::{Gateway, Surface},
+    app::StartError,
+    tls::{self, Tls},
+};
+
+/// Largest frame that a client gets. The published contract's figure.
+const FRAME_OUT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Streams of one HTTP/2 connection. The published contract's figure.
+const STREAMS_MAX: u32 = 1000;
+
+/// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// What listeners share.
+pub(crate) struct Listeners {
+    pub(crate) tls: Option<Tls>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Listeners {
+    pub(crate) fn grpc(&self, listener: TcpListener, gateway: Gateway) {
+        let frame_bytes_max = gateway.limits.frame_bytes_max;
+        let service = AetherGatewayServer::new(Surface(Arc::new(gateway)))
+            .max_decoding_message_size(frame_bytes_max)
+            .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let router = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE.0))
+            .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .concurrency_limit_per_connection(STREAMS_MAX as usize)
+            .max_concurrent_streams(STREAMS_MAX)
+            .add_service(health_service)
+            .add_service(service);
+        let stop = self.stop.clone();
+        let incoming = match &self.tls {
+            Some(tls) => Ok(tls.clone().accept(listener, &["h2"], stop.clone(), &self.tasks)),
+            None => Err(listener),
+        };
+        self.tasks.spawn(async move {
+            health.set_serving::<AetherGatewayServer<Surface>>().await;
+            let stopped = async {
+                stop.cancelled().await;
+                health.set_not_serving::<AetherGatewayServer<Surface>>().await;
+            };
+            let served = match incoming {
+                Ok(streams) => router.serve_with_incoming_shutdown(ReceiverStream::new(streams), stopped).await,
+                Err(listener) => {
+                    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                    router.serve_with_incoming_shutdown(incoming, stopped).await
+                }
+            };
+            if let Err(error) = served {
+                tracing::error!(%error, "the gRPC listener ended");
+            }
+        });
+    }
+
+    pub(crate) fn http(&self, listener: TcpListener, router: axum::Router) {
+        let (stop, tls, tasks) = (self.stop.clone(), self.tls.clone(), self.tasks.clone());
+        self.tasks.spawn(async move {
+            let served = match (tls, listener.local_addr()) {
+                (Some(tls), Ok(address)) => {
+                    let streams = tls.accept(listener, &["h2", "http/1.1"], stop.clone(), &tasks);
+                    let listener = tls::Listener { streams, address };
+                    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+                }
+                _ => axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await,
+            };
+            if let Err(error) = served {
+                tracing::error!(%error, "an HTTP listener ended");
+            }
+        });
+    }
+}
+
+pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bound = async {
+        let listener = TcpListener::bind(address).await?;
+        let local = listener.local_addr()?;
+        Ok((listener, local))
+    };
+    bound.await.map_err(|source| StartError::Bind { address, source })
+}

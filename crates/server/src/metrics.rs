@@ -1,0 +1,85 @@
+//! Figures for operators, in Prometheus form. What is counted where it happens is here; what is looked up when somebody
+//! asks is in `ops`.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+/// A refusal's stable code, or a status.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct Code {
+    pub(crate) code: &'static str,
+}
+
+/// A kind of principal.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct Of {
+    pub(crate) kind: &'static str,
+}
+
+/// A part of the store.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct Part {
+    pub(crate) part: &'static str,
+}
+
+/// The figures.
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// Handshakes by how they ended.
+    pub(crate) handshakes: Family<Code, Counter>,
+    /// Messages and reports of progress that clients sent and that were accepted.
+    pub(crate) accepted: Counter,
+    /// Messages and reports of progress that were handed to the transports.
+    pub(crate) delivered: Counter,
+    /// Requests that were refused.
+    pub(crate) refused: Family<Code, Counter>,
+    pub(crate) connections: Family<Of, Gauge>,
+    pub(crate) records: Gauge,
+    pub(crate) resident_bytes: Gauge,
+    pub(crate) open_files: Gauge,
+    pub(crate) uptime_seconds: Gauge,
+    pub(crate) store_up: Family<Part, Gauge>,
+    pub(crate) store_seconds: Family<Part, Gauge<f64, std::sync::atomic::AtomicU64>>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut all = Self {
+            registry: Registry::with_prefix("trunkline"),
+            handshakes: Family::default(),
+            accepted: Counter::default(),
+            delivered: Counter::default(),
+            refused: Family::default(),
+            connections: Family::default(),
+            records: Gauge::default(),
+            resident_bytes: Gauge::default(),
+            open_files: Gauge::default(),
+            uptime_seconds: Gauge::default(),
+            store_up: Family::default(),
+            store_seconds: Family::default(),
+        };
+        let r = &mut all.registry;
+        r.register("handshakes", "Handshakes, by gRPC code", all.handshakes.clone());
+        r.register("messages_accepted", "Messages and progress taken from clients", all.accepted.clone());
+        r.register("messages_delivered", "Messages and progress handed to transports", all.delivered.clone());
+        r.register("requests_refused", "Requests refused, by stable code", all.refused.clone());
+        r.register("connections", "Sessions attached to this node", all.connections.clone());
+        r.register("log_records", "Records ever appended to the log", all.records.clone());
+        r.register_with_unit("resident", "Memory of the process", Unit::Bytes, all.resident_bytes.clone());
+        r.register("open_files", "Files and sockets of the process", all.open_files.clone());
+        r.register_with_unit("uptime", "Since the start", Unit::Seconds, all.uptime_seconds.clone());
+        r.register("store_up", "Whether a part of the store answers", all.store_up.clone());
+        r.register_with_unit("store_answer", "How long it takes", Unit::Seconds, all.store_seconds.clone());
+        all
+    }
+
+    /// OpenMetrics text.
+    pub(crate) fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

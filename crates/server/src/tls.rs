@@ -1,0 +1,222 @@
+//! TLS, and certificates of clients: what is configured, loaded, loaded again when its files change, and accepted.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+    version::TLS13,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use trunkline_core::{Error, Kind, identity::Identity};
+
+use x509_cert::{
+    Certificate,
+    der::{Decode as _, oid::ObjectIdentifier},
+};
+
+use crate::config::{ConfigError, TlsConfig};
+
+/// Longest a client may take for its handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Handshakes under way at once; further connections wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 256;
+
+/// How often the files are looked at.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// `id-at-commonName` of RFC 5280.
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+
+/// The common name of a certificate that is good for the transport and says nothing of who uses it. A published name.
+const ANONYMOUS: &str = "_anonymous";
+
+/// The certificates in force. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    config: TlsConfig,
+    current: Arc<Mutex<Arc<ServerConfig>>>,
+}
+
+impl Tls {
+    /// Reads the files, if TLS is configured.
+    pub(crate) fn load(config: &TlsConfig) -> Result<Option<Self>, ConfigError> {
+        let given = [&config.cert, &config.key].map(|path| !path.as_os_str().is_empty());
+        match given {
+            [true, true] => {}
+            [false, false] if config.client_ca.as_os_str().is_empty() => return Ok(None),
+            _ => return Err(ConfigError::Content("tls: cert and key belong together, and client_ca to both".into())),
+        }
+        let current = Arc::new(Mutex::new(Arc::new(server_config(config)?)));
+        Ok(Some(Self { config: config.clone(), current }))
+    }
+
+    /// Takes new files when they change; keeps what it has while they cannot be used.
+    pub(crate) async fn watch(self, stop: CancellationToken) {
+        let mut seen = self.changed_at();
+        let mut ticks = tokio::time::interval(RELOAD_INTERVAL);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let now = self.changed_at();
+            if now != seen {
+                self.reload();
+                seen = now;
+            }
+        }
+    }
+
+    fn reload(&self) {
+        match server_config(&self.config) {
+            Ok(config) => {
+                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                tracing::info!("certificates loaded again");
+            }
+            Err(error) => tracing::error!(%error, "changed certificates cannot be used; the old ones stay in force"),
+        }
+    }
+
+    fn changed_at(&self) -> [Option<SystemTime>; 3] {
+        let TlsConfig { cert, key, client_ca, .. } = &self.config;
+        [cert, key, client_ca].map(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
+    }
+
+    /// Accepts on `listener` until `stop`: connections whose handshake is done, each at its own pace. `protocols` in the
+    /// order of preference.
+    pub(crate) fn accept(
+        self,
+        listener: TcpListener,
+        protocols: &[&str],
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> mpsc::Receiver<io::Result<TlsStream<TcpStream>>> {
+        let (sender, receiver) = mpsc::channel(1);
+        let protocols: Vec<Vec<u8>> = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let all = tasks.clone();
+        tasks.spawn(async move {
+            while let Some(Ok(permit)) = stop.run_until_cancelled(handshakes.clone().acquire_owned()).await {
+                let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept connections");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                };
+                let (acceptor, sender) = (self.acceptor(&protocols), sender.clone());
+                all.spawn(async move {
+                    let _permit = permit;
+                    // Whoever does not finish its handshake is forgotten: there is nobody to tell.
+                    if stream.set_nodelay(true).is_ok()
+                        && let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await
+                    {
+                        let _ = sender.send(Ok(stream)).await;
+                    }
+                });
+            }
+        });
+        receiver
+    }
+
+    fn acceptor(&self, protocols: &[Vec<u8>]) -> TlsAcceptor {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut config = (*current).clone();
+        config.alpn_protocols = protocols.to_vec();
+        Arc::new(config).into()
+    }
+}
+
+/// TLS 1.3 only, as the published server.
+fn server_config(config: &TlsConfig) -> Result<ServerConfig, ConfigError> {
+    let wrong =
+        |path: &Path, why: &dyn std::fmt::Display| ConfigError::Content(format!("tls: {}: {why}", path.display()));
+    let certificates = |path: &Path| {
+        let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        match all {
+            Ok(all) if all.is_empty() => Err(wrong(path, &"no certificate in it")),
+            Ok(all) => Ok(all),
+            Err(e) => Err(wrong(path, &e)),
+        }
+    };
+    let chain = certificates(&config.cert)?;
+    let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|e| wrong(&config.key, &e))?;
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]);
+    let builder = builder.map_err(|e| ConfigError::Content(format!("tls: {e}")))?;
+    let builder = if config.client_ca.as_os_str().is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let mut roots = RootCertStore::empty();
+        for root in certificates(&config.client_ca)? {
+            roots.add(root).map_err(|e| wrong(&config.client_ca, &e))?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let verifier = if config.require_client_cert { verifier } else { verifier.allow_unauthenticated() };
+        builder.with_client_cert_verifier(verifier.build().map_err(|e| wrong(&config.client_ca, &e))?)
+    };
+    builder.with_single_cert(chain, key).map_err(|e| wrong(&config.cert, &e))
+}
+
+/// Plain connections or TLS, for axum.
+pub(crate) struct Listener {
+    pub(crate) streams: mpsc::Receiver<io::Result<TlsStream<TcpStream>>>,
+    pub(crate) address: SocketAddr,
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            match self.streams.recv().await {
+                Some(Ok(stream)) => {
+                    if let Ok(peer) = stream.get_ref().0.peer_addr() {
+                        return (stream, peer);
+                    }
+                }
+                Some(Err(_)) => {}
+                // Nothing comes any more: the server stops, and axum with it.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+/// Whom a client's certificate is for: a pattern of identities, such as `ag::prod::chat::*`; nobody in particular for an
+/// anonymous one.
+pub(crate) fn holder(certificate: &CertificateDer<'_>) -> Result<Option<String>, Error> {
+    let invalid = || Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", "invalid client certificate");
+    let parsed = Certificate::from_der(certificate).map_err(|_| invalid())?;
+    let mut parts = parsed.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
+    let name = parts.find(|part| part.oid == COMMON_NAME).ok_or_else(invalid)?;
+    let name = std::str::from_utf8(name.value.value()).map_err(|_| invalid())?;
+    Ok((name != ANONYMOUS).then(|| name.to_owned()))
+}
+
+/// Whether a certificate for `holder` is good for the identity that its client claims.
+pub(crate) fn check_holder(holder: &str, claimed: &Identity) -> Result<(), Error> {
+    if glob::Pattern::new(holder).is_ok_and(|pattern| pattern.matches(&claimed.to_string())) {
+        return Ok(());
+    }
+    let message = format!("identity mismatch: certificate confirms {holder} but InitConnection provides {claimed}");
+    Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message))
+}
