@@ -333,6 +333,20 @@ impl Gate {
         Ok(self.0.store.ledger.read(run).await?)
     }
 
+    /// A reader of one topic for an administrator: from the start of what is retained, or from here on.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Invalid`] if it is no name of a topic.
+    pub fn tap(&self, _permit: &AdminPermit, topic: &str, from_start: bool) -> Result<Reader, Error> {
+        let (mut reader, topic) = (self.0.store.log.reader(), Topic::new(topic)?);
+        if from_start {
+            reader.follow_from_start(&topic)?;
+        } else {
+            reader.follow_from_tail(&topic)?;
+        }
+        Ok(reader)
+    }
+
     /// What this server's log is called: the same as long as its data is.
     #[must_use]
     pub fn id(&self) -> String {

@@ -105,8 +105,25 @@ fn digest(secret: &str) -> String {
 /// # Errors
 /// [`Kind::Unavailable`].
 pub async fn bootstrap(gate: &Gate) -> Result<Option<Secret>, Error> {
-    let secret = Secret::random()?;
-    let token = Token {
+    let (secret, token) = (Secret::random()?, admin());
+    let hash = digest(secret.reveal());
+    let made = gate.housekeep(move |tx| sql::insert_first(tx, token.clone(), hash.clone())).await?;
+    Ok(made.then_some(secret))
+}
+
+/// Makes another administrator's key, for whoever holds the data directory itself.
+///
+/// # Errors
+/// [`Kind::Unavailable`].
+pub async fn admin_key(gate: &Gate) -> Result<Secret, Error> {
+    let (secret, token) = (Secret::random()?, admin());
+    let hash = digest(secret.reveal());
+    gate.housekeep(move |tx| sql::insert(tx, token.clone(), hash.clone())).await?;
+    Ok(secret)
+}
+
+fn admin() -> Token {
+    Token {
         id: Uuid::new_v4().to_string(),
         name: "admin".to_owned(),
         kind: None,
@@ -117,10 +134,7 @@ pub async fn bootstrap(gate: &Gate) -> Result<Option<Secret>, Error> {
         expires_at: None,
         last_used_at: None,
         revoked_at: None,
-    };
-    let hash = digest(secret.reveal());
-    let made = gate.housekeep(move |tx| sql::insert_first(tx, token.clone(), hash.clone())).await?;
-    Ok(made.then_some(secret))
+    }
 }
 
 /// Makes a key.

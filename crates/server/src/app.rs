@@ -153,6 +153,20 @@ impl Server {
         self.admin_key.take()
     }
 
+    /// Makes another administrator's key in the data directory of a server that is not running: for when the first is lost.
+    ///
+    /// # Errors
+    /// [`StartError`], also if a server is running on it.
+    pub async fn make_admin_key(config: &Config) -> Result<Secret, StartError> {
+        let store = open_store(config).await?;
+        let made = match Gate::open(store.clone()).await {
+            Ok(gate) => token::admin_key(&gate).await,
+            Err(error) => Err(error),
+        };
+        store.stop().await;
+        Ok(made?)
+    }
+
     /// Its store.
     #[must_use]
     pub fn store(&self) -> &Store {

@@ -16,9 +16,11 @@ mod agent;
 mod app;
 mod auth;
 pub mod config;
+pub mod doctor;
 mod error;
 mod listen;
 mod metrics;
+mod operator;
 mod ops;
 mod tls;
 

@@ -6,11 +6,12 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
-use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
+use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
 
 use crate::{
     agent::{Gateway, Surface},
     app::StartError,
+    operator::Desk,
     tls::{self, Tls},
 };
 
@@ -32,8 +33,9 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     pub(crate) fn grpc(&self, listener: TcpListener, gateway: Gateway) {
-        let frame_bytes_max = gateway.limits.frame_bytes_max;
-        let service = AetherGatewayServer::new(Surface(Arc::new(gateway)))
+        let (frame_bytes_max, gateway) = (gateway.limits.frame_bytes_max, Arc::new(gateway));
+        let operator = OperatorServer::new(Desk(gateway.clone()));
+        let service = AetherGatewayServer::new(Surface(gateway))
             .max_decoding_message_size(frame_bytes_max)
             .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -43,6 +45,7 @@ impl Listeners {
             .concurrency_limit_per_connection(STREAMS_MAX as usize)
             .max_concurrent_streams(STREAMS_MAX)
             .add_service(health_service)
+            .add_service(operator)
             .add_service(service);
         let stop = self.stop.clone();
         let incoming = match &self.tls {

@@ -1,0 +1,20 @@
+//! The commands.
+
+pub(crate) mod client;
+pub(crate) mod messages;
+pub(crate) mod serve;
+pub(crate) mod token;
+
+/// What a command ends with; the error is for people.
+pub(crate) type Done = Result<(), Box<dyn std::error::Error>>;
+
+/// Prints a line of a command's result.
+#[allow(clippy::print_stdout, reason = "what a command answers belongs on standard output")]
+pub(crate) fn say(line: impl std::fmt::Display) {
+    println!("{line}");
+}
+
+/// Runs a command that waits for the network. One thread is enough.
+pub(crate) fn block_on(run: impl Future<Output = Done>) -> Done {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run)
+}

@@ -1,0 +1,123 @@
+//! `token`: API keys of a running server, and a way in when the administrator's is lost.
+
+use trunkline::Server;
+use trunkline_core::identity::Identity;
+use trunkline_proto::v1::{
+    TokenCreateRequest, TokenFilter, TokenOperation, TokenResponse, downstream_message::Payload as Down,
+    token_operation::OpType, upstream_message::Payload as Up,
+};
+
+use super::{Done, block_on, client::Connect, say, serve::Settings};
+
+/// Keys on one page of the list.
+const PAGE: i32 = 1000;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Token {
+    /// Makes a key and prints it, once.
+    Create {
+        /// What to call it.
+        name: String,
+        /// The kind of principal that may use it: agent, task, user, orchestrator, service, bridge, …
+        #[arg(long, value_name = "KIND")]
+        kind: String,
+        /// Whom it is for: a user's id, or an identity that may end in `*`, such as `ag::prod::chat::*`.
+        #[arg(long = "for", value_name = "WHOM", default_value = "")]
+        holder: String,
+        /// A pattern of workspaces that it opens, such as `team-*`; may be repeated [default: all].
+        #[arg(long = "workspace", value_name = "PATTERN")]
+        workspaces: Vec<String>,
+        /// It ends after so many hours [default: never].
+        #[arg(long, value_name = "HOURS", default_value_t = 0)]
+        hours: i32,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Lists the keys, without their secrets.
+    List {
+        /// Revoked ones too.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Revokes a key and ends the sessions that came in with it.
+    Revoke {
+        /// Its id, as listed.
+        id: String,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Makes another administrator's key in the data directory of a server that is not running, and prints it, once.
+    Admin(Settings),
+}
+
+pub(crate) fn run(token: Token) -> Done {
+    block_on(async {
+        match token {
+            Token::Create { name, kind, holder, workspaces, hours, connect } => {
+                let wanted = TokenCreateRequest {
+                    name,
+                    principal_type: kind,
+                    workspace_patterns: workspaces,
+                    expires_in_hours: hours,
+                    created_by: holder,
+                    ..TokenCreateRequest::default()
+                };
+                let create = TokenOperation {
+                    op: OpType::Create.into(),
+                    create_request: Some(wanted),
+                    ..TokenOperation::default()
+                };
+                let reply = ask(&connect, create).await?;
+                let id = reply.created_token.map(|token| token.id).unwrap_or_default();
+                say(format_args!("{} (shown once; send it as x-api-key; id {id})", reply.plaintext_token));
+            }
+            Token::List { all, connect } => list(&connect, all).await?,
+            Token::Revoke { id, connect } => {
+                let revoke =
+                    TokenOperation { op: OpType::Revoke.into(), token_id: id.clone(), ..TokenOperation::default() };
+                ask(&connect, revoke).await?;
+                say(format_args!("revoked {id}"));
+            }
+            Token::Admin(settings) => {
+                let key = Server::make_admin_key(&settings.load()?).await?;
+                say(format_args!("admin-key {} (shown once; send it as x-api-key)", key.reveal()));
+            }
+        }
+        Ok(())
+    })
+}
+
+async fn list(connect: &Connect, include_revoked: bool) -> Done {
+    let mut offset = 0;
+    loop {
+        let filter = Some(TokenFilter { limit: PAGE, offset, include_revoked });
+        let list = TokenOperation { op: OpType::List.into(), filter, ..TokenOperation::default() };
+        let reply = ask(connect, list).await?;
+        for token in &reply.tokens {
+            let state = if token.revoked { "revoked" } else { "active" };
+            let workspaces = token.workspace_patterns.join(",");
+            let (id, kind, holder, name) = (&token.id, &token.principal_type, &token.created_by, &token.name);
+            say(format_args!("{id}  {state:<7}  {kind:<14}  {holder}  {workspaces}  {name}"));
+        }
+        offset += reply.tokens.len() as i32;
+        if reply.tokens.is_empty() || offset >= reply.total_count {
+            return Ok(());
+        }
+    }
+}
+
+async fn ask(connect: &Connect, operation: TokenOperation) -> Result<TokenResponse, Box<dyn std::error::Error>> {
+    // Administers by its key; and on a server with --dev, where there are none, by its kind.
+    let who = Identity::orchestrator("trunkline-cli", &uuid::Uuid::new_v4().to_string())?;
+    let mut stream = connect.attach(&who).await?;
+    stream.put(Up::TokenOp(operation.into())).await?;
+    loop {
+        match stream.next().await? {
+            Down::Token(reply) if reply.success => return Ok(*reply),
+            Down::Token(reply) => return Err(reply.error.into()),
+            _ => {}
+        }
+    }
+}

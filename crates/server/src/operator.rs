@@ -1,0 +1,76 @@
+//! The operators' service beside the agents' one: `trunkline.v1.Operator`.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc};
+
+use futures_util::stream;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+use trunkline_core::{
+    caller::Caller,
+    gate::Administer,
+    identity::Identity,
+    message::{Envelope, Progress},
+    topic::is_progress,
+};
+use trunkline_proto::own::{TailItem, TailRequest, operator_server::Operator};
+use trunkline_store::log::{Item, Record};
+
+use crate::{agent::Gateway, error::status};
+
+/// The service.
+pub(crate) struct Desk(pub(crate) Arc<Gateway>);
+
+impl Desk {
+    /// The administrator who calls.
+    async fn admit(&self, metadata: &MetadataMap, peer: Option<std::net::IpAddr>) -> Result<Caller, Status> {
+        let operator = Identity::orchestrator("operator", "desk").map_err(|e| status(&e))?;
+        let key = metadata.get("x-api-key").and_then(|key| key.to_str().ok());
+        let credentials: HashMap<_, _> = key.map(|key| ("x-api-key".to_owned(), key.to_owned())).into_iter().collect();
+        let admitted = self.0.auth.admit(&operator, &credentials, peer, None).await;
+        Ok(Caller::new(operator, String::new(), admitted.map_err(|e| status(&e))?))
+    }
+}
+
+#[tonic::async_trait]
+impl Operator for Desk {
+    type TailStream = Pin<Box<dyn Stream<Item = Result<TailItem, Status>> + Send>>;
+
+    async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        let peer = request.remote_addr().map(|address| address.ip());
+        let (metadata, _, TailRequest { topic, from_start }) = request.into_parts();
+        let caller = self.admit(&metadata, peer).await?;
+        let permit = self.0.gate.authorize(&caller, Administer("topics")).map_err(|e| status(&e))?;
+        let reader = self.0.gate.tap(&permit, &topic, from_start).map_err(|e| status(&e))?;
+        let stop = self.0.stop.clone();
+        // Pulled by the transport: who does not read holds nothing but its place.
+        let items = stream::unfold((reader, stop), |(mut reader, stop)| async move {
+            loop {
+                let next = match stop.run_until_cancelled(reader.next()).await? {
+                    Ok(Item::Record(record)) => Ok(item(&record)),
+                    Ok(Item::Gap(gap)) => Ok(TailItem { gap_through: gap.through.0, ..TailItem::default() }),
+                    Ok(Item::End { .. }) => return None,
+                    Ok(Item::Transient(_)) => continue,
+                    Err(error) => Err(status(&error.into())),
+                };
+                return Some((next, (reader, stop)));
+            }
+        });
+        Ok(Response::new(Box::pin(items)))
+    }
+}
+
+/// A record that is neither message nor progress is shown as it lies in the log.
+fn item(record: &Record) -> TailItem {
+    let raw = TailItem { offset: record.offset.0, timestamp_ms: record.timestamp_ms, ..TailItem::default() };
+    if is_progress(&record.topic)
+        && let Ok(Progress { source, workspace, body, .. }) = Progress::decode(record)
+    {
+        return TailItem { source_topic: source, workspace, payload: body, ..raw };
+    }
+    match Envelope::decode(record) {
+        Ok(Envelope { source, workspace, kind, payload }) => {
+            TailItem { source_topic: source, workspace, message_type: kind, payload, ..raw }
+        }
+        Err(_) => TailItem { payload: record.payload.clone(), ..raw },
+    }
+}
