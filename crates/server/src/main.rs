@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         )
         .init();
     let done = match command {
-        Command::Serve(args) => cli::serve::run(args),
+        Command::Serve(args) => cli::serve::run(&args),
         Command::Config(args) => cli::serve::show(&args),
         Command::Doctor(args) => cli::serve::doctor(&args),
         Command::Token(args) => cli::token::run(args),

@@ -68,7 +68,7 @@ impl Connect {
         let init =
             InitConnection { client_type: Some(client_type(identity)), credentials, ..InitConnection::default() };
         up.send(frame(Up::Init(init.into()))).await?;
-        let down = client.connect(ReceiverStream::new(frames)).await.map_err(said)?.into_inner();
+        let down = client.connect(ReceiverStream::new(frames)).await.map_err(|e| said(&e))?.into_inner();
         let mut stream = Stream { up, down };
         // The acknowledgement, or why not.
         stream.next().await?;
@@ -89,7 +89,7 @@ impl Stream {
 
     pub(crate) async fn next(&mut self) -> Result<Down, Error> {
         loop {
-            let frame = self.down.message().await.map_err(said)?.ok_or("the server ended the stream")?;
+            let frame = self.down.message().await.map_err(|e| said(&e))?.ok_or("the server ended the stream")?;
             match frame.payload {
                 Some(Down::Error(error)) => return Err(format!("{}: {}", error.code, error.message).into()),
                 Some(Down::Config(_)) | None => {}
@@ -104,7 +104,7 @@ fn frame(payload: Up) -> UpstreamMessage {
 }
 
 /// What the server said, without the machinery around it.
-pub(crate) fn said(status: tonic::Status) -> Error {
+pub(crate) fn said(status: &tonic::Status) -> Error {
     format!("{:?}: {}", status.code(), status.message()).into()
 }
 

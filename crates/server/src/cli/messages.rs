@@ -91,10 +91,10 @@ pub(crate) fn tail(args: Tail) -> Done {
     block_on(async {
         let request = TailRequest { topic: args.topic, from_start: args.from_start };
         let mut client = OperatorClient::new(args.connect.channel().await?);
-        let mut items = client.tail(args.connect.sign(request)?).await.map_err(said)?.into_inner();
+        let mut items = client.tail(args.connect.sign(request)?).await.map_err(|e| said(&e))?.into_inner();
         let mut left = args.count.unwrap_or(usize::MAX);
         while left > 0
-            && let Some(item) = items.message().await.map_err(said)?
+            && let Some(item) = items.message().await.map_err(|e| said(&e))?
         {
             show(&item);
             left -= 1;

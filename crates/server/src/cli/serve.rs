@@ -55,7 +55,7 @@ impl Settings {
     }
 }
 
-pub(crate) fn run(args: Serve) -> Done {
+pub(crate) fn run(args: &Serve) -> Done {
     let mut config = args.settings.load()?;
     config.dev |= args.dev;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -137,6 +137,11 @@ impl Client {
         self.up.send(UpstreamMessage { payload: Some(payload), ..UpstreamMessage::default() }).await.unwrap();
     }
 
+    /// `None` if the connection is gone.
+    pub(crate) async fn raw(&self, frame: UpstreamMessage) -> Option<()> {
+        self.up.send(frame).await.ok()
+    }
+
     /// Everything sent before is durable: frames of one stream take effect in order. Messages that arrive meanwhile are
     /// passed over.
     pub(crate) async fn barrier(&mut self) {

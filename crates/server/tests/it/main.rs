@@ -8,6 +8,7 @@ mod client;
 mod credentials;
 mod durability;
 mod identity;
+mod kills;
 mod limits;
 mod ops;
 mod process;

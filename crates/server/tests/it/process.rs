@@ -19,8 +19,12 @@ pub(crate) struct Process {
 }
 
 fn serve(dir: &Path) -> Command {
+    serve_on(dir, ([127, 0, 0, 1], 0).into())
+}
+
+fn serve_on(dir: &Path, grpc: SocketAddr) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
-    command.args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--data-dir"]);
+    command.args(["serve", "--grpc", &grpc.to_string(), "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--data-dir"]);
     command.arg(dir).env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0").env("TRUNKLINE_LOG", "error");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -28,7 +32,12 @@ fn serve(dir: &Path) -> Command {
 
 impl Process {
     pub(crate) fn start(dir: &Path) -> Self {
-        let mut child = serve(dir).arg("--dev").spawn().unwrap();
+        Self::start_on(dir, ([127, 0, 0, 1], 0).into())
+    }
+
+    /// At an address that its clients know.
+    pub(crate) fn start_on(dir: &Path, grpc: SocketAddr) -> Self {
+        let mut child = serve_on(dir, grpc).arg("--dev").spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
