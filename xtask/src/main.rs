@@ -28,6 +28,12 @@ enum Command {
     },
     /// The house rules: who may name whom, and no function over its limit.
     Tidy,
+    /// A long life of a server, compressed.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 1200)]
+        seconds: u64,
+    },
     /// Runs the benches and prints their table: `store [section …]` or `agent [section …]`.
     Bench {
         /// Which bench.
@@ -41,6 +47,11 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Test { steps } => test::run(&steps),
         Command::Tidy => tidy::run(),
+        Command::Soak { seconds } => {
+            let mut soak = run::cargo(&["test", "--quiet", "--release", "--package", "trunkline", "--test", "soak"]);
+            soak.env("TRUNKLINE_SOAK_SECONDS", seconds.to_string());
+            run::checked(soak)
+        }
         Command::Bench { name, args } => {
             let package = match name.as_str() {
                 "agent" => "trunkline".to_owned(),
