@@ -19,8 +19,9 @@ const SUITE: &str = "conformance/aether-v1";
 const DESELECTED: &str = "conformance-deselected.txt";
 
 /// The areas that are served so far.
-const AREAS: [&str; 13] = [
+const AREAS: [&str; 14] = [
     "test_admin.py",
+    "test_audit.py",
     "test_checkpoints.py",
     "test_connect.py",
     "test_events_metrics.py",
@@ -86,6 +87,7 @@ impl Server {
         command.arg("--data-dir").arg(data).stdout(Stdio::piped());
         // The suite expects the published quotas.
         command.env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "100").env("TRUNKLINE__LIMITS__MESSAGE_BURST", "200");
+        command.env("TRUNKLINE__LIMITS__AUDIT_EVENTS_PER_SECOND", "100");
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or("the server has no output")?;
         let mut line = String::new();

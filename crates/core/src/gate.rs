@@ -134,6 +134,17 @@ pub struct Inspect(pub &'static str);
 /// To make API keys for users.
 pub struct MintUserKeys;
 
+/// To report what one did, in a workspace.
+pub struct SubmitTrail<'a> {
+    pub(crate) workspace: &'a str,
+    pub(crate) home: Option<&'a str>,
+}
+
+/// To look up what was reported, in a workspace or, if that is empty, everywhere.
+pub struct ReadTrail<'a> {
+    pub(crate) workspace: &'a str,
+}
+
 /// To administer a part of the server, such as `sessions`.
 pub struct Administer(pub &'static str);
 
@@ -184,6 +195,9 @@ pub struct EnterPermit(());
 
 /// Allows changing rules.
 pub struct RulesPermit(());
+
+/// Allows adding to the audit trail.
+pub struct TrailPermit(());
 
 /// Allows administering.
 pub struct AdminPermit(());
@@ -345,6 +359,15 @@ impl Gate {
             reader.follow_from_tail(&topic)?;
         }
         Ok(reader)
+    }
+
+    /// A transaction on the audit trail.
+    pub(crate) async fn keep_trail<T: std::marker::Send + 'static>(
+        &self,
+        _permit: &TrailPermit,
+        run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, Error> + std::marker::Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        self.0.store.ledger.write(run).await
     }
 
     /// What this server's log is called: the same as long as its data is.

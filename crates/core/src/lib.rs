@@ -4,6 +4,7 @@
 //! A request enters with a [`caller::Caller`], asks the [`gate`] for a permit, and does with it what a slice
 //! ([`message`], [`session`], [`checkpoint`]) says.
 
+pub mod audit;
 pub mod caller;
 pub mod checkpoint;
 pub mod error;
@@ -34,6 +35,7 @@ pub fn migrations() -> Vec<Migration> {
         kv::MIGRATIONS,
         token::MIGRATIONS,
         workspace::MIGRATIONS,
+        audit::MIGRATIONS,
     ]
     .concat()
 }

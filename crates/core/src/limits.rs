@@ -45,6 +45,8 @@ pub struct Limits {
     pub message_burst: u32,
     /// Connections whose principals live in one workspace, on this node.
     pub connections_per_workspace: u32,
+    /// Audit events that one connection may submit a second, and at once after a pause.
+    pub audit_events_per_second: u32,
     /// Largest payload of a message, in bytes. Clients rely on the published 1 MiB passing.
     pub payload_bytes_max: usize,
     /// Largest frame that a client may send, in bytes. The published default.
@@ -61,6 +63,7 @@ impl Default for Limits {
             messages_per_second: 10_000,
             message_burst: 20_000,
             connections_per_workspace: 10_000,
+            audit_events_per_second: 1000,
             payload_bytes_max: 1024 * 1024,
             frame_bytes_max: 4 * 1024 * 1024,
             kv_value_bytes_max: 1024 * 1024,

@@ -94,6 +94,7 @@ pub struct Sender {
     sessions: Sessions,
     source: String,
     bucket: Option<TokenBucket>,
+    audit_bucket: Option<TokenBucket>,
     payload_bytes_max: usize,
     read_metric: ReadMetric,
     /// Where the last message went: most who send much send it to one target.
@@ -122,6 +123,11 @@ impl Sender {
             sessions,
             source,
             bucket,
+            audit_bucket: TokenBucket::new(
+                limits.audit_events_per_second,
+                limits.audit_events_per_second,
+                Instant::now(),
+            ),
             payload_bytes_max: limits.payload_bytes_max,
             read_metric,
             last: None,
@@ -211,6 +217,19 @@ impl Sender {
             return Ok(None);
         }
         self.gate.submit(batch).await.map(Some).map_err(|error| (count, error))
+    }
+
+    /// Takes account of one audit event.
+    ///
+    /// # Errors
+    /// `ERR_AUDIT_RATE_LIMITED`, with how long to wait.
+    pub fn take_audit_token(&mut self) -> Result<(), Error> {
+        let Some(Err(wait)) = self.audit_bucket.as_mut().map(|bucket| bucket.take(Instant::now())) else {
+            return Ok(());
+        };
+        let message = format!("foreign audit submission rate limit exceeded; retry after {} ms", wait.as_millis());
+        let refused = Error::new(Kind::Exhausted, "ERR_AUDIT_RATE_LIMITED", message);
+        Err(Error { retry_after: Some(wait), ..refused })
     }
 
     fn take_token(&mut self, refusal: &'static str) -> Result<(), Error> {

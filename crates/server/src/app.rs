@@ -8,6 +8,7 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_core::{
+    audit,
     gate::Gate,
     kv,
     session::{self, Sessions},
@@ -205,12 +206,20 @@ impl Server {
                 if let Err(error) = log.sweep().await {
                     tracing::warn!(%error, "retention sweep failed; the next one goes on");
                 }
+                if let Err(error) = forget_audit(&gate, retention.audit_days).await {
+                    tracing::warn!(%error, "old audit events were not removed; the next sweep goes on");
+                }
                 if let Err(error) = kv::sweep(&gate).await {
                     tracing::warn!(%error, "expired keys were not removed; the next sweep goes on");
                 }
             }
         });
     }
+}
+
+async fn forget_audit(gate: &Gate, days: u64) -> Result<(), trunkline_core::Error> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    if days == 0 { Ok(()) } else { audit::sweep(gate, now.saturating_sub(days.saturating_mul(86_400)) as i64).await }
 }
 
 /// Opening replays what the last run left, so it runs where it may block.

@@ -101,6 +101,8 @@ impl MessagesConfig {
 pub struct RetentionConfig {
     /// Messages on the lanes of identities and on broadcasts.
     pub lanes_hours: u64,
+    /// What principals report to the audit trail.
+    pub audit_days: u64,
     /// Pause between two sweeps.
     pub sweep_seconds: u64,
 }
@@ -138,7 +140,7 @@ impl Default for Listen {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { lanes_hours: 24, sweep_seconds: 60 }
+        Self { lanes_hours: 24, audit_days: 90, sweep_seconds: 60 }
     }
 }
 

@@ -18,7 +18,8 @@
 
 use super::{
     AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreditMetrics, Enter, EnterPermit, Inspect, Intent,
-    Keep, KeepPermit, MintUserKeys, QueryConnection, Report, RulesPermit, Send, SendPermit, UseKeys,
+    Keep, KeepPermit, MintUserKeys, QueryConnection, ReadTrail, Report, RulesPermit, Send, SendPermit, SubmitTrail,
+    TrailPermit, UseKeys,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -264,6 +265,34 @@ impl Intent for Inspect {
             return Ok(());
         }
         Err(denied(format!("looking at {} takes READ on admin/{}", self.0, self.0)))
+    }
+}
+
+impl Intent for SubmitTrail<'_> {
+    type Permit = TrailPermit;
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<TrailPermit, Error> {
+        let is_own = self.workspace.is_empty() || self.home == Some(self.workspace);
+        if is_own || has(caller, rules, "capability", "capability/audit_submit", Level::READ) {
+            return Ok(TrailPermit(()));
+        }
+        let message =
+            "cross-workspace audit submission requires capability/audit_submit on the target workspace".to_owned();
+        Err(denied(message))
+    }
+}
+
+impl Intent for ReadTrail<'_> {
+    type Permit = AdminPermit;
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<AdminPermit, Error> {
+        let named = !self.workspace.is_empty();
+        if is_admin(caller, rules, "audit", Level::READ)
+            || named && has(caller, rules, "workspace", self.workspace, Level::READ)
+        {
+            return Ok(AdminPermit(()));
+        }
+        Err(denied("insufficient permissions for audit query".to_owned()))
     }
 }
 

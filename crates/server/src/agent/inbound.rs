@@ -1,6 +1,7 @@
 //! What a client asks for, one frame after the other.
 
 mod admin;
+mod audit;
 mod kv;
 mod rules;
 mod sessions;
@@ -84,6 +85,15 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
             let (caller, gateway) = (connection.session.caller.clone(), connection.gateway);
             let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, *query).await;
             replies.into_iter().for_each(|reply| connection.reply(reply));
+        }
+        Some(Up::SubmitAuditEvent(request)) => {
+            let reply = audit::submit(connection, *request).await;
+            connection.reply(Down::SubmitAuditEventResponse(reply.into()));
+        }
+        Some(Up::AuditQuery(query)) => {
+            let caller = connection.session.caller.clone();
+            let reply = audit::query(&connection.gateway.gate, &caller, *query).await;
+            connection.reply(Down::AuditResponse(reply.into()));
         }
         Some(Up::ConnectionStatusRequest(request)) => {
             let reply = sessions::status(&connection.gateway.sessions, &connection.session.caller, *request);

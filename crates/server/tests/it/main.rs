@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
 mod acks;
+mod audit;
 mod cli;
 mod client;
 mod credentials;
