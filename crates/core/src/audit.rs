@@ -159,7 +159,7 @@ pub async fn query(gate: &Gate, caller: &Caller, mut filter: Filter) -> Result<(
     let permit = gate.authorize(caller, ReadTrail { workspace: &filter.workspace })?;
     let excluded = [&filter.except_actor_kinds, &filter.except_workspaces];
     if excluded.iter().any(|list| list.len() > EXCLUDED_MAX) {
-        let message = format!("at most {} kinds or workspaces can be left out", EXCLUDED_MAX);
+        let message = format!("at most {EXCLUDED_MAX} kinds or workspaces can be left out");
         return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message));
     }
     filter.limit = if filter.limit <= 0 { PAGE } else { filter.limit.min(PAGE_MAX) };

@@ -335,6 +335,14 @@ impl Gate {
         self.0.store.ledger.write(run).await
     }
 
+    /// A read transaction of the server itself, for nobody.
+    pub(crate) async fn glance<T: std::marker::Send + 'static>(
+        &self,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, ledger::Error> + std::marker::Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        Ok(self.0.store.ledger.read(run).await?)
+    }
+
     /// A read transaction for an administrator.
     pub(crate) async fn look<T>(
         &self,

@@ -35,7 +35,7 @@ pub const KV_LIST_MAX: usize = 1000;
 /// Bytes on one page of a listing, unless a single value is larger: well below the largest frame that a client takes.
 pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Limits that an operator sets. 0 is no limit, except for sizes.
+/// Limits that an operator sets. 0 is no limit, except for sizes and times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -43,6 +43,8 @@ pub struct Limits {
     pub messages_per_second: u32,
     /// Messages that it may send at once after a pause.
     pub message_burst: u32,
+    /// How long a client may take to say who it is, in seconds. The published default.
+    pub handshake_seconds: u64,
     /// Connections whose principals live in one workspace, on this node.
     pub connections_per_workspace: u32,
     /// Audit events that one connection may submit a second, and at once after a pause.
@@ -62,6 +64,7 @@ impl Default for Limits {
         Self {
             messages_per_second: 10_000,
             message_burst: 20_000,
+            handshake_seconds: 30,
             connections_per_workspace: 10_000,
             audit_events_per_second: 1000,
             payload_bytes_max: 1024 * 1024,

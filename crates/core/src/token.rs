@@ -228,10 +228,6 @@ pub async fn revoke(sessions: &Sessions, caller: &Caller, id: &str, remove: bool
 /// [`Kind::Unauthenticated`] for a secret that is none, [`Kind::Denied`] for one that is for somebody else.
 pub async fn authenticate(gate: &Gate, secret: &str, claimed: &Identity) -> Result<Credential, Error> {
     let (hash, at) = (digest(secret), now());
-    let unknown = || {
-        let message = "credential authentication failed: authentication failed: token not found or expired/revoked";
-        Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", message)
-    };
     let found = gate.housekeep(move |tx| sql::used(tx, hash.clone(), at)).await?.ok_or_else(unknown)?;
     check_binding(&found, claimed)?;
     Ok(Credential {
@@ -239,6 +235,24 @@ pub async fn authenticate(gate: &Gate, secret: &str, claimed: &Identity) -> Resu
         token: Some(found.id),
         workspaces: found.workspace_patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect(),
     })
+}
+
+/// Whether the key that a session came in with is still good. To be asked once the session is listed: a key that is revoked
+/// before that is found here, and one that is revoked after it ends the session.
+///
+/// # Errors
+/// [`Kind::Unauthenticated`] if not, [`Kind::Unavailable`].
+pub async fn confirm(gate: &Gate, credential: &Credential) -> Result<(), Error> {
+    let Some(id) = credential.token.clone() else { return Ok(()) };
+    if gate.glance(move |tx| sql::is_good(tx, id.clone())).await? {
+        return Ok(());
+    }
+    Err(unknown())
+}
+
+fn unknown() -> Error {
+    let message = "credential authentication failed: authentication failed: token not found or expired/revoked";
+    Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", message)
 }
 
 fn check_binding(token: &Token, claimed: &Identity) -> Result<(), Error> {

@@ -34,16 +34,20 @@ enum Command {
     Tail(cli::messages::Tail),
 }
 
+/// As lines for people, or as JSON for machines, by `TRUNKLINE_LOG_FORMAT`.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TRUNKLINE_LOG");
+    let filter = filter.unwrap_or_else(|_| "info,fjall=warn,lsm_tree=warn".into());
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    match std::env::var("TRUNKLINE_LOG_FORMAT").as_deref() {
+        Ok("json") => log.json().flatten_event(true).init(),
+        _ => log.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}
+
 fn main() -> ExitCode {
     let command = Args::parse().command;
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("TRUNKLINE_LOG")
-                .unwrap_or_else(|_| "info,fjall=warn,lsm_tree=warn".into()),
-        )
-        .init();
+    log_to_stderr();
     let done = match command {
         Command::Serve(args) => cli::serve::run(&args),
         Command::Config(args) => cli::serve::show(&args),

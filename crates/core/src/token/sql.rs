@@ -25,6 +25,7 @@ const ANY_KIND: &str = "*";
 const USED: &str =
     "SELECT id, name, kind, created_by, workspace_patterns, scopes, created_at, expires_at, last_used_at,
     revoked_at FROM tokens WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)";
+const IS_GOOD: &str = "SELECT id FROM tokens WHERE id = $1 AND revoked_at IS NULL";
 const NOTE_USE: &str = "UPDATE tokens SET last_used_at = $2 WHERE hash = $1";
 const USE_INTERVAL: i64 = 60;
 
@@ -58,6 +59,11 @@ pub(super) fn insert_first(tx: &mut WriteTx, token: Token, hash: String) -> TxFu
 
 pub(super) fn all(tx: &mut ReadTx) -> TxFuture<'_, Vec<Token>, Error> {
     Box::pin(async move { tx.query(ALL, &[]).await?.iter().map(token).collect() })
+}
+
+/// Whether the key is there and not revoked.
+pub(super) fn is_good(tx: &mut ReadTx, id: String) -> TxFuture<'_, bool, Error> {
+    Box::pin(async move { Ok(tx.query_opt(IS_GOOD, &[id.into()]).await?.is_some()) })
 }
 
 /// The key with this hash if it can be used, noting that it was.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic::{Code, Status, Streaming, metadata::MetadataMap};
-use trunkline_core::{identity::Identity, kv, session::Session};
+use trunkline_core::{identity::Identity, kv, session::Session, token};
 use trunkline_proto::v1::{
     BuildInfo, ConfigSnapshot, ConnectionAck, ExtensionDeclaration, InitConnection, NegotiatedExtension,
     UpstreamMessage, downstream_message::Payload as Down, upstream_message::Payload as Up,
@@ -14,9 +14,6 @@ use super::{
     outbound::{Frame, Outbound},
 };
 use crate::error::status;
-
-/// How long a client may take to say who it is. The published contract's figure.
-const INIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Names extensions in the request's headers, comma-separated; those are always optional.
 const EXTENSIONS_HEADER: &str = "aether-extensions";
@@ -45,7 +42,8 @@ pub(super) async fn shake(
     inbound: &mut Streaming<UpstreamMessage>,
     outbound: &Outbound,
 ) -> Result<Agreed, Status> {
-    let init = first_frame(inbound).await?;
+    let patience = Duration::from_secs(gateway.limits.handshake_seconds);
+    let init = first_frame(inbound, patience).await?;
     let identity = convert::identity(&init);
     let identity = identity.map_err(|e| Status::invalid_argument(format!("invalid identity: {e}")))?;
     let credential = gateway
@@ -55,6 +53,7 @@ pub(super) async fn shake(
         .map_err(|e| status(&e))?;
     let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
+    token::confirm(&gateway.gate, &session.caller.credential).await.map_err(|e| status(&e))?;
     let (negotiated, refused) = negotiate(&init.extensions, metadata);
     let acks = negotiated.iter().any(|each| each.supported && each.uri == ACK_EXTENSION);
     let ack = ack(&session, negotiated);
@@ -84,8 +83,8 @@ pub(super) async fn snapshot(gateway: &Gateway, session: &Session) -> Option<Dow
     })))
 }
 
-async fn first_frame(inbound: &mut Streaming<UpstreamMessage>) -> Result<InitConnection, Status> {
-    let frame = tokio::time::timeout(INIT_TIMEOUT, inbound.message());
+async fn first_frame(inbound: &mut Streaming<UpstreamMessage>, patience: Duration) -> Result<InitConnection, Status> {
+    let frame = tokio::time::timeout(patience, inbound.message());
     let frame = frame.await.map_err(|_| Status::deadline_exceeded("timeout waiting for InitConnection"))?;
     match frame.map_err(transport_error)? {
         Some(UpstreamMessage { payload: Some(Up::Init(init)), .. }) => Ok(*init),

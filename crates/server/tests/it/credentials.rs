@@ -148,3 +148,22 @@ async fn guessing_makes_the_guesser_wait() {
     assert!(world.refused(with_key(agent("two"), "guess")).await.1.contains("not found"));
     world.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_revoked_while_its_client_connects_leaves_nobody_in() {
+    let mut world = World::new().await;
+    let grpc = world.server.addresses().grpc;
+    for n in 0..30 {
+        let made = world.key("agent", "", "*").await;
+        let (init, id) = (with_key(agent(&n.to_string()), &made.plaintext_token), made.created_token.unwrap().id);
+        let connecting = tokio::spawn(Client::connect(grpc, init));
+        // At a different moment each time.
+        tokio::time::sleep(std::time::Duration::from_micros(n * 100)).await;
+        let revoke = TokenOperation { op: OpType::Revoke.into(), token_id: id, ..TokenOperation::default() };
+        assert!(world.token(revoke).await.success);
+        if let Ok(mut client) = connecting.await.unwrap() {
+            assert!(client.end().await.is_some(), "it was let in, and is put out");
+        }
+    }
+    world.server.stop().await;
+}

@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod credentials;
 mod durability;
+mod handshake;
 mod identity;
 mod kills;
 mod limits;
