@@ -157,20 +157,24 @@ pub struct SendPermit {
 #[derive(Default)]
 pub struct Batch {
     appends: Vec<Append>,
+    /// What the sender calls each; most are nameless.
+    keys: Vec<Box<str>>,
     bytes: usize,
 }
 
 impl Batch {
-    /// Adds a record to what the permit allows.
-    pub fn push(&mut self, permit: &SendPermit, payload: Vec<u8>) {
+    /// Adds a record to what the permit allows. With a key, it is written only if `by` did not write one with that key to the
+    /// topic before.
+    pub fn push(&mut self, permit: &SendPermit, payload: Vec<u8>, by: &Identity, key: &str) {
         self.bytes += payload.len();
-        self.appends.push(Append::new(&permit.topic, payload));
+        let append = Append::new(&permit.topic, payload);
+        self.appends.push(if key.is_empty() { append } else { append.dedup(format!("{by}\n{key}")) });
+        self.keys.push(key.into());
     }
 
-    /// How many they are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.appends.len()
+    /// What the sender calls each.
+    pub(crate) fn take_keys(&mut self) -> Vec<Box<str>> {
+        std::mem::take(&mut self.keys)
     }
 
     /// Their size, in bytes.

@@ -14,6 +14,9 @@ pub const METRIC_METADATA_MAX: usize = 64;
 /// Longest target topic that a client may name, in bytes. The published contract's figure.
 pub const TARGET_BYTES_MAX: usize = 256;
 
+/// Longest name that a sender may give to a message, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+
 /// Longest identifier, in bytes. The published contract's figure.
 pub const IDENTIFIER_BYTES_MAX: usize = 128;
 

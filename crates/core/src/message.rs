@@ -1,6 +1,10 @@
 //! One principal to a topic: checks, the envelope, one append.
 
-use std::time::Instant;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use trunkline_store::log::{self, Record, SubmittedEach};
@@ -10,7 +14,7 @@ use crate::{
     error::{Error, Kind},
     gate::{self, AsOf, Batch, Gate, SendPermit},
     identity::SEPARATOR,
-    limits::{Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, TokenBucket},
+    limits::{IDEMPOTENCY_KEY_BYTES_MAX, Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, TokenBucket},
     session::{Session, Sessions},
     topic::{Target, own_lane},
 };
@@ -102,6 +106,34 @@ pub struct Sender {
     accepted: Batch,
 }
 
+/// Messages that are queued. Resolves, when all that were written are durable, to what those that were not are called, and
+/// why. Dropping it takes none of them back.
+pub struct Sent {
+    keys: Vec<Box<str>>,
+    submitted: SubmittedEach,
+}
+
+impl Sent {
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.keys.len()
+    }
+}
+
+impl Future for Sent {
+    type Output = Vec<(Box<str>, log::Error)>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let outcome = std::task::ready!(Pin::new(&mut self.submitted).poll(cx));
+        let keys = std::mem::take(&mut self.keys).into_iter();
+        Poll::Ready(match outcome {
+            Ok(each) => keys.zip(each).filter_map(|(key, outcome)| Some((key, outcome.err()?))).collect(),
+            Err(error) => keys.map(|key| (key, error.clone())).collect(),
+        })
+    }
+}
+
 /// A target as a client named it.
 struct Route {
     name: String,
@@ -136,12 +168,17 @@ impl Sender {
     }
 
     /// Checks a message and accepts it, to be submitted together with others. What one session sends to one topic keeps
-    /// its order.
+    /// its order. With a `key`, a second message of that name to the same topic changes nothing for at least a day.
     ///
     /// # Errors
     /// In the published order and with its codes: `ERR_INVALID_TOPIC`, `ERR_PAYLOAD_TOO_LARGE`, `ERR_RATE_LIMITED`,
-    /// `ERR_SV_UNAVAILABLE`, `ERR_PERMISSION_DENIED`, `ERR_METRIC_*`.
-    pub fn send(&mut self, session: &Session, target: &str, kind: i32, payload: &[u8]) -> Result<(), Error> {
+    /// `ERR_SV_UNAVAILABLE`, `ERR_PERMISSION_DENIED`, `ERR_METRIC_*`; before them `ERR_INVALID_ARGUMENT` for a key that is
+    /// too long.
+    pub fn send(&mut self, session: &Session, target: &str, kind: i32, payload: &[u8], key: &str) -> Result<(), Error> {
+        if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+            let message = format!("idempotency_key may have {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+            return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message));
+        }
         let mut route = match self.last.take() {
             Some(last) if last.name == target => last,
             _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None },
@@ -170,7 +207,7 @@ impl Sender {
         };
         let workspace = declared.or(session.workspace()).unwrap_or_default();
         let envelope = Envelope::encode(&self.source, workspace, kind, payload);
-        self.accepted.push(&permit, envelope);
+        self.accepted.push(&permit, envelope, &session.caller.identity, key);
         if !matches!(route.target, Target::AnyService { .. }) {
             route.granted = Some((as_of, permit));
         }
@@ -196,7 +233,7 @@ impl Sender {
         self.take_token("progress report rate limit exceeded")?;
         let workspace = session.workspace().unwrap_or_default();
         let progress = Progress::encode(&self.source, workspace, recipient, body);
-        self.accepted.push(&permit, progress);
+        self.accepted.push(&permit, progress, &session.caller.identity, "");
         Ok(())
     }
 
@@ -206,17 +243,20 @@ impl Sender {
         self.accepted.bytes() >= ACCEPTED_BYTES_MAX
     }
 
-    /// Queues what was accepted since the last time. The answer, when awaited, says that it is durable.
+    /// Queues what was accepted since the last time. What it resolves to says what became durable.
     ///
     /// # Errors
-    /// With the number of messages that are lost, for each of which the sender is told [`publish_failed`].
-    pub async fn submit(&mut self) -> Result<Option<SubmittedEach>, (usize, log::Error)> {
-        let batch = std::mem::take(&mut self.accepted);
-        let count = batch.count();
-        if count == 0 {
+    /// With what the lost messages are called, for each of which the sender is told [`publish_failed`].
+    pub async fn submit(&mut self) -> Result<Option<Sent>, (Vec<Box<str>>, log::Error)> {
+        let mut batch = std::mem::take(&mut self.accepted);
+        let keys = batch.take_keys();
+        if keys.is_empty() {
             return Ok(None);
         }
-        self.gate.submit(batch).await.map(Some).map_err(|error| (count, error))
+        match self.gate.submit(batch).await {
+            Ok(submitted) => Ok(Some(Sent { keys, submitted })),
+            Err(error) => Err((keys, error)),
+        }
     }
 
     /// Takes account of one audit event.

@@ -19,15 +19,17 @@ use tokio::time::MissedTickBehavior;
 use tonic::{Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{
     Error,
-    message::{Envelope, Sender, publish_failed},
+    message::{Envelope, Sender, Sent, publish_failed},
     session::Session,
     topic::own_lane,
     work::WorkGroup,
 };
-use trunkline_proto::v1::{Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType};
+use trunkline_proto::v1::{
+    ErrorResponse, Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType,
+};
 use trunkline_store::{
     lease::Loss,
-    log::{self, Item, Record, SubmittedEach},
+    log::{self, Item, Record},
 };
 
 use super::{
@@ -122,7 +124,7 @@ pub(super) struct Connection<'a> {
     /// What the transport has no room for yet.
     frames: VecDeque<Frame>,
     /// Messages on their way to the disk, in their order there. Answered only if they fail.
-    sent: VecDeque<SubmittedEach>,
+    sent: VecDeque<Sent>,
     /// How many those are.
     messages: usize,
     /// Requests that are under way, in the order in which they came; they are answered in it too.
@@ -284,27 +286,33 @@ impl Connection<'_> {
     /// Sends the messages that were accepted on their way to the disk.
     async fn submit(&mut self) {
         match self.sender.submit().await {
-            Ok(Some(submitted)) => {
-                self.messages += submitted.count();
-                self.gateway.metrics.accepted.inc_by(submitted.count() as u64);
-                self.sent.push_back(submitted);
+            Ok(Some(sent)) => {
+                self.messages += sent.count();
+                self.gateway.metrics.accepted.inc_by(sent.count() as u64);
+                self.sent.push_back(sent);
             }
             Ok(None) => {}
-            Err((count, error)) => self.refuse_messages(count, &error),
+            Err((keys, error)) => self.lost(keys.into_iter().map(|key| (key, error.clone())).collect()),
         }
     }
 
-    fn answer(&mut self, (count, outcome): Outcome) {
+    fn answer(&mut self, (count, lost): Outcome) {
         self.messages -= count;
-        match outcome {
-            Ok(each) => each.iter().filter_map(|each| each.as_ref().err()).for_each(|e| self.refuse_messages(1, e)),
-            Err(error) => self.refuse_messages(count, &error),
-        }
+        self.lost(lost);
     }
 
-    fn refuse_messages(&mut self, count: usize, error: &log::Error) {
-        tracing::warn!(%error, count, identity = %self.session.caller.identity, "messages not appended");
-        (0..count).for_each(|_| self.refuse(&publish_failed()));
+    fn lost(&mut self, lost: Vec<(Box<str>, log::Error)>) {
+        if let Some((_, error)) = lost.first() {
+            tracing::warn!(%error, count = lost.len(), identity = %self.session.caller.identity, "messages not appended");
+        }
+        lost.into_iter().for_each(|(key, _)| self.refuse_message(&publish_failed(), &key));
+    }
+
+    /// Refuses a message by what its sender calls it.
+    pub(super) fn refuse_message(&mut self, error: &Error, key: &str) {
+        self.gateway.metrics.refused.get_or_create(&Code { code: error.code }).inc();
+        let error = ErrorResponse { request_id: key.to_owned(), ..response(error) };
+        self.reply(Down::Error(error.into()));
     }
 
     pub(super) fn reply(&mut self, payload: Down) {
@@ -312,8 +320,7 @@ impl Connection<'_> {
     }
 
     pub(super) fn refuse(&mut self, error: &Error) {
-        self.gateway.metrics.refused.get_or_create(&Code { code: error.code }).inc();
-        self.reply(Down::Error(response(error).into()));
+        self.refuse_message(error, "");
     }
 
     /// Notes a request that is under way.
@@ -441,14 +448,15 @@ impl Connection<'_> {
     }
 }
 
-/// What came of messages, and how many they were.
-type Outcome = (usize, Result<Vec<Result<log::Appended, log::Error>>, log::Error>);
+/// How many messages were sent, and which of them were lost.
+type Outcome = (usize, Vec<(Box<str>, log::Error)>);
 
 /// What came of the first. Cancel-safe; never ready if there is none.
-fn outcome(sent: &mut VecDeque<SubmittedEach>) -> impl Future<Output = Outcome> {
+fn outcome(sent: &mut VecDeque<Sent>) -> impl Future<Output = Outcome> {
     poll_fn(|cx| {
         let Some(first) = sent.front_mut() else { return Poll::Pending };
-        let outcome = Pin::new(&mut *first).poll(cx).map(|outcome| (first.count(), outcome));
+        let count = first.count();
+        let outcome = Pin::new(first).poll(cx).map(|lost| (count, lost));
         if outcome.is_ready() {
             sent.pop_front();
         }

@@ -130,15 +130,15 @@ fn acknowledge(connection: &mut Connection<'_>, ack: &Acknowledgement) {
 
 /// Success is silent: the next frame is read while this one is on its way to the disk.
 fn send(connection: &mut Connection<'_>, message: &SendMessage) {
-    let SendMessage { target_topic, payload, message_type, authorization, .. } = message;
+    let SendMessage { target_topic, payload, message_type, authorization, idempotency_key: key, .. } = message;
     let sent = if convert::is_direct(authorization.as_deref()) {
-        connection.sender.send(&connection.session, target_topic, *message_type, payload)
+        connection.sender.send(&connection.session, target_topic, *message_type, payload, key)
     } else {
         let why = format!("not authorized to send to topic {target_topic}");
         Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", why))
     };
     if let Err(error) = sent {
-        connection.refuse(&error);
+        connection.refuse_message(&error, key);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What was accepted arrives: in order, once or again, never not.
 
 use trunkline::{Config, Server};
-use trunkline_proto::v1::downstream_message::Payload as Down;
+use trunkline_proto::v1::{SendMessage, downstream_message::Payload as Down, upstream_message::Payload as Up};
 
 use crate::{
     client::{Client, agent, lane, server, worker},
@@ -90,6 +90,41 @@ async fn whoever_read_some_gets_the_rest() {
     let mut receiver = Client::connect(grpc, agent("receiver")).await.unwrap();
     assert_eq!(receiver.numbers(10).await, (20..30).collect::<Vec<_>>());
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_with_a_name_is_delivered_once_and_its_errors_carry_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(dir.path());
+    let named = |target: &str, key: &str, number: usize| {
+        Up::Send(SendMessage {
+            target_topic: target.into(),
+            payload: number.to_string().into(),
+            idempotency_key: key.into(),
+            ..SendMessage::default()
+        })
+    };
+    let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
+    sender.put(named(&lane("one"), "a", 1)).await;
+    sender.put(named(&lane("one"), "a", 2)).await;
+    sender.put(named(&lane("one"), "b", 3)).await;
+    sender.put(named("nowhere", "c", 4)).await;
+    let error = sender.error().await;
+    assert_eq!((error.code.as_str(), error.request_id.as_str()), ("ERR_INVALID_TOPIC", "c"));
+    sender.put(named(&lane("one"), &"k".repeat(129), 5)).await;
+    assert_eq!(sender.error().await.code, "ERR_INVALID_ARGUMENT");
+    sender.barrier().await;
+    process.kill();
+    let process = Process::start(dir.path());
+    // Whoever did not hear that it was durable sends it again; another's name is another's.
+    let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
+    let mut other = Client::connect(process.grpc, agent("other")).await.unwrap();
+    sender.put(named(&lane("one"), "a", 6)).await;
+    sender.barrier().await;
+    other.put(named(&lane("one"), "a", 7)).await;
+    other.barrier().await;
+    let mut one = Client::connect(process.grpc, agent("one")).await.unwrap();
+    assert_eq!(one.numbers(3).await, [1, 3, 7]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
