@@ -191,12 +191,13 @@ fn check(event: &Event) -> Result<(), Error> {
 
 /// `WorkflowEngine`, `workflow-engine` and `workflow_engine` are one.
 fn plain(kind: &str) -> String {
-    let mut plain = String::new();
+    let (mut plain, mut before) = (String::new(), ' ');
     for c in kind.chars() {
-        if c.is_uppercase() && plain.chars().next_back().is_some_and(char::is_lowercase) {
+        if c.is_uppercase() && before.is_lowercase() {
             plain.push('_');
         }
         plain.extend(if c == '-' || c == ' ' { '_' } else { c }.to_lowercase());
+        before = c;
     }
     plain
 }
