@@ -105,11 +105,16 @@ impl WorkGroup {
                 item = next => item?,
                 () = self.returned.notified() => continue,
             };
-            if let Item::Record(record) = item {
-                let mut out = lock(&self.out);
-                let before = std::mem::replace(&mut out.last, record.offset.0);
-                out.pulled.insert(record.offset.0, before);
-                return Ok(record);
+            match item {
+                Item::Record(record) => {
+                    let mut out = lock(&self.out);
+                    let before = std::mem::replace(&mut out.last, record.offset.0);
+                    out.pulled.insert(record.offset.0, before);
+                    return Ok(record);
+                }
+                // It was nobody's yet, so there is nobody to tell but the operator.
+                Item::Gap(gap) => tracing::warn!(topic = %gap.topic, through = %gap.through, "work was trimmed undone"),
+                Item::Transient(_) | Item::End { .. } => {}
             }
         }
     }

@@ -18,10 +18,10 @@ use futures_util::{
 use tokio::time::MissedTickBehavior;
 use tonic::{Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{
-    Error,
+    Error, Kind,
     message::{Envelope, Sender, Sent, publish_failed},
     session::Session,
-    topic::own_lane,
+    topic::{is_progress, own_lane},
     work::WorkGroup,
 };
 use trunkline_proto::v1::{
@@ -29,7 +29,7 @@ use trunkline_proto::v1::{
 };
 use trunkline_store::{
     lease::Loss,
-    log::{self, Item, Record},
+    log::{self, Gap, Item, Record},
 };
 
 use super::{
@@ -366,28 +366,43 @@ impl Connection<'_> {
 
     fn deliver(&mut self) {
         self.gateway.metrics.delivered.inc_by(self.items.len() as u64);
-        for item in self.items.drain(..) {
+        let mut items = std::mem::take(&mut self.items);
+        for item in items.drain(..) {
             match item {
-                Item::Record(record) => match convert::record(&record, &self.lane) {
-                    Ok(Some(payload)) => {
-                        let delivery = self.session.delivery(record.offset);
-                        self.frames.push_back(match &mut self.acks {
-                            Some(acks) => {
-                                acks.delivered(delivery);
-                                Frame::unacknowledged(payload, record.offset, false)
-                            }
-                            None => Frame::lane(payload, delivery),
-                        });
-                    }
-                    Ok(None) => {}
-                    Err(error) => tracing::error!(%error, "skipped"),
-                },
-                Item::Gap(gap) => {
-                    let identity = &self.session.caller.identity;
-                    tracing::warn!(%identity, topic = %gap.topic, through = %gap.through, "history was trimmed unread");
-                }
+                Item::Record(record) => self.deliver_record(&record),
+                Item::Gap(gap) => self.deliver_gap(&gap),
                 Item::Transient(_) | Item::End { .. } => {}
             }
+        }
+        // Its room is used again.
+        self.items = items;
+    }
+
+    fn deliver_record(&mut self, record: &Record) {
+        match convert::record(record, &self.lane) {
+            Ok(Some(payload)) => {
+                let delivery = self.session.delivery(record.offset);
+                self.frames.push_back(match &mut self.acks {
+                    Some(acks) => {
+                        acks.delivered(delivery);
+                        Frame::unacknowledged(payload, record.offset, false)
+                    }
+                    None => Frame::lane(payload, delivery),
+                });
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "skipped"),
+        }
+    }
+
+    /// Never in silence; but progress that is gone is no progress any more.
+    fn deliver_gap(&mut self, gap: &Gap) {
+        let (identity, topic, through) = (&self.session.caller.identity, &gap.topic, gap.through);
+        tracing::warn!(%identity, %topic, %through, "history was trimmed unread");
+        if !is_progress(topic) {
+            let message =
+                format!("messages to {topic} were removed by retention before they were delivered, through {through}");
+            self.refuse(&Error::new(Kind::Precondition, "ERR_HISTORY_TRIMMED", message));
         }
     }
 

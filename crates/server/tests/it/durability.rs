@@ -128,6 +128,33 @@ async fn a_message_with_a_name_is_delivered_once_and_its_errors_carry_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_retention_removed_unread_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    for n in 0..3 {
+        sender.send(&lane("away"), n.to_string()).await;
+    }
+    sender.barrier().await;
+    let (log, topic) = (server.store().log.clone(), trunkline_store::log::Topic::new(&lane("away")).unwrap());
+    let through = log.status(&topic).await.unwrap().tail;
+    sender.send(&lane("away"), "3").await;
+    sender.barrier().await;
+    log.trim(&topic, through).await.unwrap();
+    let mut away = Client::connect(grpc, agent("away")).await.unwrap();
+    let error = away.error().await;
+    assert_eq!(error.code, "ERR_HISTORY_TRIMMED");
+    assert!(error.message.ends_with(&format!("through {through}")), "{}", error.message);
+    assert_eq!(away.numbers(1).await, [3]);
+    away.close().await;
+    let mut away = Client::connect(grpc, agent("away")).await.unwrap();
+    sender.send(&lane("away"), "4").await;
+    assert_eq!(away.numbers(1).await, [4], "it is told once");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn work_goes_to_every_task_where_that_is_set() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config { data_dir: dir.path().to_owned(), dev: true, ..Config::on_free_ports() };
