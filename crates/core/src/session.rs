@@ -5,7 +5,7 @@
 //!
 //! | lane | begins | remembered |
 //! | --- | --- | --- |
-//! | one's own (`ag` `tu` `ta` `us`, the singletons' receivers) | with all that is retained | yes |
+//! | one's own (`ag` `tu` `ta` `us`, the singletons' receivers) | with all that is retained | yes, but for `ta` |
 //! | `uu` and `pg::us` of a user | at the tail, later where the window stopped | yes |
 //! | `gu`, `uw` and `pg` of a user's workspace | at the tail, later where the window stopped on that workspace | yes, by workspace |
 //! | `pg` of an agent's workspace | at the tail, later where the agent stopped | yes |
@@ -300,6 +300,11 @@ impl Session {
     async fn follow_lanes(&mut self, before: u64) -> Result<(), Error> {
         let tail = self.gate.tail(&self.attend).offset.0;
         if let Some(own) = own_lane(&self.caller.identity)? {
+            if matches!(self.caller.identity, Identity::Task(_)) {
+                // Nobody comes back under an assigned id.
+                self.reader.follow_from_start(&own)?;
+                return Ok(());
+            }
             let from = self.remembered(OWN).await?.unwrap_or(0).max(before);
             self.follow(OWN.to_owned(), vec![own], from)?;
         }

@@ -95,12 +95,14 @@ impl MessagesConfig {
     }
 }
 
-/// How long things are kept; 0 is forever.
+/// How long things are kept; 0 is forever, and no limit.
 #[derive(Clone, Copy, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
     /// Messages on the lanes of identities and on broadcasts.
     pub lanes_hours: u64,
+    /// Payload of one such lane at most, in MiB.
+    pub lane_mib_max: u64,
     /// What principals report to the audit trail.
     pub audit_days: u64,
     /// Pause between two sweeps.
@@ -140,7 +142,7 @@ impl Default for Listen {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { lanes_hours: 24, audit_days: 90, sweep_seconds: 60 }
+        Self { lanes_hours: 24, lane_mib_max: 0, audit_days: 90, sweep_seconds: 60 }
     }
 }
 
@@ -204,7 +206,8 @@ impl Config {
     pub(crate) fn retention(&self) -> Vec<Retention> {
         let hours = self.retention.lanes_hours;
         let age = (hours > 0).then(|| Duration::from_secs(hours.saturating_mul(3600)));
-        vec![Retention { age, ..Retention::default() }, Retention::default()]
+        let bytes = Some(self.retention.lane_mib_max.saturating_mul(1024 * 1024)).filter(|bytes| *bytes > 0);
+        vec![Retention { age, bytes, ..Retention::default() }, Retention::default()]
     }
 }
 

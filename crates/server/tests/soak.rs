@@ -67,7 +67,7 @@ fn main() -> ExitCode {
 
 async fn soak(time: Duration) -> Vec<String> {
     let mut server = Server::start();
-    let idle_files = server.open_files();
+    let idle = server.sockets();
     let stage = Arc::new(Stage { grpc: server.grpc, over: AtomicBool::new(false), acts: AtomicU64::new(0) });
     let cast = tempers::all(&stage);
     let (begun, mut settled, mut samples) = (Instant::now(), 0, Vec::new());
@@ -91,7 +91,7 @@ async fn soak(time: Duration) -> Vec<String> {
     if end > settled + GROWTH_MAX {
         failures.push(format!("memory grew from {settled} to {end} bytes"));
     }
-    failures.extend(server.quiet(idle_files).await);
+    failures.extend(server.quiet(idle).await);
     for identity in tempers::identities() {
         if let Err(status) = Client::connect(server.grpc, identity.clone()).await {
             failures.push(format!("a lease is stuck: {status} for {identity:?}"));
@@ -116,7 +116,9 @@ impl Server {
         let log = dir.path().join("log.txt");
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
-        command.arg("--data-dir").arg(dir.path().join("data")).env("TRUNKLINE__RETENTION__SWEEP_SECONDS", "5");
+        // What a day of retention does, in minutes: what is old goes while clients come and go.
+        command.env("TRUNKLINE__RETENTION__SWEEP_SECONDS", "5").env("TRUNKLINE__RETENTION__LANE_MIB_MAX", "16");
+        command.arg("--data-dir").arg(dir.path().join("data"));
         command.stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
@@ -130,8 +132,11 @@ impl Server {
         statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
-    fn open_files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    /// Files that it opened for clients; the store opens and closes tables of its own.
+    fn sockets(&self) -> usize {
+        let all = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let targets = all.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
     }
 
     fn metrics(&self) -> String {
@@ -143,20 +148,19 @@ impl Server {
     }
 
     /// Waits until nobody is attached and their sockets are closed.
-    async fn quiet(&self, idle_files: usize) -> Option<String> {
+    async fn quiet(&self, idle: usize) -> Option<String> {
         let begun = Instant::now();
         loop {
             let text = self.metrics();
             let attached =
                 text.lines().filter(|line| line.starts_with("trunkline_connections{") && !line.ends_with(" 0"));
             let attached: Vec<&str> = attached.collect();
-            // The store opens and closes tables.
-            let files = self.open_files();
-            if attached.is_empty() && files < idle_files + 64 {
+            let sockets = self.sockets();
+            if attached.is_empty() && sockets <= idle {
                 return None;
             }
             if begun.elapsed() > QUIET {
-                return Some(format!("still there: {attached:?}, {files} open files of {idle_files} at the start"));
+                return Some(format!("still there: {attached:?}, {sockets} sockets, {idle} at the start"));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
