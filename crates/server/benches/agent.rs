@@ -94,7 +94,9 @@ impl Peer {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(dir.path()).args(["--durability", what]).env("TRUNKLINE_LOG", "error");
-        command.env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0");
+        command
+            .env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0")
+            .env("TRUNKLINE__LIMITS__CONNECTIONS_PER_WORKSPACE", "0");
         Self::start(command, dir)
     }
 
