@@ -166,14 +166,19 @@ pub async fn query(gate: &Gate, caller: &Caller, mut filter: Filter) -> Result<(
     filter.offset = filter.offset.max(0);
     filter.actor_kind = plain(&filter.actor_kind);
     filter.except_actor_kinds = filter.except_actor_kinds.iter().map(|kind| plain(kind)).collect();
-    gate.look(&permit, move |tx| sql::select(tx, filter.clone())).await
+    gate.read_trail(&permit, move |tx| sql::select(tx, filter.clone())).await
 }
 
-/// Removes what is older than `before`, in Unix seconds.
+/// Removes what is older than so many days; with 0 nothing.
 ///
 /// # Errors
 /// [`Kind::Unavailable`].
-pub async fn sweep(gate: &Gate, before: i64) -> Result<(), Error> {
+pub async fn sweep(gate: &Gate, days: u64) -> Result<(), Error> {
+    if days == 0 {
+        return Ok(());
+    }
+    let age = i64::try_from(days.saturating_mul(86_400)).unwrap_or(i64::MAX);
+    let before = now().saturating_sub(age).max(0);
     gate.housekeep(move |tx| sql::remove(tx, before)).await
 }
 

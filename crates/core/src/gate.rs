@@ -201,7 +201,10 @@ pub struct EnterPermit(());
 pub struct RulesPermit(());
 
 /// Allows adding to the audit trail.
-pub struct TrailPermit(());
+pub struct SubmitTrailPermit(());
+
+/// Allows looking into the audit trail, as far as was asked for.
+pub struct ReadTrailPermit(());
 
 /// Allows administering.
 pub struct AdminPermit(());
@@ -373,13 +376,22 @@ impl Gate {
         Ok(reader)
     }
 
-    /// A transaction on the audit trail.
+    /// A write transaction on the audit trail.
     pub(crate) async fn keep_trail<T: std::marker::Send + 'static>(
         &self,
-        _permit: &TrailPermit,
+        _permit: &SubmitTrailPermit,
         run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, Error> + std::marker::Send + Sync + 'static,
     ) -> Result<T, Error> {
         self.0.store.ledger.write(run).await
+    }
+
+    /// A read transaction on the audit trail.
+    pub(crate) async fn read_trail<T: std::marker::Send + 'static>(
+        &self,
+        _permit: &ReadTrailPermit,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, ledger::Error> + std::marker::Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        self.glance(run).await
     }
 
     /// What this server's log is called: the same as long as its data is.

@@ -210,6 +210,11 @@ impl PrincipalKind {
         (Self::MetricsBridge, "MetricsBridge", "metrics_bridge"),
     ];
 
+    /// All kinds.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::WORDS.iter().map(|(kind, ..)| *kind)
+    }
+
     /// Its word in rules.
     #[must_use]
     pub fn rule_word(self) -> &'static str {

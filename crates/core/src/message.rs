@@ -264,21 +264,23 @@ impl Sender {
     /// # Errors
     /// `ERR_AUDIT_RATE_LIMITED`, with how long to wait.
     pub fn take_audit_token(&mut self) -> Result<(), Error> {
-        let Some(Err(wait)) = self.audit_bucket.as_mut().map(|bucket| bucket.take(Instant::now())) else {
-            return Ok(());
-        };
-        let message = format!("foreign audit submission rate limit exceeded; retry after {} ms", wait.as_millis());
-        let refused = Error::new(Kind::Exhausted, "ERR_AUDIT_RATE_LIMITED", message);
-        Err(Error { retry_after: Some(wait), ..refused })
+        let code = "ERR_AUDIT_RATE_LIMITED";
+        take(self.audit_bucket.as_mut(), code, "foreign audit submission rate limit exceeded").map_err(|error| {
+            // The reply has no place of its own for it.
+            let wait = error.retry_after.unwrap_or_default().as_millis();
+            Error { message: format!("{error}; retry after {wait} ms").into(), ..error }
+        })
     }
 
     fn take_token(&mut self, refusal: &'static str) -> Result<(), Error> {
-        match self.bucket.as_mut().map(|bucket| bucket.take(Instant::now())) {
-            Some(Err(wait)) => {
-                Err(Error { retry_after: Some(wait), ..Error::new(Kind::Exhausted, "ERR_RATE_LIMITED", refusal) })
-            }
-            _ => Ok(()),
-        }
+        take(self.bucket.as_mut(), "ERR_RATE_LIMITED", refusal)
+    }
+}
+
+fn take(bucket: Option<&mut TokenBucket>, code: &'static str, refusal: &'static str) -> Result<(), Error> {
+    match bucket.map(|bucket| bucket.take(Instant::now())) {
+        Some(Err(wait)) => Err(Error { retry_after: Some(wait), ..Error::new(Kind::Exhausted, code, refusal) }),
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who is connected to this node: what administrators see, and where one of several services is picked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -126,10 +126,14 @@ impl Presence {
         }
     }
 
-    /// How many of a kind are connected.
+    /// How many are connected, by kind; kinds of which nobody is are left out.
     #[must_use]
-    pub fn count_of(&self, kind: PrincipalKind) -> usize {
-        lock(&self.entries).values().filter(|entry| entry.connection.identity.kind() == kind).count()
+    pub fn counts(&self) -> HashMap<PrincipalKind, usize> {
+        let mut counts = HashMap::new();
+        for entry in lock(&self.entries).values() {
+            *counts.entry(entry.connection.identity.kind()).or_default() += 1;
+        }
+        counts
     }
 
     /// How many are connected.

@@ -94,6 +94,7 @@ pub struct Session {
     attend: AttendPermit,
     epoch: Epoch,
     taken: Arc<AtomicU64>,
+    /// The mark as of the last save.
     saved: u64,
     lanes: Vec<Lanes>,
     workspace: Option<String>,
@@ -393,12 +394,12 @@ impl Session {
     /// # Errors
     /// [`Kind::Unavailable`]; the next save tries again.
     pub async fn save(&mut self) -> Result<(), Error> {
-        let (before, taken) = (self.position(), self.taken.load(SeqCst));
+        let (mark, taken) = (self.mark(), self.taken.load(SeqCst));
         let positions: Vec<(String, i64)> =
             self.lanes.iter().map(|lanes| (lanes.scope.clone(), lanes.position(taken) as i64)).collect();
         let epoch = self.epoch.0.simple().to_string();
         self.gate.write(&self.keep, move |tx, owner| sql::save(tx, owner, epoch.clone(), positions.clone())).await?;
-        self.saved = before;
+        self.saved = mark;
         if let Some(work) = &self.work {
             work.save(&self.gate, &self.keep).await?;
         }
@@ -408,11 +409,11 @@ impl Session {
     /// Whether something was taken since the last save.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.position() != self.saved
+        self.mark() != self.saved
     }
 
     /// Changes with every delivery.
-    fn position(&self) -> u64 {
+    fn mark(&self) -> u64 {
         let behind = self.lanes.iter().filter_map(|lanes| lanes.behind.as_ref());
         behind.map(|behind| behind.taken.load(SeqCst)).fold(self.taken.load(SeqCst), u64::saturating_add)
     }

@@ -197,7 +197,7 @@ impl Server {
         });
     }
 
-    /// Trims what is older than it is kept, and removes keys that have expired.
+    /// Trims what is older than it is kept, and removes audit events and keys that have expired.
     fn sweep(&self, log: log::Log, gate: Gate, retention: RetentionConfig) {
         let stop = self.stop.clone();
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
@@ -206,7 +206,7 @@ impl Server {
                 if let Err(error) = log.sweep().await {
                     tracing::warn!(%error, "retention sweep failed; the next one goes on");
                 }
-                if let Err(error) = forget_audit(&gate, retention.audit_days).await {
+                if let Err(error) = audit::sweep(&gate, retention.audit_days).await {
                     tracing::warn!(%error, "old audit events were not removed; the next sweep goes on");
                 }
                 if let Err(error) = kv::sweep(&gate).await {
@@ -215,11 +215,6 @@ impl Server {
             }
         });
     }
-}
-
-async fn forget_audit(gate: &Gate, days: u64) -> Result<(), trunkline_core::Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-    if days == 0 { Ok(()) } else { audit::sweep(gate, now.saturating_sub(days.saturating_mul(86_400)) as i64).await }
 }
 
 /// Opening replays what the last run left, so it runs where it may block.

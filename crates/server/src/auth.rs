@@ -1,6 +1,6 @@
 //! Credentials: who may claim to be whom.
 //!
-//! Without `--dev` every principal needs an API key. With it, whoever presents nothing is admitted; a credential that is
+//! Without `--dev` every principal needs an API key, or a certificate that names it. With it, whoever presents nothing is admitted; a credential that is
 //! presented is checked all the same, and refused if it cannot be.
 
 use std::{
@@ -41,8 +41,8 @@ impl Auth {
     }
 
     /// Admits `claimed`, or says why not. A certificate that names it is enough; a credential beside it is checked all the
-    /// same. With `--dev`, orchestrators and the workflow engine administer the server, as in
-    /// the published server's development mode; otherwise nobody does by claiming a kind.
+    /// same. With `--dev`, orchestrators and the workflow engine administer the server, as in the published server's
+    /// development mode; otherwise nobody does by claiming a kind.
     pub(crate) async fn admit(
         &self,
         claimed: &Identity,

@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     io::Write as _,
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -90,6 +90,11 @@ fn existing(dir: &Path) -> &Path {
     ancestors.find(|above| above.is_dir()).unwrap_or(Path::new("."))
 }
 
+/// A file that is nobody else's: what is there already is left alone.
+fn probe(dir: &Path) -> PathBuf {
+    dir.join(format!(".trunkline-probe-{}", std::process::id()))
+}
+
 fn directory(dir: &Path, running: Option<&str>) -> Verdict {
     let shown = dir.display();
     if dir.exists() && !dir.is_dir() {
@@ -98,8 +103,8 @@ fn directory(dir: &Path, running: Option<&str>) -> Verdict {
     if let Some(pid) = running {
         return Verdict::Good(format!("{shown}, in use by process {pid}"));
     }
-    let probe = existing(dir).join(".trunkline-probe");
-    let written = fs::File::create(&probe).and_then(|mut file| file.write_all(&[0; 4096]));
+    let probe = probe(existing(dir));
+    let written = fs::File::create_new(&probe).and_then(|mut file| file.write_all(&[0; 4096]));
     // What was not written need not be removed.
     let _ = fs::remove_file(&probe);
     match written {
@@ -120,7 +125,7 @@ fn disk(dir: &Path) -> Verdict {
     if free < FREE_BYTES_MIN {
         return Verdict::Bad(format!("{mib} MiB free"), room);
     }
-    let took = match fsync_time(&at.join(".trunkline-probe")) {
+    let took = match fsync_time(&probe(at)) {
         Ok(took) => took,
         Err(error) => return Verdict::Bad(format!("{}: {error}", at.display()), "look at the file system".to_owned()),
     };
@@ -137,7 +142,7 @@ fn disk(dir: &Path) -> Verdict {
 /// The middle one of nine.
 fn fsync_time(path: &Path) -> std::io::Result<Duration> {
     let measure = || {
-        let mut file = fs::File::create(path)?;
+        let mut file = fs::File::create_new(path)?;
         let mut times = Vec::new();
         for _ in 0..9 {
             let begun = Instant::now();

@@ -25,6 +25,13 @@ pub(crate) struct Part {
     pub(crate) part: &'static str,
 }
 
+/// Memory of this process; 0 where the system does not tell.
+pub(crate) fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
+
 /// The figures.
 pub(crate) struct Metrics {
     registry: Registry,

@@ -24,22 +24,10 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{gate::Gate, identity::PrincipalKind, session::Sessions};
 
-use crate::metrics::{Metrics, Of, Part};
+use crate::metrics::{Metrics, Of, Part, resident_bytes};
 
 /// A store that has not answered after so long is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What the figures call the kinds.
-const KINDS: [(PrincipalKind, &str); 8] = [
-    (PrincipalKind::Agent, "agent"),
-    (PrincipalKind::Task, "task"),
-    (PrincipalKind::User, "user"),
-    (PrincipalKind::Orchestrator, "orchestrator"),
-    (PrincipalKind::WorkflowEngine, "workflow_engine"),
-    (PrincipalKind::MetricsBridge, "metrics_bridge"),
-    (PrincipalKind::Bridge, "bridge"),
-    (PrincipalKind::Service, "service"),
-];
 
 /// What operators look at.
 pub(crate) struct Operations {
@@ -94,9 +82,10 @@ async fn ready(State(operations): State<Arc<Operations>>) -> (StatusCode, String
 
 async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse {
     let metrics = &operations.metrics;
-    for (kind, name) in KINDS {
-        let count = operations.sessions.presence().count_of(kind);
-        metrics.connections.get_or_create(&Of { kind: name }).set(count as i64);
+    let counts = operations.sessions.presence().counts();
+    for kind in PrincipalKind::all() {
+        let count = counts.get(&kind).copied().unwrap_or(0);
+        metrics.connections.get_or_create(&Of { kind: kind.rule_word() }).set(count as i64);
     }
     for (part, answer) in operations.store().await {
         metrics.store_up.get_or_create(&Part { part }).set(i64::from(answer.is_ok()));
@@ -106,10 +95,8 @@ async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse
     }
     metrics.records.set(operations.gate.records() as i64);
     metrics.uptime_seconds.set(operations.started.elapsed().as_secs() as i64);
-    // Where there is no /proc these two stay 0.
-    let pages =
-        fs::read_to_string("/proc/self/statm").ok().and_then(|text| text.split(' ').nth(1)?.parse::<i64>().ok());
-    metrics.resident_bytes.set(pages.unwrap_or(0) * 4096);
+    // Both are 0 where there is no /proc.
+    metrics.resident_bytes.set(resident_bytes() as i64);
     metrics.open_files.set(fs::read_dir("/proc/self/fd").map_or(0, |all| all.count() as i64));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match metrics.encode() {

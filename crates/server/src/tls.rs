@@ -171,7 +171,7 @@ fn server_config(config: &TlsConfig) -> Result<ServerConfig, ConfigError> {
     builder.with_single_cert(chain, key).map_err(|e| wrong(&config.cert, &e))
 }
 
-/// Plain connections or TLS, for axum.
+/// What [`Tls::accept`] yields, for axum.
 pub(crate) struct Listener {
     pub(crate) streams: mpsc::Receiver<io::Result<TlsStream<TcpStream>>>,
     pub(crate) address: SocketAddr,

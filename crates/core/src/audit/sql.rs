@@ -26,23 +26,25 @@ const INSERT: &str =
         workspace, success, error, metadata)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 
-/// With [`EXCLUDED_MAX`] places for each of both exclusions.
-const SELECT: &str =
-    "SELECT id, at, kind, actor_kind, actor, session, resource_kind, resource_id, operation, workspace,
-        success, error, metadata FROM audit
-    WHERE ($1 = 0 OR at >= $1) AND ($2 = 0 OR at <= $2) AND ($3 = '' OR kind = $3) AND ($4 = '' OR actor_kind = $4)
+/// What fits a filter, with [`EXCLUDED_MAX`] places for each of both exclusions.
+macro_rules! fitting {
+    () => {
+        "WHERE ($1 = 0 OR at >= $1) AND ($2 = 0 OR at <= $2) AND ($3 = '' OR kind = $3) AND ($4 = '' OR actor_kind = $4)
         AND ($5 = '' OR actor = $5) AND ($6 = '' OR resource_kind = $6) AND ($7 = '' OR resource_id = $7)
         AND ($8 = '' OR operation = $8) AND ($9 = '' OR workspace = $9) AND ($10 = 0 OR success = 0)
         AND actor_kind NOT IN ($11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)
-        AND workspace NOT IN ($27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)
-    ORDER BY id DESC LIMIT $43 OFFSET $44";
+        AND workspace NOT IN ($27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)"
+    };
+}
 
-const COUNT: &str = "SELECT COUNT(*) FROM audit
-    WHERE ($1 = 0 OR at >= $1) AND ($2 = 0 OR at <= $2) AND ($3 = '' OR kind = $3) AND ($4 = '' OR actor_kind = $4)
-        AND ($5 = '' OR actor = $5) AND ($6 = '' OR resource_kind = $6) AND ($7 = '' OR resource_id = $7)
-        AND ($8 = '' OR operation = $8) AND ($9 = '' OR workspace = $9) AND ($10 = 0 OR success = 0)
-        AND actor_kind NOT IN ($11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)
-        AND workspace NOT IN ($27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)";
+const SELECT: &str = concat!(
+    "SELECT id, at, kind, actor_kind, actor, session, resource_kind, resource_id, operation, workspace, success, error,
+        metadata FROM audit ",
+    fitting!(),
+    " ORDER BY id DESC LIMIT $43 OFFSET $44"
+);
+
+const COUNT: &str = concat!("SELECT COUNT(*) FROM audit ", fitting!());
 
 const REMOVE: &str = "DELETE FROM audit WHERE id < $1";
 

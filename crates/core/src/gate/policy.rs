@@ -18,8 +18,8 @@
 
 use super::{
     AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreditMetrics, Enter, EnterPermit, Inspect, Intent,
-    Keep, KeepPermit, MintUserKeys, QueryConnection, ReadTrail, Report, RulesPermit, Send, SendPermit, SubmitTrail,
-    TrailPermit, UseKeys,
+    Keep, KeepPermit, MintUserKeys, QueryConnection, ReadTrail, ReadTrailPermit, Report, RulesPermit, Send, SendPermit,
+    SubmitTrail, SubmitTrailPermit, UseKeys,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -269,12 +269,12 @@ impl Intent for Inspect {
 }
 
 impl Intent for SubmitTrail<'_> {
-    type Permit = TrailPermit;
+    type Permit = SubmitTrailPermit;
 
-    fn decide(self, caller: &Caller, rules: &Rules) -> Result<TrailPermit, Error> {
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<SubmitTrailPermit, Error> {
         let is_own = self.workspace.is_empty() || self.home == Some(self.workspace);
         if is_own || has(caller, rules, "capability", "capability/audit_submit", Level::READ) {
-            return Ok(TrailPermit(()));
+            return Ok(SubmitTrailPermit(()));
         }
         let message =
             "cross-workspace audit submission requires capability/audit_submit on the target workspace".to_owned();
@@ -283,14 +283,14 @@ impl Intent for SubmitTrail<'_> {
 }
 
 impl Intent for ReadTrail<'_> {
-    type Permit = AdminPermit;
+    type Permit = ReadTrailPermit;
 
-    fn decide(self, caller: &Caller, rules: &Rules) -> Result<AdminPermit, Error> {
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<ReadTrailPermit, Error> {
         let named = !self.workspace.is_empty();
         if is_admin(caller, rules, "audit", Level::READ)
             || named && has(caller, rules, "workspace", self.workspace, Level::READ)
         {
-            return Ok(AdminPermit(()));
+            return Ok(ReadTrailPermit(()));
         }
         Err(denied("insufficient permissions for audit query".to_owned()))
     }

@@ -46,10 +46,13 @@ use crate::{
 /// Replies that may wait for the transport; then no frame is read until the client reads its own.
 const REPLIES_MAX: usize = 256;
 
-/// Requests of one client that may be under way at once.
-const PENDING_MAX: usize = 4096;
+/// Messages of one client that may be on their way to the disk at once.
+const MESSAGES_MAX: usize = 4096;
 
-/// Frames handled in one go; between them nothing is delivered.
+/// Other requests of one client that may be under way at once. Fewer, because each has an answer, which may be large.
+const PENDING_MAX: usize = 1024;
+
+/// Frames handled in one go; meanwhile nothing is delivered.
 const FRAMES_MAX: usize = 128;
 
 /// Records read in one go.
@@ -240,7 +243,7 @@ impl Connection<'_> {
 
     /// Whether the client may ask for more.
     fn reads_on(&self) -> bool {
-        self.frames.len() < REPLIES_MAX && self.messages + self.pending.len() < PENDING_MAX
+        self.frames.len() < REPLIES_MAX && self.messages < MESSAGES_MAX && self.pending.len() < PENDING_MAX
     }
 
     /// Handles a frame and those that have come behind it. Their messages are submitted together.
@@ -365,20 +368,22 @@ impl Connection<'_> {
     }
 
     fn deliver(&mut self) {
-        self.gateway.metrics.delivered.inc_by(self.items.len() as u64);
+        let mut delivered = 0;
         let mut items = std::mem::take(&mut self.items);
         for item in items.drain(..) {
             match item {
-                Item::Record(record) => self.deliver_record(&record),
+                Item::Record(record) => delivered += u64::from(self.deliver_record(&record)),
                 Item::Gap(gap) => self.deliver_gap(&gap),
                 Item::Transient(_) | Item::End { .. } => {}
             }
         }
         // Its room is used again.
         self.items = items;
+        self.gateway.metrics.delivered.inc_by(delivered);
     }
 
-    fn deliver_record(&mut self, record: &Record) {
+    /// Answers whether it was for this client.
+    fn deliver_record(&mut self, record: &Record) -> bool {
         match convert::record(record, &self.lane) {
             Ok(Some(payload)) => {
                 let delivery = self.session.delivery(record.offset);
@@ -389,9 +394,13 @@ impl Connection<'_> {
                     }
                     None => Frame::lane(payload, delivery),
                 });
+                true
             }
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "skipped"),
+            Ok(None) => false,
+            Err(error) => {
+                tracing::error!(%error, "skipped");
+                false
+            }
         }
     }
 
@@ -402,7 +411,8 @@ impl Connection<'_> {
         if !is_progress(topic) {
             let message =
                 format!("messages to {topic} were removed by retention before they were delivered, through {through}");
-            self.refuse(&Error::new(Kind::Precondition, "ERR_HISTORY_TRIMMED", message));
+            let error = response(&Error::new(Kind::Precondition, "ERR_HISTORY_TRIMMED", message));
+            self.reply(Down::Error(error.into()));
         }
     }
 
@@ -412,6 +422,7 @@ impl Connection<'_> {
             Ok(envelope) => {
                 let (payload, offset) = (Down::Msg(convert::incoming(envelope)), record.offset);
                 let work = Work::new(group, record);
+                self.gateway.metrics.delivered.inc();
                 self.frames.push_back(match &mut self.acks {
                     Some(acks) => {
                         acks.shared(offset, work);

@@ -22,7 +22,7 @@ const EXTENSIONS_HEADER: &str = "aether-extensions";
 const EXTENSIONS_MAX: usize = 64;
 
 /// The client acknowledges what it is done with.
-const ACK_EXTENSION: &str = "https://trunkline.dev/ext/ack/v1";
+pub(super) const ACK_EXTENSION: &str = "https://trunkline.dev/ext/ack/v1";
 
 /// What this server can do beyond the published contract.
 const EXTENSIONS: [&str; 1] = [ACK_EXTENSION];

@@ -19,7 +19,7 @@ use trunkline_proto::{
     },
 };
 
-use super::{connection::Connection, convert};
+use super::{connection::Connection, convert, handshake::ACK_EXTENSION};
 use crate::error::response;
 
 /// Handles one frame. An error ends the stream; what the stream survives is answered on it.
@@ -114,14 +114,19 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
     Ok(())
 }
 
+/// One page of a list; a `limit` of 0 is no limit.
+fn page<T>(all: Vec<T>, offset: i32, limit: i32) -> impl Iterator<Item = T> {
+    let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+    all.into_iter().skip(usize::try_from(offset).unwrap_or(0)).take(limit)
+}
+
 fn acknowledge(connection: &mut Connection<'_>, ack: &Acknowledgement) {
     let done = match &mut connection.acks {
         Some(acks) => acks.acknowledge(ack),
-        None => Err(Error::new(
-            Kind::Precondition,
-            "ERR_EXTENSION_UNSUPPORTED",
-            "acknowledgements take the extension https://trunkline.dev/ext/ack/v1, which was not declared",
-        )),
+        None => {
+            let why = format!("acknowledgements take the extension {ACK_EXTENSION}, which was not declared");
+            Err(Error::new(Kind::Precondition, "ERR_EXTENSION_UNSUPPORTED", why))
+        }
     };
     if let Err(error) = done {
         connection.refuse(&error);

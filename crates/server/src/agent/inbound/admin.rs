@@ -1,15 +1,13 @@
 //! How the server is doing, asked over the stream.
 
-use trunkline_core::{
-    Error, Kind, caller::Caller, gate::Inspect, identity::PrincipalKind, presence, session::Sessions,
-};
+use trunkline_core::{Error, Kind, caller::Caller, gate::Inspect, identity::PrincipalKind, session::Sessions};
 use trunkline_proto::v1::{
     AdminQuery, AdminResponse, ErrorResponse, GatewayInfo, GatewayStats, HealthCheck, HealthCheckStatus, HealthInfo,
     HealthStatus, admin_query::OpType, downstream_message::Payload as Down,
 };
 
 use super::sessions::{duration, info, now_s, page, wanted};
-use crate::error::response;
+use crate::{error::response, metrics::resident_bytes};
 
 /// Who may not ask gets a typed reply that says so, and the error that the published server has for everybody, because
 /// its clients and its suite know that one.
@@ -45,7 +43,7 @@ async fn run(sessions: &Sessions, started_at: i64, caller: &Caller, query: Admin
                 started_at,
                 uptime: duration(now_s() - started_at),
                 go_version: "rust".to_owned(),
-                memory_alloc_mb: resident_mb(),
+                memory_alloc_mb: resident_bytes() as f64 / 1024.0 / 1024.0,
                 num_connections: presence.count() as i32,
                 ..GatewayInfo::default()
             };
@@ -59,7 +57,8 @@ async fn run(sessions: &Sessions, started_at: i64, caller: &Caller, query: Admin
             connections()?;
             let filter = query.filter.unwrap_or_default();
             let all = presence.list(&wanted(&filter));
-            AdminResponse { connections: page(&all, &filter), total_count: all.len() as i32, ..empty() }
+            let total_count = all.len() as i32;
+            AdminResponse { connections: page(all, &filter), total_count, ..empty() }
         }
         Ok(OpType::GetConnection) => {
             connections()?;
@@ -93,8 +92,8 @@ async fn health(sessions: &Sessions) -> HealthInfo {
 }
 
 fn stats(sessions: &Sessions) -> GatewayStats {
-    let all = sessions.presence().list(&presence::Filter::default());
-    let count = |kind| all.iter().filter(|connection| connection.identity.kind() == kind).count() as i32;
+    let counts = sessions.presence().counts();
+    let count = |kind| counts.get(&kind).copied().unwrap_or(0) as i32;
     GatewayStats {
         agent_connections: count(PrincipalKind::Agent),
         task_connections: count(PrincipalKind::Task),
@@ -105,11 +104,4 @@ fn stats(sessions: &Sessions) -> GatewayStats {
         total_messages: sessions.gate().records() as i64,
         ..GatewayStats::default()
     }
-}
-
-/// Memory of this process, where the system tells.
-fn resident_mb() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kb| kb / 1024.0)
 }

@@ -34,9 +34,7 @@ async fn run(gate: &Gate, caller: &Caller, operation: AclOperation) -> Result<Ac
             let rules = rule::list(gate, caller, &filter(operation.rule_filter.as_ref()))?;
             let filter = operation.rule_filter.unwrap_or_default();
             let total_rules = rules.len() as i32;
-            let offset = usize::try_from(filter.offset).unwrap_or(0);
-            let limit = usize::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-            let rules = rules.iter().skip(offset).take(limit).map(info).collect();
+            let rules = super::page(rules, filter.offset, filter.limit).map(|rule| info(&rule)).collect();
             AclResponse { rules, total_rules, ..empty() }
         }
         Ok(OpType::GetRule) => {

@@ -48,7 +48,7 @@ async fn run(
         }
         Ok(OpType::List) => {
             let filter = operation.filter.unwrap_or_default();
-            let connections = page(&sessions.list(caller, &wanted(&filter))?, &filter);
+            let connections = page(sessions.list(caller, &wanted(&filter))?, &filter);
             // The page's, not the whole list's: the published contract has it that way, and its suite insists.
             let total_count = connections.len() as i32;
             SessionOperationResponse { connections, total_count, ..empty() }
@@ -112,11 +112,9 @@ pub(super) fn wanted(filter: &ConnectionFilter) -> presence::Filter {
     presence::Filter { kind, workspace: Some(filter.workspace.clone()).filter(|name| !name.is_empty()) }
 }
 
-/// 0 for no limit.
-pub(super) fn page(found: &[Present], filter: &ConnectionFilter) -> Vec<ConnectionInfo> {
-    let offset = usize::try_from(filter.offset).unwrap_or(0);
-    let limit = usize::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-    found.iter().skip(offset).take(limit).map(info).collect()
+/// The page that the filter asks for.
+pub(super) fn page(found: Vec<Present>, filter: &ConnectionFilter) -> Vec<ConnectionInfo> {
+    super::page(found, filter.offset, filter.limit).map(|present| info(&present)).collect()
 }
 
 pub(super) fn info(present: &Present) -> ConnectionInfo {

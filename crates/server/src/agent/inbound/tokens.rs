@@ -11,8 +11,8 @@ use trunkline_core::{
 use trunkline_proto::v1::{TokenInfo, TokenOperation, TokenResponse, token_operation::OpType};
 
 /// Keys on one page at most, and if nothing is asked for. The published figures.
-const PAGE_MAX: usize = 1000;
-const PAGE: usize = 100;
+const PAGE_MAX: i32 = 1000;
+const PAGE: i32 = 100;
 
 /// A refusal for want of rights has no typed reply: the published contract has it that way, and its suite insists.
 pub(super) async fn handle(
@@ -34,10 +34,10 @@ async fn run(sessions: &Sessions, caller: &Caller, operation: TokenOperation) ->
         Ok(OpType::List) => {
             let filter = operation.filter.unwrap_or_default();
             let all = token::list(gate, caller, filter.include_revoked).await?;
-            let limit = usize::try_from(filter.limit).ok().filter(|limit| *limit > 0).map_or(PAGE, |l| l.min(PAGE_MAX));
-            let offset = usize::try_from(filter.offset).unwrap_or(0);
-            let tokens = all.iter().skip(offset).take(limit).map(info).collect();
-            TokenResponse { tokens, total_count: all.len() as i32, ..empty() }
+            let limit = if filter.limit > 0 { filter.limit.min(PAGE_MAX) } else { PAGE };
+            let total_count = all.len() as i32;
+            let tokens = super::page(all, filter.offset, limit).map(|token| info(&token)).collect();
+            TokenResponse { tokens, total_count, ..empty() }
         }
         Ok(OpType::Get) => TokenResponse { token: Some(info(&token::get(gate, caller, id).await?)), ..empty() },
         Ok(OpType::Create) => {

@@ -37,10 +37,9 @@ async fn run(sessions: &Sessions, caller: &Caller, operation: WorkspaceOperation
         Ok(OpType::List) => {
             let filter = operation.filter.unwrap_or_default();
             let all = workspace::list(sessions, caller, &filter.tenant_id).await?;
-            let limit = usize::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-            let offset = usize::try_from(filter.offset).unwrap_or(0);
             let total_count = all.len() as i32;
-            let workspaces = all.into_iter().skip(offset).take(limit).map(|each| info(sessions, each)).collect();
+            let page = super::page(all, filter.offset, filter.limit);
+            let workspaces = page.map(|each| info(sessions, each)).collect();
             WorkspaceResponse { workspaces, total_count, ..empty() }
         }
         Ok(OpType::Get) => {
