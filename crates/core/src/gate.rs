@@ -406,6 +406,12 @@ impl Gate {
         self.0.store.log.tail().offset.0
     }
 
+    /// Memory that the log holds to write and to read faster.
+    #[must_use]
+    pub fn log_buffered_bytes(&self) -> u64 {
+        self.0.store.log.buffered_bytes()
+    }
+
     /// Asks the parts of the store whether they answer, and how fast.
     pub async fn check(&self) -> Vec<(&'static str, Result<Duration, Error>)> {
         let begun = Instant::now();

@@ -45,6 +45,7 @@ pub(crate) struct Metrics {
     pub(crate) refused: Family<Code, Counter>,
     pub(crate) connections: Family<Of, Gauge>,
     pub(crate) records: Gauge,
+    pub(crate) log_buffered_bytes: Gauge,
     pub(crate) resident_bytes: Gauge,
     pub(crate) open_files: Gauge,
     pub(crate) uptime_seconds: Gauge,
@@ -62,6 +63,7 @@ impl Metrics {
             refused: Family::default(),
             connections: Family::default(),
             records: Gauge::default(),
+            log_buffered_bytes: Gauge::default(),
             resident_bytes: Gauge::default(),
             open_files: Gauge::default(),
             uptime_seconds: Gauge::default(),
@@ -75,6 +77,8 @@ impl Metrics {
         r.register("requests_refused", "Requests refused, by stable code", all.refused.clone());
         r.register("connections", "Sessions attached to this node", all.connections.clone());
         r.register("log_records", "Records ever appended to the log", all.records.clone());
+        let buffered = all.log_buffered_bytes.clone();
+        r.register_with_unit("log_buffered", "Write buffers and block caches of the log", Unit::Bytes, buffered);
         r.register_with_unit("resident", "Memory of the process", Unit::Bytes, all.resident_bytes.clone());
         r.register("open_files", "Files and sockets of the process", all.open_files.clone());
         r.register_with_unit("uptime", "Since the start", Unit::Seconds, all.uptime_seconds.clone());

@@ -94,6 +94,7 @@ async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse
         }
     }
     metrics.records.set(operations.gate.records() as i64);
+    metrics.log_buffered_bytes.set(operations.gate.log_buffered_bytes() as i64);
     metrics.uptime_seconds.set(operations.started.elapsed().as_secs() as i64);
     // Both are 0 where there is no /proc.
     metrics.resident_bytes.set(resident_bytes() as i64);

@@ -163,6 +163,22 @@ impl Client {
         }
     }
 
+    /// What came of the requests before, of which at most one failed.
+    pub(crate) async fn outcome(&mut self) -> Option<ErrorResponse> {
+        let load =
+            CheckpointOperation { op: OpType::Load.into(), key: "outcome".into(), ..CheckpointOperation::default() };
+        self.put(Up::CheckpointOp(load.into())).await;
+        let mut error = None;
+        loop {
+            match self.next().await.unwrap() {
+                Some(Down::Checkpoint(_)) => return error,
+                Some(Down::Error(found)) => error = Some(*found),
+                Some(Down::Msg(_) | Down::Config(_)) => {}
+                other => panic!("expected an outcome, got {other:?}"),
+            }
+        }
+    }
+
     /// Says goodbye and waits until the server has let go.
     pub(crate) async fn close(self) {
         let Self { up, mut down, .. } = self;

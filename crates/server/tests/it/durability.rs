@@ -203,3 +203,42 @@ async fn work_waits_for_the_first_worker_and_survives_a_kill() {
     all.sort_unstable();
     assert_eq!(all, (0..50).collect::<Vec<_>>(), "each once");
 }
+
+/// The client is told, by name, of each message that the disk had no room for; everything else arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_told_and_heals() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start_on_a_small_disk(dir.path());
+    let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
+    let put = async |client: &mut Client, n: usize| {
+        let message = SendMessage {
+            target_topic: lane("away"),
+            payload: format!("{n}{}", " ".repeat(512 * 1024)).into(),
+            idempotency_key: n.to_string(),
+            ..SendMessage::default()
+        };
+        client.put(Up::Send(message)).await;
+        client.outcome().await
+    };
+    let mut sent = 0;
+    let refused = loop {
+        if let Some(error) = put(&mut sender, sent).await {
+            break error;
+        }
+        sent += 1;
+        assert!(sent < 1000, "the limit was never met");
+    };
+    assert_eq!((refused.code.as_str(), refused.request_id), ("ERR_PUBLISH_FAILED", sent.to_string()));
+    assert!(refused.retryable && sent > 50, "after {sent}");
+    process.make_room();
+    while let Some(error) = put(&mut sender, sent).await {
+        assert_eq!(error.code, "ERR_PUBLISH_FAILED");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let mut away = Client::connect(process.grpc, agent("away")).await.unwrap();
+    let mut found = Vec::new();
+    while found.last() != Some(&sent) {
+        found.push(std::str::from_utf8(&away.message().await.payload).unwrap().trim_end().parse().unwrap());
+    }
+    assert_eq!(found, (0..=sent).collect::<Vec<usize>>());
+}

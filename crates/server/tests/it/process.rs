@@ -37,7 +37,30 @@ impl Process {
 
     /// At an address that its clients know.
     pub(crate) fn start_on(dir: &Path, grpc: SocketAddr) -> Self {
-        let mut child = serve_on(dir, grpc).arg("--dev").spawn().unwrap();
+        Self::started(serve_on(dir, grpc).arg("--dev"))
+    }
+
+    /// Under a limit on the size of its files, which behaves as a full disk. The log's journal has 64 MiB from the start.
+    pub(crate) fn start_on_a_small_disk(dir: &Path) -> Self {
+        let serve = serve(dir);
+        let mut command = Command::new("/bin/bash");
+        // SIGXFSZ would kill; ignored, the write fails. In blocks of 1 KiB, soft, so that it can be raised.
+        command.args(["-c", "trap '' XFSZ; ulimit -S -f 65536; exec \"$0\" \"$@\""]).arg(serve.get_program());
+        command.args(serve.get_args()).arg("--dev");
+        command.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::started(&mut command)
+    }
+
+    /// Takes the limit away.
+    pub(crate) fn make_room(&self) {
+        let mut raise = Command::new("prlimit");
+        raise.arg(format!("--pid={}", self.child.id())).arg("--fsize=unlimited");
+        assert!(raise.status().unwrap().success());
+    }
+
+    fn started(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();

@@ -115,6 +115,12 @@ impl Log {
         Cursor { epoch: self.shared.epoch, offset: Offset(self.shared.windows.watermark()) }
     }
 
+    /// Memory that the log's engine holds to write and to read faster. Bounded, and 0 while it is being reopened.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> u64 {
+        self.shared.engine.borrow().as_ref().map_or(0, |engine| engine.buffered_bytes())
+    }
+
     /// Appends one record; durable when it returns. Waits while the queue is full.
     ///
     /// Cancellation: see the [module documentation](super).

@@ -156,6 +156,11 @@ impl Engine {
         batch.durability(Some(self.persist))
     }
 
+    /// Memory for what is not in tables yet and for blocks that were read; both are bounded.
+    pub(super) fn buffered_bytes(&self) -> u64 {
+        self.database.write_buffer_size() + self.database.cache_size() + self.lists.buffered_bytes()
+    }
+
     pub(super) fn tail(&self) -> Result<Tail, Error> {
         tail(&self.meta)
     }

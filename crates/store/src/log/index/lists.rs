@@ -35,6 +35,10 @@ pub(in crate::log) struct Lists {
 }
 
 impl Lists {
+    pub(in crate::log) fn buffered_bytes(&self) -> u64 {
+        self.database.write_buffer_size() + self.database.cache_size()
+    }
+
     /// Opens the lists of the log `owner`, which ends at `tail`. Makes them anew if they cannot be read or are not this
     /// log's: nothing is lost with them but the time to make them.
     pub(in crate::log) fn open(dir: &Path, cache_bytes: u64, owner: Epoch, tail: u64) -> Result<Self, Error> {
