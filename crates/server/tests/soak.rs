@@ -90,7 +90,7 @@ async fn soak(time: Duration) -> Vec<String> {
     }
     println!("{} acts in {} s", stage.acts.load(SeqCst), begun.elapsed().as_secs());
     println!("memory in MiB: {resident:?}\nwithout the log's buffers: {ours:?}");
-    let thirds: Vec<i64> = ours.chunks(ours.len().div_ceil(3)).map(|third| average(third)).collect();
+    let thirds: Vec<i64> = ours.chunks(ours.len().div_ceil(3)).map(average).collect();
     println!("averages of its thirds: {thirds:?}");
     if thirds[2] > thirds[1] + GROWTH_MIB_MAX {
         failures.push(format!("memory grew: {thirds:?} MiB"));
