@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::{gate::rules::Name, identity::Identity, token::opens};
 
 /// An admitted principal in one session. Everything it sends is stamped with this, never with what it says itself.
@@ -24,6 +26,8 @@ pub struct Credential {
     pub is_admin: bool,
     /// The API key, by id.
     pub token: Option<String>,
+    /// The task whose token it is.
+    pub task: Option<Uuid>,
     /// Patterns of the workspaces that it opens.
     pub workspaces: Arc<[glob::Pattern]>,
 }
@@ -33,7 +37,7 @@ impl Credential {
     #[must_use]
     pub fn none(is_admin: bool) -> Self {
         let all = glob::Pattern::new("*").into_iter().collect();
-        Self { is_admin, token: None, workspaces: all }
+        Self { is_admin, token: None, task: None, workspaces: all }
     }
 }
 

@@ -92,3 +92,8 @@ fn too_many() -> Error {
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64)
 }
+
+/// Whether something is kept for an identity under `key`, inside a transaction.
+pub(crate) async fn exists(tx: &mut trunkline_store::ledger::ReadTx, identity: &str, key: &str) -> Result<bool, Error> {
+    Ok(sql::load(tx, identity.to_owned(), key.to_owned(), now()).await?.is_some())
+}

@@ -26,6 +26,7 @@ use crate::{
     identity::{Identity, PrincipalKind},
     kv,
     rule::{now, sql as rows},
+    task::Task,
     topic::Target,
 };
 
@@ -144,6 +145,21 @@ pub struct SubmitTrail<'a> {
 pub struct ReadTrail<'a> {
     pub(crate) workspace: &'a str,
 }
+
+/// To make a task in a workspace.
+pub struct CreateTask<'a>(pub(crate) &'a str);
+
+/// To look at a task, or to change it.
+pub struct TouchTask<'a>(pub(crate) &'a Task);
+
+/// To report progress on a task.
+pub struct ReportOn<'a>(pub(crate) &'a Task);
+
+/// To look at all tasks of a workspace.
+pub struct ListTasks<'a>(pub(crate) &'a str);
+
+/// To have somebody else come in with a token.
+pub struct IssueToken<'a>(pub(crate) &'a Identity);
 
 /// To administer a part of the server, such as `sessions`.
 pub struct Administer(pub &'static str);
@@ -340,6 +356,23 @@ impl Gate {
         E: From<ledger::Error> + std::marker::Send + 'static,
     {
         self.0.store.ledger.write(run).await
+    }
+
+    /// A transaction that decides for itself what its caller may: on tasks, whose parties are in their rows. Answers as soon
+    /// as it has its place in the order of the caller's.
+    pub(crate) async fn submit_task<T: std::marker::Send + 'static>(
+        &self,
+        run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, Error> + std::marker::Send + Sync + 'static,
+    ) -> Result<ledger::Submitted<T, Error>, Error> {
+        self.0.store.ledger.submit(run).await
+    }
+
+    /// A read transaction on tasks.
+    pub(crate) async fn read_tasks<T: std::marker::Send + 'static>(
+        &self,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, Error> + std::marker::Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        self.0.store.ledger.read(run).await
     }
 
     /// A read transaction of the server itself, for nobody.

@@ -14,8 +14,10 @@ pub mod kv;
 pub mod limits;
 pub mod message;
 pub mod presence;
+pub mod registry;
 pub mod rule;
 pub mod session;
+pub mod task;
 pub mod token;
 pub mod topic;
 pub mod work;
@@ -36,6 +38,8 @@ pub fn migrations() -> Vec<Migration> {
         token::MIGRATIONS,
         workspace::MIGRATIONS,
         audit::MIGRATIONS,
+        registry::MIGRATIONS,
+        task::MIGRATIONS,
     ]
     .concat()
 }

@@ -16,11 +16,16 @@ use crate::{
     identity::SEPARATOR,
     limits::{IDEMPOTENCY_KEY_BYTES_MAX, Limits, METRIC_ENTRIES_MAX, METRIC_METADATA_MAX, TokenBucket},
     session::{Session, Sessions},
-    topic::{Target, own_lane},
+    task::{Event, Tasks},
+    topic::{Target, is_progress, own_lane},
 };
+use uuid::Uuid;
 
 /// Version of the envelope's encoding.
 const FORMAT: u8 = 1;
+
+/// The same, around a notice.
+const NOTICE: u8 = 2;
 
 /// A message as it lies in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,10 +41,14 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// Format (1), type (4), lengths of source and workspace (2 each), source, workspace, payload.
     fn encode(source: &str, workspace: &str, kind: i32, payload: &[u8]) -> Vec<u8> {
+        Self::encode_as(FORMAT, source, workspace, kind, payload)
+    }
+
+    /// Format (1), type (4), lengths of source and workspace (2 each), source, workspace, payload.
+    fn encode_as(format: u8, source: &str, workspace: &str, kind: i32, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(9 + source.len() + workspace.len() + payload.len());
-        out.push(FORMAT);
+        out.push(format);
         out.extend(kind.to_be_bytes());
         out.extend((source.len() as u16).to_be_bytes());
         out.extend((workspace.len() as u16).to_be_bytes());
@@ -54,10 +63,17 @@ impl Envelope {
     /// # Errors
     /// [`Kind::Internal`] if the record is none.
     pub fn decode(record: &Record) -> Result<Self, Error> {
+        Self::decode_as(FORMAT, record)
+    }
+
+    fn decode_as(format: u8, record: &Record) -> Result<Self, Error> {
         let bytes = &record.payload;
         let parse = || {
             let header: [u8; 9] = *bytes.first_chunk()?;
-            let [FORMAT, k0, k1, k2, k3, s0, s1, w0, w1] = header else { return None };
+            let [found, k0, k1, k2, k3, s0, s1, w0, w1] = header;
+            if found != format {
+                return None;
+            }
             let source_end = 9 + usize::from(u16::from_be_bytes([s0, s1]));
             let workspace_end = source_end + usize::from(u16::from_be_bytes([w0, w1]));
             Some(Self {
@@ -96,6 +112,7 @@ const ACCEPTED_BYTES_MAX: usize = 256 * 1024;
 pub struct Sender {
     gate: Gate,
     sessions: Sessions,
+    tasks: Tasks,
     source: String,
     bucket: Option<TokenBucket>,
     audit_bucket: Option<TokenBucket>,
@@ -147,12 +164,19 @@ impl Sender {
     ///
     /// # Errors
     /// None in practice; see [`own_lane`].
-    pub fn new(sessions: Sessions, session: &Session, limits: &Limits, read_metric: ReadMetric) -> Result<Self, Error> {
+    pub fn new(
+        sessions: Sessions,
+        tasks: Tasks,
+        session: &Session,
+        limits: &Limits,
+        read_metric: ReadMetric,
+    ) -> Result<Self, Error> {
         let source = own_lane(&session.caller.identity)?.map(|lane| lane.to_string()).unwrap_or_default();
         let bucket = TokenBucket::new(limits.messages_per_second, limits.message_burst, Instant::now());
         Ok(Self {
             gate: sessions.gate().clone(),
             sessions,
+            tasks,
             source,
             bucket,
             audit_bucket: TokenBucket::new(
@@ -208,6 +232,9 @@ impl Sender {
         let workspace = declared.or(session.workspace()).unwrap_or_default();
         let envelope = Envelope::encode(&self.source, workspace, kind, payload);
         self.accepted.push(&permit, envelope, &session.caller.identity, key);
+        if let Target::Agent(address) | Target::UniqueTask(address) = &route.target {
+            self.tasks.wake_up(&route.name, &address.implementation, &session.caller);
+        }
         if !matches!(route.target, Target::AnyService { .. }) {
             route.granted = Some((as_of, permit));
         }
@@ -234,6 +261,21 @@ impl Sender {
         let workspace = session.workspace().unwrap_or_default();
         let progress = Progress::encode(&self.source, workspace, recipient, body);
         self.accepted.push(&permit, progress, &session.caller.identity, "");
+        Ok(())
+    }
+
+    /// Adds what a party of a task reports to the task's events; from anybody else it is none of the task's.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn report_on(&mut self, session: &Session, task: &str, event: Event) -> Result<(), Error> {
+        let task = match self.tasks.get(&session.caller, task).await {
+            Err(error) if error.kind == Kind::NotFound => return Ok(()),
+            found => found?,
+        };
+        if let Ok(permit) = self.gate.authorize(&session.caller, gate::ReportOn(&task)) {
+            self.accepted.push(&permit, self.tasks.event(&task, event)?, &session.caller.identity, "");
+        }
         Ok(())
     }
 
@@ -361,6 +403,58 @@ impl Progress {
         };
         self.source != lane && (self.recipient.is_empty() || self.recipient == lane || to_user())
     }
+}
+
+/// What the server tells the creator of a task, on its own lane.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Notice {
+    /// Which task.
+    pub task: Uuid,
+    /// The word of the status that it has now.
+    pub state: String,
+    /// The same, for people.
+    pub summary: String,
+    /// Whom it is for, as a lane.
+    pub recipient: String,
+}
+
+impl Notice {
+    pub(crate) fn encode(&self, workspace: &str) -> Result<Vec<u8>, Error> {
+        let body = serde_json::to_vec(self).map_err(|e| Error::new(Kind::Internal, "ERR_INTERNAL", e.to_string()))?;
+        Ok(Envelope::encode_as(NOTICE, "", workspace, 0, &body))
+    }
+}
+
+/// A message of the server's own.
+pub(crate) fn server_envelope(workspace: &str, kind: i32, payload: &[u8]) -> Vec<u8> {
+    Envelope::encode("", workspace, kind, payload)
+}
+
+/// What a record of a lane is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Said {
+    /// A message.
+    Message(Envelope),
+    /// A report of progress.
+    Progress(Progress),
+    /// The server's word on a task, and the task's workspace.
+    Notice(Notice, String),
+}
+
+/// Reads a record of a lane.
+///
+/// # Errors
+/// [`Kind::Internal`] if the record is none of them.
+pub fn decode(record: &Record) -> Result<Said, Error> {
+    if is_progress(&record.topic) {
+        return Progress::decode(record).map(Said::Progress);
+    }
+    if record.payload.first() != Some(&NOTICE) {
+        return Envelope::decode(record).map(Said::Message);
+    }
+    let Envelope { workspace, payload, .. } = Envelope::decode_as(NOTICE, record)?;
+    let unreadable = |e: serde_json::Error| Error::new(Kind::Internal, "ERR_INTERNAL", format!("notice: {e}"));
+    Ok(Said::Notice(serde_json::from_slice(&payload).map_err(unreadable)?, workspace))
 }
 
 /// The error of a message that did not become durable.

@@ -41,7 +41,7 @@ use crate::{
     identity::{self, Identity, PrincipalKind},
     presence::{self, Connection, Presence},
     token::opens,
-    topic::{Target, no_service, own_lane, progress_for, progress_in},
+    topic::{Target, no_service, own_lane, progress_for, progress_in, task_events},
     work::{WorkGroup, WorkGroups},
 };
 
@@ -373,6 +373,32 @@ impl Session {
         self.presence.moved(&self.caller.identity, wanted.clone());
         self.workspace = wanted;
         Ok(())
+    }
+
+    /// Follows what happens to a task: all of it, or from here on.
+    ///
+    /// # Errors
+    /// None in practice; see [`own_lane`].
+    pub fn follow_task(&mut self, workspace: &str, task: Uuid, replays: bool) -> Result<Topic, Error> {
+        let topic = task_events(workspace, task)?;
+        if replays {
+            self.reader.unfollow(&topic);
+            self.reader.follow_from_start(&topic)?;
+        } else if !self.reader.follows(&topic) {
+            self.reader.follow_from_tail(&topic)?;
+        }
+        Ok(topic)
+    }
+
+    /// No longer.
+    pub fn unfollow_task(&mut self, topic: &Topic) {
+        self.reader.unfollow(topic);
+    }
+
+    /// Where the log ends now.
+    #[must_use]
+    pub fn tail(&self) -> Offset {
+        self.gate.tail(&self.attend).offset
     }
 
     /// The workspace that the principal acts in.

@@ -76,7 +76,7 @@ pub struct New {
 pub struct Secret(String);
 
 impl Secret {
-    fn random() -> Result<Self, Error> {
+    pub(crate) fn random() -> Result<Self, Error> {
         let mut bytes = [0; SECRET_BYTES];
         let failed = |e: getrandom::Error| Error::new(Kind::Internal, "ERR_INTERNAL", format!("no randomness: {e}"));
         getrandom::fill(&mut bytes).map_err(failed)?;
@@ -96,7 +96,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-fn digest(secret: &str) -> String {
+pub(crate) fn digest(secret: &str) -> String {
     Sha256::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -233,6 +233,7 @@ pub async fn authenticate(gate: &Gate, secret: &str, claimed: &Identity) -> Resu
     Ok(Credential {
         is_admin: found.kind.is_none(),
         token: Some(found.id),
+        task: None,
         workspaces: found.workspace_patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect(),
     })
 }

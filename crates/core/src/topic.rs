@@ -3,6 +3,7 @@
 use std::fmt;
 
 use trunkline_store::log::{Class, Topic};
+use uuid::Uuid;
 
 use crate::{
     error::{Error, Kind},
@@ -229,6 +230,17 @@ pub(crate) fn progress_in(workspace: &str) -> Result<Topic, Error> {
 /// The topic of progress for a user. No workspace is called `us`.
 pub(crate) fn progress_for(user: &str) -> Result<Topic, Error> {
     Ok(Topic::new(&format!("pg::us::{user}"))?)
+}
+
+/// The topic of what happens to a task. Only the server writes to it.
+pub(crate) fn task_events(workspace: &str, task: Uuid) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("tk::{workspace}::{task}::events"))?)
+}
+
+/// Whether records of this topic are events of a task.
+#[must_use]
+pub fn is_task_events(topic: &Topic) -> bool {
+    topic.as_str().starts_with("tk::") && topic.as_str().ends_with("::events")
 }
 
 /// Whether records of this topic are progress and not messages.

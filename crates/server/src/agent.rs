@@ -3,6 +3,7 @@
 mod acks;
 mod connection;
 mod convert;
+mod follow;
 mod handshake;
 mod inbound;
 mod outbound;
@@ -12,7 +13,7 @@ use std::{net::IpAddr, sync::Arc};
 use rustls::pki_types::CertificateDer;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
-use trunkline_core::{gate::Gate, limits::Limits, session::Sessions};
+use trunkline_core::{gate::Gate, limits::Limits, session::Sessions, task::Tasks};
 use trunkline_proto::v1::{UpstreamMessage, aether_gateway_server::AetherGateway};
 
 use crate::{auth::Auth, metrics::Metrics};
@@ -27,7 +28,10 @@ pub(crate) struct Gateway {
     /// When the server started, in Unix seconds.
     pub(crate) started_at: i64,
     pub(crate) stop: CancellationToken,
-    pub(crate) tasks: TaskTracker,
+    /// What clients have others do.
+    pub(crate) tasks: Tasks,
+    /// What this program is doing.
+    pub(crate) tracker: TaskTracker,
 }
 
 /// Who is at the other end of the transport.
@@ -57,7 +61,7 @@ impl AetherGateway for Surface {
             certificate: request.peer_certs().and_then(|chain| chain.first().cloned()),
         };
         let (metadata, _, inbound) = request.into_parts();
-        self.0.tasks.spawn(connection::run(self.0.clone(), metadata, peer, inbound, outbound));
+        self.0.tracker.spawn(connection::run(self.0.clone(), metadata, peer, inbound, outbound));
         Ok(Response::new(frames))
     }
 }

@@ -11,7 +11,9 @@ use trunkline_core::{
     audit,
     gate::Gate,
     kv,
+    registry::Registry,
     session::{self, Sessions},
+    task::Tasks,
     token::{self, Secret},
     topic,
 };
@@ -116,17 +118,21 @@ impl Server {
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
         let sessions = Sessions::new(gate.clone(), sessions);
+        let registry = Registry::open(gate.clone()).await?;
+        let tasks = Tasks::new(gate.clone(), registry, config.tasks, server.tasks.clone(), log::Clock::system());
+        tasks.recover().await?;
         let metrics = Arc::new(Metrics::new());
         let operations = Operations::new(gate.clone(), sessions.clone(), metrics.clone(), server.stop.clone());
         let gateway = Gateway {
             sessions,
             metrics,
             gate: gate.clone(),
-            auth: Auth::new(gate.clone(), config.dev),
+            auth: Auth::new(gate.clone(), tasks.clone(), config.dev),
             limits: config.limits,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64),
             stop: server.stop.clone(),
-            tasks: server.tasks.clone(),
+            tasks: tasks.clone(),
+            tracker: server.tasks.clone(),
         };
         let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
         listeners.grpc(grpc.0, gateway);
@@ -138,7 +144,8 @@ impl Server {
             server.tasks.spawn(tls.watch(server.stop.clone()));
         }
         server.relay(store.clone());
-        server.sweep(store.log, gate, config.retention);
+        server.pump(tasks.clone());
+        server.sweep(store.log, gate, tasks, config.retention);
         Ok(server)
     }
 
@@ -197,8 +204,14 @@ impl Server {
         });
     }
 
+    /// Does what tasks are due for.
+    fn pump(&self, tasks: Tasks) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(tasks.run()).await });
+    }
+
     /// Trims what is older than it is kept, and removes audit events and keys that have expired.
-    fn sweep(&self, log: log::Log, gate: Gate, retention: RetentionConfig) {
+    fn sweep(&self, log: log::Log, gate: Gate, tasks: Tasks, retention: RetentionConfig) {
         let stop = self.stop.clone();
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
         self.tasks.spawn(async move {
@@ -208,6 +221,9 @@ impl Server {
                 }
                 if let Err(error) = audit::sweep(&gate, retention.audit_days).await {
                     tracing::warn!(%error, "old audit events were not removed; the next sweep goes on");
+                }
+                if let Err(error) = tasks.sweep().await {
+                    tracing::warn!(%error, "expired names of tasks were not removed; the next sweep goes on");
                 }
                 if let Err(error) = kv::sweep(&gate).await {
                     tracing::warn!(%error, "expired keys were not removed; the next sweep goes on");

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustls::pki_types::CertificateDer;
-use trunkline_core::{Error, Kind, caller::Credential, gate::Gate, identity::Identity, token};
+use trunkline_core::{Error, Kind, caller::Credential, gate::Gate, identity::Identity, task::Tasks, token};
 
 use crate::tls;
 
@@ -31,13 +31,14 @@ const PEERS_MAX: usize = 10_000;
 pub(crate) struct Auth {
     dev: bool,
     gate: Gate,
+    tasks: Tasks,
     throttle: Arc<Mutex<Throttle>>,
 }
 
 impl Auth {
     /// With `dev`, whoever presents nothing is admitted.
-    pub(crate) fn new(gate: Gate, dev: bool) -> Self {
-        Self { dev, gate, throttle: Arc::default() }
+    pub(crate) fn new(gate: Gate, tasks: Tasks, dev: bool) -> Self {
+        Self { dev, gate, tasks, throttle: Arc::default() }
     }
 
     /// Admits `claimed`, or says why not. A certificate that names it is enough; a credential beside it is checked all the
@@ -75,7 +76,10 @@ impl Auth {
             return Err(refused("auth temporarily throttled after repeated failures".to_owned()));
         }
         let admitted = match key {
-            "token" | "task_token" => Err(refused("invalid or revoked token: unknown token".to_owned())),
+            "token" | "task_token" => {
+                let task = self.tasks.authenticate(secret, claimed).await;
+                task.map(|task| Credential { task: Some(task), ..Credential::none(false) })
+            }
             "x-api-key" | "api_key" => token::authenticate(&self.gate, secret, claimed).await,
             _ => Err(refused("credential authentication failed: authentication failed: unknown credential".to_owned())),
         };

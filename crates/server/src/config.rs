@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use trunkline_core::limits::Limits;
+use trunkline_core::{limits::Limits, task};
 use trunkline_store::log::Retention;
 
 const PREFIX: &str = "TRUNKLINE__";
@@ -31,6 +31,8 @@ pub struct Config {
     pub limits: Limits,
     /// How messages are delivered.
     pub messages: MessagesConfig,
+    /// How tasks are handed out, and how long everything about them may take.
+    pub tasks: task::Options,
     /// How long things are kept.
     pub retention: RetentionConfig,
     /// How the server ends.
@@ -127,6 +129,7 @@ impl Default for Config {
             tls: TlsConfig::default(),
             limits: Limits::default(),
             messages: MessagesConfig::default(),
+            tasks: task::Options::default(),
             retention: RetentionConfig::default(),
             shutdown: Shutdown::default(),
         }

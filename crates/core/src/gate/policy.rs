@@ -17,9 +17,9 @@
 //! the others by a rule on the key (`kv_key`), or else on the scope (`kv_scope`).
 
 use super::{
-    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreditMetrics, Enter, EnterPermit, Inspect, Intent,
-    Keep, KeepPermit, MintUserKeys, QueryConnection, ReadTrail, ReadTrailPermit, Report, RulesPermit, Send, SendPermit,
-    SubmitTrail, SubmitTrailPermit, UseKeys,
+    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreateTask, CreditMetrics, Enter, EnterPermit, Inspect,
+    Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail, ReadTrailPermit, Report,
+    ReportOn, RulesPermit, Send, SendPermit, SubmitTrail, SubmitTrailPermit, TouchTask, UseKeys,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     kv::{Action, Scope, namespace, workspace_of},
     limits::TARGET_BYTES_MAX,
     rule::now,
-    topic::{Target, progress_for, progress_in},
+    topic::{Target, progress_for, progress_in, task_events},
 };
 
 /// Keys by which instances of the workflow engine agree on who leads.
@@ -305,6 +305,80 @@ impl Intent for MintUserKeys {
             return Ok(());
         }
         Err(denied(format!("minting user tokens requires {capability} or global admin (admin/*)")))
+    }
+}
+
+impl Intent for CreateTask<'_> {
+    type Permit = ();
+
+    /// The workflow engine starts work everywhere; that is what it is for.
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        let allowed = caller.identity == Identity::WorkflowEngine
+            || caller.opens(self.0) && has(caller, rules, "workspace", self.0, Level::READ_WRITE);
+        if allowed { Ok(()) } else { Err(denied(format!("not authorized to create tasks in workspace {}", self.0))) }
+    }
+}
+
+impl Intent for TouchTask<'_> {
+    type Permit = ();
+
+    /// Its parties, wherever they are; the user that it is for; and whoever manages its workspace.
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        let (task, name) = (self.0, caller.identity.to_string());
+        let is_party = [&task.creator, &task.assignee, &task.launcher].into_iter().any(|party| *party == name);
+        let same_workspace = caller.identity.workspace().is_none_or(|own| own == task.workspace);
+        let is_subject = caller.identity.kind() == PrincipalKind::User && caller.subject.id == task.subject;
+        let manages = || {
+            caller.opens(&task.workspace)
+                && (has(caller, rules, "workspace", &task.workspace, Level::MANAGE)
+                    || is_admin(caller, rules, "tasks", Level::ADMIN))
+        };
+        if is_party || same_workspace && (is_subject || manages()) {
+            return Ok(());
+        }
+        Err(denied("task not found".to_owned()))
+    }
+}
+
+impl Intent for ReportOn<'_> {
+    type Permit = SendPermit;
+
+    /// Only its parties, and only while there is progress to be made.
+    fn decide(self, caller: &Caller, _rules: &Rules) -> Result<SendPermit, Error> {
+        let (task, name) = (self.0, caller.identity.to_string());
+        if !task.state.is_terminal() && [&task.creator, &task.assignee].into_iter().any(|party| *party == name) {
+            return Ok(SendPermit { topic: task_events(&task.workspace, task.id)? });
+        }
+        Err(denied("task not found".to_owned()))
+    }
+}
+
+impl Intent for ListTasks<'_> {
+    type Permit = ();
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        if caller.credential.is_admin || caller.opens(self.0) && has(caller, rules, "workspace", self.0, Level::READ) {
+            return Ok(());
+        }
+        Err(denied(format!("not authorized to list tasks of workspace {}", self.0)))
+    }
+}
+
+impl Intent for IssueToken<'_> {
+    type Permit = ();
+
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
+        let target = self.0;
+        let allowed = match (target, target.workspace()) {
+            (Identity::Service(service), _) => {
+                has(caller, rules, "service_impl", &service.implementation, Level::MANAGE)
+            }
+            (_, Some(workspace)) if workspace != "_system" => {
+                caller.opens(workspace) && has(caller, rules, "workspace", workspace, Level::MANAGE)
+            }
+            _ => false,
+        };
+        if allowed { Ok(()) } else { Err(denied(format!("not authorized to issue a token for {target}"))) }
     }
 }
 

@@ -21,11 +21,12 @@ use trunkline_core::{
     Error, Kind,
     message::{Envelope, Sender, Sent, publish_failed},
     session::Session,
-    topic::{is_progress, own_lane},
+    task::{Desk, Mail},
+    topic::{is_progress, is_task_events, own_lane},
     work::WorkGroup,
 };
 use trunkline_proto::v1::{
-    ErrorResponse, Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType,
+    ErrorResponse, Signal, TaskHibernated, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType,
 };
 use trunkline_store::{
     lease::Loss,
@@ -35,7 +36,9 @@ use trunkline_store::{
 use super::{
     Gateway, Peer,
     acks::Acks,
-    convert, handshake, inbound,
+    convert,
+    follow::Following,
+    handshake, inbound,
     outbound::{Frame, Outbound, Work},
 };
 use crate::{
@@ -93,12 +96,15 @@ async fn serve(
     };
     let code = agreed.as_ref().err().map_or(tonic::Code::Ok, Status::code);
     gateway.metrics.handshakes.get_or_create(&Code { code: code_name(code) }).inc();
-    let handshake::Agreed { session, acks } = agreed?;
-    let sender = Sender::new(gateway.sessions.clone(), &session, &gateway.limits, convert::metric);
+    let handshake::Agreed { session, desk, acks } = agreed?;
+    let sender =
+        Sender::new(gateway.sessions.clone(), gateway.tasks.clone(), &session, &gateway.limits, convert::metric);
     let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());
     let mut connection = Connection {
         gateway,
         session,
+        desk,
+        following: Following::default(),
         sender: sender.map_err(|e| status(&e))?,
         outbound,
         lane: lane.unwrap_or_default(),
@@ -110,11 +116,13 @@ async fn serve(
         items: Vec::new(),
         acks: acks.then(Box::default),
     };
-    if let Some(snapshot) = Box::pin(handshake::snapshot(gateway, &connection.session)).await {
+    if let Some(snapshot) = Box::pin(handshake::snapshot(gateway, &connection.session, &connection.desk)).await {
         connection.reply(snapshot);
     }
     let ended = connection.talk(inbound).await;
-    Box::pin(connection.part()).await;
+    // Whoever says goodbye is done; a server that stops is not a goodbye.
+    let clean = ended.is_ok() && !gateway.stop.is_cancelled();
+    Box::pin(connection.part(clean)).await;
     ended
 }
 
@@ -122,6 +130,10 @@ async fn serve(
 pub(super) struct Connection<'a> {
     pub(super) gateway: &'a Gateway,
     pub(super) session: Session,
+    /// Where its tasks come from.
+    pub(super) desk: Desk,
+    /// The tasks that it follows.
+    pub(super) following: Following,
     pub(super) sender: Sender,
     outbound: &'a Outbound,
     /// What the transport has no room for yet.
@@ -203,6 +215,7 @@ impl Connection<'_> {
                     read.map_err(|e| log_status(&e))?;
                     self.deliver();
                 }
+                mail = self.desk.next(), if idle => self.deliver_mail(mail),
                 (group, record) = pull(self.session.work.clone()), if idle && self.takes_work() => {
                     self.deliver_work(group, record)?;
                 }
@@ -384,6 +397,9 @@ impl Connection<'_> {
 
     /// Answers whether it was for this client.
     fn deliver_record(&mut self, record: &Record) -> bool {
+        if is_task_events(&record.topic) {
+            return self.deliver_events(record);
+        }
         match convert::record(record, &self.lane) {
             Ok(Some(payload)) => {
                 let delivery = self.session.delivery(record.offset);
@@ -400,6 +416,33 @@ impl Connection<'_> {
             Err(error) => {
                 tracing::error!(%error, "skipped");
                 false
+            }
+        }
+    }
+
+    /// What happened to a task that the client follows. How far it was told is not remembered.
+    fn deliver_events(&mut self, record: &Record) -> bool {
+        match self.following.deliver(&mut self.session, record) {
+            Ok(events) => events.into_iter().for_each(|event| self.reply(event)),
+            Err(error) => tracing::error!(%error, "skipped"),
+        }
+        true
+    }
+
+    /// What the client is to do, or to know of what it does.
+    fn deliver_mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Handout(handout) => {
+                let (assignment, receipt) = convert::tasks::assignment(*handout);
+                self.frames.push_back(Frame::task(Down::TaskAssignment(assignment.into()), receipt));
+            }
+            Mail::Event(event) => {
+                self.reply(Down::TaskEvent(convert::tasks::event(*event, String::new()).into()));
+            }
+            Mail::Hibernated(task, hibernation) => {
+                let descriptor = Some(convert::tasks::descriptor(&hibernation));
+                let hibernated = TaskHibernated { task_id: task.to_string(), descriptor };
+                self.reply(Down::TaskHibernated(hibernated.into()));
             }
         }
     }
@@ -468,9 +511,14 @@ impl Connection<'_> {
 
     /// The last of a session: what was accepted is on disk and what was taken is remembered, before anybody else can
     /// hold the identity and before the client sees the stream end.
-    async fn part(mut self) {
+    async fn part(mut self, clean: bool) {
         self.settle().await;
         self.save().await;
+        let Self { session, desk, frames, .. } = self;
+        // Tasks among them that did not go out go to others.
+        drop(frames);
+        desk.leave(clean).await;
+        drop(session);
     }
 }
 

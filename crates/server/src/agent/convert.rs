@@ -1,11 +1,12 @@
 //! Between the contract's messages and core's plain data.
 
+pub(super) mod tasks;
+
 use prost::Message as _;
 use trunkline_core::{
     Error, Kind,
     identity::Identity,
-    message::{Envelope, Metric, Progress},
-    topic::is_progress,
+    message::{self, Envelope, Metric, Progress, Said},
 };
 use trunkline_proto::v1::{
     AuthorizationContext, IncomingMessage, InitConnection, ProgressReport, ProgressUpdate,
@@ -31,20 +32,24 @@ pub(super) fn identity(init: &InitConnection) -> Result<Identity, Error> {
 
 /// A record as the principal with this lane gets it, if it is meant for it.
 pub(super) fn record(record: &Record, lane: &str) -> Result<Option<Down>, Error> {
-    if !is_progress(&record.topic) {
-        return Ok(Some(Down::Msg(incoming(Envelope::decode(record)?))));
+    match message::decode(record)? {
+        Said::Message(envelope) => Ok(Some(Down::Msg(incoming(envelope)))),
+        Said::Progress(progress) if progress.is_for(lane) => update(progress, record.timestamp_ms).map(Some),
+        Said::Progress(_) => Ok(None),
+        Said::Notice(notice, workspace) => {
+            Ok(Some(Down::ProgressUpdate(tasks::notice(notice, workspace, record.timestamp_ms).into())))
+        }
     }
-    let progress = Progress::decode(record)?;
-    if !progress.is_for(lane) {
-        return Ok(None);
-    }
+}
+
+fn update(progress: Progress, timestamp_ms: u64) -> Result<Down, Error> {
     let unreadable = |e: prost::DecodeError| Error::new(Kind::Internal, "ERR_INTERNAL", format!("progress: {e}"));
     let report = ProgressReport::decode(progress.body).map_err(unreadable)?;
-    Ok(Some(Down::ProgressUpdate(Box::new(ProgressUpdate {
+    Ok(Down::ProgressUpdate(Box::new(ProgressUpdate {
         source: progress.source,
         workspace: progress.workspace,
         recipient: progress.recipient,
-        timestamp_ms: record.timestamp_ms as i64,
+        timestamp_ms: timestamp_ms as i64,
         task_id: report.task_id,
         state: report.state,
         completion: report.completion,
@@ -53,7 +58,7 @@ pub(super) fn record(record: &Record, lane: &str) -> Result<Option<Down>, Error>
         request_id: report.request_id,
         metadata: report.metadata,
         kind: report.kind,
-    }))))
+    })))
 }
 
 /// Whether a request is made in its sender's own name.

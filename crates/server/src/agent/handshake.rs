@@ -1,12 +1,18 @@
 //! The first frame, and what is answered to it.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status, Streaming, metadata::MetadataMap};
-use trunkline_core::{identity::Identity, kv, session::Session, token};
+use trunkline_core::{
+    identity::Identity,
+    kv,
+    session::Session,
+    task::{Arrival, Desk, Mode},
+    token,
+};
 use trunkline_proto::v1::{
     BuildInfo, ConfigSnapshot, ConnectionAck, ExtensionDeclaration, InitConnection, NegotiatedExtension,
-    UpstreamMessage, downstream_message::Payload as Down, upstream_message::Payload as Up,
+    UpstreamMessage, downstream_message::Payload as Down, init_connection::ClientType, upstream_message::Payload as Up,
 };
 
 use super::{
@@ -21,6 +27,10 @@ const EXTENSIONS_HEADER: &str = "aether-extensions";
 /// Most extensions that a client may declare, so that the answer stays small.
 const EXTENSIONS_MAX: usize = 64;
 
+/// Profiles of one orchestrator, and bytes of each; those beyond are not offered anything.
+const PROFILES_MAX: usize = 256;
+const PROFILE_BYTES_MAX: usize = 256;
+
 /// The client acknowledges what it is done with.
 pub(super) const ACK_EXTENSION: &str = "https://trunkline.dev/ext/ack/v1";
 
@@ -30,6 +40,7 @@ const EXTENSIONS: [&str; 1] = [ACK_EXTENSION];
 /// A session, and what was agreed on.
 pub(super) struct Agreed {
     pub(super) session: Session,
+    pub(super) desk: Desk,
     /// The client acknowledges.
     pub(super) acks: bool,
 }
@@ -54,6 +65,9 @@ pub(super) async fn shake(
     let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
     token::confirm(&gateway.gate, &session.caller.credential).await.map_err(|e| status(&e))?;
+    let arrival = arrival(&init, &session);
+    let arrived = gateway.tasks.arrive(&session.caller.identity, &session.caller.session, arrival).await;
+    let desk = arrived.map_err(|e| status(&e))?;
     let (negotiated, refused) = negotiate(&init.extensions, metadata);
     let acks = negotiated.iter().any(|each| each.supported && each.uri == ACK_EXTENSION);
     let ack = ack(&session, negotiated);
@@ -63,12 +77,24 @@ pub(super) async fn shake(
         let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
         return Err(Status::failed_precondition(message));
     }
-    Ok(Agreed { session, acks })
+    Ok(Agreed { session, desk, acks })
+}
+
+fn arrival(init: &InitConnection, session: &Session) -> Arrival {
+    let (mut declines_pool, mut profiles) = (false, Vec::new());
+    match &init.client_type {
+        Some(ClientType::Service(service)) => declines_pool = service.no_pool_consumer,
+        Some(ClientType::Orchestrator(orchestrator)) => profiles.clone_from(&orchestrator.supported_profiles),
+        _ => {}
+    }
+    profiles.retain(|profile| !profile.is_empty() && profile.len() <= PROFILE_BYTES_MAX);
+    profiles.truncate(PROFILES_MAX);
+    Arrival { resumed: session.welcome.resumed, declines_pool, profiles, task: session.caller.credential.task }
 }
 
 /// What agents and tasks are told right after the acknowledgement: what they keep for themselves. Without the ledger it is
 /// empty; the client can ask again.
-pub(super) async fn snapshot(gateway: &Gateway, session: &Session) -> Option<Down> {
+pub(super) async fn snapshot(gateway: &Gateway, session: &Session, desk: &Desk) -> Option<Down> {
     // The others live in no workspace.
     session.caller.identity.workspace()?;
     let [in_workspace, everywhere] = kv::own_keys(&gateway.gate, &session.caller).await.unwrap_or_else(|error| {
@@ -79,8 +105,31 @@ pub(super) async fn snapshot(gateway: &Gateway, session: &Session) -> Option<Dow
     Some(Down::Config(Box::new(ConfigSnapshot {
         workspace_exclusive_kv: map(in_workspace),
         global_exclusive_kv: map(everywhere),
+        task_context: context(&session.caller.identity, desk),
         ..ConfigSnapshot::default()
     })))
+}
+
+/// Why an agent was started.
+fn context(identity: &Identity, desk: &Desk) -> HashMap<String, String> {
+    let start = desk.bound.as_ref().filter(|task| task.mode == Mode::Startup);
+    let (Some(start), Identity::Agent(named)) = (start, identity) else { return HashMap::new() };
+    let spec = &start.spec;
+    let profile = spec.launch_params.get("profile").cloned().unwrap_or_default();
+    let user = start.subject.clone();
+    let own = [
+        ("task_id", start.id.to_string()),
+        ("workspace", named.workspace.clone()),
+        ("implementation", named.implementation.clone()),
+        ("specifier", named.specifier.clone()),
+        ("profile", profile),
+        ("user", user.clone()),
+        ("root_user", user),
+    ];
+    let own = own.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), value));
+    let metadata = spec.metadata.iter().map(|(key, value)| (key.clone(), value.clone()));
+    let params = spec.launch_params.iter().map(|(key, value)| (format!("lp.{key}"), value.clone()));
+    metadata.chain(params).chain(own).collect()
 }
 
 async fn first_frame(inbound: &mut Streaming<UpstreamMessage>, patience: Duration) -> Result<InitConnection, Status> {

@@ -1,10 +1,12 @@
 //! What a client asks for, one frame after the other.
 
 mod admin;
+mod agents;
 mod audit;
 mod kv;
 mod rules;
 mod sessions;
+mod tasks;
 mod tokens;
 mod workspaces;
 
@@ -39,6 +41,8 @@ async fn other(connection: &mut Connection<'_>, payload: Option<Up>) -> Result<(
     match payload {
         Some(Up::KvOp(operation)) => kv::handle(connection, *operation).await,
         Some(Up::Progress(report)) => progress(connection, *report).await,
+        Some(Up::CreateTask(request)) => tasks::create(connection, *request).await,
+        Some(Up::TaskOp(operation)) => tasks::operate(connection, *operation).await,
         Some(Up::Acknowledgement(ack)) => acknowledge(connection, &ack),
         payload => {
             connection.settle().await;
@@ -55,6 +59,22 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
             if let Err(error) = connection.session.switch_workspace(&switch.new_workspace_id).await {
                 let code = if error.kind == Kind::Denied { error.code } else { "ERR_WORKSPACE_SWITCH_FAILED" };
                 connection.refuse(&Error { code, ..error });
+            }
+        }
+        Some(Up::TaskQuery(query)) => {
+            let reply = tasks::query(connection, *query).await;
+            connection.reply(Down::TaskQuery(reply.into()));
+        }
+        Some(Up::TaskSubscriptionOp(operation)) => {
+            let tasks = &connection.gateway.tasks;
+            let reply = connection.following.handle(&mut connection.session, tasks, *operation).await;
+            connection.reply(Down::TaskSubscriptionResponse(reply.into()));
+        }
+        Some(Up::AgentOp(operation)) => {
+            let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
+            match agents::handle(connection.gateway, &caller, *operation).await {
+                Ok(reply) => connection.reply(Down::Agent(reply.into())),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
             }
         }
         Some(Up::AclOp(operation)) => {
@@ -150,7 +170,14 @@ fn send(connection: &mut Connection<'_>, message: &SendMessage) {
 async fn progress(connection: &mut Connection<'_>, mut report: ProgressReport) {
     // The recipient is kept beside the rest of the report.
     let recipient = std::mem::take(&mut report.recipient);
-    if let Err(error) = connection.sender.report(&connection.session, &recipient, &report.encode_to_vec()) {
+    let reported = connection.sender.report(&connection.session, &recipient, &report.encode_to_vec());
+    let reported = match reported {
+        Ok(()) if !report.task_id.is_empty() => {
+            connection.sender.report_on(&connection.session, &report.task_id, tasks::progress(&report)).await
+        }
+        reported => reported,
+    };
+    if let Err(error) = reported {
         connection.refuse(&error);
     }
     connection.submit_if_full().await;

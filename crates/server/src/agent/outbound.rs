@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::Status;
-use trunkline_core::{session, work::WorkGroup};
+use trunkline_core::{session, task::Receipt, work::WorkGroup};
 use trunkline_proto::{
     own,
     v1::{DownstreamMessage, downstream_message::Payload},
@@ -33,6 +33,8 @@ enum Delivery {
     Lane(session::Delivery),
     /// A record of the group's work; goes back to the group if the frame is dropped.
     Work(Work),
+    /// A task for the client; handed out again if the frame is dropped.
+    Task(Receipt),
 }
 
 /// A piece of a group's work that is out; goes back to the group when dropped.
@@ -74,6 +76,10 @@ impl Frame {
         Self { message: message(payload), delivery: Delivery::Work(work) }
     }
 
+    pub(super) fn task(payload: Payload, receipt: Receipt) -> Self {
+        Self { message: message(payload), delivery: Delivery::Task(receipt) }
+    }
+
     /// A delivery that the client will acknowledge.
     pub(super) fn unacknowledged(payload: Payload, offset: Offset, shared: bool) -> Self {
         let delivery = Some(own::Delivery { offset: offset.0, shared });
@@ -85,6 +91,7 @@ impl Frame {
             Delivery::Reply => {}
             Delivery::Lane(delivery) => delivery.done(),
             Delivery::Work(work) => work.done(),
+            Delivery::Task(receipt) => receipt.taken(),
         }
         self.message
     }

@@ -1,0 +1,598 @@
+//! Who is there, what each is told, and what becomes of what it has when it goes.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
+
+use tokio::{sync::Notify, task::JoinHandle};
+use trunkline_store::ledger::{ReadTx, TxFuture, WriteTx};
+use uuid::Uuid;
+
+use super::{
+    Hibernation, Mode, Task, TaskEvent, Tasks,
+    assign::{Place, Workers},
+    decide::{Context, Request},
+    operate::{Changed, step},
+    own_queue, pool_queue, sql, start_queue,
+    state::State,
+};
+use crate::{
+    error::Error,
+    identity::Identity,
+    token::{Secret, digest},
+};
+
+/// What waits for a session at most; the rest stays in the ledger until there is room.
+const MAIL_MAX: usize = 64;
+
+/// How long a token for an agent's start is good, in milliseconds. The published figure.
+pub(super) const TOKEN_MS: i64 = 24 * 3600 * 1000;
+
+/// Other workers that are tried when the first is the one that failed what waits.
+const OTHERS_MAX: usize = 8;
+
+/// Everybody who is there.
+pub(super) struct Floor {
+    pub(super) workers: Workers,
+    pub(super) mailboxes: HashMap<String, Arc<Mailbox>>,
+    /// Who is being started, so that not every message to it asks.
+    pub(super) starting: HashSet<String>,
+}
+
+impl Floor {
+    pub(super) fn new(room: usize) -> Self {
+        Self { workers: Workers::new(room), mailboxes: HashMap::new(), starting: HashSet::new() }
+    }
+
+    /// Nobody has the task any more whom `task` names.
+    pub(super) fn release(&mut self, identity: &str, task: Uuid) {
+        self.workers.release(identity, task);
+        if let Some(mailbox) = self.mailboxes.get(identity) {
+            lock(&mailbox.inside).given.remove(&task);
+        }
+    }
+}
+
+/// What a session is to be told.
+pub(super) struct Mailbox {
+    inside: Mutex<Inside>,
+    /// Raised when there is something.
+    arrived: Notify,
+    /// Counts the times when the ledger had something that is not in here.
+    wanted: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inside {
+    mail: VecDeque<Mail>,
+    /// Tasks that the session was handed, and whether its transport took them.
+    given: HashMap<Uuid, bool>,
+}
+
+/// Something for a session.
+pub enum Mail {
+    /// A task.
+    Handout(Box<Handout>),
+    /// What became of a task that it has.
+    Event(Box<TaskEvent>),
+    /// It need not stay for this task.
+    Hibernated(Uuid, Box<Hibernation>),
+}
+
+/// A task for its worker.
+pub struct Handout {
+    /// The task.
+    pub task: Task,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// With which the agent that is to be started comes in.
+    pub token: Option<Secret>,
+    /// To be kept until the transport took it.
+    pub receipt: Receipt,
+}
+
+/// That a task is on its way to its worker. Dropped before the transport took it, it is handed out again.
+pub struct Receipt {
+    mailbox: Arc<Mailbox>,
+    task: Uuid,
+    is_taken: bool,
+}
+
+impl Receipt {
+    /// The transport took it.
+    pub fn taken(mut self) {
+        self.is_taken = true;
+        if let Some(taken) = lock(&self.mailbox.inside).given.get_mut(&self.task) {
+            *taken = true;
+        }
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            lock(&self.mailbox.inside).given.remove(&self.task);
+            self.mailbox.want();
+        }
+    }
+}
+
+impl Mailbox {
+    fn new(given: HashMap<Uuid, bool>) -> Arc<Self> {
+        let inside = Mutex::new(Inside { mail: VecDeque::new(), given });
+        Arc::new(Self { inside, arrived: Notify::new(), wanted: AtomicU64::new(0) })
+    }
+
+    fn want(&self) {
+        self.wanted.fetch_add(1, SeqCst);
+        self.arrived.notify_one();
+    }
+
+    /// Puts a task, if there is room and it is not there yet.
+    fn hand(self: &Arc<Self>, task: Task, payload: Vec<u8>, token: Option<Secret>) {
+        let mut inside = lock(&self.inside);
+        if inside.given.contains_key(&task.id) {
+            return;
+        }
+        if inside.mail.len() >= MAIL_MAX {
+            drop(inside);
+            return self.want();
+        }
+        inside.given.insert(task.id, false);
+        let receipt = Receipt { mailbox: self.clone(), task: task.id, is_taken: false };
+        inside.mail.push_back(Mail::Handout(Box::new(Handout { task, payload, token, receipt })));
+        drop(inside);
+        self.arrived.notify_one();
+    }
+
+    /// Puts news; those that find no room are gone, because the task itself tells the same.
+    pub(super) fn tell(&self, mail: Mail) {
+        let mut inside = lock(&self.inside);
+        if inside.mail.len() < 2 * MAIL_MAX {
+            inside.mail.push_back(mail);
+        }
+        drop(inside);
+        self.arrived.notify_one();
+    }
+}
+
+/// How somebody comes.
+#[derive(Clone, Debug, Default)]
+pub struct Arrival {
+    /// It goes on where a session of its was a moment ago.
+    pub resumed: bool,
+    /// It takes no tasks that are for any of its implementation.
+    pub declines_pool: bool,
+    /// What an orchestrator can start.
+    pub profiles: Vec<String>,
+    /// The task whose token it came in with.
+    pub task: Option<Uuid>,
+}
+
+/// A session's place among those who do tasks. [`Desk::leave`] ends it.
+pub struct Desk {
+    tasks: Tasks,
+    identity: String,
+    session: String,
+    mailbox: Arc<Mailbox>,
+    caught_up: u64,
+    /// The task that the session stands for, if it stands for one.
+    pub bound: Option<Task>,
+}
+
+impl Tasks {
+    /// Somebody is there: it has again what it had, and gets what waits for it.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`].
+    pub async fn arrive(&self, identity: &Identity, session: &str, arrival: Arrival) -> Result<Desk, Error> {
+        let name = identity.to_string();
+        let mailbox = {
+            let mut floor = self.floor();
+            let before = floor.mailboxes.get(&name).filter(|_| arrival.resumed);
+            let given = before.map(|before| lock(&before.inside).given.clone()).unwrap_or_default();
+            // What the transport of the session before it did not take is handed out again.
+            let given = given.into_iter().filter(|(_, taken)| *taken).collect();
+            let mailbox = Mailbox::new(given);
+            floor.mailboxes.insert(name.clone(), mailbox.clone());
+            floor.starting.remove(&name);
+            floor.workers.enter(&name, session, takes(identity, &arrival));
+            mailbox
+        };
+        let mut desk = Desk {
+            tasks: self.clone(),
+            identity: name.clone(),
+            session: session.to_owned(),
+            mailbox,
+            caught_up: 0,
+            bound: None,
+        };
+        if let Err(error) = desk.take_up(arrival.task).await {
+            desk.forget();
+            return Err(error);
+        }
+        let tasks = self.clone();
+        self.spawn(async move { tasks.serve_worker(&name).await });
+        Ok(desk)
+    }
+
+    /// What an orchestrator that is there can start.
+    #[must_use]
+    pub fn profiles(&self, orchestrator: &str) -> Vec<String> {
+        let floor = self.floor();
+        let all = floor.workers.takes(orchestrator).iter().filter_map(|queue| queue.strip_prefix("start::"));
+        all.map(ToOwned::to_owned).collect()
+    }
+
+    /// What it has, what it stands for, and what waits for it alone.
+    async fn take_up(&self, name: &str, token_task: Option<Uuid>) -> Result<Option<Task>, Error> {
+        let (identity, own) = (name.to_owned(), own_queue(name));
+        let found = self.read(move |tx| found(tx, identity.clone(), own.clone())).await?;
+        let bound = token_task.or(found.start.as_ref().map(|start| start.id));
+        if found.held.is_empty() && bound.is_none() && !found.is_waiting {
+            return Ok(None);
+        }
+        let context = self.context(true);
+        let (identity, times) = (name.to_owned(), self.0.times);
+        let back = found.held.iter().any(|task| task.disconnected_at.is_some());
+        let (stands_for, started) = if bound.is_some() || back {
+            self.write(move |tx| come_back(tx, identity.clone(), bound, context, times)).await?
+        } else {
+            (None, None)
+        };
+        {
+            let mut floor = self.floor();
+            found.held.iter().for_each(|task| floor.workers.hold(name, task.id));
+            if found.is_waiting {
+                floor.workers.note(&own_queue(name));
+            }
+        }
+        if let Some(started) = started {
+            self.settle(started).await;
+        }
+        Ok(stands_for)
+    }
+
+    /// Gives what waits in a queue to those who have room.
+    pub(super) async fn serve_queue(&self, queue: &str) {
+        loop {
+            let Some(place) = self.floor().workers.reserve(queue) else { return };
+            if !self.serve(place).await {
+                return;
+            }
+        }
+    }
+
+    /// Gives a worker what waits for it, as long as it has room.
+    pub(super) async fn serve_worker(&self, identity: &str) {
+        loop {
+            let Some(place) = self.floor().workers.reserve_for(identity) else { return };
+            if !self.serve(place).await {
+                return;
+            }
+        }
+    }
+
+    /// Gives the worker of a place what comes next; answers whether there was something for it.
+    async fn serve(&self, place: Place) -> bool {
+        let mut kept = Vec::new();
+        let mut place = place;
+        let served = loop {
+            match self.claim(&place).await {
+                Ok(Claimed::Something) => break true,
+                Ok(Claimed::Nothing) => {
+                    self.floor().workers.found_empty(&place);
+                    break false;
+                }
+                // It waits, but not for this worker.
+                Ok(Claimed::NotForIt) if kept.len() < OTHERS_MAX => {
+                    let next = self.floor().workers.reserve(&place.queue);
+                    kept.push(place.clone());
+                    match next {
+                        Some(next) if kept.iter().all(|tried| tried.identity != next.identity) => place = next,
+                        Some(next) => {
+                            kept.push(next);
+                            return self.give_up(&kept);
+                        }
+                        None => return self.give_up(&kept),
+                    }
+                    continue;
+                }
+                Ok(Claimed::NotForIt) => break false,
+                Err(error) => {
+                    // The queue stays noted; whoever comes next looks again, and so does the pump.
+                    tracing::warn!(%error, queue = place.queue, "task not handed out");
+                    self.look_again(super::pump::RETRY_PAUSE_MS);
+                    break false;
+                }
+            }
+        };
+        if !served {
+            kept.push(place);
+        }
+        self.give_up(&kept);
+        served
+    }
+
+    fn give_up(&self, places: &[Place]) -> bool {
+        let mut floor = self.floor();
+        places.iter().for_each(|place| floor.workers.give_up(place));
+        false
+    }
+
+    async fn claim(&self, place: &Place) -> Result<Claimed, Error> {
+        let (queue, identity, times) = (place.queue.clone(), place.identity.clone(), self.0.times);
+        let context = self.context(true);
+        let secret = if queue.starts_with("start::") { Some(Secret::random()?) } else { None };
+        let hash = secret.as_ref().map(|secret| digest(secret.reveal()));
+        let claim = self.write(move |tx| {
+            let (queue, identity, hash) = (queue.clone(), identity.clone(), hash.clone());
+            Box::pin(async move { claim(tx, &queue, &identity, hash.as_deref(), context, times).await })
+        });
+        match claim.await? {
+            Ok((changed, payload)) => {
+                let mut floor = self.floor();
+                floor.workers.fill(place, changed.after.id);
+                drop(floor);
+                self.watch(&changed.after);
+                self.hand(changed.after, payload, secret);
+                Ok(Claimed::Something)
+            }
+            Err(true) => Ok(Claimed::NotForIt),
+            Err(false) => Ok(Claimed::Nothing),
+        }
+    }
+
+    /// Tells a worker of a task that it has; if it is away, it is told when it comes.
+    pub(super) fn hand(&self, task: Task, payload: Vec<u8>, token: Option<Secret>) {
+        let mailbox = self.floor().mailboxes.get(&task.assignee).cloned();
+        match mailbox {
+            Some(mailbox) => mailbox.hand(task, payload, token),
+            None => self.gone(&task),
+        }
+    }
+
+    /// Somebody was given a task and left before it was told.
+    fn gone(&self, task: &Task) {
+        let (tasks, identity, untold) = (self.clone(), task.assignee.clone(), vec![task.id]);
+        self.spawn(async move { tasks.leave(&identity, untold, None).await });
+    }
+
+    /// Somebody is gone: what it was not told goes to others, the rest waits for it.
+    async fn leave(&self, identity: &str, untold: Vec<Uuid>, done: Option<Uuid>) {
+        let (name, times, context) = (identity.to_owned(), self.0.times, self.context(false));
+        let left = self.write(move |tx| left(tx, name.clone(), untold.clone(), done, context, times)).await;
+        match left {
+            Ok(changes) => {
+                for changed in changes {
+                    self.settle(changed).await;
+                }
+            }
+            // The rows still say that it is there; the next start of the server finds them.
+            Err(error) => tracing::error!(%error, identity, "tasks of somebody who left are not noted"),
+        }
+    }
+}
+
+enum Claimed {
+    Something,
+    Nothing,
+    NotForIt,
+}
+
+/// What a principal takes from queues.
+fn takes(identity: &Identity, arrival: &Arrival) -> Vec<String> {
+    let own = own_queue(&identity.to_string());
+    match identity {
+        Identity::Agent(named) => vec![own, pool_queue(&named.workspace, &named.implementation)],
+        Identity::Service(unplaced) if !arrival.declines_pool => {
+            vec![own, format!("pool::{}::", unplaced.implementation)]
+        }
+        Identity::Orchestrator(_) => {
+            std::iter::once(own).chain(arrival.profiles.iter().map(|profile| start_queue(profile))).collect()
+        }
+        _ => vec![own],
+    }
+}
+
+struct Found {
+    held: Vec<Task>,
+    start: Option<Task>,
+    is_waiting: bool,
+}
+
+fn found(tx: &mut ReadTx, identity: String, own: String) -> TxFuture<'_, Found, Error> {
+    Box::pin(async move {
+        Ok(Found {
+            held: sql::held(tx, &identity).await?,
+            start: sql::start_of(tx, &identity).await?,
+            is_waiting: sql::is_waiting(tx, &own).await?,
+        })
+    })
+}
+
+fn come_back(
+    tx: &mut WriteTx,
+    identity: String,
+    bound: Option<Uuid>,
+    context: Context,
+    times: super::Times,
+) -> TxFuture<'_, (Option<Task>, Option<Changed>), Error> {
+    Box::pin(async move {
+        for task in sql::held(tx.as_read(), &identity).await? {
+            if task.disconnected_at.is_some() && Some(task.id) != bound {
+                step(tx, &task, &Request::Attendance { gone_since: None }, context, &times).await?;
+            }
+        }
+        let Some(bound) = bound else { return Ok((None, None)) };
+        let Some(task) = sql::get(tx.as_read(), bound).await? else { return Ok((None, None)) };
+        // Whoever waits for something goes on waiting, with its worker there.
+        if !task.state.is_held() && task.state != State::Pending && !task.state.is_terminal() {
+            return Ok((Some(task), None));
+        }
+        let changed = step(tx, &task, &Request::Start { by: identity }, context, &times).await?;
+        Ok((Some(changed.after.clone()), Some(changed)))
+    })
+}
+
+fn left(
+    tx: &mut WriteTx,
+    identity: String,
+    untold: Vec<Uuid>,
+    done: Option<Uuid>,
+    context: Context,
+    times: super::Times,
+) -> TxFuture<'_, Vec<Changed>, Error> {
+    Box::pin(async move {
+        let mut changes = Vec::new();
+        for task in sql::held(tx.as_read(), &identity).await? {
+            let request = if done == Some(task.id) && task.state == State::Running {
+                Request::Complete { by: identity.clone() }
+            } else if untold.contains(&task.id) && task.state == State::Assigned && task.mode == Mode::Pool {
+                Request::PutBack
+            } else if task.disconnected_at.is_none() {
+                Request::Attendance { gone_since: Some(context.now) }
+            } else {
+                continue;
+            };
+            changes.push(step(tx, &task, &request, context, &times).await?);
+        }
+        Ok(changes)
+    })
+}
+
+/// What comes next for a worker; or whether something waits that is not for it.
+async fn claim(
+    tx: &mut WriteTx,
+    queue: &str,
+    identity: &str,
+    hash: Option<&str>,
+    context: Context,
+    times: super::Times,
+) -> Result<Result<(Changed, Vec<u8>), bool>, Error> {
+    let Some(task) = sql::head(tx.as_read(), queue, identity).await? else {
+        return Ok(Err(sql::is_waiting(tx.as_read(), queue).await?));
+    };
+    let request = match task.mode {
+        Mode::Startup => Request::Launch { by: identity.to_owned() },
+        _ => Request::Assign { to: identity.to_owned() },
+    };
+    let changed = step(tx, &task, &request, context, &times).await?;
+    if let Some(hash) = hash {
+        // The orchestrator that was asked before does not start it any more.
+        sql::revoke_tokens(tx, task.id).await?;
+        sql::put_token(tx, hash, &task, &task.target, context.now.saturating_add(TOKEN_MS)).await?;
+    }
+    let payload = sql::payload(tx.as_read(), task.id).await?;
+    Ok(Ok((changed, payload)))
+}
+
+impl Desk {
+    async fn take_up(&mut self, token_task: Option<Uuid>) -> Result<(), Error> {
+        self.bound = self.tasks.take_up(&self.identity, token_task).await?;
+        self.mailbox.want();
+        Ok(())
+    }
+
+    /// The next thing to be told. Cancel-safe.
+    pub async fn next(&mut self) -> Mail {
+        loop {
+            if let Some(mail) = lock(&self.mailbox.inside).mail.pop_front() {
+                return mail;
+            }
+            let wanted = self.mailbox.wanted.load(SeqCst);
+            if wanted == self.caught_up {
+                self.mailbox.arrived.notified().await;
+                continue;
+            }
+            match self.catch_up().await {
+                Ok(()) => self.caught_up = wanted,
+                Err(error) => {
+                    tracing::warn!(%error, identity = self.identity, "tasks are not handed out; trying again");
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// Puts into the mailbox what the ledger says that the identity has and the session was not told.
+    async fn catch_up(&self) -> Result<(), Error> {
+        let identity = self.identity.clone();
+        let held = self.tasks.read(move |tx| {
+            let identity = identity.clone();
+            Box::pin(async move { Ok::<_, Error>(sql::held(tx, &identity).await?) })
+        });
+        for task in held.await? {
+            let is_known = lock(&self.mailbox.inside).given.contains_key(&task.id);
+            if is_known || !is_handed_out(&task) {
+                continue;
+            }
+            let id = task.id;
+            let payload =
+                self.tasks.read(move |tx| Box::pin(async move { Ok::<_, Error>(sql::payload(tx, id).await?) }));
+            let payload = payload.await?;
+            let token = match task.mode {
+                Mode::Startup => Some(self.tasks.new_token(&task).await?),
+                _ => None,
+            };
+            self.mailbox.hand(task, payload, token);
+        }
+        Ok(())
+    }
+
+    /// Ends it. `clean` if the client said goodbye: then the task that it stood for is done.
+    pub async fn leave(mut self, clean: bool) {
+        if let Some(left) = self.end(clean) {
+            // It happens whether or not anybody waits.
+            let _ = left.await;
+        }
+    }
+
+    fn end(&mut self, clean: bool) -> Option<JoinHandle<()>> {
+        let (has, given) = self.forget()?;
+        if has.is_empty() {
+            return None;
+        }
+        let untold = has.into_iter().filter(|task| given.get(task) != Some(&true)).collect();
+        let done = self.bound.as_ref().filter(|_| clean).map(|task| task.id);
+        let (tasks, identity) = (self.tasks.clone(), self.identity.clone());
+        Some(self.tasks.spawn(async move { tasks.leave(&identity, untold, done).await }))
+    }
+
+    /// Nobody is here any more; answers what the identity had, unless a successor has it.
+    fn forget(&self) -> Option<(Vec<Uuid>, HashMap<Uuid, bool>)> {
+        let mut floor = self.tasks.floor();
+        let has = floor.workers.leave(&self.identity, &self.session)?;
+        floor.mailboxes.remove(&self.identity);
+        drop(floor);
+        let given = std::mem::take(&mut lock(&self.mailbox.inside).given);
+        Some((has.into_iter().collect(), given))
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        drop(self.end(false));
+        // Handouts hold their mailbox; dropped outside of its lock, because that is what they take.
+        let mail = std::mem::take(&mut lock(&self.mailbox.inside).mail);
+        drop(mail);
+    }
+}
+
+/// Whether somebody who has a task is told of it: not of what it gave itself, nor of being started itself.
+fn is_handed_out(task: &Task) -> bool {
+    match task.mode {
+        Mode::SelfAssign => task.assigned_at != Some(task.created_at),
+        Mode::Startup => task.state == State::Starting,
+        Mode::Targeted | Mode::Pool => true,
+    }
+}
+
+/// A panic while holding the lock cannot leave half a change: each section is a few moves.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

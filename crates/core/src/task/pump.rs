@@ -1,0 +1,184 @@
+//! What time does to tasks. One loop sleeps until the next one is due, however many wait.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use trunkline_store::ledger::WriteTx;
+use uuid::Uuid;
+
+use super::{
+    Task, Tasks,
+    decide::{self, Alarm, Context},
+    operate::{Changed, step},
+    sql,
+    state::State,
+};
+use crate::error::Error;
+
+/// Tasks that are looked at in one go.
+const BATCH: i64 = 500;
+
+/// Pause after the ledger refused.
+pub(super) const RETRY_PAUSE_MS: i64 = 500;
+
+/// The clock is looked at so often, because it may be set; the ledger is not.
+const CLOCK_PAUSE: Duration = Duration::from_secs(1);
+
+impl Tasks {
+    /// Notes, at the start of a server, that everybody who had something is away for now, and what waits.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`].
+    pub async fn recover(&self) -> Result<(), Error> {
+        let now = self.now();
+        self.0.gate.housekeep(move |tx| sql::everybody_is_gone(tx, now)).await.map_err(unavailable)?;
+        let waiting = self.0.gate.glance(sql::waiting).await?;
+        let mut floor = self.floor();
+        waiting.iter().for_each(|queue| floor.workers.note(queue));
+        Ok(())
+    }
+
+    /// Does what is due, when it is. Ends with its task.
+    pub async fn run(self) {
+        loop {
+            let done = self.tick().await;
+            if let Err(error) = &done {
+                tracing::warn!(%error, "due tasks wait");
+                self.watch_at(Some(self.now().saturating_add(RETRY_PAUSE_MS)));
+            }
+            self.sleep().await;
+        }
+    }
+
+    /// Does everything that is due; answers how many tasks that were.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`]; the next time goes on.
+    pub async fn tick(&self) -> Result<usize, Error> {
+        let mut count = 0;
+        loop {
+            // Taken before looking, so that what is added meanwhile is not overlooked.
+            *super::attend::lock(&self.0.alarm) = None;
+            let now = self.now();
+            let due = self.0.gate.glance(move |tx| sql::due(tx, now, BATCH)).await?;
+            count += due.len();
+            let is_all = due.len() < BATCH as usize;
+            self.look_at(due).await?;
+            if is_all {
+                let next = self.0.gate.glance(sql::next_due).await?;
+                self.watch_at(next);
+                return Ok(count);
+            }
+        }
+    }
+
+    async fn look_at(&self, due: Vec<Uuid>) -> Result<(), Error> {
+        let mut submitted = Vec::with_capacity(due.len());
+        for id in due {
+            let (tasks, context) = (self.clone(), self.context(false));
+            let look = self.0.gate.submit_task(move |tx| {
+                let tasks = tasks.clone();
+                Box::pin(async move { tasks.look(tx, id, context).await })
+            });
+            submitted.push(look.await?);
+        }
+        for looked in submitted {
+            match looked.ended().await {
+                Ok(Some(changed)) => self.settle(changed).await,
+                Ok(None) => {}
+                // One that cannot be changed must not hold up the others.
+                Err(error) => tracing::warn!(%error, "a due task was not changed"),
+            }
+        }
+        Ok(())
+    }
+
+    /// One task that may be due, in its transaction.
+    async fn look(&self, tx: &mut WriteTx, id: Uuid, context: Context) -> Result<Option<Changed>, Error> {
+        let Some(task) = sql::get(tx.as_read(), id).await? else { return Ok(None) };
+        let dependencies_ended = task.state == State::WaitingDependency && has_ended(tx, &task).await?;
+        let worker_is_there = self.floor().workers.is_there(&task.assignee);
+        let context = Context { worker_is_there, dependencies_ended, ..context };
+        let times = &self.0.times;
+        match decide::alarm(&task, context, times) {
+            Alarm::Do(request) => {
+                let changed = step(tx, &task, &request, context, times).await;
+                return changed.map(Some);
+            }
+            Alarm::Tell => {
+                tracing::warn!(task = %task.id, workspace = task.workspace, "hibernated for longer than its timeout");
+                let told = Task { retry_at: Some(context.now), ..task };
+                sql::update(tx, &told, decide::due(&told, times)).await?;
+            }
+            Alarm::Forget => sql::remove(tx, task.id).await?,
+            Alarm::Nothing => sql::set_due(tx, task.id, decide::due(&task, times)).await?,
+        }
+        Ok(None)
+    }
+
+    /// A task of this may be due earlier than the pump knows.
+    pub(super) fn watch(&self, task: &Task) {
+        self.watch_at(decide::due(task, &self.0.times));
+    }
+
+    pub(super) fn watch_at(&self, due_at: Option<i64>) {
+        let Some(due_at) = due_at else { return };
+        let mut alarm = super::attend::lock(&self.0.alarm);
+        if alarm.is_none_or(|alarm| due_at < alarm) {
+            *alarm = Some(due_at);
+            drop(alarm);
+            self.0.alarm_moved.notify_one();
+        }
+    }
+
+    /// Queues that could not be served are looked at again soon.
+    pub(super) fn look_again(&self, after_ms: i64) {
+        let tasks = self.clone();
+        self.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(after_ms.unsigned_abs())).await;
+            let waiting = tasks.floor().workers.all_waiting();
+            for queue in waiting {
+                tasks.serve_queue(&queue).await;
+            }
+        });
+    }
+
+    async fn sleep(&self) {
+        loop {
+            let alarm = *super::attend::lock(&self.0.alarm);
+            let left = alarm.map(|alarm| alarm.saturating_sub(self.now()));
+            if left.is_some_and(|left| left <= 0) {
+                return;
+            }
+            let pause = left.map_or(CLOCK_PAUSE, |left| Duration::from_millis(left.unsigned_abs()).min(CLOCK_PAUSE));
+            tokio::select! {
+                () = sleep_until(Instant::now() + pause) => {}
+                () = self.0.alarm_moved.notified() => {}
+            }
+        }
+    }
+
+    /// Removes names and tokens whose time is over.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`].
+    pub async fn sweep(&self) -> Result<(), Error> {
+        let now = self.now();
+        self.0.gate.housekeep(move |tx| sql::sweep(tx, now)).await.map_err(unavailable)
+    }
+}
+
+/// Whether what a task waits for has ended. One that is gone has.
+async fn has_ended(tx: &mut WriteTx, task: &Task) -> Result<bool, Error> {
+    let Some(wait) = &task.wait else { return Ok(false) };
+    let mut ended = 0;
+    for id in &wait.depends_on {
+        let found = sql::state_of(tx.as_read(), id).await?;
+        ended += usize::from(found.is_none_or(|(state, _)| state.is_terminal()));
+    }
+    Ok(if wait.wake_on_any && !wait.depends_on.is_empty() { ended > 0 } else { ended == wait.depends_on.len() })
+}
+
+fn unavailable(error: trunkline_store::ledger::Error) -> Error {
+    error.into()
+}

@@ -1,0 +1,225 @@
+//! Looking at tasks.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use trunkline_store::ledger::{ReadTx, TxFuture, Value};
+use uuid::Uuid;
+
+use super::{
+    Task, Tasks, decide,
+    operate::missing,
+    sql,
+    state::{State, Status},
+};
+use crate::{
+    caller::Caller,
+    error::{Error, Kind},
+    gate::{Inspect, ListTasks, TouchTask},
+    identity::Identity,
+    token::digest,
+};
+
+/// Tasks on a page where no limit is named, and at most. The published figures.
+const PAGE: i64 = 100;
+const PAGE_MAX: i64 = 1000;
+
+/// Parameters by which tasks are filtered; those behind them make the page.
+const FITTING: usize = 16;
+
+/// Which tasks; empty texts, zeros and empty lists fit all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Filter {
+    /// Empty for the caller's own.
+    pub workspace: String,
+    /// See [`Task::kind`].
+    pub kind: String,
+    /// Any of these.
+    pub statuses: Vec<Status>,
+    /// None of these.
+    pub except_statuses: Vec<Status>,
+    /// Only those that failed for good and wait for somebody to look at them.
+    pub dead_letters: bool,
+    /// Children of this task.
+    pub parent: String,
+    /// And theirs.
+    pub descendants: bool,
+    /// See [`Task::root`].
+    pub root: String,
+    /// See [`Task::correlation`].
+    pub correlation: String,
+    /// See [`Task::context`].
+    pub context: String,
+    /// See [`Task::creator`].
+    pub creator: String,
+    /// See [`Task::subject`].
+    pub subject: String,
+    /// See [`Task::class`].
+    pub class: i32,
+    /// None of these.
+    pub except_classes: Vec<i32>,
+    /// Exactly.
+    pub priority: i64,
+    /// Or more.
+    pub min_priority: i64,
+    /// Changed then or later, in Unix milliseconds.
+    pub changed_after: i64,
+    /// At most so many.
+    pub limit: i64,
+    /// Behind so many.
+    pub offset: i64,
+    /// Behind the page that this came with.
+    pub page_token: String,
+}
+
+/// Tasks, the one that was changed last first.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Some of them.
+    pub tasks: Vec<Task>,
+    /// How many fit in all.
+    pub total: i64,
+    /// With which the next page is asked for; empty if this is the last.
+    pub next: String,
+}
+
+impl Tasks {
+    /// One task.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there is none or the caller may not know of it, [`Kind::Unavailable`].
+    pub async fn get(&self, caller: &Caller, id: &str) -> Result<Task, Error> {
+        let id = decide::id(id).ok_or_else(missing)?;
+        let found = self.read(move |tx| Box::pin(async move { Ok(sql::get(tx, id).await?) })).await?;
+        let task = found.ok_or_else(missing)?;
+        self.0.gate.authorize(caller, TouchTask(&task)).map_err(|_| missing())?;
+        Ok(task)
+    }
+
+    /// The tasks of a workspace that fit. Who lives in none, and does not administer tasks, sees what is its own.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`], [`Kind::Invalid`] for a page token that is none, [`Kind::Unavailable`].
+    pub async fn list(&self, caller: &Caller, home: Option<&str>, mut filter: Filter) -> Result<Page, Error> {
+        if filter.workspace.is_empty() {
+            home.unwrap_or_default().clone_into(&mut filter.workspace);
+        }
+        let party = if filter.workspace.is_empty() {
+            let sees_all = self.0.gate.authorize(caller, Inspect("tasks")).is_ok();
+            if sees_all { String::new() } else { caller.identity.to_string() }
+        } else {
+            self.0.gate.authorize(caller, ListTasks(&filter.workspace))?;
+            String::new()
+        };
+        filter.limit = if filter.limit <= 0 { PAGE } else { filter.limit.min(PAGE_MAX) };
+        let before = page_token(&filter.page_token)?;
+        self.read(move |tx| {
+            let (filter, party, before) = (filter.clone(), party.clone(), before.clone());
+            select(tx, filter, party, before)
+        })
+        .await
+    }
+
+    /// The task whose token this is, if it is good for `claimed`.
+    ///
+    /// # Errors
+    /// [`Kind::Unauthenticated`] for a token that is none, [`Kind::Denied`] for one that is for somebody else.
+    pub async fn authenticate(&self, secret: &str, claimed: &Identity) -> Result<Uuid, Error> {
+        let (hash, now) = (digest(secret), self.now());
+        let found = self.0.gate.glance(move |tx| sql::token(tx, hash.clone(), now)).await?;
+        let unknown = "invalid or revoked token: unknown token";
+        let unknown = || Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", unknown);
+        let (identity, task) = found.ok_or_else(unknown)?;
+        if identity != claimed.to_string() {
+            let message = format!("token issued for {identity}, not {claimed}");
+            return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
+        }
+        Ok(task)
+    }
+
+    /// The ids and workspaces of what is below a task, in the same workspace.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn descendants(&self, task: &Task, most: i64) -> Result<Vec<Uuid>, Error> {
+        let (id, workspace) = (task.id, task.workspace.clone());
+        self.read(move |tx| {
+            let workspace = workspace.clone();
+            Box::pin(async move { Ok(sql::descendants(tx, id, &workspace, most).await?) })
+        })
+        .await
+    }
+
+    /// How many tasks there are, by state.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn counts(&self) -> Result<Vec<(State, i64)>, Error> {
+        self.0.gate.glance(sql::counts).await
+    }
+}
+
+/// Where a page begins: behind a time of change, and an id.
+type Before = (i64, String);
+
+fn page_token(text: &str) -> Result<Before, Error> {
+    if text.is_empty() {
+        // Every id is smaller than this.
+        return Ok((i64::MAX, "~".to_owned()));
+    }
+    let parse = || {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let (at, id) = text.split_once('|')?;
+        // The published token counts microseconds.
+        Some((at.parse::<i64>().ok()? / 1000, decide::id(id)?.to_string()))
+    };
+    parse().ok_or_else(|| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("invalid page_token: {text:?}")))
+}
+
+fn next_token(task: &Task) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{}|{}", task.updated_at.saturating_mul(1000), task.id))
+}
+
+/// `,a,b,`, so that one of them is found by `,a,`.
+fn words<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    all.for_each(|word| text.extend([",", word]));
+    if text.is_empty() { text } else { text + "," }
+}
+
+fn select(tx: &mut ReadTx, filter: Filter, party: String, before: Before) -> TxFuture<'_, Page, Error> {
+    Box::pin(async move {
+        let states = |statuses: &[Status]| words(statuses.iter().flat_map(|status| status.states()).map(State::word));
+        let classes: Vec<String> = filter.except_classes.iter().map(ToString::to_string).collect();
+        let only =
+            if filter.dead_letters { words([State::DeadLetter.word()].into_iter()) } else { states(&filter.statuses) };
+        let params: [Value; 20] = [
+            filter.workspace.as_str().into(),
+            filter.kind.as_str().into(),
+            only.into(),
+            states(&filter.except_statuses).into(),
+            filter.root.as_str().into(),
+            filter.correlation.as_str().into(),
+            filter.context.as_str().into(),
+            filter.creator.as_str().into(),
+            filter.subject.as_str().into(),
+            i64::from(filter.class).into(),
+            words(classes.iter().map(String::as_str)).into(),
+            filter.priority.into(),
+            filter.min_priority.into(),
+            filter.changed_after.into(),
+            party.into(),
+            filter.parent.as_str().into(),
+            before.0.into(),
+            before.1.into(),
+            // One more tells whether there is a next page.
+            (filter.limit + 1).into(),
+            filter.offset.max(0).into(),
+        ];
+        let (mut tasks, total) = sql::list(tx, sql::By::of(&filter), &params, FITTING).await?;
+        let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
+        let is_last = tasks.len() <= limit;
+        tasks.truncate(limit);
+        let next = tasks.last().filter(|_| !is_last).map(next_token).unwrap_or_default();
+        Ok(Page { tasks, total, next })
+    })
+}
