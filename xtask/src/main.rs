@@ -53,11 +53,12 @@ fn main() -> ExitCode {
             run::checked(soak)
         }
         Command::Bench { name, args } => {
-            let package = match name.as_str() {
-                "agent" => "trunkline".to_owned(),
-                name => format!("trunkline-{name}"),
+            let mut bench = match name.as_str() {
+                "agent" | "tasks" => {
+                    run::cargo(&["bench", "--quiet", "--package", "trunkline", "--bench", &name, "--"])
+                }
+                name => run::cargo(&["bench", "--quiet", "--package", &format!("trunkline-{name}"), "--benches", "--"]),
             };
-            let mut bench = run::cargo(&["bench", "--quiet", "--package", &package, "--benches", "--"]);
             bench.args(args);
             run::checked(bench)
         }

@@ -12,18 +12,20 @@
     reason = "bench code"
 )]
 
+mod peer;
+
 use std::{
-    io::{BufRead as _, BufReader},
     net::SocketAddr,
     pin::Pin,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
+use peer::{Peer, Stream, frame};
 use tokio::sync::mpsc;
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
+use tokio_stream::StreamExt as _;
+use tonic::{Request, Response, Status, Streaming};
 use trunkline_proto::v1::{
     AgentIdentity, CheckpointOperation, DownstreamMessage, IncomingMessage, InitConnection, KvOperation, MessageType,
     SendMessage, SwitchWorkspace, UpstreamMessage, UserIdentity,
@@ -77,98 +79,11 @@ fn main() {
     }
 }
 
-/// A server in a process of its own; killed when dropped.
-struct Peer {
-    child: Child,
-    address: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-impl Peer {
-    fn trunkline() -> Self {
-        Self::durable("machine")
-    }
-
-    fn durable(what: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
-        command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
-        command.arg("--data-dir").arg(dir.path()).args(["--durability", what]).env("TRUNKLINE_LOG", "error");
-        command
-            .env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0")
-            .env("TRUNKLINE__LIMITS__CONNECTIONS_PER_WORKSPACE", "0");
-        Self::start(command, dir)
-    }
-
-    fn echo() -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(ECHO, "1");
-        Self::start(command, tempfile::tempdir().unwrap())
-    }
-
-    fn start(mut command: Command, dir: tempfile::TempDir) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.split_whitespace().find_map(|word| word.strip_prefix("grpc=")).expect(&line);
-        Self { address: address.parse().unwrap(), child, _dir: dir }
-    }
-
-    /// Memory that it holds, in bytes.
-    fn resident(&self) -> usize {
-        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
-        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-    }
-
-    /// CPU that the process took so far. A tick is a hundredth of a second on every Linux that there is.
-    fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(ticks * 10)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may be gone already, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-struct Stream {
-    up: mpsc::Sender<UpstreamMessage>,
-    down: Streaming<DownstreamMessage>,
-}
-
-impl Stream {
-    async fn open(address: SocketAddr, specifier: &str) -> Self {
-        let agent = AgentIdentity { workspace: "w".into(), implementation: "b".into(), specifier: specifier.into() };
-        Self::open_as(address, ClientType::Agent(agent)).await
-    }
-
-    async fn open_as(address: SocketAddr, who: ClientType) -> Self {
-        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        let (up, frames) = mpsc::channel(1024);
-        let init = InitConnection { client_type: Some(who), ..InitConnection::default() };
-        up.send(frame(Up::Init(init.into()))).await.unwrap();
-        let mut client = AetherGatewayClient::new(channel).max_decoding_message_size(32 * 1024 * 1024);
-        let mut down = client.connect(ReceiverStream::new(frames)).await.unwrap().into_inner();
-        down.next().await.unwrap().unwrap();
-        Self { up, down }
-    }
-
-    /// Returns when all that was sent before is done: operations of one stream take effect in order.
-    async fn barrier(&mut self) {
-        let load = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
-        self.up.send(frame(Up::CheckpointOp(load.into()))).await.unwrap();
-        while !matches!(self.down.next().await.unwrap().unwrap().payload, Some(Down::Checkpoint(_))) {}
-    }
-}
-
-fn frame(payload: Up) -> UpstreamMessage {
-    UpstreamMessage { payload: Some(payload), ..UpstreamMessage::default() }
+/// The barest server there is, as a process of its own.
+fn echo_peer() -> Peer {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(ECHO, "1");
+    Peer::start(command, tempfile::tempdir().unwrap())
 }
 
 fn message(target: &str) -> UpstreamMessage {
@@ -214,7 +129,7 @@ async fn pairs() {
     println!("\n-- agent to agent, 256 B, pipelined; ours durable with fsync --");
     for pairs in [1, 8, 64] {
         let [(echo, _), (ours, cpu)] =
-            [measure(&Peer::echo(), pairs, true).await, measure(&Peer::trunkline(), pairs, false).await];
+            [measure(&echo_peer(), pairs, true).await, measure(&Peer::trunkline(), pairs, false).await];
         let share = 100.0 * ours / echo;
         println!(
             "{pairs:>3} pairs {ours:>12.0} messages/s {cpu:>8.2} us CPU each {echo:>12.0} bare echo ({share:.0} %)"
@@ -346,7 +261,7 @@ async fn delays(stream: Stream, messages: usize, begun: Instant) -> Vec<u64> {
 async fn idle() {
     println!("\n-- connections, 16 at once --");
     // The first run only warms the machine: memory that its host has not given it yet is slow to touch, whoever does.
-    for (name, peer) in [("warm-up", Peer::echo()), ("bare echo", Peer::echo()), ("ours", Peer::trunkline())] {
+    for (name, peer) in [("warm-up", echo_peer()), ("bare echo", echo_peer()), ("ours", Peer::trunkline())] {
         let before = peer.resident();
         let begun = Instant::now();
         let streams = open_many(peer.address).await;

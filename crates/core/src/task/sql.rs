@@ -18,7 +18,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             ended_by TEXT NOT NULL, updated_at BIGINT NOT NULL, queued_at BIGINT NOT NULL, assigned_at BIGINT,
             started_at BIGINT, ended_at BIGINT, paused_at BIGINT, disconnected_at BIGINT, retry_at BIGINT,
             failures BIGINT NOT NULL, launches BIGINT NOT NULL, error TEXT NOT NULL, wait TEXT, hibernation TEXT,
-            due_at BIGINT, version BIGINT NOT NULL);
+            due_at BIGINT, holder TEXT, version BIGINT NOT NULL);
         CREATE TABLE task_bodies (task TEXT PRIMARY KEY, spec TEXT NOT NULL, payload BYTES NOT NULL);
         CREATE TABLE task_waits (on_task TEXT NOT NULL, waiter TEXT NOT NULL, PRIMARY KEY (on_task, waiter));
         CREATE INDEX task_waits_waiter ON task_waits (waiter);
@@ -29,7 +29,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             expires_at BIGINT NOT NULL, PRIMARY KEY (workspace, creator, name));
         CREATE INDEX task_keys_expiry ON task_keys (expires_at);
         CREATE INDEX tasks_queue ON tasks (queue, priority DESC, queued_at, id) WHERE state = 'pending';
-        CREATE INDEX tasks_held ON tasks (assignee) WHERE state IN ('assigned', 'starting', 'running');
+        CREATE INDEX tasks_held ON tasks (holder) WHERE holder IS NOT NULL;
         CREATE INDEX tasks_due ON tasks (due_at) WHERE due_at IS NOT NULL;
         CREATE INDEX tasks_listed ON tasks (workspace, updated_at, id);
         CREATE INDEX tasks_parent ON tasks (parent) WHERE parent <> '';
@@ -63,14 +63,14 @@ const COLUMNS: usize = 38;
 const INSERT: &str = "INSERT INTO tasks (id, workspace, kind, mode, class, priority, creator, parent, root, correlation,
         context, target, implementation, subject, queue, created_at, grace_ms, has_token, start_key, state, assignee,
         launcher, avoid, ended_by, updated_at, queued_at, assigned_at, started_at, ended_at, paused_at, disconnected_at,
-        retry_at, failures, launches, error, wait, hibernation, due_at, version)
+        retry_at, failures, launches, error, wait, hibernation, due_at, holder, version)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-        $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39) ON CONFLICT DO NOTHING";
+        $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40) ON CONFLICT DO NOTHING";
 
 const UPDATE: &str = "UPDATE tasks SET state = $3, assignee = $4, launcher = $5, avoid = $6, ended_by = $7,
         updated_at = $8, queued_at = $9, assigned_at = $10, started_at = $11, ended_at = $12, paused_at = $13,
         disconnected_at = $14, retry_at = $15, failures = $16, launches = $17, error = $18, wait = $19, hibernation = $20,
-        due_at = $21, version = version + 1
+        due_at = $21, holder = $22, version = version + 1
     WHERE id = $1 AND version = $2";
 
 const BY_ID: &str = select!("WHERE t.id = $1");
@@ -83,9 +83,7 @@ const IS_WAITING: &str = "SELECT id FROM tasks WHERE queue = $1 AND state = 'pen
 
 const WAITING: &str = "SELECT DISTINCT queue FROM tasks WHERE state = 'pending' AND queue <> ''";
 
-const HELD: &str = select!(
-    "WHERE t.assignee = $1 AND t.state IN ('assigned', 'starting', 'running') ORDER BY t.priority DESC, t.assigned_at, t.id"
-);
+const HELD: &str = select!("WHERE t.holder = $1 ORDER BY t.priority DESC, t.assigned_at, t.id");
 
 const DUE: &str = "SELECT id, due_at FROM tasks WHERE due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at LIMIT $2";
 
@@ -143,7 +141,8 @@ pub(super) async fn update(tx: &mut WriteTx, task: &Task, due_at: Option<i64>) -
 }
 
 /// The columns that change, as [`INSERT`] and [`UPDATE`] name them.
-fn changing(task: &Task, due_at: Option<i64>) -> Result<[Value; 19], Error> {
+fn changing(task: &Task, due_at: Option<i64>) -> Result<[Value; 20], Error> {
+    let holder = task.state.is_held() && !task.assignee.is_empty();
     Ok([
         task.state.word().into(),
         task.assignee.as_str().into(),
@@ -164,6 +163,8 @@ fn changing(task: &Task, due_at: Option<i64>) -> Result<[Value; 19], Error> {
         json_opt(task.wait.as_ref())?.into(),
         json_opt(task.hibernation.as_ref())?.into(),
         due_at.into(),
+        // A column of its own, because SQLite builds a table for every IN of an index's condition.
+        holder.then_some(task.assignee.as_str()).into(),
     ])
 }
 
@@ -244,11 +245,16 @@ pub(super) async fn waits_of(tx: &mut ReadTx, waiter: &str) -> Result<Vec<String
     rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
 }
 
-/// Has those looked at that wait for a task; answers how many.
+/// Has those looked at that wait for a task; answers how many. In two steps: a subquery would make SQLite build a table of
+/// its own for every task that ends, and most have nobody who waits.
 pub(super) async fn nudge_waiters(tx: &mut WriteTx, on: Uuid, now: i64) -> Result<u64, Error> {
-    let sql = "UPDATE tasks SET due_at = $2 WHERE id IN (SELECT waiter FROM task_waits WHERE on_task = $1)
-        AND state = 'waiting_dependency'";
-    tx.execute(sql, &[on.to_string().into(), now.into()]).await
+    let waiters = "SELECT waiter FROM task_waits WHERE on_task = $1";
+    let nudge = "UPDATE tasks SET due_at = $2 WHERE id = $1 AND state = 'waiting_dependency'";
+    let mut nudged = 0;
+    for row in tx.query(waiters, &[on.to_string().into()]).await? {
+        nudged += tx.execute(nudge, &[row.text(0)?.into(), now.into()]).await?;
+    }
+    Ok(nudged)
 }
 
 /// Sets when a task is due, and nothing else.
@@ -440,7 +446,7 @@ pub(super) fn counts(tx: &mut ReadTx) -> TxFuture<'_, Vec<(State, i64)>, Error> 
 pub(super) fn everybody_is_gone(tx: &mut WriteTx, now: i64) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
         let sql = "UPDATE tasks SET disconnected_at = $1, due_at = $1 + grace_ms
-            WHERE state IN ('assigned', 'starting', 'running') AND disconnected_at IS NULL";
+            WHERE holder IS NOT NULL AND disconnected_at IS NULL";
         tx.execute(sql, &[now.into()]).await.map(drop)
     })
 }

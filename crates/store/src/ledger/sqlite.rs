@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{OpenFlags, types::ValueRef};
+use rusqlite::{OpenFlags, config::DbConfig, types::ValueRef};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -256,6 +256,8 @@ impl Connection {
             };
             sqlite.pragma_update(None, "synchronous", synchronous)?;
             sqlite.pragma_update(None, "foreign_keys", true)?;
+            // A plan does not depend on what is bound; otherwise some statements are compiled again for each execution.
+            sqlite.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             sqlite.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
             Ok(Self { sqlite, translated: HashMap::new(), refusing: None })
         };
