@@ -153,8 +153,8 @@ async fn work(stream: Stream, begun: Instant, free: Arc<Semaphore>, _done: mpsc:
     latencies
 }
 
-/// Puts so many tasks into a queue that nobody works on; answers their ids.
-async fn fill(peer: &Peer, implementation: &'static str, count: usize) -> Vec<String> {
+/// Puts so many tasks into a queue that nobody works on; answers their ids, and whose they are.
+async fn fill(peer: &Peer, implementation: &'static str, count: usize) -> (Vec<String>, Stream) {
     let Stream { up, mut down } = Stream::open_as(peer.address, agent("filler", implementation)).await;
     let sender = tokio::spawn(async move {
         for n in 0..count {
@@ -169,8 +169,7 @@ async fn fill(peer: &Peer, implementation: &'static str, count: usize) -> Vec<St
             ids.push(reply.task_id);
         }
     }
-    drop(sender.await);
-    ids
+    (ids, Stream { up: sender.await.unwrap(), down })
 }
 
 /// From a worker's word that it is done to its next task, one after the other.
@@ -179,10 +178,8 @@ async fn queue() {
     for queued in [100, MANY] {
         let peer = Peer::trunkline();
         let begun = Instant::now();
-        fill(&peer, "miner", queued.max(1200)).await;
-        if queued == 100 {
-            // As many as are taken below, and a hundred behind them.
-        }
+        // As many as are taken below, and some behind them.
+        drop(fill(&peer, "miner", queued.max(1200)).await);
         let filled = begun.elapsed();
         let mut worker = Stream::open_as(peer.address, agent("miner", "m")).await;
         let mut held: Vec<String> = Vec::new();
@@ -212,10 +209,9 @@ async fn queue() {
 async fn sleep() {
     println!("\n-- {MANY} tasks asleep --");
     let peer = Peer::trunkline();
-    let first = fill(&peer, "never", 1).await.remove(0);
-    let ids = fill(&peer, "sleeper", MANY).await;
+    let first = fill(&peer, "never", 1).await.0.remove(0);
     // Whoever made them has them wait.
-    let Stream { up, mut down } = Stream::open_as(peer.address, agent("filler", "sleeper")).await;
+    let (ids, Stream { up, mut down }) = fill(&peer, "sleeper", MANY).await;
     let sender = tokio::spawn(async move {
         for id in ids {
             let depends_on = vec![first.clone()];

@@ -132,8 +132,8 @@ impl Workers {
         Some(self.reserve_with(identity, queue))
     }
 
-    /// Keeps a place with this worker, if it has room and something may wait for it.
-    pub(super) fn reserve_for(&mut self, identity: &str) -> Option<Place> {
+    /// Keeps a place with this worker, if it has room and something may wait for it in a queue that is not among `except`.
+    pub(super) fn reserve_for(&mut self, identity: &str, except: &[String]) -> Option<Place> {
         let worker = self.workers.get(identity)?;
         if worker.load() >= self.room {
             return None;
@@ -142,11 +142,14 @@ impl Workers {
         for name in &worker.takes {
             if name.ends_with("::") {
                 let all = self.waiting.range::<String, _>(name..).map(|(queue, _)| queue);
+                let all = all.take_while(|queue| queue.starts_with(name.as_str()));
                 // In turn: the first behind the one that it was last given something from, or the first of all.
-                let mut all = all.take_while(|queue| queue.starts_with(name.as_str()));
+                let mut all = all.filter(|queue| !except.contains(queue));
                 let first = all.clone().next();
                 found.extend(all.find(|queue| **queue > worker.last_queue).or(first));
-            } else if let Some((queue, _)) = self.waiting.get_key_value(name) {
+            } else if let Some((queue, _)) = self.waiting.get_key_value(name)
+                && !except.contains(queue)
+            {
                 found.push(queue);
             }
         }
@@ -172,9 +175,11 @@ impl Workers {
         });
     }
 
-    /// The place was for nothing.
-    pub(super) fn give_up(&mut self, place: &Place) {
+    /// The place was for nothing. Answers whether something was added to its queue meanwhile: whoever added it may have found
+    /// no room because of this place, so that the queue has to be looked at again.
+    pub(super) fn give_up(&mut self, place: &Place) -> bool {
         self.change(&place.identity, |worker, _| worker.reserved = worker.reserved.saturating_sub(1));
+        self.waiting.get(&place.queue).is_some_and(|number| *number != place.seen)
     }
 
     /// The queue held nothing for whoever the place was kept with. If nothing was added since and it is so for all, it is not
@@ -280,23 +285,23 @@ mod tests {
         let mut workers = Workers::new(100);
         workers.enter("service", "s", vec!["pool::miner::".into()]);
         ["pool::miner::a", "pool::miner::b", "pool::miner::c", "pool::other::a"].iter().for_each(|q| workers.note(q));
-        let order: Vec<_> = (0..5).map(|_| workers.reserve_for("service").unwrap().queue).collect();
+        let order: Vec<_> = (0..5).map(|_| workers.reserve_for("service", &[]).unwrap().queue).collect();
         assert_eq!(order, ["a", "b", "c", "a", "b"].map(|w| format!("pool::miner::{w}")));
     }
 
     #[test]
     fn a_queue_is_looked_at_until_it_was_found_empty() {
         let mut workers = crew(2, &["a"]);
-        assert_eq!(workers.reserve_for("a"), None);
+        assert_eq!(workers.reserve_for("a", &[]), None);
         workers.note(QUEUE);
-        let place = workers.reserve_for("a").unwrap();
+        let place = workers.reserve_for("a", &[]).unwrap();
         workers.note(QUEUE);
         workers.found_empty(&place);
         workers.give_up(&place);
-        let place = workers.reserve_for("a").expect("something was added meanwhile");
+        let place = workers.reserve_for("a", &[]).expect("something was added meanwhile");
         workers.found_empty(&place);
         workers.give_up(&place);
-        assert_eq!(workers.reserve_for("a"), None);
+        assert_eq!(workers.reserve_for("a", &[]), None);
     }
 
     #[test]
@@ -328,7 +333,7 @@ mod tests {
                     1 => drop(workers.leave(names[who], "s")),
                     2 => places.extend(workers.reserve(QUEUE)),
                     3 => if let Some(place) = places.pop() { workers.fill(&place, id(task)) },
-                    4 => if let Some(place) = places.pop() { workers.give_up(&place) },
+                    4 => if let Some(place) = places.pop() { workers.give_up(&place); },
                     5 => drop(workers.release(names[who], id(task))),
                     _ => workers.hold(names[who], id(task)),
                 }

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use tokio::{sync::Notify, task::JoinHandle};
@@ -32,6 +33,9 @@ const MAIL_MAX: usize = 64;
 /// How long a token for an agent's start is good, in milliseconds. The published figure.
 pub(super) const TOKEN_MS: i64 = 24 * 3600 * 1000;
 
+/// Pause after the ledger refused.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
 /// Other workers that are tried when the first is the one that failed what waits.
 const OTHERS_MAX: usize = 8;
 
@@ -52,7 +56,7 @@ impl Floor {
     pub(super) fn release(&mut self, identity: &str, task: Uuid) {
         self.workers.release(identity, task);
         if let Some(mailbox) = self.mailboxes.get(identity) {
-            lock(&mailbox.inside).given.remove(&task);
+            mailbox.take_back(task);
         }
     }
 }
@@ -69,8 +73,16 @@ pub(super) struct Mailbox {
 #[derive(Default)]
 struct Inside {
     mail: VecDeque<Mail>,
-    /// Tasks that the session was handed, and whether its transport took them.
-    given: HashMap<Uuid, bool>,
+    /// Tasks that the session was handed.
+    given: HashMap<Uuid, Given>,
+    handouts: u64,
+}
+
+/// A task that a session was handed: by which handout, and whether its transport took it.
+#[derive(Clone, Copy)]
+struct Given {
+    handout: u64,
+    is_taken: bool,
 }
 
 /// Something for a session.
@@ -99,31 +111,42 @@ pub struct Handout {
 pub struct Receipt {
     mailbox: Arc<Mailbox>,
     task: Uuid,
+    handout: u64,
     is_taken: bool,
 }
 
 impl Receipt {
-    /// The transport took it.
-    pub fn taken(mut self) {
+    /// The transport takes it now. Answers whether the task is still the session's; if not, it must not be told.
+    #[must_use]
+    pub fn take(mut self) -> bool {
         self.is_taken = true;
-        if let Some(taken) = lock(&self.mailbox.inside).given.get_mut(&self.task) {
-            *taken = true;
+        match lock(&self.mailbox.inside).given.get_mut(&self.task) {
+            Some(given) if given.handout == self.handout => {
+                given.is_taken = true;
+                true
+            }
+            _ => false,
         }
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if !self.is_taken {
-            lock(&self.mailbox.inside).given.remove(&self.task);
+        if self.is_taken {
+            return;
+        }
+        let mut inside = lock(&self.mailbox.inside);
+        if inside.given.get(&self.task).is_some_and(|given| given.handout == self.handout) {
+            inside.given.remove(&self.task);
+            drop(inside);
             self.mailbox.want();
         }
     }
 }
 
 impl Mailbox {
-    fn new(given: HashMap<Uuid, bool>) -> Arc<Self> {
-        let inside = Mutex::new(Inside { mail: VecDeque::new(), given });
+    fn new(given: HashMap<Uuid, Given>) -> Arc<Self> {
+        let inside = Mutex::new(Inside { given, ..Inside::default() });
         Arc::new(Self { inside, arrived: Notify::new(), wanted: AtomicU64::new(0) })
     }
 
@@ -142,11 +165,26 @@ impl Mailbox {
             drop(inside);
             return self.want();
         }
-        inside.given.insert(task.id, false);
-        let receipt = Receipt { mailbox: self.clone(), task: task.id, is_taken: false };
+        inside.handouts += 1;
+        let handout = inside.handouts;
+        inside.given.insert(task.id, Given { handout, is_taken: false });
+        let receipt = Receipt { mailbox: self.clone(), task: task.id, handout, is_taken: false };
         inside.mail.push_back(Mail::Handout(Box::new(Handout { task, payload, token, receipt })));
         drop(inside);
         self.arrived.notify_one();
+    }
+
+    /// The task is not the session's any more.
+    fn take_back(&self, task: Uuid) {
+        let mut inside = lock(&self.inside);
+        if inside.given.remove(&task).is_none_or(|given| given.is_taken) {
+            return;
+        }
+        let is_it = |mail: &Mail| matches!(mail, Mail::Handout(handout) if handout.task.id == task);
+        let gone = inside.mail.iter().position(is_it).and_then(|at| inside.mail.remove(at));
+        // Its receipt takes the lock.
+        drop(inside);
+        drop(gone);
     }
 
     /// Puts news; those that find no room are gone, because the task itself tells the same.
@@ -195,8 +233,9 @@ impl Tasks {
             let mut floor = self.floor();
             let before = floor.mailboxes.get(&name).filter(|_| arrival.resumed);
             let given = before.map(|before| lock(&before.inside).given.clone()).unwrap_or_default();
-            // What the transport of the session before it did not take is handed out again.
-            let given = given.into_iter().filter(|(_, taken)| *taken).collect();
+            // What the transport of the session before it did not take is handed out again. Its handouts count from 1.
+            let given = given.into_iter().filter(|(_, given)| given.is_taken);
+            let given = given.map(|(task, given)| (task, Given { handout: 0, ..given })).collect();
             let mailbox = Mailbox::new(given);
             floor.mailboxes.insert(name.clone(), mailbox.clone());
             floor.starting.remove(&name);
@@ -259,72 +298,72 @@ impl Tasks {
 
     /// Gives what waits in a queue to those who have room.
     pub(super) async fn serve_queue(&self, queue: &str) {
+        // Places with workers that failed what comes next; kept, so that another one is looked for.
+        let mut kept: Vec<Place> = Vec::new();
         loop {
-            let Some(place) = self.floor().workers.reserve(queue) else { return };
-            if !self.serve(place).await {
-                return;
+            let place = if kept.len() < OTHERS_MAX { self.floor().workers.reserve(queue) } else { None };
+            let is_last = match place {
+                Some(place) => match self.serve(&place).await {
+                    Served::Something => false,
+                    Served::NotForIt => {
+                        kept.push(place);
+                        false
+                    }
+                    Served::Nothing => {
+                        kept.push(place);
+                        true
+                    }
+                },
+                None => true,
+            };
+            if is_last {
+                let mut floor = self.floor();
+                let again = kept.drain(..).fold(false, |again, place| floor.workers.give_up(&place) || again);
+                if !again {
+                    return;
+                }
             }
         }
     }
 
     /// Gives a worker what waits for it, as long as it has room.
     pub(super) async fn serve_worker(&self, identity: &str) {
+        let mut except = Vec::new();
         loop {
-            let Some(place) = self.floor().workers.reserve_for(identity) else { return };
-            if !self.serve(place).await {
-                return;
+            let Some(place) = self.floor().workers.reserve_for(identity, &except) else { return };
+            let served = self.serve(&place).await;
+            if !matches!(served, Served::Something) && !self.floor().workers.give_up(&place) {
+                except.push(place.queue);
             }
         }
     }
 
-    /// Gives the worker of a place what comes next; answers whether there was something for it.
-    async fn serve(&self, place: Place) -> bool {
-        let mut kept = Vec::new();
-        let mut place = place;
-        let served = loop {
-            match self.claim(&place).await {
-                Ok(Claimed::Something) => break true,
-                Ok(Claimed::Nothing) => {
-                    self.floor().workers.found_empty(&place);
-                    break false;
-                }
-                // It waits, but not for this worker.
-                Ok(Claimed::NotForIt) if kept.len() < OTHERS_MAX => {
-                    let next = self.floor().workers.reserve(&place.queue);
-                    kept.push(place.clone());
-                    match next {
-                        Some(next) if kept.iter().all(|tried| tried.identity != next.identity) => place = next,
-                        Some(next) => {
-                            kept.push(next);
-                            return self.give_up(&kept);
-                        }
-                        None => return self.give_up(&kept),
-                    }
-                    continue;
-                }
-                Ok(Claimed::NotForIt) => break false,
-                Err(error) => {
-                    // The queue stays noted; whoever comes next looks again, and so does the pump.
-                    tracing::warn!(%error, queue = place.queue, "task not handed out");
-                    self.look_again(super::pump::RETRY_PAUSE_MS);
-                    break false;
-                }
-            }
-        };
-        if !served {
-            kept.push(place);
+    /// A place was for nothing; who was added meanwhile gets it.
+    pub(super) fn give_up(&self, place: &Place) {
+        if self.floor().workers.give_up(place) {
+            let (tasks, queue) = (self.clone(), place.queue.clone());
+            self.spawn(async move { tasks.serve_queue(&queue).await });
         }
-        self.give_up(&kept);
-        served
     }
 
-    fn give_up(&self, places: &[Place]) -> bool {
-        let mut floor = self.floor();
-        places.iter().for_each(|place| floor.workers.give_up(place));
-        false
+    /// Gives the worker of a place what comes next.
+    async fn serve(&self, place: &Place) -> Served {
+        match self.claim(place).await {
+            Ok(Served::Nothing) => {
+                self.floor().workers.found_empty(place);
+                Served::Nothing
+            }
+            Ok(served) => served,
+            Err(error) => {
+                // The queue stays noted.
+                tracing::warn!(%error, queue = place.queue, "task not handed out; trying again");
+                self.look_again();
+                Served::Nothing
+            }
+        }
     }
 
-    async fn claim(&self, place: &Place) -> Result<Claimed, Error> {
+    async fn claim(&self, place: &Place) -> Result<Served, Error> {
         let (queue, identity, times) = (place.queue.clone(), place.identity.clone(), self.0.times);
         let context = self.context(true);
         let secret = if queue.starts_with("start::") { Some(Secret::random()?) } else { None };
@@ -340,10 +379,10 @@ impl Tasks {
                 drop(floor);
                 self.watch(&changed.after);
                 self.hand(changed.after, payload, secret);
-                Ok(Claimed::Something)
+                Ok(Served::Something)
             }
-            Err(true) => Ok(Claimed::NotForIt),
-            Err(false) => Ok(Claimed::Nothing),
+            Err(true) => Ok(Served::NotForIt),
+            Err(false) => Ok(Served::Nothing),
         }
     }
 
@@ -357,7 +396,7 @@ impl Tasks {
     }
 
     /// Somebody was given a task and left before it was told.
-    fn gone(&self, task: &Task) {
+    pub(super) fn gone(&self, task: &Task) {
         let (tasks, identity, untold) = (self.clone(), task.assignee.clone(), vec![task.id]);
         self.spawn(async move { tasks.leave(&identity, untold, None).await });
     }
@@ -378,9 +417,11 @@ impl Tasks {
     }
 }
 
-enum Claimed {
+/// What came of looking for something for a worker.
+enum Served {
     Something,
     Nothing,
+    /// It waits, but not for this worker.
     NotForIt,
 }
 
@@ -501,21 +542,32 @@ impl Desk {
     /// The next thing to be told. Cancel-safe.
     pub async fn next(&mut self) -> Mail {
         loop {
+            match self.try_next().await {
+                Ok(Some(mail)) => return mail,
+                Ok(None) => self.mailbox.arrived.notified().await,
+                Err(error) => {
+                    tracing::warn!(%error, identity = self.identity, "tasks are not handed out; trying again");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// As [`Desk::next`], if there is something by now.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`]; nothing is lost.
+    pub async fn try_next(&mut self) -> Result<Option<Mail>, Error> {
+        loop {
             if let Some(mail) = lock(&self.mailbox.inside).mail.pop_front() {
-                return mail;
+                return Ok(Some(mail));
             }
             let wanted = self.mailbox.wanted.load(SeqCst);
             if wanted == self.caught_up {
-                self.mailbox.arrived.notified().await;
-                continue;
+                return Ok(None);
             }
-            match self.catch_up().await {
-                Ok(()) => self.caught_up = wanted,
-                Err(error) => {
-                    tracing::warn!(%error, identity = self.identity, "tasks are not handed out; trying again");
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                }
-            }
+            self.catch_up().await?;
+            self.caught_up = wanted;
         }
     }
 
@@ -557,14 +609,14 @@ impl Desk {
         if has.is_empty() {
             return None;
         }
-        let untold = has.into_iter().filter(|task| given.get(task) != Some(&true)).collect();
+        let untold = has.into_iter().filter(|task| !given.get(task).is_some_and(|given| given.is_taken)).collect();
         let done = self.bound.as_ref().filter(|_| clean).map(|task| task.id);
         let (tasks, identity) = (self.tasks.clone(), self.identity.clone());
         Some(self.tasks.spawn(async move { tasks.leave(&identity, untold, done).await }))
     }
 
     /// Nobody is here any more; answers what the identity had, unless a successor has it.
-    fn forget(&self) -> Option<(Vec<Uuid>, HashMap<Uuid, bool>)> {
+    fn forget(&self) -> Option<(Vec<Uuid>, HashMap<Uuid, Given>)> {
         let mut floor = self.tasks.floor();
         let has = floor.workers.leave(&self.identity, &self.session)?;
         floor.mailboxes.remove(&self.identity);
@@ -576,7 +628,10 @@ impl Desk {
 
 impl Drop for Desk {
     fn drop(&mut self) {
-        drop(self.end(false));
+        // Without its runtime the process is about to end, and the next one takes everybody for gone.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            drop(self.end(false));
+        }
         // Handouts hold their mailbox; dropped outside of its lock, because that is what they take.
         let mail = std::mem::take(&mut lock(&self.mailbox.inside).mail);
         drop(mail);

@@ -178,7 +178,7 @@ impl Tasks {
         let submitted = match submitted.await {
             Ok(submitted) => submitted,
             Err(error) => {
-                place.iter().for_each(|place| self.floor().workers.give_up(place));
+                place.iter().for_each(|place| self.give_up(place));
                 return Err(error);
             }
         };
@@ -200,7 +200,7 @@ impl Tasks {
         place: Option<super::assign::Place>,
         plan: &Plan,
     ) -> Result<(Uuid, &'static str, String), Error> {
-        let give_up = || place.iter().for_each(|place| self.floor().workers.give_up(place));
+        let give_up = || place.iter().for_each(|place| self.give_up(place));
         let (task, start, due_at) = match outcome {
             Ok(Outcome::New { task, start, due_at }) => (task, start, due_at),
             Ok(Outcome::Known(id)) => {
@@ -222,7 +222,14 @@ impl Tasks {
         };
         match &place {
             Some(place) => self.floor().workers.fill(place, id),
-            None if !assignee.is_empty() => self.floor().workers.hold(&assignee, id),
+            None if !assignee.is_empty() => {
+                let mut floor = self.floor();
+                floor.workers.hold(&assignee, id);
+                if !floor.workers.is_there(&assignee) {
+                    // It left while its task was on the way to the disk.
+                    self.gone(&task);
+                }
+            }
             None => {}
         }
         if task.state == State::Pending {

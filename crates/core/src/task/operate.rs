@@ -179,6 +179,9 @@ impl Tasks {
             if is_held && !(was_held && after.assignee == before.assignee) {
                 floor.workers.hold(&after.assignee, after.id);
             }
+            if is_held && after.disconnected_at.is_none() && !floor.workers.is_there(&after.assignee) {
+                self.gone(after);
+            }
             if after.state == State::Pending && !after.queue.is_empty() {
                 floor.workers.note(&after.queue);
             }
@@ -305,7 +308,7 @@ async fn checked(tx: &mut WriteTx, task: &Task, request: Request) -> Result<Requ
             Ok(Request::Pause(wait))
         }
         // There is nobody to go on with.
-        Request::Resume if task.state == State::Hibernated => Ok(Request::Wake),
+        Request::Resume if task.state == State::Hibernated || task.assignee.is_empty() => Ok(Request::Wake),
         other => Ok(other),
     }
 }

@@ -19,7 +19,7 @@ use crate::error::Error;
 const BATCH: i64 = 500;
 
 /// Pause after the ledger refused.
-pub(super) const RETRY_PAUSE_MS: i64 = 500;
+const RETRY_PAUSE_MS: i64 = 500;
 
 /// The clock is looked at so often, because it may be set; the ledger is not.
 const CLOCK_PAUSE: Duration = Duration::from_secs(1);
@@ -132,10 +132,10 @@ impl Tasks {
     }
 
     /// Queues that could not be served are looked at again soon.
-    pub(super) fn look_again(&self, after_ms: i64) {
+    pub(super) fn look_again(&self) {
         let tasks = self.clone();
         self.spawn(async move {
-            tokio::time::sleep(Duration::from_millis(after_ms.unsigned_abs())).await;
+            tokio::time::sleep(Duration::from_millis(RETRY_PAUSE_MS.unsigned_abs())).await;
             let waiting = tasks.floor().workers.all_waiting();
             for queue in waiting {
                 tasks.serve_queue(&queue).await;

@@ -86,14 +86,19 @@ impl Frame {
         Self { message: DownstreamMessage { delivery, ..message(payload) }, delivery: Delivery::Reply }
     }
 
-    fn take(self) -> DownstreamMessage {
+    /// Nothing, if it must not go out any more.
+    fn take(self) -> Option<DownstreamMessage> {
         match self.delivery {
             Delivery::Reply => {}
             Delivery::Lane(delivery) => delivery.done(),
             Delivery::Work(work) => work.done(),
-            Delivery::Task(receipt) => receipt.taken(),
+            Delivery::Task(receipt) => {
+                if !receipt.take() {
+                    return None;
+                }
+            }
         }
-        self.message
+        Some(self.message)
     }
 }
 
@@ -124,8 +129,10 @@ impl Stream for Frames {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if let Some(frame) = self.open.pop_front() {
-                return Poll::Ready(Some(Ok(frame.take())));
+            while let Some(frame) = self.open.pop_front() {
+                if let Some(message) = frame.take() {
+                    return Poll::Ready(Some(Ok(message)));
+                }
             }
             match std::task::ready!(self.parcels.poll_recv(cx)).map(|parcel| *parcel) {
                 Some(Ok(frames)) => self.open = frames,
