@@ -15,11 +15,14 @@ use crate::{
 /// Where the suite is.
 const SUITE: &str = "conformance/aether-v1";
 
+/// Our own stories with the same client, which start a server of their own.
+const STORIES: &str = "conformance/trunkline";
+
 /// Tests that later issues owe, one `file::test` a line.
 const DESELECTED: &str = "conformance-deselected.txt";
 
 /// The areas that are served so far.
-const AREAS: [&str; 14] = [
+const AREAS: [&str; 16] = [
     "test_admin.py",
     "test_audit.py",
     "test_checkpoints.py",
@@ -30,9 +33,11 @@ const AREAS: [&str; 14] = [
     "test_kv.py",
     "test_messaging.py",
     "test_offline_replay.py",
+    "test_orchestration.py",
     "test_payloads_and_order.py",
     "test_permissions.py",
     "test_progress.py",
+    "test_tasks.py",
     "test_workspace_switch.py",
 ];
 
@@ -42,16 +47,25 @@ pub(crate) fn run() -> Result {
     checked(cargo(&["build", "--quiet", "--package", "trunkline"]))?;
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path())?;
-    let mut pytest = Command::new(python);
-    pytest.args(["-m", "pytest", "--runxfail", "-q", "-p", "no:cacheprovider"]).args(AREAS);
+    let mut pytest = pytest(&python, &suite);
+    pytest.arg("--runxfail").args(AREAS);
     for line in fs::read_to_string(root().join(DESELECTED))?.lines() {
         let test = line.split('#').next().unwrap_or_default().trim();
         if !test.is_empty() {
             pytest.args(["--deselect", test]);
         }
     }
-    pytest.env("TRUNKLINE_GRPC", &server.grpc).env("PYTHONDONTWRITEBYTECODE", "1").current_dir(suite);
+    pytest.env("TRUNKLINE_GRPC", &server.grpc);
+    checked(pytest)?;
+    let mut pytest = self::pytest(&python, &root().join(STORIES));
+    pytest.env("TRUNKLINE_BIN", target().join("debug/trunkline"));
     checked(pytest)
+}
+
+fn pytest(python: &Path, dir: &Path) -> Command {
+    let mut pytest = Command::new(python);
+    pytest.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).env("PYTHONDONTWRITEBYTECODE", "1").current_dir(dir);
+    pytest
 }
 
 /// A virtual environment below `target` with what the suite asks for; made again when that changes.

@@ -4,7 +4,10 @@ pub(crate) mod sql;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use serde::{Deserialize, Serialize};
@@ -65,8 +68,15 @@ pub struct ResourceSchema {
 #[derive(Clone)]
 pub struct Registry {
     gate: Gate,
-    /// Looked at for every message to somebody who is away.
-    known: Arc<RwLock<HashSet<String>>>,
+    known: Arc<Known>,
+}
+
+/// Looked at for every message to an agent.
+#[derive(Default)]
+struct Known {
+    /// How many there are: most servers know few, many know none.
+    count: AtomicUsize,
+    names: Mutex<HashSet<String>>,
 }
 
 impl Registry {
@@ -76,15 +86,19 @@ impl Registry {
     /// [`Kind::Unavailable`].
     pub async fn open(gate: Gate) -> Result<Self, Error> {
         let all = gate.glance(sql::names).await?;
-        Ok(Self { gate, known: Arc::new(RwLock::new(all.into_iter().collect())) })
+        let registry = Self { gate, known: Arc::default() };
+        registry.change(|names| names.extend(all));
+        Ok(registry)
     }
 
     /// Whether a program is known.
     #[must_use]
     pub fn knows(&self, implementation: &str) -> bool {
-        // A panic while holding the lock cannot leave half a change: each section is one call of the set.
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        !known.is_empty() && (known.contains(implementation) || known.contains(plain(implementation)))
+        if self.known.count.load(SeqCst) == 0 {
+            return false;
+        }
+        let names = self.names();
+        names.contains(implementation) || names.contains(plain(implementation))
     }
 
     /// All programs, by name; only those of a profile, if one is named.
@@ -122,7 +136,7 @@ impl Registry {
         let put = self.gate.housekeep(move |tx| sql::put(tx, program.clone()));
         match put.await.map_err(|e: trunkline_store::ledger::Error| Error::from(e))? {
             None => {
-                self.known().insert(name);
+                self.change(|names| drop(names.replace(name)));
                 Ok(())
             }
             Some((prefix, owner)) => Err(conflict(&prefix, &owner)),
@@ -140,12 +154,19 @@ impl Registry {
         if !gone.await.map_err(|e: trunkline_store::ledger::Error| Error::from(e))? {
             return Err(missing(implementation));
         }
-        self.known().remove(implementation);
+        self.change(|names| drop(names.take(implementation)));
         Ok(())
     }
 
-    fn known(&self) -> RwLockWriteGuard<'_, HashSet<String>> {
-        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    fn change(&self, change: impl FnOnce(&mut HashSet<String>)) {
+        let mut names = self.names();
+        change(&mut names);
+        self.known.count.store(names.len(), SeqCst);
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashSet<String>> {
+        // A panic while holding the lock cannot leave half a change: each section is one call of the set.
+        self.known.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -146,7 +146,7 @@ impl World {
         if all.is_empty() { None } else { Some(all[self.rng.usize(..all.len())].clone()) }
     }
 
-    fn note(&mut self, text: String) {
+    fn note(&mut self, text: impl std::fmt::Display) {
         self.log.push(format!("{:>8} {text}", self.now() % 10_000_000));
     }
 
@@ -159,7 +159,7 @@ impl World {
             84..94 => self.pass_time(),
             94..97 => self.crash_during(),
             _ => {
-                self.note("crash".into());
+                self.note("crash");
                 self.crash();
                 self.boot();
             }
@@ -353,7 +353,7 @@ impl World {
 
     /// Workers read what came for them, or lose it on the way.
     fn read(&mut self) {
-        for worker in 0..WORKERS.len() {
+        for (worker, name) in WORKERS.iter().enumerate() {
             let loses = self.rng.u32(..5) == 0;
             let Some(mut present) = self.node().desks[worker].take() else { continue };
             loop {
@@ -365,13 +365,13 @@ impl World {
                     break;
                 }
                 let id = handout.task.id;
-                assert_eq!(handout.task.assignee, WORKERS[worker]);
+                assert_eq!(handout.task.assignee, *name);
                 assert_eq!(handout.payload, b"dig");
                 assert!(handout.receipt.take());
                 present.has.insert(id);
                 let others = node.desks.iter().flatten();
                 assert!(others.into_iter().all(|other| !other.has.contains(&id)), "{id} is with two workers");
-                let text = format!("{} got {id}", WORKERS[worker]);
+                let text = format!("{} got {id}", *name);
                 self.note(text);
             }
             self.node().desks[worker] = Some(present);
@@ -469,19 +469,19 @@ impl World {
     fn check_queues(&mut self, all: &[Task], now: i64) {
         let load = |worker: usize| all.iter().filter(|t| t.state.is_held() && t.assignee == WORKERS[worker]).count();
         for task in all.iter().filter(|task| task.state == State::Pending) {
-            for worker in 0..WORKERS.len() {
+            for (worker, name) in WORKERS.iter().enumerate() {
                 let takes = match task.mode {
                     Mode::Pool => worker < 3,
-                    Mode::Targeted => task.target == WORKERS[worker],
-                    Mode::SelfAssign => task.creator == WORKERS[worker],
+                    Mode::Targeted => task.target == *name,
+                    Mode::SelfAssign => task.creator == *name,
                     Mode::Startup => false,
                 };
-                let avoided = task.avoid == WORKERS[worker] && now < task.queued_at + AVOID_MS;
+                let avoided = task.avoid == *name && now < task.queued_at + AVOID_MS;
                 let is_there = self.node().desks[worker].is_some();
                 assert!(
                     !(takes && is_there && !avoided && load(worker) < ROOM),
                     "{task:?} waits while {} has room",
-                    WORKERS[worker]
+                    *name
                 );
             }
         }

@@ -207,7 +207,7 @@ impl Server {
     /// Does what tasks are due for.
     fn pump(&self, tasks: Tasks) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move { stop.run_until_cancelled(tasks.run()).await });
+        self.tasks.spawn(async move { Box::pin(stop.run_until_cancelled(tasks.run())).await });
     }
 
     /// Trims what is older than it is kept, and removes audit events and keys that have expired.

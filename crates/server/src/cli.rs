@@ -2,7 +2,9 @@
 
 pub(crate) mod client;
 pub(crate) mod messages;
+pub(crate) mod orchestrate;
 pub(crate) mod serve;
+pub(crate) mod tasks;
 pub(crate) mod token;
 
 /// What a command ends with; the error is for people.

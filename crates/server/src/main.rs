@@ -32,6 +32,11 @@ enum Command {
     Send(cli::messages::Send),
     /// Prints what is sent to a topic, without taking it from anybody.
     Tail(cli::messages::Tail),
+    /// Makes tasks, shows them, follows them, and changes them.
+    #[command(subcommand)]
+    Task(cli::tasks::Task),
+    /// Starts a local process for every agent that is asked for.
+    Orchestrate(cli::orchestrate::Orchestrate),
 }
 
 /// As lines for people, or as JSON for machines, by `TRUNKLINE_LOG_FORMAT`.
@@ -55,6 +60,8 @@ fn main() -> ExitCode {
         Command::Token(args) => cli::token::run(args),
         Command::Send(args) => cli::messages::send(args),
         Command::Tail(args) => cli::messages::tail(args),
+        Command::Task(args) => cli::tasks::run(args),
+        Command::Orchestrate(args) => cli::orchestrate::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

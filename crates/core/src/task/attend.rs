@@ -318,8 +318,9 @@ impl Tasks {
             };
             if is_last {
                 let mut floor = self.floor();
-                let again = kept.drain(..).fold(false, |again, place| floor.workers.give_up(&place) || again);
-                if !again {
+                // Each of them, whatever the others say.
+                let added = kept.drain(..).filter(|place| floor.workers.give_up(place)).count();
+                if added == 0 {
                     return;
                 }
             }
@@ -566,7 +567,8 @@ impl Desk {
             if wanted == self.caught_up {
                 return Ok(None);
             }
-            self.catch_up().await?;
+            // Rare, and large: not a part of every connection.
+            Box::pin(self.catch_up()).await?;
             self.caught_up = wanted;
         }
     }

@@ -449,10 +449,10 @@ impl Tasks {
         }
         self.inherit(tx, plan, &mut task).await?;
         let mut start = None;
-        if matches!(task.mode, Mode::Targeted) {
-            if let Some(only) = self.target(tx, plan, &mut task, &mut start).await? {
-                return Ok(only);
-            }
+        if task.mode == Mode::Targeted
+            && let Some(only) = self.target(tx, plan, &mut task, &mut start).await?
+        {
+            return Ok(only);
         }
         let due_at = super::decide::due(&task, &self.0.times);
         task.has_token = plan.token.is_some();

@@ -284,7 +284,7 @@ pub enum Alarm {
     /// Nothing yet.
     Nothing,
     /// This.
-    Do(Request),
+    Do(Box<Request>),
     /// An operator should know that it waits for so long, and nothing else.
     Tell,
     /// It has been kept long enough.
@@ -299,27 +299,27 @@ pub fn alarm(task: &Task, context: Context, times: &Times) -> Alarm {
     let is_due = has_come(due(task, times));
     let by = String::new;
     match task.state {
-        State::Pending if is_due && !task.avoid.is_empty() => Alarm::Do(Request::Unavoid),
+        State::Pending if is_due && !task.avoid.is_empty() => Alarm::Do(Request::Unavoid.into()),
         State::Pending if is_due => {
             let reason = match task.mode {
                 Mode::Startup => format!("no orchestrator took it within {} s", times.start_wait / 1000),
                 _ => format!("no worker took it within {} s", times.pool_wait / 1000),
             };
-            Alarm::Do(Request::Cancel { by: by(), reason })
+            Alarm::Do(Request::Cancel { by: by(), reason }.into())
         }
-        State::Starting if is_due && task.launches < times.launches_max => Alarm::Do(Request::PutBack),
+        State::Starting if is_due && task.launches < times.launches_max => Alarm::Do(Request::PutBack.into()),
         State::Starting if is_due => {
             let reason = format!("the agent did not come after {} launches", task.launches);
-            Alarm::Do(Request::Fail { by: by(), reason })
+            Alarm::Do(Request::Fail { by: by(), reason }.into())
         }
         // What nobody began goes to somebody else.
-        State::Assigned if is_due && task.mode != Mode::SelfAssign => Alarm::Do(Request::PutBack),
+        State::Assigned if is_due && task.mode != Mode::SelfAssign => Alarm::Do(Request::PutBack.into()),
         State::Assigned | State::Running if is_due => {
             let grace = task.grace_ms;
             let reason = format!("worker disconnected and did not reconnect within grace window ({grace}ms)");
-            Alarm::Do(Request::Fail { by: by(), reason })
+            Alarm::Do(Request::Fail { by: by(), reason }.into())
         }
-        State::Retrying if is_due => Alarm::Do(Request::Retry),
+        State::Retrying if is_due => Alarm::Do(Request::Retry.into()),
         state if state.is_waiting() => wait_alarm(task, context),
         state if state.is_terminal() && is_due => Alarm::Forget,
         _ => Alarm::Nothing,
@@ -337,16 +337,16 @@ fn wait_alarm(task: &Task, context: Context) -> Alarm {
             _ => "fail",
         };
         return match escalation {
-            "retry" => Alarm::Do(Request::Wake),
+            "retry" => Alarm::Do(Request::Wake.into()),
             "alert" => Alarm::Tell,
-            _ => Alarm::Do(Request::Fail { by: String::new(), reason: "wait timeout".to_owned() }),
+            _ => Alarm::Do(Request::Fail { by: String::new(), reason: "wait timeout".to_owned() }.into()),
         };
     }
     if wait.wake_at_ms > 0 && wait.wake_at_ms <= context.now {
-        return Alarm::Do(go_on);
+        return Alarm::Do(go_on.into());
     }
     if task.state == State::WaitingDependency && context.dependencies_ended {
-        return Alarm::Do(go_on);
+        return Alarm::Do(go_on.into());
     }
     Alarm::Nothing
 }

@@ -212,17 +212,14 @@ impl Tasks {
         }
     }
 
-    /// A new token for the agent that is to be started.
+    /// Another token for the agent that is to be started. Those before it stay good: the agent may be on its way with one.
     pub(super) async fn new_token(&self, task: &Task) -> Result<Secret, Error> {
         let secret = Secret::random()?;
         let (hash, task, until) =
             (digest(secret.reveal()), task.clone(), self.now().saturating_add(super::attend::TOKEN_MS));
         let put = self.write(move |tx| {
             let (hash, task) = (hash.clone(), task.clone());
-            Box::pin(async move {
-                sql::revoke_tokens(tx, task.id).await?;
-                Ok(sql::put_token(tx, &hash, &task, &task.target, until).await?)
-            })
+            Box::pin(async move { Ok(sql::put_token(tx, &hash, &task, &task.target, until).await?) })
         });
         put.await.map(|()| secret)
     }

@@ -66,12 +66,8 @@ impl RetryPolicy {
                 self.schedule_ms.get(at).copied().unwrap_or(self.initial_delay_ms)
             }
         };
-        let (delay, jitter) = (delay.max(0), self.jitter.clamp(0.0, 1.0));
-        if delay == 0 || !(jitter > 0.0) {
-            delay
-        } else {
-            (delay as f64 * (1.0 + jitter * roll.clamp(-1.0, 1.0))) as i64
-        }
+        let (delay, jitter) = (delay.max(0), if self.jitter.is_nan() { 0.0 } else { self.jitter.clamp(0.0, 1.0) });
+        if delay == 0 || jitter == 0.0 { delay } else { (delay as f64 * (1.0 + jitter * roll.clamp(-1.0, 1.0))) as i64 }
     }
 }
 
@@ -93,7 +89,8 @@ mod tests {
         assert_eq!(delays(&RetryPolicy::default()), [1000, 2000, 4000, 8000, 16000]);
         let capped = RetryPolicy { initial_delay_ms: 100, max_delay_ms: 500, ..RetryPolicy::default() };
         assert_eq!(delays(&capped), [100, 200, 400, 500, 500]);
-        let schedule = RetryPolicy { backoff: Backoff::Schedule, schedule_ms: vec![5, 10, -3], ..capped.clone() };
+        let schedule =
+            RetryPolicy { backoff: Backoff::Schedule, schedule_ms: vec![5, 10, -3], ..RetryPolicy::default() };
         assert_eq!(delays(&schedule), [5, 10, 0, 0, 0]);
         let empty = RetryPolicy { backoff: Backoff::Schedule, ..capped };
         assert_eq!(delays(&empty), [100; 5]);

@@ -70,50 +70,9 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
             let reply = connection.following.handle(&mut connection.session, tasks, *operation).await;
             connection.reply(Down::TaskSubscriptionResponse(reply.into()));
         }
-        Some(Up::AgentOp(operation)) => {
-            let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
-            match agents::handle(connection.gateway, &caller, *operation).await {
-                Ok(reply) => connection.reply(Down::Agent(reply.into())),
-                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
-            }
-        }
-        Some(Up::AclOp(operation)) => {
-            let caller = connection.session.caller.clone();
-            let reply = rules::handle(&connection.gateway.gate, &caller, *operation).await;
-            connection.reply(Down::Acl(reply.into()));
-        }
-        Some(Up::SessionOp(operation)) => {
-            let caller = connection.session.caller.clone();
-            let reply = sessions::handle(&connection.gateway.sessions, &caller, *operation).await;
-            connection.reply(Down::SessionResponse(reply.into()));
-        }
-        Some(Up::TokenOp(operation)) => {
-            let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
-            match tokens::handle(&connection.gateway.sessions, &caller, *operation).await {
-                Ok(reply) => connection.reply(Down::Token(reply.into())),
-                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
-            }
-        }
-        Some(Up::WorkspaceOp(operation)) => {
-            let (caller, request_id) = (connection.session.caller.clone(), operation.request_id.clone());
-            match workspaces::handle(&connection.gateway.sessions, &caller, *operation).await {
-                Ok(reply) => connection.reply(Down::Workspace(reply.into())),
-                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
-            }
-        }
-        Some(Up::AdminQuery(query)) => {
-            let (caller, gateway) = (connection.session.caller.clone(), connection.gateway);
-            let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, *query).await;
-            replies.into_iter().for_each(|reply| connection.reply(reply));
-        }
         Some(Up::SubmitAuditEvent(request)) => {
             let reply = audit::submit(connection, *request).await;
             connection.reply(Down::SubmitAuditEventResponse(reply.into()));
-        }
-        Some(Up::AuditQuery(query)) => {
-            let caller = connection.session.caller.clone();
-            let reply = audit::query(&connection.gateway.gate, &caller, *query).await;
-            connection.reply(Down::AuditResponse(reply.into()));
         }
         Some(Up::ConnectionStatusRequest(request)) => {
             let reply = sessions::status(&connection.gateway.sessions, &connection.session.caller, *request);
@@ -125,13 +84,59 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
             connection.reply(Down::Checkpoint(reply.into()));
         }
         Some(Up::Init(_)) => return Err(Status::invalid_argument("InitConnection already sent")),
+        payload => administer(connection, payload).await,
+    }
+    Ok(())
+}
+
+/// What is for administrators.
+async fn administer(connection: &mut Connection<'_>, payload: Option<Up>) {
+    let caller = connection.session.caller.clone();
+    match payload {
+        Some(Up::AgentOp(operation)) => {
+            let request_id = operation.request_id.clone();
+            match agents::handle(connection.gateway, &caller, *operation).await {
+                Ok(reply) => connection.reply(Down::Agent(reply.into())),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
+            }
+        }
+        Some(Up::AclOp(operation)) => {
+            let reply = rules::handle(&connection.gateway.gate, &caller, *operation).await;
+            connection.reply(Down::Acl(reply.into()));
+        }
+        Some(Up::SessionOp(operation)) => {
+            let reply = sessions::handle(&connection.gateway.sessions, &caller, *operation).await;
+            connection.reply(Down::SessionResponse(reply.into()));
+        }
+        Some(Up::TokenOp(operation)) => {
+            let request_id = operation.request_id.clone();
+            match tokens::handle(&connection.gateway.sessions, &caller, *operation).await {
+                Ok(reply) => connection.reply(Down::Token(reply.into())),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
+            }
+        }
+        Some(Up::WorkspaceOp(operation)) => {
+            let request_id = operation.request_id.clone();
+            match workspaces::handle(&connection.gateway.sessions, &caller, *operation).await {
+                Ok(reply) => connection.reply(Down::Workspace(reply.into())),
+                Err(error) => connection.reply(Down::Error(ErrorResponse { request_id, ..response(&error) }.into())),
+            }
+        }
+        Some(Up::AdminQuery(query)) => {
+            let gateway = connection.gateway;
+            let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, *query).await;
+            replies.into_iter().for_each(|reply| connection.reply(reply));
+        }
+        Some(Up::AuditQuery(query)) => {
+            let reply = audit::query(&connection.gateway.gate, &caller, *query).await;
+            connection.reply(Down::AuditResponse(reply.into()));
+        }
         _ => connection.refuse(&Error::new(
             Kind::Unimplemented,
             "ERR_NOT_IMPLEMENTED",
             "this operation is not supported by this server yet",
         )),
     }
-    Ok(())
 }
 
 /// One page of a list; a `limit` of 0 is no limit.

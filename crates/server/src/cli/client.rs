@@ -60,13 +60,22 @@ impl Connect {
         Ok(request)
     }
 
+    /// The server's address, as other programs want it: without its scheme.
+    pub(crate) fn address(&self) -> &str {
+        self.server.split_once("://").map_or(self.server.as_str(), |(_, address)| address)
+    }
+
     /// A stream of a principal's own.
     pub(crate) async fn attach(&self, identity: &Identity) -> Result<Stream, Error> {
+        self.attach_as(client_type(identity)).await
+    }
+
+    /// The same, with all that its kind can say.
+    pub(crate) async fn attach_as(&self, client_type: ClientType) -> Result<Stream, Error> {
         let mut client = AetherGatewayClient::new(self.channel().await?).max_decoding_message_size(FRAME_BYTES_MAX);
         let (up, frames) = mpsc::channel(16);
         let credentials = self.api_key.iter().map(|key| ("x-api-key".to_owned(), key.clone())).collect();
-        let init =
-            InitConnection { client_type: Some(client_type(identity)), credentials, ..InitConnection::default() };
+        let init = InitConnection { client_type: Some(client_type), credentials, ..InitConnection::default() };
         up.send(frame(Up::Init(init.into()))).await?;
         let down = client.connect(ReceiverStream::new(frames)).await.map_err(|e| said(&e))?.into_inner();
         let mut stream = Stream { up, down };

@@ -109,7 +109,7 @@ impl Client {
         loop {
             match self.next().await.unwrap() {
                 Some(Down::Error(error)) => return *error,
-                Some(Down::Config(_) | Down::Msg(_)) => {}
+                Some(Down::Config(_) | Down::Msg(_) | Down::ProgressUpdate(_)) => {}
                 other => panic!("expected an error, got {other:?}"),
             }
         }

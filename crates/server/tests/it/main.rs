@@ -15,4 +15,5 @@ mod limits;
 mod ops;
 mod process;
 mod shutdown;
+mod tasks;
 mod tls;

@@ -6,7 +6,8 @@ use trunkline_core::{
     message::Notice,
     task::{
         Backoff, CompletionEvent, Create, Event, Filter, Handout, Hibernation, Mode, OfflinePolicy, Operation, Receipt,
-        RetryPolicy, STARTUP, Task, TaskEvent, Wait, WaitReason, state::Status,
+        RetryPolicy, STARTUP, Task, TaskEvent, Wait, WaitReason,
+        state::{State, Status},
     },
 };
 use trunkline_proto::v1::{
@@ -230,6 +231,7 @@ pub(in crate::agent) fn info(task: &Task) -> TaskInfo {
             event_name: event.name.clone(),
             on_statuses: event.on_statuses.clone(),
         }),
+        retry_at_unix_ms: task.retry_at.filter(|_| task.state == State::Retrying).unwrap_or(0),
         ..TaskInfo::default()
     }
 }
