@@ -2,7 +2,7 @@
 //!
 //! A task is a row. Every change of it is decided by a pure function ([`decide`]) inside the transaction that writes it, with
 //! what others are to hear of it in the outbox of the same transaction. Who is connected and has room for work is known in
-//! memory ([`assign`]) and can be lost with the process at any time: the rows say who has what, and are handed out again.
+//! memory (`assign`) and can be lost with the process at any time: the rows say who has what, and are handed out again.
 //!
 //! - **Order**: what one session asks takes effect in the order in which it asked.
 //! - **Durability**: an answered change is on disk, and what it says to others leaves after it and exactly once.

@@ -27,11 +27,9 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 use trunkline_proto::v1::{
-    AgentIdentity, CheckpointOperation, DownstreamMessage, IncomingMessage, InitConnection, KvOperation, MessageType,
-    SendMessage, SwitchWorkspace, UpstreamMessage, UserIdentity,
-    aether_gateway_client::AetherGatewayClient,
+    DownstreamMessage, IncomingMessage, KvOperation, MessageType, SendMessage, SwitchWorkspace, UpstreamMessage,
+    UserIdentity,
     aether_gateway_server::{AetherGateway, AetherGatewayServer},
-    checkpoint_operation::OpType::Load,
     downstream_message::Payload as Down,
     init_connection::ClientType,
     kv_operation::{OpType, Scope},

@@ -185,19 +185,17 @@ async fn queue() {
         let mut held: Vec<String> = Vec::new();
         let (mut latencies, mut done) = (Vec::new(), None);
         while latencies.len() < 1000 {
-            match worker.down.next().await.unwrap().unwrap().payload {
-                Some(Down::TaskAssignment(assignment)) => {
-                    held.push(assignment.task_id);
-                    if let Some(done) = done.take() {
-                        latencies.push(Instant::now() - done);
-                    } else if held.len() < 100 {
-                        continue;
-                    }
-                    done = Some(Instant::now());
-                    worker.up.send(operation(OpType::Complete, held.pop().unwrap(), None)).await.unwrap();
-                }
-                _ => {}
+            let Some(Down::TaskAssignment(assignment)) = worker.down.next().await.unwrap().unwrap().payload else {
+                continue;
+            };
+            held.push(assignment.task_id);
+            if let Some(done) = done.take() {
+                latencies.push(Instant::now() - done);
+            } else if held.len() < 100 {
+                continue;
             }
+            done = Some(Instant::now());
+            worker.up.send(operation(OpType::Complete, held.pop().unwrap(), None)).await.unwrap();
         }
         latencies.sort_unstable();
         let (p50, p99) = (percentile(&latencies, 0.5), percentile(&latencies, 0.99));

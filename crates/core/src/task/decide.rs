@@ -162,14 +162,7 @@ pub fn apply(task: &Task, request: &Request, context: Context) -> Result<Step, E
         Request::Fail { by, reason } => fail(&mut next, by, reason, context),
         Request::Cancel { by, reason } => next.ended(State::Cancelled, by, reason, context.now),
         Request::Reject { by, reason } => next.ended(State::Rejected, by, reason, context.now),
-        Request::Retry => {
-            let failed_it = task.ended_by == task.assignee && task.mode == Mode::Pool;
-            next.avoid = if failed_it { task.assignee.clone() } else { String::new() };
-            next.nobodys();
-            next.forget_end();
-            next.queued_at = context.now;
-            next.state = State::Pending;
-        }
+        Request::Retry => next.tried_again(context.now),
         Request::Pause(wait) => {
             next.state = wait.reason.state();
             next.paused_at = Some(context.now);
@@ -412,10 +405,15 @@ impl Task {
         self.resumed();
     }
 
-    fn forget_end(&mut self) {
+    fn tried_again(&mut self, now: i64) {
+        let failed_it = self.ended_by == self.assignee && self.mode == Mode::Pool;
+        self.avoid = if failed_it { self.assignee.clone() } else { String::new() };
+        self.nobodys();
         (self.started_at, self.ended_at, self.retry_at) = (None, None, None);
         self.ended_by.clear();
         self.error.clear();
+        self.queued_at = now;
+        self.state = State::Pending;
     }
 
     /// The id of the first of its ancestors, which may be its own.

@@ -28,7 +28,7 @@ pub enum Backoff {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RetryPolicy {
-    /// Tries in all; [`ATTEMPTS`] if not positive.
+    /// Tries in all; 3 if not positive.
     pub max_attempts: i64,
     /// How waits grow.
     pub backoff: Backoff,

@@ -6,6 +6,8 @@
 
 #![allow(clippy::disallowed_methods, clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
+mod sql;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
@@ -580,7 +582,7 @@ fn tasks_keep_their_promises() {
     let only = std::env::var("TRUNKLINE_SEED").ok().map(|seed| seed.parse::<u64>().expect("a number"));
     let seeds = only.map_or(0..SEQUENCES, |seed| seed..seed + 1);
     for seed in seeds {
-        forget_everything(&store);
+        sql::forget_everything(&store);
         let mut world = World {
             store: store.clone(),
             clock: Arc::new(AtomicU64::new(1_800_000_000_000)),
@@ -611,25 +613,4 @@ fn register(store: &Store) {
         registry.put(&caller(BOSS), program).await.unwrap();
         // Services have no workspace of their own; this one may do work in this one.
     });
-}
-
-/// A sequence begins with nothing.
-fn forget_everything(store: &Store) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let cleared = store.ledger.write(|tx| {
-        Box::pin(async move {
-            for sql in [
-                "DELETE FROM tasks",
-                "DELETE FROM task_bodies",
-                "DELETE FROM task_waits",
-                "DELETE FROM task_tokens",
-                "DELETE FROM task_keys",
-                "DELETE FROM outbox",
-            ] {
-                tx.execute(sql, &[]).await?;
-            }
-            Ok::<_, ledger::Error>(())
-        })
-    });
-    runtime.block_on(cleared).unwrap();
 }
