@@ -15,6 +15,7 @@ mod attend;
 mod create;
 pub mod decide;
 mod events;
+mod input;
 mod operate;
 mod pump;
 mod query;

@@ -63,7 +63,7 @@ impl Floor {
 
 /// What a session is to be told.
 pub(super) struct Mailbox {
-    inside: Mutex<Inside>,
+    pub(super) inside: Mutex<Inside>,
     /// Raised when there is something.
     arrived: Notify,
     /// Counts the times when the ledger had something that is not in here.
@@ -71,11 +71,13 @@ pub(super) struct Mailbox {
 }
 
 #[derive(Default)]
-struct Inside {
+pub(super) struct Inside {
     mail: VecDeque<Mail>,
     /// Tasks that the session was handed.
     given: HashMap<Uuid, Given>,
     handouts: u64,
+    /// How much of the identity's waits for a message.
+    pub(super) inputs: usize,
 }
 
 /// A task that a session was handed: by which handout, and whether its transport took it.
@@ -213,10 +215,10 @@ pub struct Arrival {
 
 /// A session's place among those who do tasks. [`Desk::leave`] ends it.
 pub struct Desk {
-    tasks: Tasks,
-    identity: String,
+    pub(super) tasks: Tasks,
+    pub(super) identity: String,
     session: String,
-    mailbox: Arc<Mailbox>,
+    pub(super) mailbox: Arc<Mailbox>,
     caught_up: u64,
     /// The task that the session stands for, if it stands for one.
     pub bound: Option<Task>,
@@ -271,6 +273,9 @@ impl Tasks {
     async fn take_up(&self, name: &str, token_task: Option<Uuid>) -> Result<Option<Task>, Error> {
         let (identity, own) = (name.to_owned(), own_queue(name));
         let found = self.read(move |tx| found(tx, identity.clone(), own.clone())).await?;
+        if let Some(mailbox) = self.floor().mailboxes.get(name) {
+            lock(&mailbox.inside).inputs = found.inputs;
+        }
         let bound = token_task.or(found.start.as_ref().map(|start| start.id));
         if found.held.is_empty() && bound.is_none() && !found.is_waiting {
             return Ok(None);
@@ -442,6 +447,7 @@ fn takes(identity: &Identity, arrival: &Arrival) -> Vec<String> {
 }
 
 struct Found {
+    inputs: usize,
     held: Vec<Task>,
     start: Option<Task>,
     is_waiting: bool,
@@ -450,6 +456,7 @@ struct Found {
 fn found(tx: &mut ReadTx, identity: String, own: String) -> TxFuture<'_, Found, Error> {
     Box::pin(async move {
         Ok(Found {
+            inputs: sql::awaiting_input(tx, &identity).await?.len(),
             held: sql::held(tx, &identity).await?,
             start: sql::start_of(tx, &identity).await?,
             is_waiting: sql::is_waiting(tx, &own).await?,

@@ -162,6 +162,7 @@ impl Tasks {
 
     /// What follows from a change, once it is on disk.
     pub(super) async fn settle(&self, changed: Changed) {
+        self.count_inputs(&changed);
         let Changed { before, after, nudged, .. } = &changed;
         self.watch_at(changed.due_at);
         if *nudged {

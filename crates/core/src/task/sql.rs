@@ -30,6 +30,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         CREATE INDEX task_keys_expiry ON task_keys (expires_at);
         CREATE INDEX tasks_queue ON tasks (queue, priority DESC, queued_at, id) WHERE state = 'pending';
         CREATE INDEX tasks_held ON tasks (holder) WHERE holder IS NOT NULL;
+        CREATE INDEX tasks_input ON tasks (assignee) WHERE state = 'waiting_input';
         CREATE INDEX tasks_due ON tasks (due_at) WHERE due_at IS NOT NULL;
         CREATE INDEX tasks_listed ON tasks (workspace, updated_at, id);
         CREATE INDEX tasks_parent ON tasks (parent) WHERE parent <> '';
@@ -198,6 +199,12 @@ pub(super) fn waiting(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
 /// What somebody has, most urgent first.
 pub(super) async fn held(tx: &mut ReadTx, identity: &str) -> Result<Vec<Task>, Error> {
     tx.query(HELD, &[identity.into()]).await?.iter().map(task).collect()
+}
+
+/// What of somebody's waits for a message.
+pub(super) async fn awaiting_input(tx: &mut ReadTx, identity: &str) -> Result<Vec<Task>, Error> {
+    let sql = select!("WHERE t.assignee = $1 AND t.state = 'waiting_input' ORDER BY t.paused_at, t.id");
+    tx.query(sql, &[identity.into()]).await?.iter().map(task).collect()
 }
 
 /// Tasks that are due, longest first.

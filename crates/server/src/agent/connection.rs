@@ -402,6 +402,9 @@ impl Connection<'_> {
         }
         match convert::record(record, &self.lane) {
             Ok(Some(payload)) => {
+                if let Down::Msg(message) = &payload {
+                    self.desk.heard(&message.source_topic, &message.payload);
+                }
                 let delivery = self.session.delivery(record.offset);
                 self.frames.push_back(match &mut self.acks {
                     Some(acks) => {

@@ -134,9 +134,14 @@ pub(crate) struct Ask {
 
 impl Ask {
     async fn attach(&self) -> Result<Stream, Error> {
+        self.attach_as(&uuid::Uuid::new_v4().to_string()).await
+    }
+
+    /// Under this specifier, unless somebody was named.
+    async fn attach_as(&self, specifier: &str) -> Result<Stream, Error> {
         let identity = match &self.who {
             Some(who) => Identity::parse(who)?,
-            None => Identity::orchestrator("trunkline-cli", &uuid::Uuid::new_v4().to_string())?,
+            None => Identity::orchestrator("trunkline-cli", specifier)?,
         };
         self.connect.attach(&identity).await
     }
@@ -196,7 +201,11 @@ async fn create(args: Create) -> Done {
         request_id: "create".to_owned(),
         ..CreateTaskRequest::default()
     };
-    let mut stream = args.ask.attach().await?;
+    let mut stream = match request.idempotency_key.as_str() {
+        "" => args.ask.attach().await?,
+        // Names are their creator's: whoever gives the same one is the same.
+        key => args.ask.attach_as(&key.bytes().take(48).map(|byte| format!("{byte:02x}")).collect::<String>()).await?,
+    };
     stream.put(Up::CreateTask(request.into())).await?;
     let created = loop {
         if let Down::CreateTask(reply) = stream.next().await? {

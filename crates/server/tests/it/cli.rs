@@ -6,6 +6,10 @@ use std::{
 };
 
 use trunkline::{Config, Server};
+use trunkline_proto::v1::{
+    CreateTaskRequest, ProgressReport, TaskOperation, downstream_message::Payload as Down, task_operation::OpType,
+    upstream_message::Payload as Up,
+};
 
 use crate::client::{Client, agent, lane};
 
@@ -133,4 +137,51 @@ fn settings_are_shown_as_they_would_be_read() {
     let address = taken.local_addr().unwrap().to_string();
     let output = terminal.run(&["doctor", "--grpc", &address, "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stdout).contains("choose another with --grpc"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_are_made_shown_followed_and_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let terminal = terminal(dir, &mut server);
+    let make = |more: &[&str]| {
+        let args = [&["task", "create", "dig", "-w", "ws", "--pool", "impl", "--json"], more].concat();
+        let task: serde_json::Value = serde_json::from_str(&terminal.says(&args)).unwrap();
+        task["task_id"].as_str().unwrap().to_owned()
+    };
+    let id = make(&["--metadata", "depth=3", "--priority", "high", "--attempts", "2", "--idempotency-key", "k"]);
+    assert_eq!(make(&["--idempotency-key", "k"]), id);
+    let listed = terminal.says(&["task", "list", "-w", "ws", "--status", "queued"]);
+    assert!(listed.contains(&format!("{id} queued ws dig -")) && listed.contains("1 of 1"), "{listed}");
+    let shown = terminal.says(&["task", "show", &id]);
+    assert!(shown.contains("metadata: depth=3"), "{shown}");
+
+    let mut init = agent("one");
+    init.credentials.insert("x-api-key".to_owned(), terminal.key.clone());
+    let mut worker = Client::connect(grpc, init).await.unwrap();
+    let operate =
+        |op: OpType| Up::TaskOp(TaskOperation { op: op.into(), task_id: id.clone(), ..Default::default() }.into());
+    let report = ProgressReport { task_id: id.clone(), completion: 0.4, summary: "half".into(), ..Default::default() };
+    let child = CreateTaskRequest { task_type: "shovel".into(), parent_task_id: id.clone(), ..Default::default() };
+    for step in [operate(OpType::Claim), Up::Progress(report.into()), Up::CreateTask(child.into())] {
+        worker.put(step).await;
+    }
+    while !matches!(worker.next().await.unwrap(), Some(Down::TaskOp(_))) {}
+    let shown = terminal.says(&["task", "show", &id]);
+    assert!(shown.contains("running ws dig ag::ws::impl::one") && shown.contains("└ "), "{shown}");
+    worker.put(operate(OpType::Complete)).await;
+    let watched = terminal.says(&["task", "watch", &id]);
+    for line in ["queued", "running", "[########------------] 40 %  half", "spawned", "completed"] {
+        assert!(watched.contains(line), "{line}: {watched}");
+    }
+    assert!(terminal.fails(&["task", "cancel", &id]).contains("already completed/failed/cancelled"));
+    let other = make(&[]);
+    assert!(terminal.says(&["task", "cancel", &other, "--reason", "rain"]).contains("(rain)"));
+    assert!(terminal.fails(&["task", "watch", &other]).contains("cancelled: rain"));
+    terminal.says(&["task", "retry", &other]);
+    terminal.says(&["task", "fail", &other, "--reason", "cave-in"]);
+    assert!(terminal.fails(&["task", "create", "dig", "-w", "ws"]).contains("--pool"));
+    assert!(terminal.fails(&["task", "show", "nonsense"]).contains("task not found"));
+    server.stop().await;
 }

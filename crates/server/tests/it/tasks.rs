@@ -430,6 +430,30 @@ async fn waits_end_by_what_they_wait_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_ends_the_wait_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut worker = Client::connect(grpc, named("miner", "m")).await.unwrap();
+    let ann = Client::connect(grpc, user("w")).await.unwrap();
+    let id = worker.create(own()).await;
+    worker.op(Op::Claim, &id).await;
+    let input_match = HashMap::from([("thread".to_owned(), "7".to_owned())]);
+    let expected_principal = "us::ann".to_owned();
+    let wait = WaitSpec { reason: WaitReason::Input.into(), expected_principal, input_match, ..WaitSpec::default() };
+    worker.pause(&id, wait).await;
+    ann.send("ag::ws::miner::m", r#"{"thread": "8"}"#).await;
+    worker.message().await;
+    assert_eq!(worker.task(&id).await.status, i32::from(Status::WaitingInput));
+    ann.send("ag::ws::miner::m", r#"{"thread": "7"}"#).await;
+    // Its worker is told twice: the message, and that the task goes on.
+    let event = worker.event().await;
+    assert_eq!(event.task_id, id);
+    assert_eq!(worker.becomes(&id, Status::Running).await.wait_spec, None);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hibernated_work_goes_on_with_a_fresh_worker() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
