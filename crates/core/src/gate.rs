@@ -152,6 +152,9 @@ pub struct CreateTask<'a>(pub(crate) &'a str);
 /// To look at a task, or to change it.
 pub struct TouchTask<'a>(pub(crate) &'a Task);
 
+/// To say something about a task, to those who follow it.
+pub struct SayOf<'a>(pub(crate) &'a Task);
+
 /// To report progress on a task.
 pub struct ReportOn<'a>(pub(crate) &'a Task);
 

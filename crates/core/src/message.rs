@@ -1,6 +1,7 @@
 //! One principal to a topic: checks, the envelope, one append.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     task::{Context, Poll},
     time::Instant,
@@ -214,8 +215,10 @@ impl Sender {
         }
         self.take_token("message rate limit exceeded")?;
         let as_of = self.gate.as_of();
+        let is_task = matches!(route.target, Target::TaskMessages { .. });
         let permit = match route.granted.take() {
-            Some((then, permit)) if then == as_of => permit,
+            // That of a task was asked for just now.
+            Some((then, permit)) if then == as_of || is_task => permit,
             _ => self.permit(&session.caller, &route.target)?,
         };
         if kind == METRIC || matches!(route.target, Target::Metrics { .. }) {
@@ -235,15 +238,36 @@ impl Sender {
         if let Target::Agent(address) | Target::UniqueTask(address) = &route.target {
             self.tasks.wake_up(&route.name, &address.implementation, &session.caller);
         }
-        if !matches!(route.target, Target::AnyService { .. }) {
+        if !matches!(route.target, Target::AnyService { .. } | Target::TaskMessages { .. }) {
             route.granted = Some((as_of, permit));
         }
         self.last = Some(route);
         Ok(())
     }
 
+    /// To be asked before each message about a task, which is looked up.
+    ///
+    /// # Errors
+    /// `ERR_PERMISSION_DENIED`, also if there is no such task; `ERR_INVALID_TOPIC`; [`Kind::Unavailable`].
+    pub async fn open_task(&mut self, session: &Session, target: &str) -> Result<(), Error> {
+        let parsed = Target::parse(target)?;
+        let Target::TaskMessages { workspace, task } = &parsed else { return Ok(()) };
+        let denied = || {
+            let message = format!("not authorized to send to topic {target}");
+            Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message)
+        };
+        let as_of = self.gate.as_of();
+        let found = self.tasks.find(*task).await?.filter(|task| task.workspace == *workspace).ok_or_else(denied)?;
+        let permit = self.gate.authorize(&session.caller, gate::SayOf(&found)).map_err(|_| denied())?;
+        self.last = Some(Route { name: target.to_owned(), target: parsed, granted: Some((as_of, permit)) });
+        Ok(())
+    }
+
     fn permit(&self, caller: &Caller, target: &Target) -> Result<SendPermit, Error> {
         match target {
+            Target::TaskMessages { .. } => {
+                Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", "messages about a task are asked for one by one"))
+            }
             Target::AnyService { implementation } => {
                 self.gate.authorize(caller, gate::Send(&self.sessions.pick_service(implementation)?))
             }
@@ -414,8 +438,11 @@ pub struct Notice {
     pub state: String,
     /// The same, for people.
     pub summary: String,
-    /// Whom it is for, as a lane.
+    /// Whom it is for, as a lane, or as a user over all windows.
     pub recipient: String,
+    /// What else its reader needs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Notice {
@@ -446,15 +473,15 @@ pub enum Said {
 /// # Errors
 /// [`Kind::Internal`] if the record is none of them.
 pub fn decode(record: &Record) -> Result<Said, Error> {
+    if record.payload.first() == Some(&NOTICE) {
+        let Envelope { workspace, payload, .. } = Envelope::decode_as(NOTICE, record)?;
+        let unreadable = |e: serde_json::Error| Error::new(Kind::Internal, "ERR_INTERNAL", format!("notice: {e}"));
+        return Ok(Said::Notice(serde_json::from_slice(&payload).map_err(unreadable)?, workspace));
+    }
     if is_progress(&record.topic) {
         return Progress::decode(record).map(Said::Progress);
     }
-    if record.payload.first() != Some(&NOTICE) {
-        return Envelope::decode(record).map(Said::Message);
-    }
-    let Envelope { workspace, payload, .. } = Envelope::decode_as(NOTICE, record)?;
-    let unreadable = |e: serde_json::Error| Error::new(Kind::Internal, "ERR_INTERNAL", format!("notice: {e}"));
-    Ok(Said::Notice(serde_json::from_slice(&payload).map_err(unreadable)?, workspace))
+    Envelope::decode(record).map(Said::Message)
 }
 
 /// The error of a message that did not become durable.

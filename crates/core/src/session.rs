@@ -41,7 +41,7 @@ use crate::{
     identity::{self, Identity, PrincipalKind},
     presence::{self, Connection, Presence},
     token::opens,
-    topic::{Target, no_service, own_lane, progress_for, progress_in, task_events},
+    topic::{Target, no_service, own_lane, progress_for, progress_in, task_events, task_messages},
     work::{WorkGroup, WorkGroups},
 };
 
@@ -388,6 +388,27 @@ impl Session {
             self.reader.follow_from_tail(&topic)?;
         }
         Ok(topic)
+    }
+
+    /// Follows what is said about a task, from its beginning.
+    ///
+    /// # Errors
+    /// None in practice; see [`own_lane`].
+    pub fn attend_task(&mut self, workspace: &str, task: Uuid) -> Result<(), Error> {
+        let topic = task_messages(workspace, task)?;
+        if !self.reader.follows(&topic) {
+            self.reader.follow_from_start(&topic)?;
+        }
+        Ok(())
+    }
+
+    /// No longer.
+    ///
+    /// # Errors
+    /// None in practice; see [`own_lane`].
+    pub fn leave_task(&mut self, workspace: &str, task: Uuid) -> Result<(), Error> {
+        self.reader.unfollow(&task_messages(workspace, task)?);
+        Ok(())
     }
 
     /// No longer.

@@ -71,6 +71,13 @@ pub enum Target {
         /// The workspace, if one was named.
         workspace: Option<String>,
     },
+    /// `tk::{workspace}::{task}::msg`: whoever follows what is said about a task.
+    TaskMessages {
+        /// The workspace.
+        workspace: String,
+        /// The task.
+        task: Uuid,
+    },
     /// `metric::{workspace}`, or `metric::*` for the sender's own: the metrics bridge.
     Metrics {
         /// The workspace, if one was named.
@@ -129,6 +136,10 @@ impl Target {
             ["br", i, s] => Self::Bridge(Place::new(i, s)?),
             ["event", w] => Self::Events { workspace: declared(w)? },
             ["metric", w] => Self::Metrics { workspace: declared(w)? },
+            ["tk", w, task, "msg"] => {
+                let task = Uuid::try_parse(task).map_err(|_| invalid("no id of a task"))?;
+                Self::TaskMessages { workspace: space(w)?, task }
+            }
             ["pg" | "tk", _, ..] => {
                 let message = format!("not authorized to send to topic {text}");
                 return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
@@ -154,7 +165,8 @@ impl Target {
             Self::AnyTask { workspace, .. }
             | Self::AllAgents { workspace }
             | Self::AllUsers { workspace }
-            | Self::UserIn { workspace, .. } => Some(workspace),
+            | Self::UserIn { workspace, .. }
+            | Self::TaskMessages { workspace, .. } => Some(workspace),
             Self::Events { workspace } | Self::Metrics { workspace } => workspace.as_deref(),
             Self::Window { .. } | Self::User { .. } | Self::Service(_) | Self::AnyService { .. } | Self::Bridge(_) => {
                 None
@@ -182,6 +194,7 @@ impl Target {
             Self::Bridge(place) => format!("br::{place}"),
             Self::Events { .. } => EVENTS.to_owned(),
             Self::Metrics { .. } => METRICS.to_owned(),
+            Self::TaskMessages { workspace, task } => return task_messages(workspace, *task),
         };
         Ok(Topic::new(&name)?)
     }
@@ -235,6 +248,17 @@ pub(crate) fn progress_for(user: &str) -> Result<Topic, Error> {
 /// The topic of what happens to a task. Only the server writes to it.
 pub(crate) fn task_events(workspace: &str, task: Uuid) -> Result<Topic, Error> {
     Ok(Topic::new(&format!("tk::{workspace}::{task}::events"))?)
+}
+
+/// The topic of what is said about a task.
+pub(crate) fn task_messages(workspace: &str, task: Uuid) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("tk::{workspace}::{task}::msg"))?)
+}
+
+/// Whether records of this topic are what is said about a task.
+#[must_use]
+pub fn is_task_messages(topic: &Topic) -> bool {
+    topic.as_str().starts_with("tk::") && topic.as_str().ends_with("::msg")
 }
 
 /// Whether records of this topic are events of a task.

@@ -19,7 +19,7 @@
 use super::{
     AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreateTask, CreditMetrics, Enter, EnterPermit, Inspect,
     Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail, ReadTrailPermit, Report,
-    ReportOn, RulesPermit, Send, SendPermit, SubmitTrail, SubmitTrailPermit, TouchTask, UseKeys,
+    ReportOn, RulesPermit, SayOf, Send, SendPermit, SubmitTrail, SubmitTrailPermit, TouchTask, UseKeys,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -338,6 +338,20 @@ impl Intent for TouchTask<'_> {
             return Ok(());
         }
         Err(denied("task not found".to_owned()))
+    }
+}
+
+impl Intent for SayOf<'_> {
+    type Permit = SendPermit;
+
+    /// Its parties, the user that it is for, and whoever may send in its workspace.
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<SendPermit, Error> {
+        let task = self.0;
+        let target = Target::TaskMessages { workspace: task.workspace.clone(), task: task.id };
+        if TouchTask(task).decide(caller, rules).is_ok() {
+            return Ok(SendPermit { topic: target.topic()? });
+        }
+        Send(&target).decide(caller, rules)
     }
 }
 

@@ -125,6 +125,10 @@ impl Workers {
 
     /// Keeps a place for a task of this queue with the worker that should get it.
     pub(super) fn reserve(&mut self, queue: &str) -> Option<Place> {
+        if let Some(identity) = queue.strip_prefix(OWN) {
+            self.workers.get(identity).filter(|worker| worker.load() < self.room)?;
+            return Some(self.reserve_with(identity.to_owned(), queue));
+        }
         let wide = wide(queue);
         // Those of the workspace come before those of all workspaces.
         let found = [Some(queue), wide].into_iter().flatten().find_map(|name| self.free.get(name)?.first());
@@ -206,7 +210,7 @@ impl Workers {
     fn remove(&mut self, identity: &str) -> Option<Worker> {
         let worker = self.workers.remove(identity)?;
         let place = (worker.load(), worker.last, identity.to_owned());
-        for name in &worker.takes {
+        for name in shared(&worker.takes) {
             if let Some(free) = self.free.get_mut(name) {
                 free.remove(&place);
                 if free.is_empty() {
@@ -220,12 +224,20 @@ impl Workers {
     fn insert(&mut self, identity: &str, worker: Worker) {
         if worker.load() < self.room {
             let place = (worker.load(), worker.last, identity.to_owned());
-            for name in &worker.takes {
+            for name in shared(&worker.takes) {
                 self.free.entry(name.clone()).or_default().insert(place.clone());
             }
         }
         self.workers.insert(identity.to_owned(), worker);
     }
+}
+
+/// How the names of queues begin that one worker alone takes from; behind it comes the worker's.
+const OWN: &str = "to::";
+
+/// The queues that several may take from.
+fn shared(takes: &[String]) -> impl Iterator<Item = &String> {
+    takes.iter().filter(|name| !name.starts_with(OWN))
 }
 
 /// What those who take from all workspaces call a queue: `pool::{implementation}::`.

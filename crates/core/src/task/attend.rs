@@ -221,7 +221,7 @@ pub struct Desk {
     pub(super) mailbox: Arc<Mailbox>,
     caught_up: u64,
     /// The task that the session stands for, if it stands for one.
-    pub bound: Option<Task>,
+    pub bound: Option<Box<Task>>,
 }
 
 impl Tasks {
@@ -270,7 +270,7 @@ impl Tasks {
     }
 
     /// What it has, what it stands for, and what waits for it alone.
-    async fn take_up(&self, name: &str, token_task: Option<Uuid>) -> Result<Option<Task>, Error> {
+    async fn take_up(&self, name: &str, token_task: Option<Uuid>) -> Result<Option<Box<Task>>, Error> {
         let (identity, own) = (name.to_owned(), own_queue(name));
         let found = self.read(move |tx| found(tx, identity.clone(), own.clone())).await?;
         if let Some(mailbox) = self.floor().mailboxes.get(name) {
@@ -298,7 +298,7 @@ impl Tasks {
         if let Some(started) = started {
             self.settle(started).await;
         }
-        Ok(stands_for)
+        Ok(stands_for.map(Box::new))
     }
 
     /// Gives what waits in a queue to those who have room.

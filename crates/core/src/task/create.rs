@@ -13,7 +13,7 @@ use crate::{
     caller::Caller,
     error::{Error, Kind},
     gate::{CreateTask, IssueToken, TouchTask},
-    identity::{self, Identity, SEPARATOR, identifier},
+    identity::{self, Identity, PrincipalKind, SEPARATOR, identifier},
     registry,
     token::{Secret, digest},
 };
@@ -421,6 +421,11 @@ impl Tasks {
             assignee: if is_own { creator.clone() } else { String::new() },
             assigned_at: is_own.then_some(now),
             grace_ms: self.0.options.grace_ms(wanted.class),
+            subject: if caller.identity.kind() == PrincipalKind::User {
+                caller.subject.id.clone()
+            } else {
+                String::new()
+            },
             creator,
             spec: Arc::new(spec),
             ..blank(now)

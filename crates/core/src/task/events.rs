@@ -10,7 +10,7 @@ use trunkline_store::{
 };
 use uuid::Uuid;
 
-use super::{Task, Tasks, state::State};
+use super::{Mode, Task, Tasks, state::State};
 use crate::{
     error::{Error, Kind},
     identity::Identity,
@@ -118,6 +118,7 @@ pub(super) async fn tell(tx: &mut WriteTx, before: Option<State>, task: &Task) -
         tx.send(&event.outgoing((&task.workspace, task.id))?).await.map_err(|e: ledger::Error| Error::from(e))?;
         if before.is_some() {
             notify_creator(tx, task).await?;
+            notify_subject(tx, task).await?;
         }
     }
     tell_parent(tx, before, task).await?;
@@ -182,8 +183,39 @@ async fn notify_creator(tx: &mut WriteTx, task: &Task) -> Result<(), Error> {
     let Some(topic) = own_lane(&creator)? else { return Ok(()) };
     let state = task.state.status().word();
     let summary = if task.error.is_empty() { format!("task {state}") } else { format!("task {state}: {}", task.error) };
-    let notice = Notice { task: task.id, state: state.to_owned(), summary, recipient: topic.to_string() };
+    let recipient = topic.to_string();
+    let notice = Notice { task: task.id, state: state.to_owned(), summary, recipient, metadata: BTreeMap::new() };
     Ok(tx.send(&Outgoing { topic, payload: notice.encode(&task.workspace)?.into() }).await?)
+}
+
+/// The user that a task is for, if it takes part in it: all windows. They follow what is said about it while it runs.
+async fn notify_subject(tx: &mut WriteTx, task: &Task) -> Result<(), Error> {
+    if !task.has_participant() {
+        return Ok(());
+    }
+    let (state, user) = (task.state.status().word(), &task.subject);
+    let known = ["thread_id", "message_id"].into_iter();
+    let known = known.filter_map(|key| Some((key.to_owned(), task.spec.metadata.get(key)?.clone())));
+    let started_at_ms = task.started_at.unwrap_or(task.created_at).to_string();
+    let own = [("status", state.to_owned()), ("task_type", task.kind.clone()), ("started_at_ms", started_at_ms)];
+    let notice = Notice {
+        task: task.id,
+        state: state.to_owned(),
+        summary: format!("task {state}"),
+        recipient: format!("us::{user}"),
+        metadata: known.chain(own.map(|(key, value)| (key.to_owned(), value))).collect(),
+    };
+    let topic = topic::progress_for(user)?;
+    Ok(tx.send(&Outgoing { topic, payload: notice.encode(&task.workspace)?.into() }).await?)
+}
+
+impl Task {
+    /// Whether the user that it is for takes part in it.
+    #[must_use]
+    pub fn has_participant(&self) -> bool {
+        let wanted = self.spec.metadata.get("subject_participant").is_some_and(|flag| flag == "true" || flag == "1");
+        wanted && !self.subject.is_empty() && self.mode != Mode::Startup
+    }
 }
 
 #[derive(Serialize)]

@@ -94,6 +94,24 @@ impl Tasks {
         Ok(task)
     }
 
+    /// One task, for the server itself.
+    pub(crate) async fn find(&self, id: Uuid) -> Result<Option<Task>, Error> {
+        self.read(move |tx| Box::pin(async move { Ok(sql::get(tx, id).await?) })).await
+    }
+
+    /// What runs in a workspace and a user takes part in.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn participating(&self, user: &str, workspace: &str) -> Result<Vec<Task>, Error> {
+        let (user, workspace) = (user.to_owned(), workspace.to_owned());
+        let found = self.read(move |tx| {
+            let (user, workspace) = (user.clone(), workspace.clone());
+            Box::pin(async move { Ok(sql::running_for(tx, &user, &workspace).await?) })
+        });
+        Ok(found.await?.into_iter().filter(Task::has_participant).collect())
+    }
+
     /// The tasks of a workspace that fit. Who lives in none, and does not administer tasks, sees what is its own.
     ///
     /// # Errors

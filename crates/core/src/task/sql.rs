@@ -31,6 +31,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         CREATE INDEX tasks_queue ON tasks (queue, priority DESC, queued_at, id) WHERE state = 'pending';
         CREATE INDEX tasks_held ON tasks (holder) WHERE holder IS NOT NULL;
         CREATE INDEX tasks_input ON tasks (assignee) WHERE state = 'waiting_input';
+        CREATE INDEX tasks_running ON tasks (subject, workspace) WHERE subject <> '' AND state = 'running';
         CREATE INDEX tasks_due ON tasks (due_at) WHERE due_at IS NOT NULL;
         CREATE INDEX tasks_listed ON tasks (workspace, updated_at, id);
         CREATE INDEX tasks_parent ON tasks (parent) WHERE parent <> '';
@@ -205,6 +206,14 @@ pub(super) async fn held(tx: &mut ReadTx, identity: &str) -> Result<Vec<Task>, E
 pub(super) async fn awaiting_input(tx: &mut ReadTx, identity: &str) -> Result<Vec<Task>, Error> {
     let sql = select!("WHERE t.assignee = $1 AND t.state = 'waiting_input' ORDER BY t.paused_at, t.id");
     tx.query(sql, &[identity.into()]).await?.iter().map(task).collect()
+}
+
+/// What runs in a workspace for a user.
+pub(super) async fn running_for(tx: &mut ReadTx, user: &str, workspace: &str) -> Result<Vec<Task>, Error> {
+    let sql = select!(
+        "WHERE t.subject = $1 AND t.workspace = $2 AND t.subject <> '' AND t.state = 'running' ORDER BY t.id LIMIT 100"
+    );
+    tx.query(sql, &[user.into(), workspace.into()]).await?.iter().map(task).collect()
 }
 
 /// Tasks that are due, longest first.

@@ -19,14 +19,16 @@ use tokio::time::MissedTickBehavior;
 use tonic::{Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{
     Error, Kind,
+    identity::Identity,
     message::{Envelope, Sender, Sent, publish_failed},
     session::Session,
     task::{Desk, Mail},
-    topic::{is_progress, is_task_events, own_lane},
+    topic::{is_progress, is_task_events, is_task_messages, own_lane},
     work::WorkGroup,
 };
 use trunkline_proto::v1::{
-    ErrorResponse, Signal, TaskHibernated, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType,
+    ErrorResponse, ProgressUpdate, Signal, TaskHibernated, UpstreamMessage, downstream_message::Payload as Down,
+    signal::SignalType,
 };
 use trunkline_store::{
     lease::Loss,
@@ -400,10 +402,15 @@ impl Connection<'_> {
         if is_task_events(&record.topic) {
             return self.deliver_events(record);
         }
+        if is_task_messages(&record.topic) {
+            return self.deliver_said(record);
+        }
         match convert::record(record, &self.lane) {
             Ok(Some(payload)) => {
-                if let Down::Msg(message) = &payload {
-                    self.desk.heard(&message.source_topic, &message.payload);
+                match &payload {
+                    Down::Msg(message) => self.desk.heard(&message.source_topic, &message.payload),
+                    Down::ProgressUpdate(update) => self.take_part(update),
+                    _ => {}
                 }
                 let delivery = self.session.delivery(record.offset);
                 self.frames.push_back(match &mut self.acks {
@@ -420,6 +427,39 @@ impl Connection<'_> {
                 tracing::error!(%error, "skipped");
                 false
             }
+        }
+    }
+
+    /// What was said about a task that the user takes part in. Its own words come back to nobody.
+    fn deliver_said(&mut self, record: &Record) -> bool {
+        match Envelope::decode(record) {
+            Ok(envelope) if envelope.source == self.lane => false,
+            Ok(envelope) => {
+                self.reply(Down::Msg(convert::incoming(envelope)));
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "skipped");
+                false
+            }
+        }
+    }
+
+    /// A user hears what is said about its task from when it runs until it has ended.
+    fn take_part(&mut self, update: &ProgressUpdate) {
+        let (Identity::User { .. }, Some(status)) = (&self.session.caller.identity, update.metadata.get("status"))
+        else {
+            return;
+        };
+        // Only the server has no source.
+        let Some(task) = update.task_id.parse().ok().filter(|_| update.source.is_empty()) else { return };
+        let done = match status.as_str() {
+            "running" => self.session.attend_task(&update.workspace, task),
+            "completed" | "failed" | "cancelled" | "rejected" => self.session.leave_task(&update.workspace, task),
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "a user does not hear of its task");
         }
     }
 

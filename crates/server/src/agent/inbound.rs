@@ -28,6 +28,13 @@ use crate::error::response;
 pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessage) -> Result<(), Status> {
     match frame.payload {
         Some(Up::Send(message)) => {
+            if message.target_topic.starts_with("tk::") {
+                let opened = Box::pin(connection.sender.open_task(&connection.session, &message.target_topic)).await;
+                if let Err(error) = opened {
+                    connection.refuse_message(&error, &message.idempotency_key);
+                    return Ok(());
+                }
+            }
             send(connection, &message);
             connection.submit_if_full().await;
         }
@@ -59,6 +66,8 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
             if let Err(error) = connection.session.switch_workspace(&switch.new_workspace_id).await {
                 let code = if error.kind == Kind::Denied { error.code } else { "ERR_WORKSPACE_SWITCH_FAILED" };
                 connection.refuse(&Error { code, ..error });
+            } else {
+                tasks::take_part(connection).await;
             }
         }
         Some(Up::TaskQuery(query)) => {

@@ -98,7 +98,7 @@ impl Client {
         loop {
             match self.next().await.unwrap() {
                 Some(Down::Msg(message)) => return message,
-                Some(Down::Config(_)) => {}
+                Some(Down::Config(_) | Down::ProgressUpdate(_)) => {}
                 other => panic!("expected a message, got {other:?}"),
             }
         }
@@ -157,7 +157,7 @@ impl Client {
         loop {
             match self.next().await.unwrap() {
                 Some(Down::Checkpoint(reply)) if reply.request_id == request_id => return,
-                Some(Down::Msg(_) | Down::Config(_)) => {}
+                Some(Down::Msg(_) | Down::Config(_) | Down::ProgressUpdate(_)) => {}
                 other => panic!("expected the barrier's reply, got {other:?}"),
             }
         }
@@ -173,7 +173,7 @@ impl Client {
             match self.next().await.unwrap() {
                 Some(Down::Checkpoint(_)) => return error,
                 Some(Down::Error(found)) => error = Some(*found),
-                Some(Down::Msg(_) | Down::Config(_)) => {}
+                Some(Down::Msg(_) | Down::Config(_) | Down::ProgressUpdate(_)) => {}
                 other => panic!("expected an outcome, got {other:?}"),
             }
         }

@@ -7,11 +7,12 @@ use trunkline_core::{limits::Limits, task};
 use trunkline_proto::v1::{
     AgentIdentity, AgentOperation, AgentRegistrationInfo, BackoffStrategy, CheckpointOperation, CreateTaskRequest,
     CreateTaskResponse, HibernationDescriptor, InitConnection, OrchestratorIdentity, ProgressReport, RetryPolicy,
-    ServiceIdentity, TaskAssignment, TaskAssignmentMode as Mode, TaskCompletionEvent, TaskEvent, TaskFilter, TaskInfo,
-    TaskOperation, TaskOperationResponse, TaskPriority, TaskQuery, TaskQueryResponse, TaskStatus as Status,
-    TaskSubscriptionOperation, UserIdentity, WaitReason, WaitSpec, WorkflowEngineIdentity, agent_operation,
-    checkpoint_operation, downstream_message::Payload as Down, init_connection::ClientType, task_event::Event,
-    task_operation::OpType as Op, task_query, task_subscription_operation, upstream_message::Payload as Up,
+    ServiceIdentity, SwitchWorkspace, TaskAssignment, TaskAssignmentMode as Mode, TaskCompletionEvent, TaskEvent,
+    TaskFilter, TaskInfo, TaskOperation, TaskOperationResponse, TaskPriority, TaskQuery, TaskQueryResponse,
+    TaskStatus as Status, TaskSubscriptionOperation, UserIdentity, WaitReason, WaitSpec, WorkflowEngineIdentity,
+    agent_operation, checkpoint_operation, downstream_message::Payload as Down, init_connection::ClientType,
+    task_event::Event, task_operation::OpType as Op, task_query, task_subscription_operation,
+    upstream_message::Payload as Up,
 };
 
 use crate::{
@@ -477,8 +478,16 @@ async fn hibernated_work_goes_on_with_a_fresh_worker() {
     let refused = worker.op_with(Op::Pause, &id, "", Some(sleep(0, ""))).await;
     assert!(refused.error.contains("requires a saved checkpoint with key \"cp\""), "{}", refused.error);
     worker.checkpoint("cp").await;
-    worker.pause(&id, sleep(0, "")).await;
+    let pause = TaskOperation {
+        op: Op::Pause.into(),
+        task_id: id.clone(),
+        wait_spec: Some(sleep(0, "")),
+        ..TaskOperation::default()
+    };
+    worker.put(Up::TaskOp(pause.into())).await;
+    // The answer and this come in any order.
     let told = worker.wait_for(|down| if let Down::TaskHibernated(told) = down { Some(*told) } else { None }).await;
+    boss.becomes(&id, Status::Hibernated).await;
     assert_eq!((told.task_id.as_str(), told.descriptor.unwrap().checkpoint_key.as_str()), (id.as_str(), "cp"));
     worker.close().await;
     let mut fresh = Client::connect(grpc, named("miner", "two")).await.unwrap();
@@ -492,7 +501,7 @@ async fn hibernated_work_goes_on_with_a_fresh_worker() {
     );
     fresh.checkpoint("cp").await;
     fresh.op(Op::Claim, &id).await;
-    fresh.pause(&id, sleep(50, "retry")).await;
+    fresh.pause(&id, sleep(500, "retry")).await;
     assert_eq!(fresh.assignment().await.task_id, id, "its timeout wakes it");
     fresh.op(Op::Claim, &id).await;
     fresh.pause(&id, sleep(50, "alert")).await;
@@ -659,6 +668,63 @@ async fn who_follows_a_task_sees_its_children_and_its_past() {
     assert!(matches!(&again[..], [Event::StatusChanged(_), Event::Progress(_), Event::StatusChanged(_)]), "{again:?}");
     boss.send(&format!("tk::ws::{child}::events"), "mine").await;
     assert_eq!(boss.error().await.code, "ERR_PERMISSION_DENIED", "the lane is the server's");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_hears_what_is_said_about_its_task_in_every_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let switch = async |client: &Client| {
+        let to = SwitchWorkspace { new_workspace_id: "ws".into() };
+        client.put(Up::SwitchWorkspace(to.into())).await;
+    };
+    let mut ann = Client::connect(grpc, user("one")).await.unwrap();
+    switch(&ann).await;
+    let mut worker = Client::connect(grpc, named("miner", "m")).await.unwrap();
+    let metadata = HashMap::from([
+        ("subject_participant".to_owned(), "true".to_owned()),
+        ("thread_id".to_owned(), "t7".to_owned()),
+    ]);
+    let id = ann.create(CreateTaskRequest { metadata, ..pool() }).await;
+    worker.assignment().await;
+    worker.op(Op::Claim, &id).await;
+    let running = ann
+        .wait_for(|down| match down {
+            Down::ProgressUpdate(update) if update.metadata.contains_key("status") => Some(*update),
+            _ => None,
+        })
+        .await;
+    assert_eq!((running.recipient.as_str(), running.metadata["thread_id"].as_str()), ("us::ann", "t7"));
+    let lane = format!("tk::ws::{id}::msg");
+    worker.send(&lane, "one").await;
+    worker.send(&lane, "two").await;
+    for text in ["one", "two"] {
+        let message = ann.wait_for(|down| if let Down::Msg(message) = down { Some(message) } else { None }).await;
+        assert_eq!((message.payload.as_ref(), message.source_topic.as_str()), (text.as_bytes(), "ag::ws::miner::m"));
+    }
+    // Another window, later: the whole turn again.
+    let mut other = Client::connect(grpc, user("two")).await.unwrap();
+    switch(&other).await;
+    for text in ["one", "two"] {
+        let message = other.wait_for(|down| if let Down::Msg(message) = down { Some(message) } else { None }).await;
+        assert_eq!(message.payload, text);
+    }
+    let mut stranger = Client::connect(grpc, service(true)).await.unwrap();
+    stranger.send(&lane, "mine").await;
+    assert_eq!(stranger.error().await.code, "ERR_PERMISSION_DENIED");
+    stranger.send("tk::ws::00000000-0000-0000-0000-000000000000::msg", "nobody's").await;
+    assert_eq!(stranger.error().await.code, "ERR_PERMISSION_DENIED");
+    worker.op(Op::Complete, &id).await;
+    for client in [&mut ann, &mut other] {
+        client
+            .wait_for(|down| match down {
+                Down::ProgressUpdate(update) => (update.metadata.get("status")? == "completed").then_some(()),
+                _ => None,
+            })
+            .await;
+    }
     server.stop().await;
 }
 

@@ -312,6 +312,7 @@ pub(in crate::agent) fn notice(notice: Notice, workspace: String, timestamp_ms: 
         state: notice.state,
         summary: notice.summary,
         recipient: notice.recipient,
+        metadata: notice.metadata.into_iter().collect(),
         timestamp_ms: timestamp_ms as i64,
         kind: ProgressKind::Task.into(),
         ..ProgressUpdate::default()

@@ -6,6 +6,7 @@ use futures_util::FutureExt as _;
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
+    identity::Identity,
     task::{Event, Tasks},
 };
 use trunkline_proto::v1::{
@@ -156,6 +157,22 @@ async fn look(
             })
         }
         Err(_) => Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "unknown task query operation")),
+    }
+}
+
+/// A user that comes to a workspace hears of what runs for it there.
+pub(super) async fn take_part(connection: &mut Connection<'_>) {
+    let session = &mut connection.session;
+    let (Identity::User { user, .. }, Some(workspace)) = (&session.caller.identity, session.workspace()) else {
+        return;
+    };
+    let (user, workspace) = (user.clone(), workspace.to_owned());
+    let attended = match connection.gateway.tasks.participating(&user, &workspace).await {
+        Ok(tasks) => tasks.iter().try_for_each(|task| session.attend_task(&workspace, task.id)),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = attended {
+        tracing::warn!(%error, user, "a user does not hear of its tasks");
     }
 }
 
