@@ -42,8 +42,10 @@ const MEASURE: Duration = Duration::from_secs(5);
 /// Tasks that are not done yet, at any time.
 const IN_FLIGHT: usize = 64;
 
-/// A long queue, and many that sleep.
-const MANY: usize = 1_000_000;
+/// A long queue, and many that sleep; fewer to look at something.
+fn many() -> usize {
+    std::env::var("TRUNKLINE_BENCH_MANY").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_000)
+}
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -175,7 +177,7 @@ async fn fill(peer: &Peer, implementation: &'static str, count: usize) -> (Vec<S
 /// From a worker's word that it is done to its next task, one after the other.
 async fn queue() {
     println!("\n-- from one task to the next, by how many are queued --");
-    for queued in [100, MANY] {
+    for queued in [100, many()] {
         let peer = Peer::trunkline();
         let begun = Instant::now();
         // As many as are taken below, and some behind them.
@@ -205,11 +207,11 @@ async fn queue() {
 
 /// Tasks that wait for one that does not end, each with a timeout of its own.
 async fn sleep() {
-    println!("\n-- {MANY} tasks asleep --");
+    println!("\n-- {} tasks asleep --", many());
     let peer = Peer::trunkline();
     let first = fill(&peer, "never", 1).await.0.remove(0);
     // Whoever made them has them wait.
-    let (ids, Stream { up, mut down }) = fill(&peer, "sleeper", MANY).await;
+    let (ids, Stream { up, mut down }) = fill(&peer, "sleeper", many()).await;
     let sender = tokio::spawn(async move {
         for id in ids {
             let depends_on = vec![first.clone()];
@@ -219,19 +221,28 @@ async fn sleep() {
         up
     });
     let mut asleep = 0;
-    while asleep < MANY {
+    while asleep < many() {
         if let Some(Down::TaskOp(reply)) = down.next().await.unwrap().unwrap().payload {
             assert!(reply.success, "{}", reply.error);
             asleep += 1;
         }
     }
     let _up = sender.await.unwrap();
-    // What was written is put into order behind the answers.
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    let cpu = peer.cpu();
+    // What others hear of them leaves behind the answers.
+    let begun = Instant::now();
+    let mut cpu = peer.cpu();
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = std::mem::replace(&mut cpu, peer.cpu());
+        if cpu - before < Duration::from_millis(50) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1200), "it does not come to rest");
+    }
+    let rested = begun.elapsed();
     tokio::time::sleep(Duration::from_secs(10)).await;
     let share = (peer.cpu() - cpu).as_secs_f64() * 10.0;
-    println!("{share:.1} % of a core; {} MiB", peer.resident() / 1024 / 1024);
+    println!("{share:.1} % of a core ({rested:.0?} after the last); {} MiB", peer.resident() / 1024 / 1024);
 }
 
 /// A message each to agents that are away.

@@ -77,8 +77,9 @@ pub(super) async fn step(
     }
     let (before, after) = (&changed.before, &mut changed.after);
     let waits = after.state == State::WaitingDependency;
-    // What it waits for may have ended already, so it is looked at once.
-    changed.due_at = if waits { Some(context.now) } else { decide::due(after, times) };
+    // If what it waits for has ended already, it goes on at once, the way in which it does later.
+    let is_over = waits && context.dependencies_ended;
+    changed.due_at = if is_over { Some(context.now) } else { decide::due(after, times) };
     if !sql::update(tx, after, changed.due_at).await? {
         return Err(Error::new(Kind::Unavailable, "ERR_CONFLICT", format!("task {} was changed meanwhile", after.id)));
     }
@@ -140,7 +141,8 @@ impl Tasks {
             Box::pin(async move {
                 let task = sql::get(tx.as_read(), id).await?.ok_or_else(missing)?;
                 gate.authorize(&caller, TouchTask(&task)).map_err(|_| missing())?;
-                let request = checked(tx, &task, request).await?;
+                let (request, dependencies_ended) = checked(tx, &task, request).await?;
+                let context = Context { dependencies_ended, ..context };
                 step(tx, &task, &request, context, &times).await
             })
         });
@@ -292,8 +294,8 @@ fn request(caller: &Caller, operation: Operation) -> Result<Request, Error> {
     })
 }
 
-/// What a request takes besides the state of its own task.
-async fn checked(tx: &mut WriteTx, task: &Task, request: Request) -> Result<Request, Error> {
+/// What a request takes besides the state of its own task; and whether what it would wait for has ended already.
+async fn checked(tx: &mut WriteTx, task: &Task, request: Request) -> Result<(Request, bool), Error> {
     match request {
         Request::Pause(mut wait) => {
             wait.depends_on.retain(|id| !id.trim().is_empty());
@@ -303,12 +305,23 @@ async fn checked(tx: &mut WriteTx, task: &Task, request: Request) -> Result<Requ
             if wait.reason == WaitReason::Hibernation {
                 check_hibernation(tx, task, wait.hibernation.as_ref()).await?;
             }
-            Ok(Request::Pause(wait))
+            let ended = wait.reason == WaitReason::Dependency && has_ended(tx, &wait).await?;
+            Ok((Request::Pause(wait), ended))
         }
         // There is nobody to go on with.
-        Request::Resume if task.state == State::Hibernated || task.assignee.is_empty() => Ok(Request::Wake),
-        other => Ok(other),
+        Request::Resume if task.state == State::Hibernated || task.assignee.is_empty() => Ok((Request::Wake, false)),
+        other => Ok((other, false)),
     }
+}
+
+/// Whether what a task waits for has ended. One that is gone has.
+pub(super) async fn has_ended(tx: &mut WriteTx, wait: &Wait) -> Result<bool, Error> {
+    let mut ended = 0;
+    for id in &wait.depends_on {
+        let found = sql::state_of(tx.as_read(), id).await?;
+        ended += usize::from(found.is_none_or(|(state, _)| state.is_terminal()));
+    }
+    Ok(if wait.wake_on_any && !wait.depends_on.is_empty() { ended > 0 } else { ended == wait.depends_on.len() })
 }
 
 async fn check_dependencies(tx: &mut WriteTx, task: &Task, on: &[String]) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Task, Tasks,
     decide::{self, Alarm, Context},
-    operate::{Changed, step},
+    operate::{Changed, has_ended, step},
     sql,
     state::State,
 };
@@ -96,7 +96,10 @@ impl Tasks {
     /// One task that may be due, in its transaction.
     async fn look(&self, tx: &mut WriteTx, id: Uuid, context: Context) -> Result<Option<Changed>, Error> {
         let Some(task) = sql::get(tx.as_read(), id).await? else { return Ok(None) };
-        let dependencies_ended = task.state == State::WaitingDependency && has_ended(tx, &task).await?;
+        let dependencies_ended = match &task.wait {
+            Some(wait) if task.state == State::WaitingDependency => has_ended(tx, wait).await?,
+            _ => false,
+        };
         let worker_is_there = self.floor().workers.is_there(&task.assignee);
         let context = Context { worker_is_there, dependencies_ended, ..context };
         let times = &self.0.times;
@@ -166,17 +169,6 @@ impl Tasks {
         let now = self.now();
         self.0.gate.housekeep(move |tx| sql::sweep(tx, now)).await.map_err(unavailable)
     }
-}
-
-/// Whether what a task waits for has ended. One that is gone has.
-async fn has_ended(tx: &mut WriteTx, task: &Task) -> Result<bool, Error> {
-    let Some(wait) = &task.wait else { return Ok(false) };
-    let mut ended = 0;
-    for id in &wait.depends_on {
-        let found = sql::state_of(tx.as_read(), id).await?;
-        ended += usize::from(found.is_none_or(|(state, _)| state.is_terminal()));
-    }
-    Ok(if wait.wake_on_any && !wait.depends_on.is_empty() { ended > 0 } else { ended == wait.depends_on.len() })
 }
 
 fn unavailable(error: trunkline_store::ledger::Error) -> Error {

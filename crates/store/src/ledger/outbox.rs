@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Error, Ledger, Migration, Row};
+use super::{Engine, Error, Ledger, Migration, Row};
 use crate::log::{self, Append, Log, Topic};
 
 pub(super) const MIGRATIONS: &[Migration] = &[Migration {
@@ -18,9 +18,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[Migration {
 pub(super) const INSERT: &str = "INSERT INTO outbox (topic, payload) VALUES ($1, $2)";
 const NEXT: &str = "SELECT id, topic, payload FROM outbox ORDER BY id LIMIT $1";
 const REMOVE: &str = "DELETE FROM outbox WHERE id = $1";
+const REMOVE_THROUGH: &str = "DELETE FROM outbox WHERE id <= $1";
 
 /// Rows relayed in one go. Their appends share a batch of the log, their removal a transaction.
-const ROWS_MAX: i64 = 256;
+const ROWS_MAX: i64 = 1024;
 
 /// Pause before the next attempt when the log or the ledger refuses.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -83,19 +84,28 @@ impl Relay {
         let ids = rows.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
         let count = ids.len();
         if count > 0 {
-            self.ledger
-                .write(move |tx| {
-                    let ids = ids.clone();
-                    Box::pin(async move {
-                        for id in ids {
-                            tx.execute(REMOVE, &[id.into()]).await?;
-                        }
-                        Ok::<_, Error>(())
-                    })
-                })
-                .await?;
+            self.remove(ids).await?;
         }
         Ok(count)
+    }
+
+    /// Where transactions commit one after the other, in the order of their rows, nothing can have come between these.
+    async fn remove(&self, ids: Vec<i64>) -> Result<(), Error> {
+        let is_serial = matches!(self.ledger.engine, Engine::Sqlite(_));
+        let remove = self.ledger.write(move |tx| {
+            let ids = ids.clone();
+            Box::pin(async move {
+                if let Some(last) = ids.last().filter(|_| is_serial) {
+                    tx.execute(REMOVE_THROUGH, &[(*last).into()]).await?;
+                    return Ok::<_, Error>(());
+                }
+                for id in ids {
+                    tx.execute(REMOVE, &[id.into()]).await?;
+                }
+                Ok(())
+            })
+        });
+        remove.await
     }
 
     fn append(&self, row: &Row) -> Result<Append, RelayError> {
