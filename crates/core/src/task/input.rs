@@ -78,7 +78,7 @@ fn is_it(wait: &Wait, source: &str, body: &Value) -> bool {
     let is_from = expected.is_empty() || expected == source || expected.starts_with("us::") && window;
     let says = |(key, wanted): (&String, &String)| match body.get(key) {
         Some(Value::String(text)) => text == wanted,
-        Some(other) => other.to_string() == *wanted,
+        Some(other) => serde_json::to_string(other).is_ok_and(|text| text == *wanted),
         None => false,
     };
     is_from && wait.input_match.iter().all(says)
