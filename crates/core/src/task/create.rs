@@ -428,7 +428,7 @@ impl Tasks {
             },
             creator,
             spec: Arc::new(spec),
-            ..blank(now)
+            ..Task::blank(now, wanted.mode)
         })
     }
 
@@ -595,7 +595,7 @@ async fn begin(tx: &mut WriteTx, start: &Start, times: &super::Times) -> Result<
         queue,
         grace_ms: 30_000,
         spec: Arc::new(Spec { metadata, launch_params: params, ..Spec::default() }),
-        ..blank(start.now)
+        ..Task::blank(start.now, Mode::Startup)
     };
     let due_at = super::decide::due(&task, times);
     let spec = sql::json(&*task.spec)?;
@@ -607,47 +607,49 @@ async fn begin(tx: &mut WriteTx, start: &Start, times: &super::Times) -> Result<
     Ok(Begun::New(Box::new(task), due_at))
 }
 
-/// A task of which nothing is known but that it is made now.
-fn blank(now: i64) -> Task {
-    Task {
-        id: Uuid::now_v7(),
-        workspace: String::new(),
-        kind: String::new(),
-        mode: Mode::Pool,
-        class: 0,
-        priority: NORMAL,
-        state: State::Pending,
-        creator: String::new(),
-        parent: None,
-        root: String::new(),
-        correlation: String::new(),
-        context: String::new(),
-        target: String::new(),
-        implementation: String::new(),
-        subject: String::new(),
-        queue: String::new(),
-        assignee: String::new(),
-        launcher: String::new(),
-        avoid: String::new(),
-        ended_by: String::new(),
-        created_at: now,
-        updated_at: now,
-        queued_at: now,
-        assigned_at: None,
-        started_at: None,
-        ended_at: None,
-        paused_at: None,
-        disconnected_at: None,
-        retry_at: None,
-        failures: 0,
-        launches: 0,
-        grace_ms: 0,
-        error: String::new(),
-        wait: None,
-        hibernation: None,
-        has_token: false,
-        version: 0,
-        spec: Arc::default(),
+impl Task {
+    /// A task of which nothing is known but that it is made now.
+    pub(super) fn blank(now: i64, mode: Mode) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            workspace: String::new(),
+            kind: String::new(),
+            mode,
+            class: 0,
+            priority: NORMAL,
+            state: State::Pending,
+            creator: String::new(),
+            parent: None,
+            root: String::new(),
+            correlation: String::new(),
+            context: String::new(),
+            target: String::new(),
+            implementation: String::new(),
+            subject: String::new(),
+            queue: String::new(),
+            assignee: String::new(),
+            launcher: String::new(),
+            avoid: String::new(),
+            ended_by: String::new(),
+            created_at: now,
+            updated_at: now,
+            queued_at: now,
+            assigned_at: None,
+            started_at: None,
+            ended_at: None,
+            paused_at: None,
+            disconnected_at: None,
+            retry_at: None,
+            failures: 0,
+            launches: 0,
+            grace_ms: 0,
+            error: String::new(),
+            wait: None,
+            hibernation: None,
+            has_token: false,
+            version: 0,
+            spec: Arc::default(),
+        }
     }
 }
 

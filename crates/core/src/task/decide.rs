@@ -428,3 +428,47 @@ impl Task {
 pub fn id(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Alarm, Context, Mode, State, Task, Times, alarm, due};
+
+    const TIMES: Times =
+        Times { pool_wait: 100, start_wait: 200, launch: 50, launches_max: 2, keep_done: 1000, keep_failed: 2000 };
+
+    fn at(now: i64) -> Context {
+        Context { now, roll: 0.0, worker_is_there: false, dependencies_ended: false }
+    }
+
+    #[test]
+    fn every_ended_task_is_forgotten_in_its_time_and_no_other() {
+        for state in State::all() {
+            let task = Task { state, assignee: "ag::w::i::s".into(), ..Task::blank(0, Mode::Targeted) };
+            let kept = match state {
+                State::Completed | State::Cancelled | State::Rejected => Some(1000),
+                State::Failed | State::DeadLetter => Some(2000),
+                _ => None,
+            };
+            if kept.is_some() || state.is_terminal() {
+                assert_eq!(due(&task, &TIMES), kept, "{state:?}");
+            }
+            let forgotten = alarm(&task, at(2000), &TIMES) == Alarm::Forget;
+            assert_eq!(forgotten, kept.is_some(), "{state:?}");
+            assert_ne!(alarm(&task, at(999), &TIMES), Alarm::Forget, "{state:?}");
+        }
+        let forever = Times { keep_done: 0, ..TIMES };
+        assert_eq!(due(&Task { state: State::Completed, ..Task::blank(0, Mode::Pool) }, &forever), None);
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_somebody() {
+        let pool = Task::blank(0, Mode::Pool);
+        assert_eq!(due(&pool, &TIMES), Some(100));
+        assert!(matches!(alarm(&pool, at(100), &TIMES), Alarm::Do(_)));
+        assert_eq!(alarm(&pool, at(99), &TIMES), Alarm::Nothing);
+        let again = Task { queued_at: 1000, ..pool };
+        assert_eq!(due(&again, &TIMES), Some(1100), "counted from when it was queued last");
+        assert_eq!(due(&Task::blank(0, Mode::Startup), &TIMES), Some(200));
+        assert_eq!(due(&Task::blank(0, Mode::Targeted), &TIMES), None);
+    }
+}

@@ -5,14 +5,14 @@ use std::{collections::HashMap, time::Duration};
 use trunkline::{Config, Server};
 use trunkline_core::{limits::Limits, task};
 use trunkline_proto::v1::{
-    AgentIdentity, AgentOperation, AgentRegistrationInfo, BackoffStrategy, CheckpointOperation, CreateTaskRequest,
-    CreateTaskResponse, HibernationDescriptor, InitConnection, OrchestratorIdentity, ProgressReport, RetryPolicy,
-    ServiceIdentity, SwitchWorkspace, TaskAssignment, TaskAssignmentMode as Mode, TaskCompletionEvent, TaskEvent,
-    TaskFilter, TaskInfo, TaskOperation, TaskOperationResponse, TaskPriority, TaskQuery, TaskQueryResponse,
-    TaskStatus as Status, TaskSubscriptionOperation, UserIdentity, WaitReason, WaitSpec, WorkflowEngineIdentity,
-    agent_operation, checkpoint_operation, downstream_message::Payload as Down, init_connection::ClientType,
-    task_event::Event, task_operation::OpType as Op, task_query, task_subscription_operation,
-    upstream_message::Payload as Up,
+    AclGrantRequest, AclOperation, AgentIdentity, AgentOperation, AgentRegistrationInfo, BackoffStrategy,
+    CheckpointOperation, CreateTaskRequest, CreateTaskResponse, HibernationDescriptor, InitConnection,
+    OrchestratorIdentity, ProgressReport, RetryPolicy, ServiceIdentity, SwitchWorkspace, TaskAssignment,
+    TaskAssignmentMode as Mode, TaskCompletionEvent, TaskEvent, TaskFilter, TaskInfo, TaskOperation,
+    TaskOperationResponse, TaskPriority, TaskQuery, TaskQueryResponse, TaskStatus as Status, TaskSubscriptionOperation,
+    UserIdentity, WaitReason, WaitSpec, WorkflowEngineIdentity, acl_operation, agent_operation, checkpoint_operation,
+    downstream_message::Payload as Down, init_connection::ClientType, task_event::Event, task_operation::OpType as Op,
+    task_query, task_subscription_operation, upstream_message::Payload as Up,
 };
 
 use crate::{
@@ -547,7 +547,9 @@ async fn a_worker_that_is_gone_keeps_its_tasks_for_their_grace() {
 
 impl Client {
     async fn wait_until_gone(&mut self, id: &str) {
+        let begun = std::time::Instant::now();
         while self.task(id).await.disconnected_at == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(15), "{id} is not left");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -725,6 +727,87 @@ async fn a_user_hears_what_is_said_about_its_task_in_every_window() {
             })
             .await;
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tasks_token_admits_whom_it_names_until_the_task_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut boss = Client::connect(grpc, agent("boss")).await.unwrap();
+    let wanted = |target: &str| CreateTaskRequest { target_identity: target.into(), ..own() };
+    let without = boss.ask(wanted("ag::ws::miner::m")).await;
+    assert_eq!((without.success, without.task_token.as_str()), (true, ""), "it takes MANAGE");
+    let mut admin = Client::connect(grpc, orchestrator("o")).await.unwrap();
+    admin.manage("ag::ws::impl::boss", "ws").await;
+    assert_eq!(boss.ask(wanted("ag::_system::miner::m")).await.task_token, "");
+    let created = boss.ask(wanted("ag::ws::miner::m")).await;
+    let come = |specifier: &str| {
+        let mut init = named("miner", specifier);
+        init.credentials.insert("token".into(), created.task_token.clone());
+        init
+    };
+    let refused = Client::connect(grpc, come("other")).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert_eq!(refused.message(), "token issued for ag::ws::miner::m, not ag::ws::miner::other");
+    let mut worker = Client::connect(grpc, come("m")).await.unwrap();
+    assert_eq!(boss.becomes(&created.task_id, Status::Running).await.assigned_to, "ag::ws::miner::m");
+    let child = worker.create(own()).await;
+    let child = worker.task(&child).await;
+    assert_eq!(child.parent_task_id, created.task_id, "what its session makes is part of it");
+    worker.op(Op::Complete, &created.task_id).await;
+    worker.close().await;
+    let refused = Client::connect(grpc, come("m")).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    server.stop().await;
+}
+
+impl Client {
+    async fn manage(&mut self, who: &str, workspace: &str) {
+        let request = AclGrantRequest {
+            principal_type: "agent".into(),
+            principal_id: who.into(),
+            resource_type: "workspace".into(),
+            resource_id: workspace.into(),
+            access_level: 30,
+            granted_by: "test".into(),
+            reason: "test".into(),
+            ..AclGrantRequest::default()
+        };
+        let op = acl_operation::OpType::Grant.into();
+        let grant = AclOperation { op, grant_request: Some(request), ..AclOperation::default() };
+        self.put(Up::AclOp(grant.into())).await;
+        let reply = self.wait_for(|down| if let Down::Acl(reply) = down { Some(*reply) } else { None }).await;
+        assert!(reply.success, "{}", reply.error);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parties_are_parties_wherever_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    // A user's other window.
+    let mut one = Client::connect(grpc, user("one")).await.unwrap();
+    let id = one.create(CreateTaskRequest { workspace: "ws".into(), ..pool() }).await;
+    let mut two = Client::connect(grpc, user("two")).await.unwrap();
+    assert_eq!(two.op(Op::Cancel, &id).await.status, i32::from(Status::Cancelled));
+    // An assignee that lives elsewhere.
+    let mut admin = Client::connect(grpc, orchestrator("o")).await.unwrap();
+    admin.register("guest").await;
+    let guest = AgentIdentity { workspace: "elsewhere".into(), implementation: "guest".into(), specifier: "g".into() };
+    let guest = InitConnection { client_type: Some(ClientType::Agent(guest)), ..InitConnection::default() };
+    let mut guest = Client::connect(grpc, guest).await.unwrap();
+    let targeted = CreateTaskRequest {
+        assignment_mode: Mode::Targeted.into(),
+        target_agent_id: "ag::elsewhere::guest::g".into(),
+        workspace: "ws".into(),
+        ..pool()
+    };
+    let id = one.create(targeted).await;
+    assert_eq!(guest.assignment().await.task_id, id);
+    guest.op(Op::Complete, &id).await;
     server.stop().await;
 }
 
