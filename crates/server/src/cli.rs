@@ -1,5 +1,7 @@
 //! The commands.
 
+use std::io::Read as _;
+
 pub(crate) mod client;
 pub(crate) mod messages;
 pub(crate) mod orchestrate;
@@ -14,6 +16,16 @@ pub(crate) type Done = Result<(), Box<dyn std::error::Error>>;
 #[allow(clippy::print_stdout, reason = "what a command answers belongs on standard output")]
 pub(crate) fn say(line: impl std::fmt::Display) {
     println!("{line}");
+}
+
+/// What an argument says, or standard input for `-`.
+pub(crate) fn payload(argument: String) -> std::io::Result<Vec<u8>> {
+    if argument != "-" {
+        return Ok(argument.into_bytes());
+    }
+    let mut input = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut input)?;
+    Ok(input)
 }
 
 /// Runs a command that waits for the network. One thread is enough.

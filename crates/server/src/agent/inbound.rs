@@ -185,6 +185,10 @@ async fn progress(connection: &mut Connection<'_>, mut report: ProgressReport) {
     // The recipient is kept beside the rest of the report.
     let recipient = std::mem::take(&mut report.recipient);
     let reported = connection.sender.report(&connection.session, &recipient, &report.encode_to_vec());
+    if !report.task_id.is_empty() && connection.is_writing() {
+        // What it asked before may make it a party.
+        connection.settle().await;
+    }
     let reported = match reported {
         Ok(()) if !report.task_id.is_empty() => {
             connection.sender.report_on(&connection.session, &report.task_id, tasks::progress(&report)).await

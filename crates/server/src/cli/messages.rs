@@ -1,7 +1,5 @@
 //! `send` and `tail`.
 
-use std::io::Read as _;
-
 use trunkline_core::{identity::Identity, topic::Target};
 use trunkline_proto::{
     own::{TailItem, TailRequest, operator_client::OperatorClient},
@@ -14,7 +12,7 @@ use trunkline_proto::{
 use super::{
     Done, block_on,
     client::{Connect, said},
-    say,
+    payload, say,
 };
 
 #[derive(clap::Args)]
@@ -51,13 +49,7 @@ pub(crate) fn send(args: Send) -> Done {
     block_on(async {
         let kind = MessageType::from_str_name(&args.kind.to_uppercase());
         let kind = kind.ok_or_else(|| format!("unknown type {:?}", args.kind))?;
-        let payload = if args.payload == "-" {
-            let mut input = Vec::new();
-            std::io::stdin().lock().read_to_end(&mut input)?;
-            input
-        } else {
-            args.payload.into_bytes()
-        };
+        let payload = payload(args.payload)?;
         let sender = sender(args.sender.as_deref(), &args.target)?;
         let mut stream = args.connect.attach(&sender).await?;
         let message = SendMessage {

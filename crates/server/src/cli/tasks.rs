@@ -1,6 +1,6 @@
 //! `task`: made, shown, followed, changed.
 
-use std::{collections::HashMap, io::Read as _};
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 use trunkline_core::identity::Identity;
@@ -14,7 +14,7 @@ use trunkline_proto::v1::{
 use super::{
     Done, block_on,
     client::{Connect, Stream},
-    say,
+    payload, say,
 };
 
 type Error = Box<dyn std::error::Error>;
@@ -167,13 +167,7 @@ pub(crate) fn run(task: Task) -> Done {
 }
 
 async fn create(args: Create) -> Done {
-    let payload = if args.payload == "-" {
-        let mut input = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut input)?;
-        input
-    } else {
-        args.payload.into_bytes()
-    };
+    let payload = payload(args.payload)?;
     let priority = TaskPriority::from_str_name(&format!("TASK_PRIORITY_{}", args.priority.to_uppercase()));
     let priority = priority.ok_or_else(|| format!("unknown priority {:?}", args.priority))?;
     let pair = |text: &String| {
@@ -285,20 +279,25 @@ async fn watch(stream: &mut Stream, id: &str, json: bool) -> Done {
         ..TaskSubscriptionOperation::default()
     };
     stream.put(Up::TaskSubscriptionOp(subscribe.into())).await?;
+    let mut told = 0;
     loop {
         match stream.next().await? {
             Down::TaskSubscriptionResponse(reply) if !reply.success => return Err(reply.error.into()),
             Down::TaskEvent(event) => {
                 tell(&event, json);
                 // Whether that is the end is told by the task: one that failed may be tried again.
-                if event.task_id == id && matches!(event.event, Some(Event::StatusChanged(_))) {
+                if let Some(Event::StatusChanged(change)) = &event.event
+                    && event.task_id == id
+                {
+                    told = change.to_status;
                     let op = task_query::OpType::Get.into();
                     let get = TaskQuery { op, task_id: id.to_owned(), ..TaskQuery::default() };
                     stream.put(Up::TaskQuery(get.into())).await?;
                 }
             }
             Down::TaskQuery(reply) => {
-                if let Some(ended) = reply.task.as_ref().and_then(ended) {
+                // What is told of it comes behind; the end is told before this ends.
+                if let Some(ended) = reply.task.as_ref().filter(|task| task.status == told).and_then(ended) {
                     return ended;
                 }
             }
