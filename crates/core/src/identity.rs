@@ -174,6 +174,31 @@ impl Identity {
             _ => Err(invalid(format!("{text:?} is no identity"))),
         }
     }
+
+    /// What program it is; users and the singletons are none.
+    #[must_use]
+    pub fn implementation(&self) -> Option<&str> {
+        match self {
+            Self::Agent(named) | Self::UniqueTask(named) | Self::Task(named) => Some(&named.implementation),
+            Self::Orchestrator(unplaced) | Self::Bridge(unplaced) | Self::Service(unplaced) => {
+                Some(&unplaced.implementation)
+            }
+            Self::User { .. } | Self::WorkflowEngine | Self::MetricsBridge => None,
+        }
+    }
+
+    /// Which one of its program.
+    #[must_use]
+    pub fn specifier(&self) -> &str {
+        let text = match self {
+            Self::Agent(named) | Self::UniqueTask(named) | Self::Task(named) => &named.specifier,
+            Self::Orchestrator(unplaced) | Self::Bridge(unplaced) | Self::Service(unplaced) => &unplaced.specifier,
+            Self::User { window, .. } => window,
+            Self::WorkflowEngine | Self::MetricsBridge => "shard0",
+        };
+        debug_assert!(!text.contains(SEPARATOR), "parts of names were checked");
+        text
+    }
 }
 
 /// The kinds of principals.

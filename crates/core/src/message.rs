@@ -447,9 +447,13 @@ pub struct Notice {
 
 impl Notice {
     pub(crate) fn encode(&self, workspace: &str) -> Result<Vec<u8>, Error> {
-        let body = serde_json::to_vec(self).map_err(|e| Error::new(Kind::Internal, "ERR_INTERNAL", e.to_string()))?;
-        Ok(Envelope::encode_as(NOTICE, "", workspace, 0, &body))
+        Ok(Envelope::encode_as(NOTICE, "", workspace, 0, &json(self)?))
     }
+}
+
+/// What the server says, as JSON.
+pub(crate) fn json<T: serde::Serialize>(said: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(said).map_err(|e| Error::new(Kind::Internal, "ERR_INTERNAL", e.to_string()))
 }
 
 /// A message of the server's own.

@@ -16,16 +16,18 @@ mod create;
 pub mod decide;
 mod events;
 mod input;
+mod mailbox;
 mod operate;
 mod pump;
 mod query;
 mod retry;
 mod sql;
+mod start;
 pub mod state;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use serde::{Deserialize, Serialize};
@@ -35,18 +37,23 @@ use trunkline_store::log::Clock;
 use uuid::Uuid;
 
 pub use self::{
-    attend::{Arrival, Desk, Handout, Mail, Receipt},
-    create::{Create, Created, OfflinePolicy, STARTUP},
+    attend::{Arrival, Desk},
+    create::{Create, Created, OfflinePolicy},
     decide::Times,
     events::{Event, TaskEvent},
+    mailbox::{Handout, Mail, Receipt},
     operate::Operation,
     query::{Filter, Page},
     retry::{Backoff, RetryPolicy},
+    start::STARTUP,
 };
 pub(crate) use sql::MIGRATIONS;
 
 use self::{attend::Floor, state::State};
 use crate::{gate::Gate, registry::Registry};
+
+/// Priority of a task that names none. The published figure.
+const NORMAL: i64 = 30;
 
 /// How a task finds who does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,7 +99,7 @@ pub struct Task {
     pub target: String,
     /// Whom it is for: the implementation of a pool task, and of the agent that is to be started.
     pub implementation: String,
-    /// For whom an agent is started: a user, or whoever sent the first message.
+    /// The user that it is for: who made it, or whose message started the agent.
     pub subject: String,
     /// Where it waits while it is pending; empty if only a claim ends that.
     pub queue: String,
@@ -344,6 +351,8 @@ struct Shared {
     /// When the next task is due, as far as is known, and who waits for it.
     alarm: Mutex<Option<i64>>,
     alarm_moved: Notify,
+    /// Queues that could not be served are going to be looked at again.
+    looking_again: AtomicBool,
 }
 
 impl Tasks {
@@ -353,7 +362,19 @@ impl Tasks {
         let times = options.times();
         let floor = Mutex::new(Floor::new(options.in_flight_per_worker.max(1)));
         let (alarm, alarm_moved) = (Mutex::new(Some(0)), Notify::new());
-        Self(Arc::new(Shared { gate, registry, options, times, floor, tracker, clock, alarm, alarm_moved }))
+        let looking_again = AtomicBool::new(false);
+        Self(Arc::new(Shared {
+            gate,
+            registry,
+            options,
+            times,
+            floor,
+            tracker,
+            clock,
+            alarm,
+            alarm_moved,
+            looking_again,
+        }))
     }
 
     /// The programs that can be started.
@@ -364,5 +385,51 @@ impl Tasks {
 
     fn now(&self) -> i64 {
         i64::try_from(self.0.clock.now_ms()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Task {
+    /// A task of which nothing is known but that it is made now.
+    pub(super) fn blank(now: i64, mode: Mode) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            workspace: String::new(),
+            kind: String::new(),
+            mode,
+            class: 0,
+            priority: NORMAL,
+            state: State::Pending,
+            creator: String::new(),
+            parent: None,
+            root: String::new(),
+            correlation: String::new(),
+            context: String::new(),
+            target: String::new(),
+            implementation: String::new(),
+            subject: String::new(),
+            queue: String::new(),
+            assignee: String::new(),
+            launcher: String::new(),
+            avoid: String::new(),
+            ended_by: String::new(),
+            created_at: now,
+            updated_at: now,
+            queued_at: now,
+            assigned_at: None,
+            started_at: None,
+            ended_at: None,
+            paused_at: None,
+            disconnected_at: None,
+            retry_at: None,
+            failures: 0,
+            launches: 0,
+            grace_ms: 0,
+            error: String::new(),
+            wait: None,
+            hibernation: None,
+            has_token: false,
+            version: 0,
+            spec: Arc::default(),
+        }
     }
 }

@@ -1,22 +1,20 @@
 //! Who is there, what each is told, and what becomes of what it has when it goes.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+    collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::Notify, task::JoinHandle};
-use trunkline_store::ledger::{ReadTx, TxFuture, WriteTx};
+use tokio::task::JoinHandle;
+use trunkline_store::ledger::{self, ReadTx, TxFuture, WriteTx};
 use uuid::Uuid;
 
 use super::{
-    Hibernation, Mode, Task, TaskEvent, Tasks,
+    Mail, Mode, Task, Tasks, Times, Wait,
     assign::{Place, Workers},
     decide::{Context, Request},
+    mailbox::{Given, Mailbox, lock},
     operate::{Changed, step},
     own_queue, pool_queue, sql, start_queue,
     state::State,
@@ -26,9 +24,6 @@ use crate::{
     identity::Identity,
     token::{Secret, digest},
 };
-
-/// What waits for a session at most; the rest stays in the ledger until there is room.
-const MAIL_MAX: usize = 64;
 
 /// How long a token for an agent's start is good, in milliseconds. The published figure.
 pub(super) const TOKEN_MS: i64 = 24 * 3600 * 1000;
@@ -45,158 +40,32 @@ pub(super) struct Floor {
     pub(super) mailboxes: HashMap<String, Arc<Mailbox>>,
     /// Who is being started, so that not every message to it asks.
     pub(super) starting: HashSet<String>,
+    /// Who has left, as long as its tasks do not say so.
+    leaving: HashMap<String, usize>,
 }
 
 impl Floor {
     pub(super) fn new(room: usize) -> Self {
-        Self { workers: Workers::new(room), mailboxes: HashMap::new(), starting: HashSet::new() }
+        let (mailboxes, starting, leaving) = (HashMap::new(), HashSet::new(), HashMap::new());
+        Self { workers: Workers::new(room), mailboxes, starting, leaving }
     }
 
-    /// Nobody has the task any more whom `task` names.
+    /// What somebody's leaving means for its tasks is written.
+    fn left(&mut self, identity: &str) {
+        if let Some(count) = self.leaving.get_mut(identity) {
+            *count -= 1;
+            if *count == 0 {
+                self.leaving.remove(identity);
+            }
+        }
+    }
+
+    /// Somebody does not have a task any more.
     pub(super) fn release(&mut self, identity: &str, task: Uuid) {
         self.workers.release(identity, task);
         if let Some(mailbox) = self.mailboxes.get(identity) {
             mailbox.take_back(task);
         }
-    }
-}
-
-/// What a session is to be told.
-pub(super) struct Mailbox {
-    pub(super) inside: Mutex<Inside>,
-    /// Raised when there is something.
-    arrived: Notify,
-    /// Counts the times when the ledger had something that is not in here.
-    wanted: AtomicU64,
-}
-
-#[derive(Default)]
-pub(super) struct Inside {
-    mail: VecDeque<Mail>,
-    /// Tasks that the session was handed.
-    given: HashMap<Uuid, Given>,
-    handouts: u64,
-    /// How much of the identity's waits for a message.
-    pub(super) inputs: usize,
-}
-
-/// A task that a session was handed: by which handout, and whether its transport took it.
-#[derive(Clone, Copy)]
-struct Given {
-    handout: u64,
-    is_taken: bool,
-}
-
-/// Something for a session.
-pub enum Mail {
-    /// A task.
-    Handout(Box<Handout>),
-    /// What became of a task that it has.
-    Event(Box<TaskEvent>),
-    /// It need not stay for this task.
-    Hibernated(Uuid, Box<Hibernation>),
-}
-
-/// A task for its worker.
-pub struct Handout {
-    /// The task.
-    pub task: Task,
-    /// Its payload.
-    pub payload: Vec<u8>,
-    /// With which the agent that is to be started comes in.
-    pub token: Option<Secret>,
-    /// To be kept until the transport took it.
-    pub receipt: Receipt,
-}
-
-/// That a task is on its way to its worker. Dropped before the transport took it, it is handed out again.
-pub struct Receipt {
-    mailbox: Arc<Mailbox>,
-    task: Uuid,
-    handout: u64,
-    is_taken: bool,
-}
-
-impl Receipt {
-    /// The transport takes it now. Answers whether the task is still the session's; if not, it must not be told.
-    #[must_use]
-    pub fn take(mut self) -> bool {
-        self.is_taken = true;
-        match lock(&self.mailbox.inside).given.get_mut(&self.task) {
-            Some(given) if given.handout == self.handout => {
-                given.is_taken = true;
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-impl Drop for Receipt {
-    fn drop(&mut self) {
-        if self.is_taken {
-            return;
-        }
-        let mut inside = lock(&self.mailbox.inside);
-        if inside.given.get(&self.task).is_some_and(|given| given.handout == self.handout) {
-            inside.given.remove(&self.task);
-            drop(inside);
-            self.mailbox.want();
-        }
-    }
-}
-
-impl Mailbox {
-    fn new(given: HashMap<Uuid, Given>) -> Arc<Self> {
-        let inside = Mutex::new(Inside { given, ..Inside::default() });
-        Arc::new(Self { inside, arrived: Notify::new(), wanted: AtomicU64::new(0) })
-    }
-
-    fn want(&self) {
-        self.wanted.fetch_add(1, SeqCst);
-        self.arrived.notify_one();
-    }
-
-    /// Puts a task, if there is room and it is not there yet.
-    fn hand(self: &Arc<Self>, task: Task, payload: Vec<u8>, token: Option<Secret>) {
-        let mut inside = lock(&self.inside);
-        if inside.given.contains_key(&task.id) {
-            return;
-        }
-        if inside.mail.len() >= MAIL_MAX {
-            drop(inside);
-            return self.want();
-        }
-        inside.handouts += 1;
-        let handout = inside.handouts;
-        inside.given.insert(task.id, Given { handout, is_taken: false });
-        let receipt = Receipt { mailbox: self.clone(), task: task.id, handout, is_taken: false };
-        inside.mail.push_back(Mail::Handout(Box::new(Handout { task, payload, token, receipt })));
-        drop(inside);
-        self.arrived.notify_one();
-    }
-
-    /// The task is not the session's any more.
-    fn take_back(&self, task: Uuid) {
-        let mut inside = lock(&self.inside);
-        if inside.given.remove(&task).is_none_or(|given| given.is_taken) {
-            return;
-        }
-        let is_it = |mail: &Mail| matches!(mail, Mail::Handout(handout) if handout.task.id == task);
-        let gone = inside.mail.iter().position(is_it).and_then(|at| inside.mail.remove(at));
-        // Its receipt takes the lock.
-        drop(inside);
-        drop(gone);
-    }
-
-    /// Puts news; those that find no room are gone, because the task itself tells the same.
-    pub(super) fn tell(&self, mail: Mail) {
-        let mut inside = lock(&self.inside);
-        if inside.mail.len() < 2 * MAIL_MAX {
-            inside.mail.push_back(mail);
-        }
-        drop(inside);
-        self.arrived.notify_one();
     }
 }
 
@@ -220,6 +89,8 @@ pub struct Desk {
     session: String,
     pub(super) mailbox: Arc<Mailbox>,
     caught_up: u64,
+    /// What the ledger says of it is known here. Until then it may have what nobody noted.
+    is_settled: bool,
     /// The task that the session stands for, if it stands for one.
     pub bound: Option<Box<Task>>,
 }
@@ -234,11 +105,7 @@ impl Tasks {
         let mailbox = {
             let mut floor = self.floor();
             let before = floor.mailboxes.get(&name).filter(|_| arrival.resumed);
-            let given = before.map(|before| lock(&before.inside).given.clone()).unwrap_or_default();
-            // What the transport of the session before it did not take is handed out again. Its handouts count from 1.
-            let given = given.into_iter().filter(|(_, given)| given.is_taken);
-            let given = given.map(|(task, given)| (task, Given { handout: 0, ..given })).collect();
-            let mailbox = Mailbox::new(given);
+            let mailbox = Mailbox::new(before.map(|before| &**before));
             floor.mailboxes.insert(name.clone(), mailbox.clone());
             floor.starting.remove(&name);
             floor.workers.enter(&name, session, takes(identity, &arrival));
@@ -250,12 +117,11 @@ impl Tasks {
             session: session.to_owned(),
             mailbox,
             caught_up: 0,
+            is_settled: false,
             bound: None,
         };
-        if let Err(error) = desk.take_up(arrival.task).await {
-            desk.forget();
-            return Err(error);
-        }
+        // Who is refused leaves by dropping its desk.
+        desk.take_up(arrival.task).await?;
         let tasks = self.clone();
         self.spawn(async move { tasks.serve_worker(&name).await });
         Ok(desk)
@@ -272,9 +138,22 @@ impl Tasks {
     /// What it has, what it stands for, and what waits for it alone.
     async fn take_up(&self, name: &str, token_task: Option<Uuid>) -> Result<Option<Box<Task>>, Error> {
         let (identity, own) = (name.to_owned(), own_queue(name));
-        let found = self.read(move |tx| found(tx, identity.clone(), own.clone())).await?;
+        // Behind what is still being written of its leaving.
+        let found = if self.floor().leaving.contains_key(name) {
+            let found = self.write(move |tx| {
+                let (identity, own) = (identity.clone(), own.clone());
+                Box::pin(async move { Ok(found(tx.as_read(), &identity, &own).await?) })
+            });
+            found.await?
+        } else {
+            let found = self.read(move |tx| {
+                let (identity, own) = (identity.clone(), own.clone());
+                Box::pin(async move { Ok(found(tx, &identity, &own).await?) })
+            });
+            found.await?
+        };
         if let Some(mailbox) = self.floor().mailboxes.get(name) {
-            lock(&mailbox.inside).inputs = found.inputs;
+            lock(&mailbox.inside).inputs.extend(found.inputs);
         }
         let bound = token_task.or(found.start.as_ref().map(|start| start.id));
         if found.held.is_empty() && bound.is_none() && !found.is_waiting {
@@ -392,6 +271,13 @@ impl Tasks {
         }
     }
 
+    /// A task was put into its queue: whoever has room gets it.
+    pub(super) async fn offer(&self, task: &Task) {
+        self.watch(task);
+        self.floor().workers.note(&task.queue);
+        self.serve_queue(&task.queue).await;
+    }
+
     /// Tells a worker of a task that it has; if it is away, it is told when it comes.
     pub(super) fn hand(&self, task: Task, payload: Vec<u8>, token: Option<Secret>) {
         let mailbox = self.floor().mailboxes.get(&task.assignee).cloned();
@@ -403,23 +289,40 @@ impl Tasks {
 
     /// Somebody was given a task and left before it was told.
     pub(super) fn gone(&self, task: &Task) {
-        let (tasks, identity, untold) = (self.clone(), task.assignee.clone(), vec![task.id]);
-        self.spawn(async move { tasks.leave(&identity, untold, None).await });
+        let mut floor = self.floor();
+        drop(self.leaves(&mut floor, task.assignee.clone(), vec![task.id], None));
     }
 
-    /// Somebody is gone: what it was not told goes to others, the rest waits for it.
-    async fn leave(&self, identity: &str, untold: Vec<Uuid>, done: Option<Uuid>) {
-        let (name, times, context) = (identity.to_owned(), self.0.times, self.context(false));
-        let left = self.write(move |tx| left(tx, name.clone(), untold.clone(), done, context, times)).await;
-        match left {
-            Ok(changes) => {
-                for changed in changes {
-                    self.settle(changed).await;
+    /// Somebody has left: what it was not told goes to others, the rest waits for it. It happens whether or not anybody waits
+    /// for the answer.
+    fn leaves(&self, floor: &mut Floor, identity: String, untold: Vec<Uuid>, done: Option<Uuid>) -> JoinHandle<()> {
+        *floor.leaving.entry(identity.clone()).or_default() += 1;
+        let tasks = self.clone();
+        self.spawn(async move {
+            let (name, times, context) = (identity.clone(), tasks.0.times, tasks.context(false));
+            let here = tasks.clone();
+            let left = tasks.write(move |tx| {
+                let (here, name, untold) = (here.clone(), name.clone(), untold.clone());
+                Box::pin(async move {
+                    // It is back already, and has what it had.
+                    if here.floor().workers.is_there(&name) {
+                        return Ok(Vec::new());
+                    }
+                    left(tx, name, untold, done, context, times).await
+                })
+            });
+            let left = left.await;
+            tasks.floor().left(&identity);
+            match left {
+                Ok(changes) => {
+                    for changed in changes {
+                        tasks.settle(changed).await;
+                    }
                 }
+                // The rows still say that it is there; the next start of the server finds them.
+                Err(error) => tracing::error!(%error, identity, "tasks of somebody who left are not noted"),
             }
-            // The rows still say that it is there; the next start of the server finds them.
-            Err(error) => tracing::error!(%error, identity, "tasks of somebody who left are not noted"),
-        }
+        })
     }
 }
 
@@ -446,21 +349,21 @@ fn takes(identity: &Identity, arrival: &Arrival) -> Vec<String> {
     }
 }
 
+/// What the ledger says of somebody who comes.
 struct Found {
-    inputs: usize,
+    inputs: HashMap<Uuid, Wait>,
     held: Vec<Task>,
     start: Option<Task>,
     is_waiting: bool,
 }
 
-fn found(tx: &mut ReadTx, identity: String, own: String) -> TxFuture<'_, Found, Error> {
-    Box::pin(async move {
-        Ok(Found {
-            inputs: sql::awaiting_input(tx, &identity).await?.len(),
-            held: sql::held(tx, &identity).await?,
-            start: sql::start_of(tx, &identity).await?,
-            is_waiting: sql::is_waiting(tx, &own).await?,
-        })
+async fn found(tx: &mut ReadTx, identity: &str, own: &str) -> Result<Found, ledger::Error> {
+    let inputs = sql::awaiting_input(tx, identity).await?.into_iter();
+    Ok(Found {
+        inputs: inputs.filter_map(|task| Some((task.id, task.wait?))).collect(),
+        held: sql::held(tx, identity).await?,
+        start: sql::start_of(tx, identity).await?,
+        is_waiting: sql::is_waiting(tx, own).await?,
     })
 }
 
@@ -469,7 +372,7 @@ fn come_back(
     identity: String,
     bound: Option<Uuid>,
     context: Context,
-    times: super::Times,
+    times: Times,
 ) -> TxFuture<'_, (Option<Task>, Option<Changed>), Error> {
     Box::pin(async move {
         for task in sql::held(tx.as_read(), &identity).await? {
@@ -488,30 +391,28 @@ fn come_back(
     })
 }
 
-fn left(
+async fn left(
     tx: &mut WriteTx,
     identity: String,
     untold: Vec<Uuid>,
     done: Option<Uuid>,
     context: Context,
-    times: super::Times,
-) -> TxFuture<'_, Vec<Changed>, Error> {
-    Box::pin(async move {
-        let mut changes = Vec::new();
-        for task in sql::held(tx.as_read(), &identity).await? {
-            let request = if done == Some(task.id) && task.state == State::Running {
-                Request::Complete { by: identity.clone() }
-            } else if untold.contains(&task.id) && task.state == State::Assigned && task.mode == Mode::Pool {
-                Request::PutBack
-            } else if task.disconnected_at.is_none() {
-                Request::Attendance { gone_since: Some(context.now) }
-            } else {
-                continue;
-            };
-            changes.push(step(tx, &task, &request, context, &times).await?);
-        }
-        Ok(changes)
-    })
+    times: Times,
+) -> Result<Vec<Changed>, Error> {
+    let mut changes = Vec::new();
+    for task in sql::held(tx.as_read(), &identity).await? {
+        let request = if done == Some(task.id) && task.state == State::Running {
+            Request::Complete { by: identity.clone() }
+        } else if untold.contains(&task.id) && task.state == State::Assigned && task.mode == Mode::Pool {
+            Request::PutBack
+        } else if task.disconnected_at.is_none() {
+            Request::Attendance { gone_since: Some(context.now) }
+        } else {
+            continue;
+        };
+        changes.push(step(tx, &task, &request, context, &times).await?);
+    }
+    Ok(changes)
 }
 
 /// What comes next for a worker; or whether something waits that is not for it.
@@ -521,7 +422,7 @@ async fn claim(
     identity: &str,
     hash: Option<&str>,
     context: Context,
-    times: super::Times,
+    times: Times,
 ) -> Result<Result<(Changed, Vec<u8>), bool>, Error> {
     let Some(task) = sql::head(tx.as_read(), queue, identity).await? else {
         return Ok(Err(sql::is_waiting(tx.as_read(), queue).await?));
@@ -543,6 +444,7 @@ async fn claim(
 impl Desk {
     async fn take_up(&mut self, token_task: Option<Uuid>) -> Result<(), Error> {
         self.bound = self.tasks.take_up(&self.identity, token_task).await?;
+        self.is_settled = true;
         self.mailbox.want();
         Ok(())
     }
@@ -552,7 +454,7 @@ impl Desk {
         loop {
             match self.try_next().await {
                 Ok(Some(mail)) => return mail,
-                Ok(None) => self.mailbox.arrived.notified().await,
+                Ok(None) => self.mailbox.arrived().await,
                 Err(error) => {
                     tracing::warn!(%error, identity = self.identity, "tasks are not handed out; trying again");
                     tokio::time::sleep(RETRY_PAUSE).await;
@@ -567,10 +469,10 @@ impl Desk {
     /// [`crate::Kind::Unavailable`]; nothing is lost.
     pub async fn try_next(&mut self) -> Result<Option<Mail>, Error> {
         loop {
-            if let Some(mail) = lock(&self.mailbox.inside).mail.pop_front() {
+            if let Some(mail) = self.mailbox.next() {
                 return Ok(Some(mail));
             }
-            let wanted = self.mailbox.wanted.load(SeqCst);
+            let wanted = self.mailbox.wanted();
             if wanted == self.caught_up {
                 return Ok(None);
             }
@@ -588,9 +490,12 @@ impl Desk {
             Box::pin(async move { Ok::<_, Error>(sql::held(tx, &identity).await?) })
         });
         for task in held.await? {
-            let is_known = lock(&self.mailbox.inside).given.contains_key(&task.id);
-            if is_known || !is_handed_out(&task) {
+            if self.mailbox.has(task.id) || !is_handed_out(&task) {
                 continue;
+            }
+            if self.mailbox.is_full() {
+                self.mailbox.want();
+                break;
             }
             let id = task.id;
             let payload =
@@ -613,25 +518,23 @@ impl Desk {
         }
     }
 
+    /// Nobody is here any more, unless a successor is.
     fn end(&mut self, clean: bool) -> Option<JoinHandle<()>> {
-        let (has, given) = self.forget()?;
-        if has.is_empty() {
+        let mut floor = self.tasks.floor();
+        let (has, given) = self.forget(&mut floor)?;
+        if has.is_empty() && self.is_settled {
             return None;
         }
         let untold = has.into_iter().filter(|task| !given.get(task).is_some_and(|given| given.is_taken)).collect();
         let done = self.bound.as_ref().filter(|_| clean).map(|task| task.id);
-        let (tasks, identity) = (self.tasks.clone(), self.identity.clone());
-        Some(self.tasks.spawn(async move { tasks.leave(&identity, untold, done).await }))
+        Some(self.tasks.leaves(&mut floor, self.identity.clone(), untold, done))
     }
 
-    /// Nobody is here any more; answers what the identity had, unless a successor has it.
-    fn forget(&self) -> Option<(Vec<Uuid>, HashMap<Uuid, Given>)> {
-        let mut floor = self.tasks.floor();
+    /// Answers what the identity had, and what of it the session was handed.
+    fn forget(&self, floor: &mut Floor) -> Option<(HashSet<Uuid>, HashMap<Uuid, Given>)> {
         let has = floor.workers.leave(&self.identity, &self.session)?;
         floor.mailboxes.remove(&self.identity);
-        drop(floor);
-        let given = std::mem::take(&mut lock(&self.mailbox.inside).given);
-        Some((has.into_iter().collect(), given))
+        Some((has, self.mailbox.close()))
     }
 }
 
@@ -641,9 +544,7 @@ impl Drop for Desk {
         if tokio::runtime::Handle::try_current().is_ok() {
             drop(self.end(false));
         }
-        // Handouts hold their mailbox; dropped outside of its lock, because that is what they take.
-        let mail = std::mem::take(&mut lock(&self.mailbox.inside).mail);
-        drop(mail);
+        self.mailbox.clear();
     }
 }
 
@@ -654,9 +555,4 @@ fn is_handed_out(task: &Task) -> bool {
         Mode::Startup => task.state == State::Starting,
         Mode::Targeted | Mode::Pool => true,
     }
-}
-
-/// A panic while holding the lock cannot leave half a change: each section is a few moves.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

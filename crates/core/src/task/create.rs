@@ -6,20 +6,23 @@ use trunkline_store::ledger::WriteTx;
 use uuid::Uuid;
 
 use super::{
-    CompletionEvent, Mode, RetryPolicy, Spec, Task, Tasks, attend::TOKEN_MS, events, own_queue, pool_queue, sql,
-    start_queue, state::State,
+    CompletionEvent, Mode, NORMAL, RetryPolicy, Spec, Task, Tasks,
+    assign::Place,
+    attend::TOKEN_MS,
+    decide, events,
+    operate::stopped,
+    own_queue, pool_queue, sql,
+    start::{Begun, STARTUP, TRIGGER, begin, subject},
+    state::State,
 };
 use crate::{
     caller::Caller,
     error::{Error, Kind},
     gate::{CreateTask, IssueToken, TouchTask},
-    identity::{self, Identity, PrincipalKind, SEPARATOR, identifier},
+    identity::{self, Identity, identifier},
     registry,
     token::{Secret, digest},
 };
-
-/// Priority of a task that names none. The published figure.
-const NORMAL: i64 = 30;
 
 /// How long the name of a task is remembered, in milliseconds. The published figure.
 const KEY_MS: i64 = 24 * 3600 * 1000;
@@ -31,14 +34,11 @@ const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Entries of a retry schedule.
 const SCHEDULE_MAX: usize = 1000;
 
+/// Statuses that a completion event names; there are ten.
+const STATUSES_MAX: usize = 32;
+
 /// Metadata that means something to the server: a client that could set it would borrow somebody else's rights.
 const RESERVED: [&str; 4] = ["authority_", "root_authority_grant_id", "parent_authority_grant_id", "_hibernation_"];
-
-/// When an agent's start was asked for; from where it reads on when it comes.
-const TRIGGER: &str = "trigger_timestamp_ms";
-
-/// The kind of the tasks that start agents.
-pub const STARTUP: &str = "agent_startup";
 
 /// What a targeted task does while its target is away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,22 +108,9 @@ pub struct Created {
     pub token: Option<Secret>,
 }
 
-/// An agent, or a unique task, that is to be started.
-#[derive(Clone, Debug)]
-pub(super) struct Start {
-    pub(super) identity: Identity,
-    pub(super) workspace: String,
-    pub(super) creator: String,
-    pub(super) subject: String,
-    pub(super) overrides: BTreeMap<String, String>,
-    pub(super) metadata: BTreeMap<String, String>,
-    pub(super) priority: i64,
-    pub(super) now: i64,
-}
-
 /// What a transaction that creates answers.
 enum Outcome {
-    New { task: Box<Task>, start: Option<Box<Task>>, due_at: Option<i64> },
+    New { task: Box<Task>, start: Option<Box<Task>> },
     Known(Uuid),
 }
 
@@ -152,11 +139,11 @@ impl Tasks {
         let mut task = self.new_task(caller, workspace, &wanted)?;
         let parent =
             if wanted.parent.is_empty() { bound.map(|id| id.to_string()) } else { Some(wanted.parent.clone()) };
+        let spec = sql::json(&*task.spec)?;
         let place = match task.mode {
             Mode::Pool => self.place_for(&mut task),
             _ => None,
         };
-        let spec = sql::json(&*task.spec)?;
         let plan = Plan {
             caller: caller.clone(),
             key: wanted.key,
@@ -189,7 +176,6 @@ impl Tasks {
             let token = token.filter(|_| !status.1.is_empty()).map(|(_, secret)| secret);
             Ok(Created { id: status.0, status: status.1, assigned_to: status.2, token })
         });
-        let stopped = || Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the server is stopping");
         Ok(async move { done.await.unwrap_or_else(|_| Err(stopped())) })
     }
 
@@ -197,12 +183,12 @@ impl Tasks {
     async fn created(
         &self,
         outcome: Result<Outcome, Error>,
-        place: Option<super::assign::Place>,
+        place: Option<Place>,
         plan: &Plan,
     ) -> Result<(Uuid, &'static str, String), Error> {
         let give_up = || place.iter().for_each(|place| self.give_up(place));
-        let (task, start, due_at) = match outcome {
-            Ok(Outcome::New { task, start, due_at }) => (task, start, due_at),
+        let (task, start) = match outcome {
+            Ok(Outcome::New { task, start }) => (task, start),
             Ok(Outcome::Known(id)) => {
                 give_up();
                 return Ok((id, "", String::new()));
@@ -212,7 +198,6 @@ impl Tasks {
                 return Err(error);
             }
         };
-        self.watch_at(due_at);
         let (id, assignee) = (task.id, task.assignee.clone());
         let status = match task.mode {
             Mode::Pool => "pending_pool",
@@ -222,112 +207,21 @@ impl Tasks {
         };
         match &place {
             Some(place) => self.floor().workers.fill(place, id),
-            None if !assignee.is_empty() => {
-                let mut floor = self.floor();
-                floor.workers.hold(&assignee, id);
-                if !floor.workers.is_there(&assignee) {
-                    // It left while its task was on the way to the disk.
-                    self.gone(&task);
-                }
-            }
+            None if !assignee.is_empty() => self.floor().workers.hold(&assignee, id),
             None => {}
         }
         if task.state == State::Pending {
-            self.floor().workers.note(&task.queue);
-            self.serve_queue(&task.queue).await;
+            self.offer(&task).await;
         } else if task.mode != Mode::SelfAssign {
             self.hand(*task, plan.payload.clone(), None);
+        } else if !self.floor().workers.is_there(&assignee) {
+            // It left while its task was on the way to the disk.
+            self.gone(&task);
         }
         if let Some(start) = start {
-            self.floor().workers.note(&start.queue);
-            self.serve_queue(&start.queue).await;
+            self.offer(&start).await;
         }
         Ok((id, status, assignee))
-    }
-
-    /// Has an agent or a unique task started that somebody writes to, if it is away, its program is known, and nobody starts
-    /// it already. Returns at once.
-    pub fn wake_up(&self, name: &str, implementation: &str, by: &Caller) {
-        if !self.0.registry.knows(implementation) {
-            return;
-        }
-        {
-            let mut floor = self.floor();
-            if floor.workers.is_there(name) || !floor.starting.insert(name.to_owned()) {
-                return;
-            }
-        }
-        let Ok(identity) = Identity::parse(name) else { return };
-        let start = self.start(&identity, String::new(), by.subject.id.clone());
-        let (tasks, name) = (self.clone(), name.to_owned());
-        self.spawn(async move {
-            let begun = tasks.begin(start).await;
-            if let Err(error) = &begun {
-                tracing::warn!(%error, agent = name, "not started; the next message asks again");
-            }
-            if !matches!(begun, Ok(Some(_))) {
-                tasks.floor().starting.remove(&name);
-            }
-        });
-    }
-
-    fn start(&self, identity: &Identity, creator: String, subject: String) -> Start {
-        Start {
-            identity: identity.clone(),
-            workspace: identity.workspace().unwrap_or_default().to_owned(),
-            creator,
-            subject,
-            overrides: BTreeMap::new(),
-            metadata: BTreeMap::new(),
-            priority: NORMAL,
-            now: self.now(),
-        }
-    }
-
-    /// Starts an agent on somebody's request; answers the task that stands for it.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`] if its implementation is not registered, [`Kind::Precondition`] if it is there already.
-    pub async fn launch(
-        &self,
-        caller: &Caller,
-        identity: &Identity,
-        overrides: BTreeMap<String, String>,
-    ) -> Result<Uuid, Error> {
-        if self.floor().workers.is_there(&identity.to_string()) {
-            let message = format!("{identity} is connected already");
-            return Err(Error::new(Kind::Precondition, "ERR_FAILED_PRECONDITION", message));
-        }
-        let start = self.start(identity, caller.identity.to_string(), caller.subject.id.clone());
-        let begun = self.begin(Start { overrides, ..start }).await?;
-        let unknown = || {
-            let message = format!("agent not found: {}", identity.implementation().unwrap_or_default());
-            Error::new(Kind::NotFound, "ERR_NOT_FOUND", message)
-        };
-        begun.ok_or_else(unknown)
-    }
-
-    /// Answers the task that stands for the start, if the implementation is known.
-    async fn begin(&self, start: Start) -> Result<Option<Uuid>, Error> {
-        let tasks = self.clone();
-        let begun = self.spawn(async move {
-            let times = tasks.0.times;
-            let begun = tasks.write(move |tx| {
-                let start = start.clone();
-                Box::pin(async move { begin(tx, &start, &times).await })
-            });
-            match begun.await? {
-                Begun::New(task, due_at) => {
-                    tasks.watch_at(due_at);
-                    tasks.floor().workers.note(&task.queue);
-                    tasks.serve_queue(&task.queue).await;
-                    Ok(Some(task.id))
-                }
-                Begun::Known(id) => Ok(Some(id)),
-                Begun::Unknown => Ok(None),
-            }
-        });
-        begun.await.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the server is stopping")))
     }
 
     fn check(&self, wanted: &Create) -> Result<(), Error> {
@@ -337,7 +231,10 @@ impl Tasks {
             return Err(Error::new(Kind::Invalid, "TASK_PAYLOAD_TOO_LARGE", message));
         }
         let texts = [&wanted.kind, &wanted.target, &wanted.context, &wanted.correlation, &wanted.root, &wanted.key];
-        if let Some(text) = texts.into_iter().find(|text| text.len() > TEXT_BYTES_MAX || text.contains('\0')) {
+        let name = wanted.completion.as_ref().map(|completion| &completion.name);
+        if let Some(text) =
+            texts.into_iter().chain(name).find(|text| text.len() > TEXT_BYTES_MAX || text.contains('\0'))
+        {
             let message =
                 format!("a text of a task may have {TEXT_BYTES_MAX} bytes without NUL; one has {}", text.len());
             return Err(invalid(message));
@@ -358,6 +255,10 @@ impl Tasks {
         }
         if wanted.retry.as_ref().is_some_and(|retry| retry.schedule_ms.len() > SCHEDULE_MAX) {
             return Err(invalid(format!("a retry schedule may have {SCHEDULE_MAX} entries")));
+        }
+        let statuses = wanted.completion.as_ref().map_or(0, |completion| completion.on_statuses.len());
+        if statuses > STATUSES_MAX {
+            return Err(invalid(format!("a completion event may name {STATUSES_MAX} statuses")));
         }
         Ok(())
     }
@@ -421,11 +322,7 @@ impl Tasks {
             assignee: if is_own { creator.clone() } else { String::new() },
             assigned_at: is_own.then_some(now),
             grace_ms: self.0.options.grace_ms(wanted.class),
-            subject: if caller.identity.kind() == PrincipalKind::User {
-                caller.subject.id.clone()
-            } else {
-                String::new()
-            },
+            subject: subject(caller),
             creator,
             spec: Arc::new(spec),
             ..Task::blank(now, wanted.mode)
@@ -433,7 +330,7 @@ impl Tasks {
     }
 
     /// A place with a worker, if nothing else waits for one: then the task is the worker's from the start.
-    fn place_for(&self, task: &mut Task) -> Option<super::assign::Place> {
+    fn place_for(&self, task: &mut Task) -> Option<Place> {
         let mut floor = self.floor();
         if floor.workers.is_waiting(&task.queue) {
             return None;
@@ -459,7 +356,7 @@ impl Tasks {
         {
             return Ok(only);
         }
-        let due_at = super::decide::due(&task, &self.0.times);
+        let due_at = decide::due(&task, &self.0.times);
         task.has_token = plan.token.is_some();
         sql::insert(tx, &task, &plan.spec, &plan.payload, None, due_at).await?;
         if !plan.key.is_empty() {
@@ -469,13 +366,13 @@ impl Tasks {
             sql::put_token(tx, hash, &task, identity, task.created_at.saturating_add(TOKEN_MS)).await?;
         }
         events::tell(tx, None, &task).await?;
-        Ok(Outcome::New { task: Box::new(task), start, due_at })
+        Ok(Outcome::New { task: Box::new(task), start })
     }
 
     /// What a child has of its parent.
     async fn inherit(&self, tx: &mut WriteTx, plan: &Plan, task: &mut Task) -> Result<(), Error> {
         let Some(parent) = &plan.parent else { return Ok(()) };
-        let found = match super::decide::id(parent) {
+        let found = match decide::id(parent) {
             Some(id) => sql::get(tx.as_read(), id).await?,
             None => None,
         };
@@ -521,20 +418,14 @@ impl Tasks {
             OfflinePolicy::Queue | OfflinePolicy::Orchestrate => {}
         }
         let identity = Identity::parse(&task.target)?;
-        let wanted = Start {
-            workspace: identity.workspace().unwrap_or(&task.workspace).to_owned(),
-            identity,
-            creator: task.creator.clone(),
-            subject: plan.caller.subject.id.clone(),
-            overrides: plan.overrides.clone(),
-            metadata: task.spec.metadata.iter().filter(|(key, _)| *key == TRIGGER).map(owned).collect(),
-            priority: task.priority,
-            now: task.created_at,
-        };
+        let mut wanted = self.start(&identity, task.creator.clone(), &plan.caller);
+        wanted.overrides.clone_from(&plan.overrides);
+        wanted.metadata = task.spec.metadata.iter().filter(|(key, _)| *key == TRIGGER).map(owned).collect();
+        wanted.priority = task.priority;
         match begin(tx, &wanted, &self.0.times).await? {
-            Begun::New(begun, due_at) if is_start => Ok(Some(Outcome::New { task: begun, start: None, due_at })),
+            Begun::New(begun) if is_start => Ok(Some(Outcome::New { task: begun, start: None })),
             Begun::Known(id) if is_start => Ok(Some(Outcome::Known(id))),
-            Begun::New(begun, _) => {
+            Begun::New(begun) => {
                 *start = Some(begun);
                 Ok(None)
             }
@@ -563,96 +454,6 @@ struct Plan {
     overrides: BTreeMap<String, String>,
 }
 
-enum Begun {
-    New(Box<Task>, Option<i64>),
-    Known(Uuid),
-    /// Nobody knows how.
-    Unknown,
-}
-
-/// Puts the task of an agent's start, if there is none and its implementation is registered with a profile.
-async fn begin(tx: &mut WriteTx, start: &Start, times: &super::Times) -> Result<Begun, Error> {
-    let identity = start.identity.to_string();
-    if let Some(known) = sql::start_of(tx.as_read(), &identity).await? {
-        return Ok(Begun::Known(known.id));
-    }
-    let implementation = start.identity.implementation().unwrap_or_default();
-    let Some(mut params) = registry::params(tx.as_read(), implementation).await? else { return Ok(Begun::Unknown) };
-    params.extend(start.overrides.iter().map(owned));
-    let Some(profile) = params.get("profile").filter(|profile| !profile.is_empty()) else { return Ok(Begun::Unknown) };
-    let queue = start_queue(profile);
-    let mut metadata = start.metadata.clone();
-    metadata.entry(TRIGGER.to_owned()).or_insert_with(|| start.now.to_string());
-    let task = Task {
-        workspace: start.workspace.clone(),
-        kind: STARTUP.to_owned(),
-        mode: Mode::Startup,
-        priority: start.priority,
-        creator: start.creator.clone(),
-        target: identity.clone(),
-        implementation: implementation.to_owned(),
-        subject: start.subject.clone(),
-        queue,
-        grace_ms: 30_000,
-        spec: Arc::new(Spec { metadata, launch_params: params, ..Spec::default() }),
-        ..Task::blank(start.now, Mode::Startup)
-    };
-    let due_at = super::decide::due(&task, times);
-    let spec = sql::json(&*task.spec)?;
-    if !sql::insert(tx, &task, &spec, &[], Some(&identity), due_at).await? {
-        // Only a race on a shared ledger comes here; the other one's start is as good.
-        return Ok(sql::start_of(tx.as_read(), &identity).await?.map_or(Begun::Unknown, |task| Begun::Known(task.id)));
-    }
-    events::tell(tx, None, &task).await?;
-    Ok(Begun::New(Box::new(task), due_at))
-}
-
-impl Task {
-    /// A task of which nothing is known but that it is made now.
-    pub(super) fn blank(now: i64, mode: Mode) -> Self {
-        Self {
-            id: Uuid::now_v7(),
-            workspace: String::new(),
-            kind: String::new(),
-            mode,
-            class: 0,
-            priority: NORMAL,
-            state: State::Pending,
-            creator: String::new(),
-            parent: None,
-            root: String::new(),
-            correlation: String::new(),
-            context: String::new(),
-            target: String::new(),
-            implementation: String::new(),
-            subject: String::new(),
-            queue: String::new(),
-            assignee: String::new(),
-            launcher: String::new(),
-            avoid: String::new(),
-            ended_by: String::new(),
-            created_at: now,
-            updated_at: now,
-            queued_at: now,
-            assigned_at: None,
-            started_at: None,
-            ended_at: None,
-            paused_at: None,
-            disconnected_at: None,
-            retry_at: None,
-            failures: 0,
-            launches: 0,
-            grace_ms: 0,
-            error: String::new(),
-            wait: None,
-            hibernation: None,
-            has_token: false,
-            version: 0,
-            spec: Arc::default(),
-        }
-    }
-}
-
 fn owned((key, value): (&String, &String)) -> (String, String) {
     (key.clone(), value.clone())
 }
@@ -663,31 +464,4 @@ fn invalid(message: String) -> Error {
 
 fn failed(why: &str) -> Error {
     Error::new(Kind::Precondition, "ERR_TASK_CREATE_FAILED", format!("failed to create task: {why}"))
-}
-
-impl Identity {
-    /// What program it is; users and the singletons are none.
-    #[must_use]
-    pub fn implementation(&self) -> Option<&str> {
-        match self {
-            Self::Agent(named) | Self::UniqueTask(named) | Self::Task(named) => Some(&named.implementation),
-            Self::Orchestrator(unplaced) | Self::Bridge(unplaced) | Self::Service(unplaced) => {
-                Some(&unplaced.implementation)
-            }
-            Self::User { .. } | Self::WorkflowEngine | Self::MetricsBridge => None,
-        }
-    }
-
-    /// Which one of its program.
-    #[must_use]
-    pub fn specifier(&self) -> &str {
-        let text = match self {
-            Self::Agent(named) | Self::UniqueTask(named) | Self::Task(named) => &named.specifier,
-            Self::Orchestrator(unplaced) | Self::Bridge(unplaced) | Self::Service(unplaced) => &unplaced.specifier,
-            Self::User { window, .. } => window,
-            Self::WorkflowEngine | Self::MetricsBridge => "shard0",
-        };
-        debug_assert!(!text.contains(SEPARATOR), "parts of names were checked");
-        text
-    }
 }

@@ -292,6 +292,10 @@ pub fn alarm(task: &Task, context: Context, times: &Times) -> Alarm {
     let is_due = has_come(due(task, times));
     let by = String::new;
     match task.state {
+        // It came back, and the row does not say so.
+        state if state.is_held() && task.disconnected_at.is_some() && context.worker_is_there => {
+            Alarm::Do(Request::Attendance { gone_since: None }.into())
+        }
         State::Pending if is_due && !task.avoid.is_empty() => Alarm::Do(Request::Unavoid.into()),
         State::Pending if is_due => {
             let reason = match task.mode {
@@ -431,7 +435,7 @@ pub fn id(text: &str) -> Option<Uuid> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Alarm, Context, Mode, State, Task, Times, alarm, due};
+    use super::{Alarm, Context, Mode, Request, State, Task, Times, alarm, due};
 
     const TIMES: Times =
         Times { pool_wait: 100, start_wait: 200, launch: 50, launches_max: 2, keep_done: 1000, keep_failed: 2000 };
@@ -458,6 +462,19 @@ mod tests {
         }
         let forever = Times { keep_done: 0, ..TIMES };
         assert_eq!(due(&Task { state: State::Completed, ..Task::blank(0, Mode::Pool) }, &forever), None);
+    }
+
+    #[test]
+    fn only_who_is_away_loses_what_it_has() {
+        for state in State::all().filter(|state| state.is_held()) {
+            let assignee = "ag::w::i::s".to_owned();
+            let task = Task { state, assignee, disconnected_at: Some(0), ..Task::blank(0, Mode::Targeted) };
+            let back = Alarm::Do(Request::Attendance { gone_since: None }.into());
+            let there = Context { worker_is_there: true, ..at(1_000_000) };
+            assert_eq!(alarm(&task, there, &TIMES), back, "{state:?}");
+            let away = alarm(&task, at(1_000_000), &TIMES);
+            assert!(matches!(&away, Alarm::Do(request) if **request != Request::Attendance { gone_since: None }));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use trunkline_store::{
-    ledger::{self, Outgoing, WriteTx},
+    ledger::{Outgoing, WriteTx},
     log::Record,
 };
 use uuid::Uuid;
@@ -86,10 +86,9 @@ impl TaskEvent {
         })
     }
 
-    pub(super) fn outgoing(&self, lane_of: (&str, Uuid)) -> Result<Outgoing, Error> {
-        let payload =
-            serde_json::to_vec(self).map_err(|e| Error::new(Kind::Internal, "ERR_INTERNAL", e.to_string()))?;
-        Ok(Outgoing { topic: topic::task_events(lane_of.0, lane_of.1)?, payload: payload.into() })
+    fn outgoing(&self, lane_of: (&str, Uuid)) -> Result<Outgoing, Error> {
+        let payload = message::json(self)?.into();
+        Ok(Outgoing { topic: topic::task_events(lane_of.0, lane_of.1)?, payload })
     }
 }
 
@@ -115,7 +114,7 @@ pub(super) async fn tell(tx: &mut WriteTx, before: Option<State>, task: &Task) -
         },
     };
     if from != Some(to) {
-        tx.send(&event.outgoing((&task.workspace, task.id))?).await.map_err(|e: ledger::Error| Error::from(e))?;
+        tx.send(&event.outgoing((&task.workspace, task.id))?).await?;
         if before.is_some() {
             notify_creator(tx, task).await?;
             notify_subject(tx, task).await?;
@@ -135,7 +134,7 @@ impl Tasks {
             at_ms: self.now(),
             event,
         };
-        serde_json::to_vec(&event).map_err(|e| Error::new(Kind::Internal, "ERR_INTERNAL", e.to_string()))
+        message::json(&event)
     }
 }
 
@@ -256,7 +255,7 @@ async fn completion(tx: &mut WriteTx, task: &Task) -> Result<(), Error> {
             metadata: &task.spec.metadata,
         },
     };
-    let body = serde_json::to_vec(&event).map_err(|e| Error::new(Kind::Internal, "ERR_INTERNAL", e.to_string()))?;
+    let body = message::json(&event)?;
     let topic = topic::Target::Events { workspace: None }.topic()?;
     let payload = message::server_envelope(&task.workspace, EVENT, &body);
     Ok(tx.send(&Outgoing { topic, payload: payload.into() }).await?)

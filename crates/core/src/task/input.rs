@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
     Desk, Tasks, Wait,
-    attend::lock,
     decide::Request,
+    mailbox::lock,
     operate::{Changed, step},
     sql,
     state::State,
@@ -14,81 +15,92 @@ use super::{
 use crate::{error::Error, identity::SEPARATOR};
 
 impl Desk {
-    /// A message went to the worker. If something of the worker's waits for it, that goes on.
+    /// A message went to the worker. What of the worker's waits for it goes on. Each wait asks for that once, however many
+    /// messages fit.
     pub fn heard(&self, source: &str, payload: &Bytes) {
-        if lock(&self.mailbox.inside).inputs == 0 {
-            return;
-        }
-        let (tasks, identity, source, payload) =
-            (self.tasks.clone(), self.identity.clone(), source.to_owned(), payload.clone());
-        self.tasks.spawn(async move {
-            if let Err(error) = tasks.input(&identity, &source, &payload).await {
-                tracing::warn!(%error, identity, "a message that something may wait for was not looked at");
+        let fitting: Vec<Uuid> = {
+            let mut inside = lock(&self.mailbox.inside);
+            if inside.inputs.is_empty() {
+                return;
             }
-        });
+            let mut body = None;
+            let fits = |_: &Uuid, wait: &mut Wait| {
+                let read = || serde_json::from_slice(payload).unwrap_or_default();
+                is_from(wait, source) && says(wait, body.get_or_insert_with(read))
+            };
+            inside.inputs.extract_if(fits).map(|(task, _)| task).collect()
+        };
+        for task in fitting {
+            let (tasks, identity) = (self.tasks.clone(), self.identity.clone());
+            self.tasks.spawn(async move {
+                if let Err(error) = tasks.input(&identity, task).await {
+                    tracing::warn!(%error, identity, %task, "what it waited for has come, and it does not go on");
+                }
+            });
+        }
     }
 }
 
 impl Tasks {
-    async fn input(&self, identity: &str, source: &str, payload: &[u8]) -> Result<(), Error> {
-        let (name, source, body) =
-            (identity.to_owned(), source.to_owned(), serde_json::from_slice::<Value>(payload).unwrap_or_default());
-        let (context, times) = (self.context(true), self.0.times);
+    async fn input(&self, identity: &str, task: Uuid) -> Result<(), Error> {
+        let (name, context, times) = (identity.to_owned(), self.context(true), self.0.times);
         let resumed = self.write(move |tx| {
-            let (name, source, body) = (name.clone(), source.clone(), body.clone());
+            let name = name.clone();
             Box::pin(async move {
-                let mut resumed: Vec<Changed> = Vec::new();
-                for task in sql::awaiting_input(tx.as_read(), &name).await? {
-                    if task.wait.as_ref().is_some_and(|wait| is_it(wait, &source, &body)) {
-                        resumed.push(step(tx, &task, &Request::Resume, context, &times).await?);
-                    }
-                }
-                Ok(resumed)
+                let found = sql::get(tx.as_read(), task).await?;
+                let found = found.filter(|task| task.state == State::WaitingInput && task.assignee == name);
+                let Some(task) = found else { return Ok(None) };
+                step(tx, &task, &Request::Resume, context, &times).await.map(Some)
             })
         });
-        for changed in resumed.await? {
+        if let Some(changed) = resumed.await? {
             self.settle(changed).await;
         }
         Ok(())
     }
 
-    /// Keeps count of what waits for a message, for each worker.
-    pub(super) fn count_inputs(&self, changed: &Changed) {
-        let was = changed.before.state == State::WaitingInput;
-        let is = changed.after.state == State::WaitingInput;
-        if was == is {
+    /// Keeps what waits for a message where the worker's messages go by.
+    pub(super) fn note_inputs(&self, changed: &Changed) {
+        let (before, after) = (&changed.before, &changed.after);
+        if before.state != State::WaitingInput && after.state != State::WaitingInput {
             return;
         }
-        let of = if is { &changed.after.assignee } else { &changed.before.assignee };
-        if let Some(mailbox) = self.floor().mailboxes.get(of) {
+        // Who waits has the worker that it had before.
+        if let Some(mailbox) = self.floor().mailboxes.get(&before.assignee) {
             let mut inside = lock(&mailbox.inside);
-            inside.inputs = if is { inside.inputs + 1 } else { inside.inputs.saturating_sub(1) };
+            match &after.wait {
+                Some(wait) if after.state == State::WaitingInput => drop(inside.inputs.insert(after.id, wait.clone())),
+                _ => drop(inside.inputs.remove(&after.id)),
+            }
         }
     }
 }
 
-/// Whether a message is what is waited for. A wait that names neither a sender nor a content is ended by somebody who says
-/// so, and not by whatever comes.
-fn is_it(wait: &Wait, source: &str, body: &Value) -> bool {
+/// Whether a message comes from whom it is awaited. A wait that names neither a sender nor a content is ended by somebody
+/// who says so, and not by whatever comes.
+fn is_from(wait: &Wait, source: &str) -> bool {
     let expected = wait.expected_principal.as_str();
-    if expected.is_empty() && wait.input_match.is_empty() {
-        return false;
+    if expected.is_empty() {
+        return !wait.input_match.is_empty();
     }
     let window = source.strip_prefix(expected).is_some_and(|rest| rest.starts_with(SEPARATOR));
-    let is_from = expected.is_empty() || expected == source || expected.starts_with("us::") && window;
-    let says = |(key, wanted): (&String, &String)| match body.get(key) {
+    expected == source || expected.starts_with("us::") && window
+}
+
+/// Whether a message says what is awaited.
+fn says(wait: &Wait, body: &Value) -> bool {
+    wait.input_match.iter().all(|(key, wanted)| match body.get(key) {
         Some(Value::String(text)) => text == wanted,
         Some(other) => serde_json::to_string(other).is_ok_and(|text| text == *wanted),
         None => false,
-    };
-    is_from && wait.input_match.iter().all(says)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::{Wait, is_it};
+    use super::{Wait, is_from, says};
     use crate::task::WaitReason;
 
     fn check(expected: &str, pairs: &[(&str, &str)], source: &str, body: &serde_json::Value) -> bool {
@@ -103,7 +115,7 @@ mod tests {
             wake_at_ms: 0,
             hibernation: None,
         };
-        is_it(&wait, source, body)
+        is_from(&wait, source) && says(&wait, body)
     }
 
     #[test]

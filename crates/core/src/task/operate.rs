@@ -6,9 +6,11 @@ use uuid::Uuid;
 
 use super::{
     Hibernation, Mode, Task, Tasks, Times, Wait, WaitReason,
-    attend::{Floor, Mail, lock},
+    attend::Floor,
     decide::{self, Context, Request},
-    events, sql,
+    events,
+    mailbox::{Mail, lock},
+    sql,
     state::State,
 };
 use crate::{
@@ -27,6 +29,9 @@ const CIRCLE_MAX: usize = 10_000;
 
 /// Longest reason, in bytes.
 const REASON_BYTES_MAX: usize = 4096;
+
+/// Most that is kept of what a task waits for, in bytes of text.
+const WAIT_BYTES_MAX: usize = 64 * 1024;
 
 /// What a party asks.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,7 +169,7 @@ impl Tasks {
 
     /// What follows from a change, once it is on disk.
     pub(super) async fn settle(&self, changed: Changed) {
-        self.count_inputs(&changed);
+        self.note_inputs(&changed);
         let Changed { before, after, nudged, .. } = &changed;
         self.watch_at(changed.due_at);
         if *nudged {
@@ -172,7 +177,7 @@ impl Tasks {
         }
         let was_held = before.state.is_held() && !before.assignee.is_empty();
         let is_held = after.state.is_held() && !after.assignee.is_empty();
-        let mut freed = None;
+        let (mut freed, mut is_gone) = (None, false);
         {
             let mut floor = self.floor();
             if was_held && !(is_held && after.assignee == before.assignee) {
@@ -182,16 +187,17 @@ impl Tasks {
             if is_held && !(was_held && after.assignee == before.assignee) {
                 floor.workers.hold(&after.assignee, after.id);
             }
-            if is_held && after.disconnected_at.is_none() && !floor.workers.is_there(&after.assignee) {
-                self.gone(after);
-            }
+            is_gone |= is_held && after.disconnected_at.is_none() && !floor.workers.is_there(&after.assignee);
             if after.state == State::Pending && !after.queue.is_empty() {
                 floor.workers.note(&after.queue);
             }
             if after.mode == Mode::Startup && after.state.is_terminal() {
                 floor.starting.remove(&after.target);
             }
-            self.signal(&floor, before, after);
+            Self::signal(&floor, before, after);
+        }
+        if is_gone {
+            self.gone(after);
         }
         if after.state == State::Pending && !after.queue.is_empty() {
             self.serve_queue(&after.queue).await;
@@ -202,7 +208,7 @@ impl Tasks {
     }
 
     /// A worker whose task somebody else ended, or that goes on with it, or may leave it, is told.
-    fn signal(&self, floor: &Floor, before: &Task, after: &Task) {
+    fn signal(floor: &Floor, before: &Task, after: &Task) {
         let Some(mailbox) = floor.mailboxes.get(&before.assignee) else { return };
         if after.state == State::Hibernated && before.state != State::Hibernated {
             let hibernation = after.wait.as_ref().and_then(|wait| wait.hibernation.clone()).unwrap_or_default();
@@ -258,7 +264,8 @@ impl Tasks {
     }
 }
 
-fn stopped() -> Error {
+/// The answer when nobody will do it any more.
+pub(super) fn stopped() -> Error {
     Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the server is stopping")
 }
 
@@ -283,15 +290,30 @@ fn request(caller: &Caller, operation: Operation) -> Result<Request, Error> {
         Operation::Retry => Request::Retry,
         Operation::Reject(reason) => Request::Reject { by, reason: or(reason, "rejected")? },
         Operation::Pause(wait) => {
-            Request::Pause(wait.ok_or_else(|| invalid("invalid request: wait_spec required for PAUSE"))?)
+            let wait = wait.ok_or_else(|| invalid("invalid request: wait_spec required for PAUSE"))?;
+            Request::Pause(bounded(wait)?)
         }
         Operation::WaitFor(wait) => {
             let wait = wait.filter(|wait| wait.depends_on.iter().any(|id| !id.trim().is_empty()));
             let wait = wait.ok_or_else(|| invalid("invalid request: wait_spec.depends_on required for WAIT_FOR"))?;
-            Request::Pause(Wait { reason: WaitReason::Dependency, ..wait })
+            Request::Pause(Wait { reason: WaitReason::Dependency, ..bounded(wait)? })
         }
         Operation::Resume => Request::Resume,
     })
+}
+
+fn bounded(wait: Wait) -> Result<Wait, Error> {
+    let hibernation = wait.hibernation.iter().flat_map(|hibernation| {
+        let own = [&hibernation.checkpoint_key, &hibernation.resume_session, &hibernation.escalation_policy];
+        own.into_iter().chain(&hibernation.wake_event_types)
+    });
+    let texts = [&wait.expected_principal, &wait.authority_request].into_iter();
+    let texts = texts.chain(wait.input_match.iter().flat_map(|(key, value)| [key, value]));
+    let bytes: usize = texts.chain(&wait.depends_on).chain(hibernation).map(String::len).sum();
+    if bytes > WAIT_BYTES_MAX {
+        return Err(invalid(format!("invalid request: wait_spec has {bytes} bytes, {WAIT_BYTES_MAX} are allowed")));
+    }
+    Ok(wait)
 }
 
 /// What a request takes besides the state of its own task; and whether what it would wait for has ended already.

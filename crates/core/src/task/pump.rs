@@ -1,6 +1,6 @@
 //! What time does to tasks. One loop sleeps until the next one is due, however many wait.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use trunkline_store::ledger::WriteTx;
@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     Task, Tasks,
     decide::{self, Alarm, Context},
+    mailbox::lock,
     operate::{Changed, has_ended, step},
     sql,
     state::State,
@@ -20,6 +21,9 @@ const BATCH: i64 = 500;
 
 /// Pause after the ledger refused.
 const RETRY_PAUSE_MS: i64 = 500;
+
+/// When a task is looked at again that could not be changed.
+const SETBACK_MS: i64 = 60_000;
 
 /// The clock is looked at so often, because it may be set; the ledger is not.
 const CLOCK_PAUSE: Duration = Duration::from_secs(1);
@@ -58,7 +62,7 @@ impl Tasks {
         let mut count = 0;
         loop {
             // Taken before looking, so that what is added meanwhile is not overlooked.
-            *super::attend::lock(&self.0.alarm) = None;
+            *lock(&self.0.alarm) = None;
             let now = self.now();
             let due = self.0.gate.glance(move |tx| sql::due(tx, now, BATCH)).await?;
             count += due.len();
@@ -80,14 +84,18 @@ impl Tasks {
                 let tasks = tasks.clone();
                 Box::pin(async move { tasks.look(tx, id, context).await })
             });
-            submitted.push(look.await?);
+            submitted.push((id, look.await?));
         }
-        for looked in submitted {
+        for (id, looked) in submitted {
             match looked.ended().await {
                 Ok(Some(changed)) => self.settle(changed).await,
                 Ok(None) => {}
-                // One that cannot be changed must not hold up the others.
-                Err(error) => tracing::warn!(%error, "a due task was not changed"),
+                Err(error) => {
+                    // It must hold up neither the others nor, by being due for ever, this loop.
+                    tracing::warn!(%error, task = %id, "a due task was not changed; it is looked at again later");
+                    let later = Some(self.now().saturating_add(SETBACK_MS));
+                    self.write(move |tx| Box::pin(async move { Ok(sql::set_due(tx, id, later).await?) })).await?;
+                }
             }
         }
         Ok(())
@@ -126,7 +134,7 @@ impl Tasks {
 
     pub(super) fn watch_at(&self, due_at: Option<i64>) {
         let Some(due_at) = due_at else { return };
-        let mut alarm = super::attend::lock(&self.0.alarm);
+        let mut alarm = lock(&self.0.alarm);
         if alarm.is_none_or(|alarm| due_at < alarm) {
             *alarm = Some(due_at);
             drop(alarm);
@@ -134,11 +142,15 @@ impl Tasks {
         }
     }
 
-    /// Queues that could not be served are looked at again soon.
+    /// Queues that could not be served are looked at again soon: all of them at once, and not by a server that stops.
     pub(super) fn look_again(&self) {
+        if self.0.tracker.is_closed() || self.0.looking_again.swap(true, SeqCst) {
+            return;
+        }
         let tasks = self.clone();
         self.spawn(async move {
             tokio::time::sleep(Duration::from_millis(RETRY_PAUSE_MS.unsigned_abs())).await;
+            tasks.0.looking_again.store(false, SeqCst);
             let waiting = tasks.floor().workers.all_waiting();
             for queue in waiting {
                 tasks.serve_queue(&queue).await;
@@ -148,7 +160,7 @@ impl Tasks {
 
     async fn sleep(&self) {
         loop {
-            let alarm = *super::attend::lock(&self.0.alarm);
+            let alarm = *lock(&self.0.alarm);
             let left = alarm.map(|alarm| alarm.saturating_sub(self.now()));
             if left.is_some_and(|left| left <= 0) {
                 return;

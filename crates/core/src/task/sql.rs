@@ -395,7 +395,8 @@ macro_rules! fitting {
             " AND ($1 = '' OR t.workspace = $1) AND ($2 = '' OR t.kind = $2)
             AND ($3 = '' OR $3 LIKE '%,' || t.state || ',%') AND ($4 = '' OR $4 NOT LIKE '%,' || t.state || ',%')
             AND ($5 = '' OR t.root = $5 OR t.id = $5) AND ($6 = '' OR t.correlation = $6)
-            AND ($7 = '' OR t.context = $7) AND ($8 = '' OR t.creator = $8) AND ($9 = '' OR t.subject = $9)
+            AND ($7 = '' OR t.context = $7) AND ($8 = '' OR t.creator = $8)
+            AND ($9 = '' OR t.subject = $9 OR ($9 = '*' AND t.subject <> ''))
             AND (CAST($10 AS BIGINT) = 0 OR t.class = CAST($10 AS BIGINT))
             AND ($11 = '' OR $11 NOT LIKE '%,' || CAST(t.class AS TEXT) || ',%')
             AND (CAST($12 AS BIGINT) = 0 OR t.priority = CAST($12 AS BIGINT)) AND t.priority >= $13

@@ -466,10 +466,16 @@ impl Connection<'_> {
     /// What happened to a task that the client follows. How far it was told is not remembered.
     fn deliver_events(&mut self, record: &Record) -> bool {
         match self.following.deliver(&mut self.session, record) {
-            Ok(events) => events.into_iter().for_each(|event| self.reply(event)),
-            Err(error) => tracing::error!(%error, "skipped"),
+            Ok(events) => {
+                let is_followed = !events.is_empty();
+                events.into_iter().for_each(|event| self.reply(event));
+                is_followed
+            }
+            Err(error) => {
+                tracing::error!(%error, "skipped");
+                false
+            }
         }
-        true
     }
 
     /// What the client is to do, or to know of what it does.

@@ -15,6 +15,7 @@ use trunkline_store::log::{Record, Topic};
 use uuid::Uuid;
 
 use super::convert;
+use crate::error::response;
 
 /// Subscriptions of one client.
 const SUBSCRIPTIONS_MAX: usize = 1000;
@@ -43,7 +44,8 @@ struct Subscriber {
 }
 
 impl Following {
-    /// The events that this record is, for those who follow it.
+    /// The events that this record is, for those who follow it. Who cannot follow a new child as well hears so, and
+    /// everything else.
     pub(super) fn deliver(&mut self, session: &mut Session, record: &Record) -> Result<Vec<Down>, Error> {
         let Some(subscribers) = self.lanes.get_mut(&record.topic) else { return Ok(Vec::new()) };
         let event = TaskEvent::decode(record)?;
@@ -63,9 +65,9 @@ impl Following {
             && lifecycle == "spawned"
             && *workspace == event.workspace
         {
-            for heir in heirs {
-                self.follow(session, workspace, *task, heir, true)?;
-            }
+            let followed = heirs.into_iter().map(|heir| self.follow(session, workspace, *task, heir, true));
+            let refused = followed.filter_map(Result::err).next();
+            frames.extend(refused.map(|error| Down::Error(Box::new(response(&error)))));
         }
         Ok(frames)
     }
@@ -113,11 +115,13 @@ impl Following {
         let recursive = operation.recursive;
         let subscriber = Subscriber { id: Uuid::new_v4().to_string(), since_ms, recursive, last: 0 };
         let replays = since_ms > 0;
+        let children = if recursive { tasks.descendants(&task, DESCENDANTS_MAX).await? } else { Vec::new() };
         self.follow(session, &task.workspace, task.id, subscriber.clone(), replays)?;
         self.count += 1;
-        if recursive {
-            for child in tasks.descendants(&task, DESCENDANTS_MAX).await? {
-                self.follow(session, &task.workspace, child, subscriber.clone(), replays)?;
+        for child in children {
+            if let Err(error) = self.follow(session, &task.workspace, child, subscriber.clone(), replays) {
+                self.unsubscribe(session, &subscriber.id);
+                return Err(error);
             }
         }
         Ok(subscriber.id)

@@ -132,8 +132,7 @@ async fn administer(connection: &mut Connection<'_>, payload: Option<Up>) {
             }
         }
         Some(Up::AdminQuery(query)) => {
-            let gateway = connection.gateway;
-            let replies = admin::handle(&gateway.sessions, gateway.started_at, &caller, *query).await;
+            let replies = admin::handle(connection.gateway, &caller, *query).await;
             replies.into_iter().for_each(|reply| connection.reply(reply));
         }
         Some(Up::AuditQuery(query)) => {

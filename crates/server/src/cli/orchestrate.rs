@@ -5,7 +5,7 @@
 //! message to the agent may ask again. Processes outlive a lost connection and end with this program.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     os::fd::AsFd as _,
     path::PathBuf,
@@ -19,7 +19,7 @@ use tokio::{
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
     sync::{Semaphore, mpsc},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 use trunkline_core::identity::Identity;
@@ -90,45 +90,51 @@ async fn orchestrate(args: Arc<Orchestrate>) -> Done {
     }
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut crew = Crew::new(args.clone());
-    let mut pause = RECONNECT_PAUSE;
-    let mut was_there = false;
-    loop {
-        let served = tokio::select! {
-            served = serve(&args, &identity, &mut crew, &mut was_there) => served,
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
-        };
-        let why = served.err().map_or_else(|| "the server ended the stream".to_owned(), |error| error.to_string());
-        if !was_there {
-            // The first time, whoever started it is there to hear it.
-            return Err(why.into());
-        }
-        tracing::warn!("{why}; trying again in {pause:?}, processes go on");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
-    }
+    let done = tokio::select! {
+        done = stay(&args, &identity, &mut crew) => done,
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    };
     crew.end().await;
-    Ok(())
+    done
 }
 
-/// One connection, from its handshake to its end.
-async fn serve(args: &Orchestrate, identity: &Identity, crew: &mut Crew, was_there: &mut bool) -> Done {
+/// Connects again and again. Ends only if the first time fails, when whoever started it is there to hear it.
+async fn stay(args: &Orchestrate, identity: &Identity, crew: &mut Crew) -> Done {
     let who = ClientType::Orchestrator(OrchestratorIdentity {
         implementation: args.name.clone(),
         specifier: identity.specifier().to_owned(),
         supported_profiles: args.profiles.clone(),
     });
-    let mut stream = args.connect.attach_as(who).await?;
-    if !*was_there {
-        say(format_args!("ready as {identity} for {}", args.profiles.join(" ")));
-        *was_there = true;
-    }
+    let (mut pause, mut was_there) = (RECONNECT_PAUSE, false);
     loop {
+        let served = match args.connect.attach_as(who.clone()).await {
+            Ok(stream) => {
+                if !was_there {
+                    say(format_args!("ready as {identity} for {}", args.profiles.join(" ")));
+                }
+                (pause, was_there) = (RECONNECT_PAUSE, true);
+                serve(stream, crew).await
+            }
+            Err(error) if !was_there => return Err(error),
+            Err(error) => Err(error),
+        };
+        let why = served.err().map_or_else(|| "the server ended the stream".to_owned(), |error| error.to_string());
+        tracing::warn!("{why}; trying again in {pause:?}, processes go on");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
+    }
+}
+
+/// One connection, to its end.
+async fn serve(mut stream: Stream, crew: &mut Crew) -> Done {
+    loop {
+        crew.report(&stream).await?;
         tokio::select! {
             frame = stream.next() => if let Down::TaskAssignment(start) = frame? {
                 crew.start(*start);
             },
-            Some(ended) = crew.reports.recv() => crew.ended(ended, &stream).await?,
+            Some(ended) = crew.reports.recv() => crew.ended(ended),
         }
     }
 }
@@ -137,7 +143,10 @@ async fn serve(args: &Orchestrate, identity: &Identity, crew: &mut Crew, was_the
 struct Crew {
     args: Arc<Orchestrate>,
     room: Arc<Semaphore>,
-    running: HashMap<String, AbortHandle>,
+    /// By the tasks that stand for them.
+    running: HashSet<String>,
+    /// What the server is to know and was not told yet.
+    failed: Vec<TaskOperation>,
     work: JoinSet<()>,
     stop: CancellationToken,
     report: mpsc::Sender<Ended>,
@@ -155,33 +164,40 @@ impl Crew {
     fn new(args: Arc<Orchestrate>) -> Self {
         let (report, reports) = mpsc::channel(64);
         let room = Arc::new(Semaphore::new(args.processes.max(1)));
-        let (running, work, stop) = (HashMap::new(), JoinSet::new(), CancellationToken::new());
-        Self { args, room, running, work, stop, report, reports }
+        let (running, failed, work) = (HashSet::new(), Vec::new(), JoinSet::new());
+        Self { args, room, running, failed, work, stop: CancellationToken::new(), report, reports }
     }
 
     /// The same start may be handed out again, after a connection was lost.
     fn start(&mut self, start: TaskAssignment) {
         while self.work.try_join_next().is_some() {}
-        if self.running.contains_key(&start.task_id) {
+        if !self.running.insert(start.task_id.clone()) {
             return;
         }
         let (args, room, stop, report) = (self.args.clone(), self.room.clone(), self.stop.clone(), self.report.clone());
-        let task_id = start.task_id.clone();
-        let handle = self.work.spawn(async move {
+        self.work.spawn(async move {
             let Ok(_room) = room.acquire_owned().await else { return };
             let failure = keep_running(&args, &start, &stop).await;
             // Nobody asks any more if the program ends.
             let _ = report.send(Ended { task_id: start.task_id, failure }).await;
         });
-        self.running.insert(task_id, handle);
     }
 
-    async fn ended(&mut self, ended: Ended, stream: &Stream) -> Done {
+    fn ended(&mut self, ended: Ended) {
         self.running.remove(&ended.task_id);
-        let Some(reason) = ended.failure else { return Ok(()) };
-        let op = OpType::Fail.into();
-        let fail = TaskOperation { op, task_id: ended.task_id, reason, ..TaskOperation::default() };
-        stream.put(Up::TaskOp(fail.into())).await
+        if let Some(reason) = ended.failure {
+            let op = OpType::Fail.into();
+            self.failed.push(TaskOperation { op, task_id: ended.task_id, reason, ..TaskOperation::default() });
+        }
+    }
+
+    /// Tells the server what failed, perhaps before this connection. Telling it twice does no harm.
+    async fn report(&mut self, stream: &Stream) -> Done {
+        while let Some(fail) = self.failed.first() {
+            stream.put(Up::TaskOp(fail.clone().into())).await?;
+            self.failed.remove(0);
+        }
+        Ok(())
     }
 
     /// Every process is told to end, and killed if it does not.

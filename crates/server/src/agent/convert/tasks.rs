@@ -158,6 +158,8 @@ pub(in crate::agent) fn filter(filter: TaskFilter) -> Filter {
     if wanted.is_empty() {
         wanted = statuses(&[filter.status]);
     }
+    // No task has a grant.
+    let is_granted = !filter.authority_grant_id.is_empty() || !filter.root_authority_grant_id.is_empty();
     Filter {
         workspace: filter.workspace,
         kind: filter.task_type,
@@ -170,7 +172,11 @@ pub(in crate::agent) fn filter(filter: TaskFilter) -> Filter {
         correlation: filter.correlation_id,
         context: filter.context_id,
         creator: filter.creator_actor.map(|actor| actor.principal_id).unwrap_or_default(),
-        subject: filter.subject_id,
+        never: never(&filter.subject_type, &filter.authority_mode) || is_granted,
+        subject: match (filter.subject_type.as_str(), filter.subject_id.as_str()) {
+            ("user", "") => "*".to_owned(),
+            _ => filter.subject_id,
+        },
         class: filter.task_class,
         except_classes: filter.exclude_task_classes,
         priority: filter.priority.into(),
@@ -180,6 +186,11 @@ pub(in crate::agent) fn filter(filter: TaskFilter) -> Filter {
         offset: filter.offset.into(),
         page_token: filter.page_token,
     }
+}
+
+/// Whether no task has such a subject or acts by such an authority: subjects are users, and everybody acts for itself.
+fn never(subject_type: &str, authority_mode: &str) -> bool {
+    !matches!(subject_type, "" | "user") || !matches!(authority_mode, "" | "direct")
 }
 
 fn seconds(at: Option<i64>) -> i64 {

@@ -1,19 +1,20 @@
 //! How the server is doing, asked over the stream.
 
-use trunkline_core::{Error, Kind, caller::Caller, gate::Inspect, identity::PrincipalKind, session::Sessions};
+use trunkline_core::{Error, Kind, caller::Caller, gate::Inspect, identity::PrincipalKind, task::state::Status};
 use trunkline_proto::v1::{
     AdminQuery, AdminResponse, ErrorResponse, GatewayInfo, GatewayStats, HealthCheck, HealthCheckStatus, HealthInfo,
     HealthStatus, admin_query::OpType, downstream_message::Payload as Down,
 };
 
+use super::super::Gateway;
 use super::sessions::{duration, info, now_s, page, wanted};
 use crate::{error::response, metrics::resident_bytes};
 
 /// Who may not ask gets a typed reply that says so, and the error that the published server has for everybody, because
 /// its clients and its suite know that one.
-pub(super) async fn handle(sessions: &Sessions, started_at: i64, caller: &Caller, query: AdminQuery) -> Vec<Down> {
+pub(super) async fn handle(gateway: &Gateway, caller: &Caller, query: AdminQuery) -> Vec<Down> {
     let request_id = query.request_id.clone();
-    let error = match run(sessions, started_at, caller, query).await {
+    let error = match run(gateway, caller, query).await {
         Ok(reply) => return vec![Down::Admin(AdminResponse { success: true, request_id, ..reply }.into())],
         Err(error) => error,
     };
@@ -26,22 +27,23 @@ pub(super) async fn handle(sessions: &Sessions, started_at: i64, caller: &Caller
     vec![Down::Admin(typed.into()), Down::Error(ErrorResponse { request_id, ..error }.into())]
 }
 
-async fn run(sessions: &Sessions, started_at: i64, caller: &Caller, query: AdminQuery) -> Result<AdminResponse, Error> {
+async fn run(gateway: &Gateway, caller: &Caller, query: AdminQuery) -> Result<AdminResponse, Error> {
+    let sessions = &gateway.sessions;
     let (gate, presence, empty) = (sessions.gate(), sessions.presence(), AdminResponse::default);
     let system = || gate.authorize(caller, Inspect("system"));
     let connections = || gate.authorize(caller, Inspect("sessions"));
     Ok(match OpType::try_from(query.op) {
         Ok(OpType::GetHealth) => {
             system()?;
-            AdminResponse { health: Some(health(sessions).await), ..empty() }
+            AdminResponse { health: Some(health(gateway, caller).await), ..empty() }
         }
         Ok(OpType::GetInfo) => {
             system()?;
             let info = GatewayInfo {
                 gateway_id: gate.id(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                started_at,
-                uptime: duration(now_s() - started_at),
+                started_at: gateway.started_at,
+                uptime: duration(now_s() - gateway.started_at),
                 go_version: "rust".to_owned(),
                 memory_alloc_mb: resident_bytes() as f64 / 1024.0 / 1024.0,
                 num_connections: presence.count() as i32,
@@ -51,7 +53,7 @@ async fn run(sessions: &Sessions, started_at: i64, caller: &Caller, query: Admin
         }
         Ok(OpType::GetStats) => {
             system()?;
-            AdminResponse { stats: Some(stats(sessions)), ..empty() }
+            AdminResponse { stats: Some(stats(gateway, caller).await?), ..empty() }
         }
         Ok(OpType::ListConnections) => {
             connections()?;
@@ -71,8 +73,8 @@ async fn run(sessions: &Sessions, started_at: i64, caller: &Caller, query: Admin
     })
 }
 
-async fn health(sessions: &Sessions) -> HealthInfo {
-    let checks = sessions.gate().check().await;
+async fn health(gateway: &Gateway, caller: &Caller) -> HealthInfo {
+    let checks = gateway.sessions.gate().check().await;
     let is_well = checks.iter().all(|(_, outcome)| outcome.is_ok());
     let check = |outcome: Result<std::time::Duration, Error>| match outcome {
         Ok(latency) => {
@@ -87,14 +89,20 @@ async fn health(sessions: &Sessions) -> HealthInfo {
         status: if is_well { HealthStatus::Healthy } else { HealthStatus::Degraded }.into(),
         timestamp: now_s(),
         checks: checks.into_iter().map(|(name, outcome)| (name.to_owned(), check(outcome))).collect(),
-        stats: Some(stats(sessions)),
+        // The checks say why there are none.
+        stats: stats(gateway, caller).await.ok(),
     }
 }
 
-fn stats(sessions: &Sessions) -> GatewayStats {
+async fn stats(gateway: &Gateway, caller: &Caller) -> Result<GatewayStats, Error> {
+    let (sessions, tasks) = (&gateway.sessions, gateway.tasks.counts(caller).await?);
     let counts = sessions.presence().counts();
     let count = |kind| counts.get(&kind).copied().unwrap_or(0) as i32;
-    GatewayStats {
+    let sum = |fits: &dyn Fn(Status) -> bool| {
+        let fitting = tasks.iter().filter(|(state, _)| fits(state.status()));
+        i32::try_from(fitting.map(|(_, count)| count).sum::<i64>()).unwrap_or(i32::MAX)
+    };
+    Ok(GatewayStats {
         agent_connections: count(PrincipalKind::Agent),
         task_connections: count(PrincipalKind::Task),
         user_connections: count(PrincipalKind::User),
@@ -102,6 +110,11 @@ fn stats(sessions: &Sessions) -> GatewayStats {
         workflow_engine_connected: count(PrincipalKind::WorkflowEngine) > 0,
         metrics_bridge_connected: count(PrincipalKind::MetricsBridge) > 0,
         total_messages: sessions.gate().records() as i64,
+        total_tasks: sum(&|_| true),
+        pending_tasks: sum(&|status| status == Status::Queued),
+        running_tasks: sum(&|status| status == Status::Running),
+        completed_tasks: sum(&|status| status == Status::Completed),
+        failed_tasks: sum(&|status| status == Status::Failed),
         ..GatewayStats::default()
-    }
+    })
 }

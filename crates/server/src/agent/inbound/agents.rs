@@ -3,6 +3,7 @@
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
+    gate::Administer,
     identity::{Identity, PrincipalKind},
     presence,
     registry::{PROFILE, Program, ResourceSchema},
@@ -61,9 +62,7 @@ async fn run(gateway: &Gateway, caller: &Caller, operation: AgentOperation) -> R
             done("agent deleted successfully")
         }
         Ok(OpType::Launch) => launch(gateway, caller, operation).await?,
-        Ok(OpType::ListOrchestrators) => {
-            AgentResponse { orchestrators: orchestrators(gateway, caller).await?, ..empty() }
-        }
+        Ok(OpType::ListOrchestrators) => AgentResponse { orchestrators: orchestrators(gateway, caller)?, ..empty() },
         Err(_) => return Err(invalid("unknown agent operation".to_owned())),
     })
 }
@@ -86,8 +85,8 @@ async fn launch(gateway: &Gateway, caller: &Caller, operation: AgentOperation) -
 }
 
 /// Those that are connected, with what each can start.
-async fn orchestrators(gateway: &Gateway, caller: &Caller) -> Result<Vec<OrchestratorInfo>, Error> {
-    gateway.tasks.registry().list(caller, "").await?;
+fn orchestrators(gateway: &Gateway, caller: &Caller) -> Result<Vec<OrchestratorInfo>, Error> {
+    gateway.sessions.gate().authorize(caller, Administer("agents"))?;
     let filter = presence::Filter { kind: Some(PrincipalKind::Orchestrator), workspace: None };
     let all = gateway.sessions.presence().list(&filter).into_iter().map(|connection| {
         let orchestrator_id = connection.identity.to_string();

@@ -6,7 +6,6 @@ use futures_util::FutureExt as _;
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
-    identity::Identity,
     task::{Event, Tasks},
 };
 use trunkline_proto::v1::{
@@ -163,16 +162,13 @@ async fn look(
 /// A user that comes to a workspace hears of what runs for it there.
 pub(super) async fn take_part(connection: &mut Connection<'_>) {
     let session = &mut connection.session;
-    let (Identity::User { user, .. }, Some(workspace)) = (&session.caller.identity, session.workspace()) else {
-        return;
-    };
-    let (user, workspace) = (user.clone(), workspace.to_owned());
-    let attended = match connection.gateway.tasks.participating(&user, &workspace).await {
+    let Some(workspace) = session.workspace().map(ToOwned::to_owned) else { return };
+    let attended = match connection.gateway.tasks.participating(&session.caller, &workspace).await {
         Ok(tasks) => tasks.iter().try_for_each(|task| session.attend_task(&workspace, task.id)),
         Err(error) => Err(error),
     };
     if let Err(error) = attended {
-        tracing::warn!(%error, user, "a user does not hear of its tasks");
+        tracing::warn!(%error, identity = %session.caller.identity, "a user does not hear of its tasks");
     }
 }
 
