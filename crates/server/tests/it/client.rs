@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status, Streaming,
@@ -195,5 +195,29 @@ impl Client {
                 Err(status) => return Some(status.code()),
             }
         }
+    }
+}
+
+/// A line to a server that can be cut, as no client that can still say goodbye does.
+pub(crate) struct Line {
+    pub(crate) grpc: SocketAddr,
+    carries: JoinHandle<()>,
+}
+
+impl Line {
+    /// For one connection.
+    pub(crate) async fn to(grpc: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        let carries = tokio::spawn(async move {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = tokio::net::TcpStream::connect(grpc).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        });
+        Self { grpc: here, carries }
+    }
+
+    pub(crate) fn cut(self) {
+        self.carries.abort();
     }
 }
