@@ -50,8 +50,7 @@ fn main() {
     if std::env::var_os(ECHO).is_some() {
         return runtime.block_on(echo());
     }
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+    let is_wanted = peer::wanted();
     if is_wanted("pairs") {
         runtime.block_on(pairs());
     }

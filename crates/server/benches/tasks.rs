@@ -49,8 +49,7 @@ fn many() -> usize {
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+    let is_wanted = peer::wanted();
     if is_wanted("flow") {
         runtime.block_on(flow());
     }

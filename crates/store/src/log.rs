@@ -317,6 +317,18 @@ pub struct Retention {
     pub records: Option<u64>,
 }
 
+impl Retention {
+    /// Nothing from before is kept.
+    fn oldest_ms(&self, now_ms: u64) -> u64 {
+        self.age.map_or(0, |age| now_ms.saturating_sub(age.as_millis() as u64))
+    }
+
+    /// Whether records and payload bytes of a topic are too many.
+    fn exceeded_by(&self, (records, bytes): (u64, u64)) -> bool {
+        self.records.is_some_and(|max| records > max) || self.bytes.is_some_and(|max| bytes > max)
+    }
+}
+
 /// Index into [`Options::classes`]: topics of one class share a [`Retention`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Class(pub u8);
@@ -396,6 +408,12 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    fn retention(&self, class: Class) -> Retention {
+        self.classes.get(usize::from(class.0)).copied().unwrap_or_default()
+    }
+}
+
 /// Where a topic stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicStatus {
@@ -414,10 +432,12 @@ pub struct TopicStatus {
 /// What [`Log::sweep`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Topics looked at.
+    /// Topics looked at: those that may have had something to trim, or all, if the limits were others before.
     pub topics: u64,
     /// Topics that had something to trim.
     pub trimmed: u64,
+    /// Topics forgotten, because they had been empty for as long as their records are kept.
+    pub forgotten: u64,
     /// Dedup ids forgotten.
     pub dedup_ids: u64,
 }

@@ -16,6 +16,12 @@ use trunkline_proto::v1::{
     downstream_message::Payload as Down, init_connection::ClientType, upstream_message::Payload as Up,
 };
 
+/// Which sections the command line asks for: those that it names, or all.
+pub(crate) fn wanted() -> impl Fn(&str) -> bool {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    move |name| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name)
+}
+
 /// A server in a process of its own; killed when dropped.
 pub(crate) struct Peer {
     pub(crate) child: Child,

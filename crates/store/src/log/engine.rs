@@ -4,13 +4,14 @@
 //! | --- | --- | --- |
 //! | `records` | offset (8) | [`StoredRecord`] |
 //! | `topics` | topic name | [`TopicRow`], written when a topic is created, trimmed, closed or deleted |
+//! | `due` | class (1), timestamp (8), topic name | nothing: when [`super::embedded`]'s sweep has to look at the topic |
 //! | `dedup` | topic key (16), digest of the id (16) | offset (8) |
 //! | `dedup_age` | timestamp (8), the key in `dedup` | nothing |
-//! | `meta` | a word | epoch, format, and the tail (offset, timestamp) as of every batch |
+//! | `meta` | a word | epoch, format, the tail (offset, timestamp) as of every batch, the retention that was applied |
 //!
 //! Integers are big-endian, so that keys sort as numbers do.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, io, ops::Bound, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, config::FilterPolicy};
@@ -34,17 +35,19 @@ pub(super) const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 pub(super) const WORKERS: usize = 1;
 
 /// Version of the encodings of this file.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 const META_EPOCH: &str = "epoch";
 const META_FORMAT: &str = "format";
 const META_TAIL: &str = "tail";
+const META_RETENTION: &str = "retention";
 
 /// Open handles on the database.
 pub(super) struct Engine {
     pub(super) database: Database,
     pub(super) records: Keyspace,
     pub(super) topics: Keyspace,
+    pub(super) due: Keyspace,
     pub(super) dedup: Keyspace,
     pub(super) dedup_age: Keyspace,
     meta: Keyspace,
@@ -80,6 +83,8 @@ pub(super) struct TopicRow {
     pub(super) class: Class,
     pub(super) closed: bool,
     pub(super) deleted: bool,
+    /// The log's end when the topic began. Lists may tell earlier records of one of that name that was forgotten.
+    pub(super) since: u64,
     /// Most topics were never trimmed; apart, this leaves the state of a topic in one cache line.
     trimmed: Option<Box<Trimmed>>,
 }
@@ -134,6 +139,7 @@ impl Engine {
         let engine = Self {
             records: database.keyspace("records", records).map_err(|e| engine_error(&e))?,
             topics: keyspace("topics")?,
+            due: keyspace("due")?,
             dedup: keyspace("dedup")?,
             dedup_age: keyspace("dedup_age")?,
             lists: Lists::open(&dir.join("index"), options.cache_bytes / 4, epoch, tail(&meta)?.offset)?,
@@ -181,6 +187,52 @@ impl Engine {
         batch.insert(&self.topics, topic.as_str(), row.encode());
     }
 
+    pub(super) fn remove_row(&self, batch: &mut fjall::OwnedWriteBatch, topic: &Topic) {
+        batch.remove(&self.topics, topic.as_str());
+    }
+
+    /// The topic is to be looked at once its class keeps nothing from `at` any more; 0 is now.
+    pub(super) fn put_due(&self, batch: &mut fjall::OwnedWriteBatch, class: Class, at: u64, topic: &Topic) {
+        batch.insert(&self.due, due_key(class, at, topic.as_str()), []);
+    }
+
+    pub(super) fn remove_due(&self, batch: &mut fjall::OwnedWriteBatch, class: Class, at: u64, topic: &Topic) {
+        batch.remove(&self.due, due_key(class, at, topic.as_str()));
+    }
+
+    /// The topics of a class that are to be looked at, up to those from before `before`, with the times that they are kept
+    /// under; behind the last one of an earlier call.
+    pub(super) fn due(
+        &self,
+        class: Class,
+        after: Option<(u64, &Topic)>,
+        before: u64,
+        most: usize,
+    ) -> Result<Vec<(u64, Topic)>, Error> {
+        let start = match after {
+            Some((at, topic)) => Bound::Excluded(due_key(class, at, topic.as_str())),
+            None => Bound::Included(due_key(class, 0, "")),
+        };
+        let entries = self.due.range((start, Bound::Excluded(due_key(class, before, "")))).take(most);
+        let entry = |guard: fjall::Guard| {
+            let key = guard.key().map_err(|e| engine_error(&e))?;
+            let mut fields = Fields(&key);
+            let at = fields.u8().and_then(|_| fields.u64());
+            let topic = std::str::from_utf8(fields.0).ok().and_then(|name| Topic::new(name).ok());
+            at.zip(topic).ok_or_else(|| corrupt(format!("due topic under key {key:02x?}")))
+        };
+        entries.map(entry).collect()
+    }
+
+    /// Which limits the topics were all looked at with, as [`Engine::put_retention`] noted them.
+    pub(super) fn retention(&self) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.meta.get(META_RETENTION).map_err(|e| engine_error(&e))?.map(|value| value.to_vec()))
+    }
+
+    pub(super) fn put_retention(&self, batch: &mut fjall::OwnedWriteBatch, limits: &[u8]) {
+        batch.insert(&self.meta, META_RETENTION, limits);
+    }
+
     /// Lists the records behind the last chunk that was written.
     fn list_the_rest(&self) -> Result<(), Error> {
         for record in self.scan(self.lists.written_to()?, u64::MAX) {
@@ -197,7 +249,7 @@ impl Engine {
     pub(super) fn state(&self, topic: &Topic) -> Result<TopicState, Error> {
         let Some(row) = self.row(topic)? else { return Ok(TopicState::default()) };
         let trimmed = row.trimmed();
-        let last = self.last(topic.key(), trimmed.to, u64::MAX)?;
+        let last = self.last(topic.key(), row.begins_behind(), u64::MAX)?;
         Ok(TopicState {
             exists: true,
             tail: last.as_ref().map_or(trimmed.to, |r| r.offset),
@@ -236,6 +288,12 @@ impl Engine {
             }
         }
         Ok(None)
+    }
+
+    /// The topic's first record behind `after`.
+    pub(super) fn first(&self, key: TopicKey, after: u64) -> Result<Option<StoredRecord>, Error> {
+        let offsets = self.offsets(key, after, u64::MAX, 1)?;
+        offsets.into_iter().find_map(|offset| self.get(offset).transpose()).transpose()
     }
 
     /// The records of all topics with `after < offset <= through`, in order, from one consistent view.
@@ -277,7 +335,7 @@ impl Engine {
     pub(super) fn purge(&self, topic: &Topic, row: &TopicRow, most: usize) -> Result<Option<TopicRow>, Error> {
         let mut batch = self.database.batch();
         let trimmed = row.trimmed();
-        let offsets = self.offsets(topic.key(), trimmed.purged_to, trimmed.to, most)?;
+        let offsets = self.offsets(topic.key(), trimmed.purged_to.max(row.since), trimmed.to, most)?;
         let done = offsets.len() < most;
         let purged_to = offsets.last().copied().filter(|_| !done).unwrap_or(trimmed.to);
         offsets.iter().for_each(|offset| batch.remove(&self.records, offset.to_be_bytes()));
@@ -298,6 +356,13 @@ impl Engine {
         batch.insert(&self.records, record.offset.to_be_bytes(), value.clone());
         value.slice(RECORD_HEADER_BYTES..)
     }
+}
+
+fn due_key(class: Class, at: u64, name: &str) -> Vec<u8> {
+    let mut key = vec![class.0];
+    key.extend(at.to_be_bytes());
+    key.extend(name.as_bytes());
+    key
 }
 
 /// The log's own, made with the log.
@@ -354,9 +419,32 @@ impl StoredRecord {
     }
 }
 
+impl TopicState {
+    /// Records and payload bytes that were not trimmed.
+    pub(super) fn retained(&self) -> (u64, u64) {
+        let (records, bytes) = self.row.trimmed.as_ref().map_or((0, 0), |trimmed| (trimmed.records, trimmed.bytes));
+        (self.records - records, self.bytes - bytes)
+    }
+
+    /// Nothing is left of it, here or on the disk, but that it was there.
+    pub(super) fn is_spent(&self) -> bool {
+        self.exists && !self.row.closed && self.retained().0 == 0 && !self.row.is_unpurged()
+    }
+}
+
 impl TopicRow {
+    /// Trimmed records still take space.
+    pub(super) fn is_unpurged(&self) -> bool {
+        self.trimmed.as_ref().is_some_and(|trimmed| trimmed.purged_to < trimmed.to)
+    }
+
     pub(super) fn trimmed(&self) -> Trimmed {
         self.trimmed.as_deref().copied().unwrap_or_default()
+    }
+
+    /// All that is retained lies behind this.
+    pub(super) fn begins_behind(&self) -> u64 {
+        self.since.max(self.trimmed().to)
     }
 
     pub(super) fn set_trimmed(&mut self, trimmed: Trimmed) {
@@ -370,7 +458,7 @@ impl TopicRow {
     fn encode(&self) -> Vec<u8> {
         let mut value = vec![FORMAT, self.class.0, u8::from(self.closed) | u8::from(self.deleted) << 1];
         let Trimmed { to, purged_to, records, bytes } = self.trimmed();
-        for number in [to, purged_to, records, bytes] {
+        for number in [to, purged_to, records, bytes, self.since] {
             value.extend(number.to_be_bytes());
         }
         value
@@ -382,7 +470,8 @@ impl TopicRow {
             let (FORMAT, class, flags) = (fields.u8()?, fields.u8()?, fields.u8()?) else { return None };
             let (to, purged_to) = (fields.u64()?, fields.u64()?);
             let trimmed = Trimmed { to, purged_to, records: fields.u64()?, bytes: fields.u64()? };
-            let mut row = Self { class: Class(class), closed: flags & 1 != 0, deleted: flags & 2 != 0, trimmed: None };
+            let (closed, deleted, since) = (flags & 1 != 0, flags & 2 != 0, fields.u64()?);
+            let mut row = Self { class: Class(class), closed, deleted, since, trimmed: None };
             row.set_trimmed(trimmed);
             Some(row)
         };

@@ -487,10 +487,14 @@ impl Source {
     /// Lists the next stretch if none is left, and tells the next place.
     fn list(&mut self, engine: &Engine, through: u64) -> Result<Option<u64>, Error> {
         while self.head().is_none() && !self.exhausted {
-            if !std::mem::replace(&mut self.row_seen, true)
-                && let Some(row) = engine.row(&self.live.topic)?
-            {
+            if !std::mem::replace(&mut self.row_seen, true) {
+                let Some(row) = engine.row(&self.live.topic)? else {
+                    // There is none, or not any more; then lists may still tell of it.
+                    self.exhausted = true;
+                    break;
+                };
                 (self.trimmed_to, self.deleted) = (row.trimmed().to, row.deleted);
+                self.listed_to = self.listed_to.max(row.since);
             }
             self.offsets = engine.offsets(self.live.topic.key(), self.listed_to, through, DISK_ITEMS_MAX)?.into();
             self.exhausted = self.offsets.len() < DISK_ITEMS_MAX;

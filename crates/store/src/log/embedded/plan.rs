@@ -21,13 +21,25 @@ pub(super) struct Group<'a> {
     batch: fjall::OwnedWriteBatch,
     states: &'a mut States,
     tail: Tail,
-    classify: fn(&str) -> Class,
+    options: &'a Options,
     /// Dedup ids of this batch, which the engine does not show yet.
     fresh_ids: HashMap<[u8; 32], u64>,
     visible: Vec<Visible>,
     trimmed: Vec<(Topic, u64)>,
     purges: Vec<(Topic, TopicRow)>,
     dirty: bool,
+}
+
+/// A topic that a sweep looked at.
+pub(super) struct Looked {
+    pub(super) topic: Topic,
+    pub(super) class: Class,
+    /// The time that it was noted under, if it was.
+    pub(super) noted: Option<u64>,
+    /// The time to note it under.
+    pub(super) again: Option<u64>,
+    /// It was empty for long enough to forget it.
+    pub(super) is_over: bool,
 }
 
 /// What a committed batch changed.
@@ -74,7 +86,7 @@ impl<'a> Group<'a> {
         engine: &'a Engine,
         states: &'a mut States,
         tail: Tail,
-        options: &Options,
+        options: &'a Options,
         appends: usize,
     ) -> Self {
         // A clock that goes back must not make history look younger than it is: time stands still instead.
@@ -84,7 +96,7 @@ impl<'a> Group<'a> {
             batch: engine.batch(appends),
             states,
             tail,
-            classify: options.classify,
+            options,
             fresh_ids: HashMap::new(),
             visible: Vec::with_capacity(appends),
             trimmed: Vec::new(),
@@ -160,15 +172,24 @@ impl<'a> Group<'a> {
         if !state.exists || state.row.deleted {
             state.exists = true;
             state.row.deleted = false;
-            state.row.class = (self.classify)(topic.as_str());
+            state.row.class = (self.options.classify)(topic.as_str());
+            state.row.since = offset - 1;
             self.engine.put_row(&mut self.batch, topic, &state.row);
         }
         let previous_tail = std::mem::replace(&mut state.tail, offset);
+        let timestamp_ms = self.tail.timestamp_ms;
         if end.is_none() {
+            let limits = self.options.retention(state.row.class);
+            let before = state.retained();
             state.records += 1;
             state.bytes += payload.len() as u64;
+            if before.0 == 0 && limits.age.is_some() {
+                self.engine.put_due(&mut self.batch, state.row.class, timestamp_ms, topic);
+            }
+            if limits.exceeded_by(state.retained()) && !limits.exceeded_by(before) {
+                self.engine.put_due(&mut self.batch, state.row.class, 0, topic);
+            }
         }
-        let timestamp_ms = self.tail.timestamp_ms;
         let payload = if end == Some(Ending::Deleted) {
             payload
         } else {
@@ -187,9 +208,10 @@ impl<'a> Group<'a> {
         if !state.exists || through <= trimmed_to {
             return Ok(Offset(trimmed_to));
         }
-        let mut last = self.engine.last(topic.key(), trimmed_to, through)?;
+        let behind = state.row.begins_behind();
+        let mut last = self.engine.last(topic.key(), behind, through)?;
         if let Some(end) = last.as_ref().filter(|record| record.is_end) {
-            last = self.engine.last(topic.key(), trimmed_to, end.offset - 1)?;
+            last = self.engine.last(topic.key(), behind, end.offset - 1)?;
         }
         let Some(last) = last else { return Ok(Offset(trimmed_to)) };
         state.row.set_trimmed(Trimmed { to: last.offset, records: last.records, bytes: last.bytes, ..trimmed });
@@ -201,6 +223,8 @@ impl<'a> Group<'a> {
     fn trimmed_row(&mut self, topic: &Topic, row: TopicRow, visible_to: u64) {
         self.dirty = true;
         self.engine.put_row(&mut self.batch, topic, &row);
+        // Should purging it end early, a sweep goes on with it.
+        self.engine.put_due(&mut self.batch, row.class, 0, topic);
         self.trimmed.push((topic.clone(), visible_to));
         self.purges.push((topic.clone(), row));
     }
@@ -245,6 +269,38 @@ impl<'a> Group<'a> {
             forgotten += 1;
         }
         Ok(forgotten)
+    }
+
+    /// Notes when topics that a sweep looked at are to be looked at again. What concerns them now stays noted.
+    pub(super) fn looked(&mut self, looks: Vec<Looked>) -> Result<(), Error> {
+        self.dirty |= !looks.is_empty();
+        for Looked { topic, class, noted, again, is_over } in looks {
+            let is_due = if noted == Some(0) {
+                let state = self.states.load(self.engine, &topic)?;
+                state.row.is_unpurged() || self.options.retention(class).exceeded_by(state.retained())
+            } else {
+                false
+            };
+            if let Some(at) = noted.filter(|_| !is_due) {
+                self.engine.remove_due(&mut self.batch, class, at, &topic);
+            }
+            if let Some(at) = again {
+                self.engine.put_due(&mut self.batch, class, at, &topic);
+            }
+            if is_over && self.states.load(self.engine, &topic)?.is_spent() {
+                self.engine.remove_row(&mut self.batch, &topic);
+                self.engine.lists.forget_all(topic.key())?;
+                // The engine shows the row until the commit.
+                self.states.0.insert(topic.key(), TopicState::default());
+            }
+        }
+        Ok(())
+    }
+
+    /// All topics were looked at with these limits.
+    pub(super) fn walked(&mut self, limits: &[u8]) {
+        self.dirty = true;
+        self.engine.put_retention(&mut self.batch, limits);
     }
 
     pub(super) fn row(&mut self, topic: &Topic) -> Result<TopicRow, Error> {

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     Shared, payload_bytes,
-    plan::{Group, States},
+    plan::{Group, Looked, States},
 };
 use crate::log::{
     Append, Appended, Ending, Error, Offset, Options, Topic,
@@ -53,6 +53,7 @@ pub(super) enum Command {
     Delete { topic: Topic, answer: oneshot::Sender<Result<bool, Error>> },
     ForgetDedup { before_ms: u64, answer: oneshot::Sender<Result<u64, Error>> },
     Purge { topic: Topic },
+    Looked { looks: Vec<Looked>, walked: Option<Vec<u8>>, answer: oneshot::Sender<Result<(), Error>> },
     Stop { answer: oneshot::Sender<()> },
 }
 
@@ -64,6 +65,7 @@ enum Answer {
     Offset(oneshot::Sender<Result<Offset, Error>>, Result<Offset, Error>),
     Delete(oneshot::Sender<Result<bool, Error>>, Result<bool, Error>),
     Count(oneshot::Sender<Result<u64, Error>>, Result<u64, Error>),
+    Done(oneshot::Sender<Result<(), Error>>, Result<(), Error>),
 }
 
 pub(super) struct Writer {
@@ -320,6 +322,10 @@ fn plan(group: &mut Group<'_>, command: Command, purges: &mut VecDeque<(Topic, T
             }
             return None;
         }
+        Command::Looked { looks, walked, answer } => {
+            walked.iter().for_each(|limits| group.walked(limits));
+            Answer::Done(answer, group.looked(looks))
+        }
         Command::Stop { .. } => return None,
     })
 }
@@ -363,6 +369,7 @@ impl Command {
             }
             Self::Delete { answer, .. } => Answer::Delete(answer, Err(error.clone())).send(&refused),
             Self::ForgetDedup { answer, .. } => Answer::Count(answer, Err(error.clone())).send(&refused),
+            Self::Looked { answer, .. } => Answer::Done(answer, Err(error.clone())).send(&refused),
             Self::Purge { .. } | Self::Stop { .. } => {}
         }
     }
@@ -386,6 +393,7 @@ impl Answer {
             Self::Offset(answer, planned) => send(answer, planned, committed),
             Self::Delete(answer, planned) => send(answer, planned, committed),
             Self::Count(answer, planned) => send(answer, planned, committed),
+            Self::Done(answer, planned) => send(answer, planned, committed),
         }
     }
 }

@@ -135,6 +135,16 @@ impl Lists {
         })
     }
 
+    /// Removes the topic's lists. Only for the writer, and for a topic that has no records: a list with newer ones is then
+    /// written later than this.
+    pub(in crate::log) fn forget_all(&self, topic: TopicKey) -> Result<(), Error> {
+        for list in self.lists.range(key(topic, 0)..=key(topic, u64::MAX)) {
+            let key = list.key().map_err(|e| engine_error(&e))?;
+            self.lists.remove(key).map_err(|e| engine_error(&e))?;
+        }
+        Ok(())
+    }
+
     /// Removes the topic's lists of what lies at or below `through`.
     pub(in crate::log) fn forget(&self, topic: TopicKey, through: u64) -> Result<(), Error> {
         let mut lists = self.lists.range(key(topic, 0)..=key(topic, through)).rev();
