@@ -4,7 +4,14 @@
 //!
 //! `TRUNKLINE_SEED=n` runs one sequence; a failure names its seed.
 
-#![allow(clippy::disallowed_methods, clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "test code"
+)]
 
 mod sql;
 
@@ -35,12 +42,13 @@ use trunkline_core::{
 };
 use trunkline_store::{
     Durability, Store,
-    ledger::{self, Relay},
+    ledger::{self, Ledger, Relay},
     log::{self, Clock, Item, Topic},
 };
 
 /// Sequences in the test command; each has so many steps.
 const SEQUENCES: u64 = 2000;
+const SEQUENCES_SHARED: u64 = 150;
 const STEPS: usize = 40;
 
 /// Pool tasks that a worker has at a time.
@@ -52,8 +60,26 @@ const GRACE_MS: i64 = 5000;
 const WORKERS: [&str; 4] = ["ag::w::miner::1", "ag::w::miner::2", "sv::miner::3", "ag::w::boss::b"];
 const BOSS: usize = 3;
 
-struct World {
+/// Where processes find their data: all in a directory, or the ledger in a database.
+struct Home {
     store: Store,
+    database: Option<String>,
+}
+
+impl Home {
+    /// As a process opens it; its connections are those of the runtime that this is called in.
+    async fn open(&self) -> Store {
+        let mut store = self.store.clone();
+        if let Some(url) = &self.database {
+            let migrations = trunkline_core::migrations();
+            store.ledger = Ledger::open_postgres(url, &migrations, ledger::Options::default()).await.unwrap();
+        }
+        store
+    }
+}
+
+struct World<'a> {
+    home: &'a Home,
     clock: Arc<AtomicU64>,
     rng: Rng,
     node: Option<Node>,
@@ -67,6 +93,7 @@ struct World {
 
 struct Node {
     runtime: tokio::runtime::Runtime,
+    store: Store,
     tasks: Tasks,
     gate: Gate,
     tracker: TaskTracker,
@@ -100,22 +127,23 @@ fn caller(worker: usize) -> Caller {
     Caller::new(Identity::parse(WORKERS[worker]).unwrap(), "session".into(), Credential::none(is_boss))
 }
 
-impl World {
+impl World<'_> {
     /// A new process on the same data.
     fn boot(&mut self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (store, clock) = (self.store.clone(), self.clock.clone());
+        let (home, clock) = (self.home, self.clock.clone());
         let tracker = TaskTracker::new();
-        let (gate, tasks) = runtime.block_on(async {
-            let gate = Gate::open(store).await.unwrap();
+        let (store, gate, tasks) = runtime.block_on(async {
+            let store = home.open().await;
+            let gate = Gate::open(store.clone()).await.unwrap();
             let registry = Registry::open(gate.clone()).await.unwrap();
             let clock = Clock::new(move || clock.load(SeqCst));
             let tasks = Tasks::new(gate.clone(), registry, options(), tracker.clone(), clock);
             tasks.recover().await.unwrap();
-            (gate, tasks)
+            (store, gate, tasks)
         });
         let desks = WORKERS.iter().map(|_| None).collect();
-        self.node = Some(Node { runtime, tasks, gate, tracker, desks, sessions: 0 });
+        self.node = Some(Node { runtime, store, tasks, gate, tracker, desks, sessions: 0 });
         // Every node begins by looking at what is due.
         self.node().tick();
     }
@@ -503,7 +531,8 @@ impl World {
     /// What was said of each task is what happened to it.
     fn check_events(&mut self) {
         let all = self.all();
-        let (store, node) = (self.store.clone(), self.node());
+        let node = self.node();
+        let store = node.store.clone();
         node.runtime.block_on(async {
             let relay = Relay::new(store.ledger.clone(), store.log.clone());
             while relay.step().await.unwrap() > 0 {}
@@ -571,20 +600,31 @@ async fn some_polls(work: impl Future<Output = ()>, polls: usize) {
 
 #[test]
 fn tasks_keep_their_promises() {
+    check(|store| Home { store, database: None }, SEQUENCES);
+}
+
+#[test]
+fn tasks_keep_their_promises_on_postgres() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let database = runtime.block_on(trunkline_store::conformance::postgres::database());
+    check(|store| Home { store, database: Some(database) }, SEQUENCES_SHARED);
+}
+
+fn check(home: impl FnOnce(Store) -> Home, sequences: u64) {
     let dir = tempfile::tempdir().unwrap();
     let options = trunkline_store::Options {
         log: log::Options { durability: Durability::Process, ..log::Options::default() },
         ledger: ledger::Options { durability: Durability::Process, ..ledger::Options::default() },
         migrations: trunkline_core::migrations(),
     };
-    let store = Store::open(dir.path(), options).unwrap();
-    register(&store);
+    let home = home(Store::open(dir.path(), options).unwrap());
+    register(&home);
     let only = std::env::var("TRUNKLINE_SEED").ok().map(|seed| seed.parse::<u64>().expect("a number"));
-    let seeds = only.map_or(0..SEQUENCES, |seed| seed..seed + 1);
+    let seeds = only.map_or(0..sequences, |seed| seed..seed + 1);
     for seed in seeds {
-        sql::forget_everything(&store);
+        sql::forget_everything(&home);
         let mut world = World {
-            store: store.clone(),
+            home: &home,
             clock: Arc::new(AtomicU64::new(1_800_000_000_000)),
             rng: Rng::with_seed(seed),
             node: None,
@@ -604,10 +644,10 @@ fn tasks_keep_their_promises() {
 }
 
 /// Targeted tasks take a program that is known.
-fn register(store: &Store) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+fn register(home: &Home) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let registry = Registry::open(Gate::open(store.clone()).await.unwrap()).await.unwrap();
+        let registry = Registry::open(Gate::open(home.open().await).await.unwrap()).await.unwrap();
         let launch_params = [("profile".to_owned(), "none".to_owned())].into();
         let program = Program { implementation: "miner".into(), launch_params, ..Program::default() };
         registry.put(&caller(BOSS), program).await.unwrap();

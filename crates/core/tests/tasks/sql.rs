@@ -1,10 +1,13 @@
 //! What the door has no way to do.
 
-use trunkline_store::{Store, ledger};
+use trunkline_store::ledger;
+
+use super::Home;
 
 /// A sequence begins with nothing.
-pub(crate) fn forget_everything(store: &Store) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+pub(crate) fn forget_everything(home: &Home) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime.block_on(home.open());
     let cleared = store.ledger.write(|tx| {
         Box::pin(async move {
             for sql in [
