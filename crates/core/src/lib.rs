@@ -16,6 +16,7 @@ pub mod message;
 pub mod presence;
 pub mod registry;
 pub mod rule;
+pub mod sandbox;
 pub mod session;
 pub mod task;
 pub mod token;

@@ -1,0 +1,428 @@
+//! What each event does.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::{Artifact, Entry, Fold, How, RESERVED, TEXT_BYTES_MAX, Update};
+
+/// Events that came at once, being folded.
+pub(super) struct Step<'a> {
+    pub(super) fold: &'a mut Fold,
+    /// Later ones are told whole.
+    pub(super) created_behind: u64,
+    pub(super) updates: Vec<Update>,
+    pub(super) at_ms: i64,
+}
+
+impl Step<'_> {
+    pub(super) fn event(&mut self, event: &Value) {
+        let Value::Object(fields) = event else { return self.custom(Value::Null, event.clone()) };
+        let mut fields = fields.clone();
+        let Some(Value::String(kind)) = fields.remove("type") else { return self.custom(Value::Null, event.clone()) };
+        match kind.as_str() {
+            "user_prompt" => self.whole("user_prompt", "done", fields, &["text", "prompt"]),
+            "text_delta" => self.delta("text", "text", fields),
+            "thinking_delta" => self.delta("thinking", "text", fields),
+            "text" => self.full("text", fields),
+            "thinking" => self.full("thinking", fields),
+            "tool_start" => self.tool_start(fields),
+            "tool_input_delta" => self.delta("tool", "input", fields),
+            "tool_output_delta" => self.delta("tool", "output", fields),
+            "tool_end" => self.tool_end(fields),
+            "file_change" => self.whole("file_change", "done", fields, &[]),
+            "plan" => self.state("plan", fields),
+            "usage" => self.state("usage", fields),
+            "status" => self.state("status", fields),
+            "question" => self.asked("question", fields),
+            "answer" => self.answered("question", "answer", fields, &["answer", "text"]),
+            "approval_request" => self.asked("approval", fields),
+            "approval" => self.answered("approval", "decision", fields, &["decision", "approved"]),
+            "error" => self.whole("error", "error", fields, &["message", "error", "text"]),
+            "turn_start" => self.turn_start(fields),
+            "turn_end" => self.turn_end(fields),
+            "summary" | "heartbeat" => {}
+            _ => self.custom(Value::String(kind), Value::Object(fields)),
+        }
+    }
+
+    /// Something that is not told in the vocabulary.
+    fn custom(&mut self, kind: Value, data: Value) {
+        self.settle_texts();
+        let fields = Map::from_iter([("type".to_owned(), kind), ("data".to_owned(), data)]);
+        self.create("custom", None, "done", fields);
+    }
+
+    /// Something that comes as a whole.
+    fn whole(&mut self, kind: &str, status: &str, mut fields: Map<String, Value>, texts: &[&str]) {
+        self.settle_texts();
+        let id = take_id(&mut fields);
+        if let (Some(text), Some(name)) = (text(&mut fields, texts), texts.first()) {
+            fields.insert((*name).to_owned(), text.into());
+        }
+        match id.as_deref().and_then(|id| self.find(kind, id)) {
+            Some(seq) => self.set_all(seq, fields),
+            None => drop(self.create(kind, id, status, fields)),
+        }
+    }
+
+    /// Text at the end of a field: of the artifact with that id, or the current one of its kind, or a new one.
+    fn delta(&mut self, kind: &str, field: &str, mut fields: Map<String, Value>) {
+        let id = take_id(&mut fields);
+        let delta = text(&mut fields, &["delta", "text"]).unwrap_or_default();
+        let is_tool = kind == "tool";
+        if !is_tool {
+            self.settle_texts_but(kind);
+        }
+        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| {
+            let status = if is_tool { "running" } else { "streaming" };
+            let seq = self.create(kind, id.clone(), status, Map::new());
+            self.fold.rest.running.push(seq);
+            seq
+        });
+        if id.is_none() {
+            self.fold.rest.current.insert(kind.to_owned(), seq);
+        }
+        if !is_tool {
+            self.reopen(seq);
+        }
+        self.append(seq, field, &delta);
+        // What pieces make is not also set.
+        self.set_all_but(seq, fields, &[field, &beside(field)]);
+    }
+
+    /// A text that is complete: what was told of it in pieces is replaced.
+    fn full(&mut self, kind: &str, mut fields: Map<String, Value>) {
+        let id = take_id(&mut fields);
+        let text = text(&mut fields, &["text", "content"]).unwrap_or_default();
+        self.settle_texts_but(kind);
+        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| self.create(kind, id, "done", Map::new()));
+        self.replace(seq, "text", text);
+        self.set_all(seq, fields);
+        self.end(seq, "done");
+    }
+
+    fn tool_start(&mut self, mut fields: Map<String, Value>) {
+        self.settle_texts();
+        let id = take_id(&mut fields);
+        let seq = match id.as_deref().and_then(|id| self.find("tool", id)) {
+            Some(seq) => seq,
+            None => {
+                let seq = self.create("tool", id, "running", Map::new());
+                self.fold.rest.running.push(seq);
+                seq
+            }
+        };
+        self.fold.rest.current.insert("tool".to_owned(), seq);
+        self.set_all(seq, fields);
+    }
+
+    fn tool_end(&mut self, mut fields: Map<String, Value>) {
+        let id = take_id(&mut fields);
+        let is_error = fields.get("error").is_some_and(|error| !matches!(error, Value::Null | Value::Bool(false)))
+            || fields.get("isError").is_some_and(|is_error| *is_error == Value::Bool(true));
+        let seq = self.about("tool", id.as_deref()).unwrap_or_else(|| self.create("tool", id, "running", Map::new()));
+        self.set_all(seq, fields);
+        self.end(seq, if is_error { "error" } else { "done" });
+    }
+
+    /// Something of which there is one in a turn, or one of an id.
+    fn state(&mut self, kind: &str, mut fields: Map<String, Value>) {
+        let id = take_id(&mut fields);
+        if kind == "status"
+            && let Some(text) = text(&mut fields, &["text", "status", "message"])
+        {
+            fields.insert("text".to_owned(), text.into());
+        }
+        match self.about(kind, id.as_deref()) {
+            Some(seq) => self.set_all(seq, fields),
+            None => {
+                let is_nameless = id.is_none();
+                let seq = self.create(kind, id, "done", fields);
+                if is_nameless {
+                    self.fold.rest.current.insert(kind.to_owned(), seq);
+                }
+            }
+        }
+    }
+
+    fn asked(&mut self, kind: &str, mut fields: Map<String, Value>) {
+        self.settle_texts();
+        let id = take_id(&mut fields);
+        let seq = match id.as_deref().and_then(|id| self.find(kind, id)) {
+            Some(seq) => {
+                self.set_all(seq, fields);
+                self.set_status(seq, "open");
+                seq
+            }
+            None => self.create(kind, id, "open", fields),
+        };
+        self.fold.rest.current.insert(kind.to_owned(), seq);
+    }
+
+    fn answered(&mut self, kind: &str, field: &str, mut fields: Map<String, Value>, names: &[&str]) {
+        let id = take_id(&mut fields);
+        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| self.create(kind, id, "open", Map::new()));
+        let answer = names.iter().find_map(|name| fields.remove(*name)).unwrap_or(Value::Null);
+        let status = match (kind, &answer) {
+            ("approval", Value::Bool(true)) => "approved",
+            ("approval", Value::Bool(false)) => "denied",
+            ("approval", Value::String(word)) => match word.as_str() {
+                "approve" | "approved" | "allow" | "allowed" | "accept" | "accepted" | "yes" => "approved",
+                "deny" | "denied" | "reject" | "rejected" | "decline" | "declined" | "no" => "denied",
+                _ => "answered",
+            },
+            _ => "answered",
+        };
+        self.set(seq, field, answer);
+        self.set_all(seq, fields);
+        self.end(seq, status);
+    }
+
+    fn turn_start(&mut self, mut fields: Map<String, Value>) {
+        self.end_turn("interrupted");
+        let id = take_id(&mut fields).or_else(|| take_text(&mut fields, "turnId"));
+        let seq = match id.as_deref().and_then(|id| self.find("turn", id)) {
+            Some(seq) => {
+                self.set_all(seq, fields);
+                self.set_status(seq, "running");
+                seq
+            }
+            None => self.create("turn", id, "running", fields),
+        };
+        self.fold.rest.current.insert("turn".to_owned(), seq);
+    }
+
+    fn turn_end(&mut self, mut fields: Map<String, Value>) {
+        let id = take_id(&mut fields).or_else(|| take_text(&mut fields, "turnId"));
+        let is_error = fields.get("error").is_some_and(|error| !matches!(error, Value::Null | Value::Bool(false)));
+        if let Some(seq) = self.about("turn", id.as_deref()) {
+            self.set_all(seq, fields);
+            self.end(seq, if is_error { "error" } else { "done" });
+        } else if id.is_some() || !fields.is_empty() {
+            self.create("turn", id, if is_error { "error" } else { "done" }, fields);
+        }
+        self.end_turn("done");
+    }
+
+    /// What was going on in the turn does not any more.
+    fn end_turn(&mut self, turn: &str) {
+        for seq in std::mem::take(&mut self.fold.rest.running) {
+            let is_tool = self.artifact(seq).is_some_and(|artifact| artifact.kind == "tool");
+            self.set_status(seq, if is_tool { "interrupted" } else { "done" });
+        }
+        if let Some(seq) = self.fold.rest.current.get("turn").copied() {
+            self.set_status(seq, turn);
+        }
+        self.fold.rest.current.clear();
+    }
+
+    /// A text without a name ends where something else begins.
+    fn settle_texts(&mut self) {
+        self.settle_texts_but("");
+    }
+
+    fn settle_texts_but(&mut self, kind: &str) {
+        for other in ["text", "thinking"] {
+            if other != kind
+                && let Some(seq) = self.fold.rest.current.get(other).copied()
+            {
+                self.end(seq, "done");
+            }
+        }
+    }
+
+    fn find(&self, kind: &str, id: &str) -> Option<u64> {
+        self.fold.named.get(&(kind.to_owned(), id.to_owned())).copied()
+    }
+
+    /// The artifact that an event of a kind is about.
+    fn about(&self, kind: &str, id: Option<&str>) -> Option<u64> {
+        match id {
+            Some(id) => self.find(kind, id),
+            None => self.fold.rest.current.get(kind).copied(),
+        }
+    }
+
+    fn artifact(&self, seq: u64) -> Option<&Artifact> {
+        let at = usize::try_from(seq).ok()?.checked_sub(1)?;
+        self.fold.entries.get(at).map(|entry| &*entry.artifact)
+    }
+
+    fn create(&mut self, kind: &str, id: Option<String>, status: &str, fields: Map<String, Value>) -> u64 {
+        let (seq, at_ms) = (self.fold.entries.len() as u64 + 1, self.at_ms);
+        // A name that somebody gave may be the one that would be made.
+        let id = id.unwrap_or_else(|| {
+            let mut made = format!("{kind}-{seq}");
+            while self.find(kind, &made).is_some() {
+                made.push('+');
+            }
+            made
+        });
+        self.fold.named.insert((kind.to_owned(), id.clone()), seq);
+        let artifact = Artifact {
+            seq,
+            id,
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+            created_at: at_ms,
+            updated_at: at_ms,
+            fields: Map::new(),
+        };
+        let by = self.fold.rest.events;
+        self.fold.entries.push(Entry { artifact: Arc::new(artifact), created_by: by, changed_by: by });
+        self.set_all(seq, fields);
+        seq
+    }
+
+    /// The artifact, to be changed.
+    fn change(&mut self, seq: u64) -> Option<&mut Artifact> {
+        let (by, at_ms) = (self.fold.rest.events, self.at_ms);
+        let at = usize::try_from(seq).ok()?.checked_sub(1)?;
+        let entry = self.fold.entries.get_mut(at)?;
+        entry.changed_by = by;
+        let artifact = Arc::make_mut(&mut entry.artifact);
+        artifact.updated_at = at_ms;
+        Some(artifact)
+    }
+
+    fn tell(&mut self, seq: u64, field: &str, how: How) {
+        if seq > self.created_behind {
+            return;
+        }
+        let updated_at = self.at_ms;
+        let same = self.updates.iter_mut().rev().find(|update| update.seq == seq && update.field == field);
+        let Some(update) = same else {
+            return self.updates.push(Update { seq, field: field.to_owned(), how, updated_at });
+        };
+        match (&mut update.how, how) {
+            (How::Append(before) | How::Set(Value::String(before)), How::Append(more)) => before.push_str(&more),
+            (before, how) => *before = how,
+        }
+    }
+
+    fn append(&mut self, seq: u64, field: &str, delta: &str) {
+        // Behind what was left out, nothing fits.
+        let Some(artifact) = self.artifact(seq).filter(|artifact| !artifact.fields.contains_key("truncated")) else {
+            return;
+        };
+        let field = match artifact.fields.get(field) {
+            None | Some(Value::String(_)) => field.to_owned(),
+            // It came as something else than text.
+            Some(_) => beside(field),
+        };
+        let known = artifact.fields.get(&field).and_then(Value::as_str).map(str::len);
+        let room = TEXT_BYTES_MAX.saturating_sub(known.unwrap_or(0));
+        let kept = &delta[..delta.floor_char_boundary(room.min(delta.len()))];
+        if known.is_none() {
+            self.set(seq, &field, Value::String(kept.to_owned()));
+        } else if !kept.is_empty() {
+            if let Some(artifact) = self.change(seq)
+                && let Some(Value::String(text)) = artifact.fields.get_mut(&field)
+            {
+                text.push_str(kept);
+            }
+            self.tell(seq, &field, How::Append(kept.to_owned()));
+        }
+        if kept.len() < delta.len() {
+            self.set(seq, "truncated", true.into());
+        }
+    }
+
+    fn replace(&mut self, seq: u64, field: &str, mut text: String) {
+        let room = text.floor_char_boundary(TEXT_BYTES_MAX);
+        let is_cut = room < text.len();
+        text.truncate(room);
+        let known = self.artifact(seq).and_then(|artifact| artifact.fields.get(field)).and_then(Value::as_str);
+        match known.and_then(|known| text.strip_prefix(known)).map(ToOwned::to_owned) {
+            Some(more) => self.append(seq, field, &more),
+            None => self.set(seq, field, text.into()),
+        }
+        if is_cut {
+            self.set(seq, "truncated", true.into());
+        }
+    }
+
+    fn set(&mut self, seq: u64, field: &str, value: Value) {
+        if self.artifact(seq).is_none_or(|artifact| artifact.fields.get(field) == Some(&value)) {
+            return;
+        }
+        if let Some(artifact) = self.change(seq) {
+            artifact.fields.insert(field.to_owned(), value.clone());
+        }
+        self.tell(seq, field, How::Set(value));
+    }
+
+    /// An event's fields; those whose names are taken go into `extra`.
+    fn set_all(&mut self, seq: u64, fields: Map<String, Value>) {
+        self.set_all_but(seq, fields, &[]);
+    }
+
+    fn set_all_but(&mut self, seq: u64, fields: Map<String, Value>, taken: &[&str]) {
+        let mut extra = self.artifact(seq).and_then(|artifact| artifact.fields.get("extra")?.as_object().cloned());
+        let mut is_extra = false;
+        for (name, value) in fields {
+            if RESERVED.contains(&name.as_str()) || taken.contains(&name.as_str()) {
+                extra.get_or_insert_default().insert(name, value);
+                is_extra = true;
+            } else {
+                self.set(seq, &name, value);
+            }
+        }
+        if let (true, Some(extra)) = (is_extra, extra) {
+            self.set(seq, "extra", extra.into());
+        }
+    }
+
+    fn set_status(&mut self, seq: u64, status: &str) {
+        if self.artifact(seq).is_none_or(|artifact| artifact.status == status) {
+            return;
+        }
+        if let Some(artifact) = self.change(seq) {
+            status.clone_into(&mut artifact.status);
+        }
+        self.tell(seq, "status", How::Set(json!(status)));
+    }
+
+    /// A text that is being told again.
+    fn reopen(&mut self, seq: u64) {
+        self.set_status(seq, "streaming");
+        if !self.fold.rest.running.contains(&seq) {
+            self.fold.rest.running.push(seq);
+        }
+    }
+
+    fn end(&mut self, seq: u64, status: &str) {
+        self.set_status(seq, status);
+        self.fold.rest.running.retain(|running| *running != seq);
+        self.fold.rest.current.retain(|_, current| *current != seq);
+    }
+}
+
+/// Where text goes that belongs to a field that is none.
+fn beside(field: &str) -> String {
+    format!("{field}Text")
+}
+
+/// The id that an event gives, as text.
+fn take_id(fields: &mut Map<String, Value>) -> Option<String> {
+    take_text(fields, "id").filter(|id| !id.is_empty())
+}
+
+fn take_text(fields: &mut Map<String, Value>, name: &str) -> Option<String> {
+    let is_text = |value: &Value| matches!(value, Value::String(_) | Value::Number(_));
+    fields.get(name).is_some_and(is_text).then(|| fields.remove(name).map(into_text)).flatten()
+}
+
+/// The first of these fields that is there, as text.
+pub(super) fn text(fields: &mut Map<String, Value>, names: &[&str]) -> Option<String> {
+    names.iter().find_map(|name| fields.remove(*name)).map(into_text)
+}
+
+fn into_text(value: Value) -> String {
+    match value {
+        Value::String(text) => text,
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,273 @@
+use std::collections::BTreeMap;
+
+use proptest::{prelude::*, sample::select};
+use serde_json::{Map, Value, json};
+
+use super::{Artifact, Change, Fold, How, Kept};
+
+fn fold(events: &[Value]) -> Fold {
+    let mut fold = Fold::default();
+    fold.apply(events, 1);
+    fold
+}
+
+fn all(fold: &Fold) -> Vec<Artifact> {
+    fold.artifacts().map(|artifact| (**artifact).clone()).collect()
+}
+
+/// What a client has that applies what it is told.
+#[derive(Default)]
+struct Screen(BTreeMap<u64, Value>);
+
+impl Screen {
+    fn hear(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Created(artifact) => {
+                    self.0.insert(artifact.seq, serde_json::to_value(&**artifact).unwrap());
+                }
+                Change::Updated(update) => {
+                    let artifact = self.0.get_mut(&update.seq).unwrap().as_object_mut().unwrap();
+                    match &update.how {
+                        How::Set(value) => drop(artifact.insert(update.field.clone(), value.clone())),
+                        How::Append(more) => {
+                            let Some(Value::String(text)) = artifact.get_mut(&update.field) else {
+                                unreachable!("{update:?} of {artifact:?}")
+                            };
+                            text.push_str(more);
+                        }
+                    }
+                    artifact.insert("updatedAt".to_owned(), update.updated_at.into());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_turn_as_agents_tell_it() {
+    let fold = fold(&[
+        json!({"type": "user_prompt", "text": "fix the bug"}),
+        json!({"type": "turn_start", "turnId": "t1", "model": "m"}),
+        json!({"type": "thinking_delta", "delta": "hm"}),
+        json!({"type": "text_delta", "delta": "I loo"}),
+        json!({"type": "text_delta", "delta": "k."}),
+        json!({"type": "tool_start", "id": "c1", "name": "read", "input": {"path": "a"}, "status": "mine"}),
+        json!({"type": "tool_output_delta", "id": "c1", "delta": "line"}),
+        json!({"type": "tool_end", "id": "c1", "result": "ok"}),
+        json!({"type": "text_delta", "delta": "Done"}),
+        json!({"type": "text", "text": "Done."}),
+        json!({"type": "tool_start", "id": "c2", "name": "sh"}),
+        json!({"type": "nobody_knows", "x": 1}),
+        json!({"type": "turn_end"}),
+    ]);
+    let told: Vec<_> = fold.artifacts().map(|a| (a.seq, &*a.kind, &*a.id, &*a.status)).collect();
+    let expected = [
+        (1, "user_prompt", "user_prompt-1", "done"),
+        (2, "turn", "t1", "done"),
+        (3, "thinking", "thinking-3", "done"),
+        (4, "text", "text-4", "done"),
+        (5, "tool", "c1", "done"),
+        (6, "text", "text-6", "done"),
+        (7, "tool", "c2", "interrupted"),
+        (8, "custom", "custom-8", "done"),
+    ];
+    assert_eq!(told, expected);
+    let artifacts = all(&fold);
+    assert_eq!(artifacts[3].fields["text"], "I look.");
+    assert_eq!(artifacts[5].fields["text"], "Done.");
+    assert_eq!(
+        Value::Object(artifacts[4].fields.clone()),
+        json!({
+            "name": "read", "input": {"path": "a"}, "output": "line", "result": "ok", "extra": {"status": "mine"},
+        })
+    );
+    assert_eq!(Value::Object(artifacts[7].fields.clone()), json!({"type": "nobody_knows", "data": {"x": 1}}));
+}
+
+#[test]
+fn questions_are_answered_and_approvals_decided() {
+    let artifacts = all(&fold(&[
+        json!({"type": "question", "id": "q", "text": "which?", "options": ["a", "b"]}),
+        json!({"type": "approval_request", "action": "rm"}),
+        json!({"type": "answer", "id": "q", "text": "a"}),
+        json!({"type": "approval", "approved": false, "by": "ann"}),
+        json!({"type": "answer", "id": "lost", "text": "c"}),
+    ]));
+    let told: Vec<_> = artifacts.iter().map(|a| (&*a.kind, &*a.status)).collect();
+    assert_eq!(told, [("question", "answered"), ("approval", "denied"), ("question", "answered")]);
+    assert_eq!((&artifacts[0].fields["answer"], &artifacts[1].fields["by"]), (&json!("a"), &json!("ann")));
+}
+
+#[test]
+fn who_comes_back_gets_what_it_does_not_know() {
+    let mut fold = fold(&[
+        json!({"type": "tool_start", "id": "a"}),
+        json!({"type": "tool_start", "id": "b"}),
+        json!({"type": "user_prompt", "text": "1"}),
+        json!({"type": "tool_output_delta", "id": "a", "delta": "late"}),
+        json!({"type": "user_prompt", "text": "2"}),
+    ]);
+    let seqs = |fold: &Fold, seq| fold.from(seq).iter().map(|artifact| artifact.seq).collect::<Vec<_>>();
+    assert_eq!(seqs(&fold, 3), [1, 3, 4], "the first changed after the third came to be");
+    assert_eq!(seqs(&fold, 4), [4]);
+    assert_eq!(seqs(&fold, 1), [1, 2, 3, 4]);
+    assert_eq!((seqs(&fold, 0).len(), seqs(&fold, 99).len()), (4, 4), "numbers that mean nothing");
+    fold.apply(&[json!({"type": "turn_end"})], 9);
+    assert_eq!(seqs(&fold, 4), [1, 2, 4], "the end of the turn ended the tools");
+}
+
+#[test]
+fn text_has_an_end() {
+    let long = "ä".repeat(super::TEXT_BYTES_MAX / 4);
+    let artifacts = all(&fold(&[
+        json!({"type": "text_delta", "delta": "x"}),
+        json!({"type": "text_delta", "delta": long}),
+        json!({"type": "text_delta", "delta": long}),
+        json!({"type": "text_delta", "delta": "y"}),
+    ]));
+    let text = artifacts[0].fields["text"].as_str().unwrap();
+    assert_eq!((text.len(), &artifacts[0].fields["truncated"]), (super::TEXT_BYTES_MAX - 1, &json!(true)));
+}
+
+/// Any JSON.
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a-zä]{0,6}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(name(), inner, 0..4)
+                .prop_map(|map| map.into_iter().collect::<Map<_, _>>().into()),
+        ]
+    })
+}
+
+fn name() -> impl Strategy<Value = String> {
+    const KNOWN: [&str; 11] =
+        ["id", "text", "delta", "name", "input", "output", "error", "result", "status", "turnId", "extra"];
+    prop_oneof![select(&KNOWN[..]).prop_map(str::to_owned), "[a-z]{1,3}"]
+}
+
+/// Events as they may come, and some that should not.
+fn event() -> impl Strategy<Value = Value> {
+    const TYPES: [&str; 24] = [
+        "user_prompt",
+        "text_delta",
+        "text_delta",
+        "text",
+        "thinking_delta",
+        "tool_start",
+        "tool_input_delta",
+        "tool_output_delta",
+        "tool_end",
+        "file_change",
+        "plan",
+        "question",
+        "answer",
+        "approval_request",
+        "approval",
+        "usage",
+        "error",
+        "summary",
+        "turn_start",
+        "turn_end",
+        "status",
+        "heartbeat",
+        "thinking",
+        "unheard_of",
+    ];
+    let fields = prop::collection::btree_map(name(), anything(), 0..4);
+    let id = prop::option::weighted(0.4, select(&["a", "b", "text-1"][..]));
+    let told = (select(&TYPES[..]), fields, id, "[a-z ]{0,5}").prop_map(|(kind, fields, id, delta)| {
+        let mut event: Map<String, Value> = fields.into_iter().collect();
+        event.insert("type".into(), kind.into());
+        id.map(|id| event.insert("id".into(), id.into()));
+        if kind.ends_with("delta") {
+            event.insert("delta".into(), delta.into());
+        }
+        Value::Object(event)
+    });
+    prop_oneof![9 => told, 1 => anything()]
+}
+
+/// The same, with its delta in two pieces.
+fn split(event: &Value, at: usize) -> Vec<Value> {
+    let delta = event.get("delta").and_then(Value::as_str);
+    let is_delta = event.get("type").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("_delta"));
+    let (Some(delta), true) = (delta, is_delta) else { return vec![event.clone()] };
+    let with = |piece: &str| {
+        let mut event = event.clone();
+        event["delta"] = piece.into();
+        event
+    };
+    let at = delta.floor_char_boundary(at.min(delta.len()));
+    vec![with(&delta[..at]), with(&delta[at..])]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn numbers_have_no_holes_whatever_comes(events in prop::collection::vec(event(), 0..40)) {
+        let fold = fold(&events);
+        for (at, artifact) in fold.artifacts().enumerate() {
+            prop_assert_eq!(artifact.seq, at as u64 + 1);
+        }
+        prop_assert_eq!(fold.events(), events.len() as u64);
+    }
+
+    #[test]
+    fn how_deltas_are_cut_makes_no_difference(
+        events in prop::collection::vec((event(), 0..6_usize), 0..40),
+    ) {
+        let whole: Vec<_> = events.iter().map(|(event, _)| event.clone()).collect();
+        let cut: Vec<_> = events.iter().flat_map(|(event, at)| split(event, *at)).collect();
+        prop_assert_eq!(all(&fold(&whole)), all(&fold(&cut)));
+    }
+
+    #[test]
+    fn what_was_there_and_what_changed_is_what_there_is(
+        batches in prop::collection::vec(prop::collection::vec(event(), 0..6), 0..12),
+        from in 0..12_usize,
+    ) {
+        let (mut fold, mut screen) = (Fold::default(), Screen::default());
+        for (at, batch) in batches.iter().enumerate() {
+            if at == from {
+                for artifact in fold.artifacts() {
+                    screen.hear(&[Change::Created(artifact.clone())]);
+                }
+            }
+            let changes = fold.apply(batch, at as i64);
+            if at >= from {
+                screen.hear(&changes);
+            }
+        }
+        if from < batches.len() {
+            let shown: Vec<_> = screen.0.into_values().collect();
+            let all: Vec<_> = fold.artifacts().map(|artifact| serde_json::to_value(&**artifact).unwrap()).collect();
+            prop_assert_eq!(shown, all);
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_goes_on_as_if_nothing_had_been(
+        before in prop::collection::vec(event(), 0..20),
+        after in prop::collection::vec(event(), 0..20),
+    ) {
+        let mut whole = fold(&before);
+        let kept: Vec<Kept> = whole.changed_since(0).collect();
+        let rest = serde_json::from_value(serde_json::to_value(whole.rest()).unwrap()).unwrap();
+        let reread = kept.into_iter().map(|kept| {
+            let text = serde_json::to_string(&*kept.artifact).unwrap();
+            Kept { artifact: serde_json::from_str::<Artifact>(&text).unwrap().into(), ..kept }
+        });
+        let mut restored = Fold::restore(reread.collect(), rest);
+        prop_assert_eq!(whole.apply(&after, 2), restored.apply(&after, 2));
+        prop_assert_eq!(all(&whole), all(&restored));
+    }
+}
