@@ -28,8 +28,22 @@ pub struct Credential {
     pub token: Option<String>,
     /// The task whose token it is.
     pub task: Option<Uuid>,
-    /// Patterns of the workspaces that it opens.
+    /// Patterns of the workspaces that it opens, and of the projects of sandboxes.
     pub workspaces: Arc<[glob::Pattern]>,
+    /// What it gives on sandboxes.
+    pub sandboxes: Access,
+}
+
+/// What somebody may do with sandboxes that it is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Not even know of them.
+    #[default]
+    None,
+    /// Watch them.
+    Read,
+    /// Make them, tell them what to do, remove them.
+    Write,
 }
 
 impl Credential {
@@ -37,7 +51,7 @@ impl Credential {
     #[must_use]
     pub fn none(is_admin: bool) -> Self {
         let all = glob::Pattern::new("*").into_iter().collect();
-        Self { is_admin, token: None, task: None, workspaces: all }
+        Self { is_admin, token: None, task: None, workspaces: all, sandboxes: Access::None }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod policy;
 pub mod rules;
+mod sandbox;
 mod sql;
 
 use std::{
@@ -20,6 +21,7 @@ use trunkline_store::{
 };
 
 use self::rules::{Fallback, Level, Name, Rule, Rules};
+pub use self::sandbox::{SandboxNeed, SandboxPermit, UseSandbox};
 use crate::{
     caller::Caller,
     error::Error,

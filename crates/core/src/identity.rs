@@ -11,6 +11,7 @@
 //! | metrics bridge | `metrics::shard0` | `metric::receiver0` |
 //! | bridge | `br::{implementation}::{specifier}` | the same |
 //! | service | `sv::{implementation}::{specifier}` | the same |
+//! | sandbox | `sx::{id}` | none; it has topics for its events and its commands |
 
 use std::fmt;
 
@@ -23,6 +24,10 @@ use crate::{
 
 /// What joins the parts of a name, and can therefore be in none of them.
 pub const SEPARATOR: &str = "::";
+
+/// Longest id of a sandbox, and one that is none, because it is a path of the surface.
+const SANDBOX_ID_MAX: usize = 128;
+const SANDBOX_RESERVED: &str = "stream";
 
 /// Who a principal is. Built by the constructors, which check every part.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +55,8 @@ pub enum Identity {
     Bridge(Unplaced),
     /// Serves all workspaces.
     Service(Unplaced),
+    /// A program that works somewhere else, and comes over HTTP.
+    Sandbox(String),
 }
 
 /// Three parts, inside a workspace.
@@ -131,6 +138,20 @@ impl Identity {
         Unplaced::new(implementation, specifier).map(Self::Service)
     }
 
+    /// A sandbox.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if it is no id of one.
+    pub fn sandbox(id: &str) -> Result<Self, Error> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._~-".contains(c);
+        if id.is_empty() || id.len() > SANDBOX_ID_MAX || !id.chars().all(fits) || id == SANDBOX_RESERVED {
+            return Err(invalid(format!(
+                "{id:?} is no sandbox id: 1 to {SANDBOX_ID_MAX} of A-Z a-z 0-9 . _ ~ - and not {SANDBOX_RESERVED:?}"
+            )));
+        }
+        Ok(Self::Sandbox(id.to_owned()))
+    }
+
     /// The workspace that it belongs to; users choose theirs after connecting, the others have none.
     #[must_use]
     pub fn workspace(&self) -> Option<&str> {
@@ -152,6 +173,7 @@ impl Identity {
             Self::MetricsBridge => PrincipalKind::MetricsBridge,
             Self::Bridge(_) => PrincipalKind::Bridge,
             Self::Service(_) => PrincipalKind::Service,
+            Self::Sandbox(_) => PrincipalKind::Sandbox,
         }
     }
 
@@ -171,6 +193,7 @@ impl Identity {
             ["metrics", _] => Ok(Self::MetricsBridge),
             ["br", i, s] => Self::bridge(i, s),
             ["sv", i, s] => Self::service(i, s),
+            ["sx", id] => Self::sandbox(id),
             _ => Err(invalid(format!("{text:?} is no identity"))),
         }
     }
@@ -183,7 +206,7 @@ impl Identity {
             Self::Orchestrator(unplaced) | Self::Bridge(unplaced) | Self::Service(unplaced) => {
                 Some(&unplaced.implementation)
             }
-            Self::User { .. } | Self::WorkflowEngine | Self::MetricsBridge => None,
+            Self::User { .. } | Self::WorkflowEngine | Self::MetricsBridge | Self::Sandbox(_) => None,
         }
     }
 
@@ -194,6 +217,7 @@ impl Identity {
             Self::Agent(named) | Self::UniqueTask(named) | Self::Task(named) => &named.specifier,
             Self::Orchestrator(unplaced) | Self::Bridge(unplaced) | Self::Service(unplaced) => &unplaced.specifier,
             Self::User { window, .. } => window,
+            Self::Sandbox(id) => id,
             Self::WorkflowEngine | Self::MetricsBridge => "shard0",
         };
         debug_assert!(!text.contains(SEPARATOR), "parts of names were checked");
@@ -220,11 +244,13 @@ pub enum PrincipalKind {
     WorkflowEngine,
     /// The metrics bridge.
     MetricsBridge,
+    /// Sandboxes.
+    Sandbox,
 }
 
 impl PrincipalKind {
     /// All of them, each with its published name and its word in rules.
-    const WORDS: [(Self, &'static str, &'static str); 8] = [
+    const WORDS: [(Self, &'static str, &'static str); 9] = [
         (Self::Agent, "Agent", "agent"),
         (Self::Task, "Task", "task"),
         (Self::User, "User", "user"),
@@ -233,6 +259,7 @@ impl PrincipalKind {
         (Self::Orchestrator, "Orchestrator", "orchestrator"),
         (Self::WorkflowEngine, "WorkflowEngine", "workflow_engine"),
         (Self::MetricsBridge, "MetricsBridge", "metrics_bridge"),
+        (Self::Sandbox, "Sandbox", "sandbox"),
     ];
 
     /// All kinds.
@@ -281,6 +308,7 @@ impl fmt::Display for Identity {
             Self::MetricsBridge => f.write_str("metrics::shard0"),
             Self::Bridge(unplaced) => write!(f, "br::{unplaced}"),
             Self::Service(unplaced) => write!(f, "sv::{unplaced}"),
+            Self::Sandbox(id) => write!(f, "sx::{id}"),
         }
     }
 }

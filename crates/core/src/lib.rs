@@ -41,6 +41,7 @@ pub fn migrations() -> Vec<Migration> {
         audit::MIGRATIONS,
         registry::MIGRATIONS,
         task::MIGRATIONS,
+        sandbox::MIGRATIONS,
     ]
     .concat()
 }

@@ -1,3 +1,446 @@
 //! Sandboxes: programs that work somewhere else, told what to do and watched from here.
+//!
+//! A sandbox is a row, two topics, and a fold. What it tells lies in the log, whole, as it came; what people look at is
+//! folded from that ([`artifacts`]) and kept in checkpoints. What it is told lies in the log too, and its command stream
+//! is a lease: a new one takes the place of the old one.
 
 pub mod artifacts;
+mod duty;
+mod life;
+mod roll;
+mod scene;
+mod sql;
+pub mod state;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
+    },
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use trunkline_store::log::Clock;
+
+use self::{
+    artifacts::{Artifact, Sign, sign},
+    duty::Stint,
+    scene::Scene,
+    state::{Happening, Status},
+};
+use crate::{
+    caller::Caller,
+    error::{Error, Kind},
+    gate::{Gate, SandboxPermit, UseSandbox},
+    identity::Identity,
+};
+
+pub use self::{
+    duty::{Command, Duty},
+    roll::{News, Roll},
+    scene::{Sight, Step, Watch},
+};
+pub use crate::gate::SandboxNeed as Need;
+pub(crate) use sql::MIGRATIONS;
+
+/// Longest name of a project, and longest summary that is kept, in bytes.
+const PROJECT_BYTES_MAX: usize = 256;
+const SUMMARY_BYTES_MAX: usize = 4096;
+
+/// Events in one request.
+const EVENTS_MAX: usize = 10_000;
+
+/// Events that are told while nobody looks, before they are folded all the same: it bounds what the next one to look waits
+/// for.
+const UNFOLDED_MAX: u64 = 4000;
+
+/// A sandbox, as everybody sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    /// How it is.
+    pub status: Status,
+    /// What it is about, in its own words.
+    pub summary: Option<String>,
+    /// To which project it belongs.
+    pub project: Option<String>,
+    /// Unix milliseconds.
+    pub created_at: i64,
+    /// When it last told anything, or opened its stream; Unix milliseconds.
+    pub last_heartbeat: i64,
+}
+
+/// A sandbox, and what only the server knows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) sandbox: Sandbox,
+    /// When its time is up.
+    due_at: Option<i64>,
+    /// How far it was told its commands.
+    commands_to: i64,
+    /// Which command stream is its; 0 for none.
+    duty: i64,
+    /// Nobody sees it any more.
+    removed: bool,
+    /// Grows with every change that others hear of, also when an id is used again.
+    version: i64,
+}
+
+/// How long sandboxes have for what, in milliseconds; 0 is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// To give a sign of life after they were made. The published figure.
+    pub bootstrap_ms: u64,
+    /// To come back after the server was started again.
+    pub grace_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { bootstrap_ms: 180_000, grace_ms: 10_000 }
+    }
+}
+
+/// The sandboxes of a server. Clones share them.
+#[derive(Clone)]
+pub struct Sandboxes(Arc<Inner>);
+
+struct Inner {
+    gate: Gate,
+    options: Options,
+    clock: Clock,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    /// Those that somebody is busy with.
+    active: Mutex<HashMap<String, Arc<Active>>>,
+    /// When the next one's time is up.
+    alarm: Mutex<Option<i64>>,
+    alarm_moved: Notify,
+}
+
+/// What is known here of a sandbox that somebody is busy with.
+#[derive(Default)]
+struct Active {
+    /// Held while what a sandbox told changes what it is: so the last word on that is the last in the log, too.
+    order: tokio::sync::Mutex<()>,
+    /// The last sign of life, and how much of that its row knows.
+    beat: AtomicI64,
+    beat_noted: AtomicI64,
+    /// Events that came since it was last folded.
+    unfolded: AtomicU64,
+    stint: Mutex<Option<Arc<Stint>>>,
+    scene: tokio::sync::Mutex<Option<Arc<Scene>>>,
+}
+
+/// A sandbox that the caller may do something with.
+pub struct Seat {
+    permit: SandboxPermit,
+    standing: Standing,
+}
+
+impl Seat {
+    /// The sandbox.
+    #[must_use]
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.standing.sandbox
+    }
+}
+
+/// What a sandbox tells at once, read.
+pub struct Events {
+    body: Bytes,
+    count: u64,
+    signs: Vec<Sign>,
+}
+
+impl Events {
+    /// Reads one event, or several in a list.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for what is neither.
+    pub fn parse(body: Bytes) -> Result<Self, Error> {
+        let value: Value = serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON: {e}")))?;
+        let events = match &value {
+            Value::Array(events) => events.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        if events.is_empty() || events.len() > EVENTS_MAX {
+            return Err(invalid(format!("1 to {EVENTS_MAX} events are allowed, not {}", events.len())));
+        }
+        for (at, event) in events.iter().enumerate() {
+            if !event.get("type").is_some_and(Value::is_string) {
+                return Err(invalid(format!("event {at} is no object with a \"type\" that is text")));
+            }
+        }
+        Ok(Self { count: events.len() as u64, signs: events.iter().filter_map(sign).collect(), body })
+    }
+}
+
+/// Reads the events of a record; whatever it is, it is some.
+fn events_of(payload: &[u8]) -> Vec<Value> {
+    match serde_json::from_slice(payload) {
+        Ok(Value::Array(events)) => events,
+        Ok(one) => vec![one],
+        Err(_) => vec![Value::Null],
+    }
+}
+
+/// Something that a sandbox can be told.
+pub struct Order(Bytes);
+
+impl Order {
+    /// Reads a command: `{"type": "prompt", "text": …}` or `{"type": "abort"}`. What else is in it, is passed on.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for what is none, with code `ERR_UNKNOWN_COMMAND` if it only has another type.
+    pub fn parse(body: Bytes) -> Result<Self, Error> {
+        let value: Value = serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON: {e}")))?;
+        match value.get("type").and_then(Value::as_str) {
+            None => Err(invalid("a command is an object with a \"type\" that is text".to_owned())),
+            Some("prompt") if !value.get("text").is_some_and(Value::is_string) => {
+                Err(invalid("a prompt has a \"text\" that is text".to_owned()))
+            }
+            Some("prompt" | "abort") => Ok(Self(body)),
+            Some(other) => {
+                let message = format!("unknown command type {other:?}; there are \"prompt\" and \"abort\"");
+                Err(Error::new(Kind::Invalid, UNKNOWN_COMMAND, message))
+            }
+        }
+    }
+}
+
+/// The code of a command of unknown type: its status is not that of other bad requests.
+pub const UNKNOWN_COMMAND: &str = "ERR_UNKNOWN_COMMAND";
+
+impl Sandboxes {
+    /// The sandboxes behind `gate`. What it begins is in `tracker`, and ends with `stop`.
+    #[must_use]
+    pub fn new(gate: Gate, options: Options, tracker: TaskTracker, stop: CancellationToken, clock: Clock) -> Self {
+        let (active, alarm, alarm_moved) = (Mutex::default(), Mutex::new(Some(0)), Notify::new());
+        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, alarm, alarm_moved }))
+    }
+
+    /// Makes a sandbox that will come; answers it, and whether it is new.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`], [`Kind::Denied`], [`Kind::NotFound`] if it is there and the caller may not know of it,
+    /// [`Kind::Unavailable`].
+    pub async fn create(&self, caller: &Caller, id: &str, project: Option<&str>) -> Result<(Sandbox, bool), Error> {
+        Identity::sandbox(id)?;
+        let project = project.filter(|project| !project.is_empty());
+        if project.is_some_and(|project| project.len() > PROJECT_BYTES_MAX || project.contains(char::is_control)) {
+            let why = format!("a project has at most {PROJECT_BYTES_MAX} bytes and no control characters");
+            return Err(invalid(why));
+        }
+        if let Some(known) = self.standing(id).await? {
+            self.0.gate.authorize(caller, UseSandbox::new(&known.sandbox, Need::Write))?;
+            return Ok((self.shown(known.sandbox), false));
+        }
+        let now = self.now();
+        let sandbox = Sandbox {
+            id: id.to_owned(),
+            status: Status::Bootstrapping,
+            summary: None,
+            project: project.map(ToOwned::to_owned),
+            created_at: now,
+            last_heartbeat: now,
+        };
+        self.0.gate.authorize(caller, UseSandbox::new(&sandbox, Need::Write))?;
+        let made = self.make(sandbox).await?;
+        // Somebody else may have made it in the meantime.
+        self.0.gate.authorize(caller, UseSandbox::new(&made.0, Need::Write))?;
+        Ok(made)
+    }
+
+    /// All sandboxes that the caller may watch, or those of a project, oldest first.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn list(&self, caller: &Caller, project: Option<&str>) -> Result<Vec<Sandbox>, Error> {
+        let all = self.all(project).await?.into_iter().map(|standing| self.shown(standing.sandbox));
+        Ok(all.filter(|sandbox| self.may_watch(caller, sandbox)).collect())
+    }
+
+    /// A sandbox that the caller may do something with.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there is none or the caller may not know of it, [`Kind::Denied`], [`Kind::Unavailable`].
+    pub async fn find(&self, caller: &Caller, id: &str, need: Need) -> Result<Seat, Error> {
+        let mut standing = self.standing(id).await?.ok_or_else(missing)?;
+        let permit = self.0.gate.authorize(caller, UseSandbox::new(&standing.sandbox, need))?;
+        standing.sandbox = self.shown(standing.sandbox);
+        Ok(Seat { permit, standing })
+    }
+
+    /// Appends what a sandbox tells. Durable when it returns; what it says about the sandbox itself has taken effect. With a
+    /// key, only if nothing was told under it before.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if it was removed in the meantime, [`Kind::Unavailable`].
+    pub async fn tell(&self, seat: &Seat, events: Events, key: &str) -> Result<(), Error> {
+        let Standing { sandbox, due_at, .. } = &seat.standing;
+        let active = self.active(&sandbox.id);
+        let is_first = sandbox.status == Status::Bootstrapping && due_at.is_some();
+        let mut happened: Vec<_> = events.signs.into_iter().map(happening).collect();
+        if is_first {
+            happened.insert(0, Happening::SignOfLife);
+        }
+        active.beat.fetch_max(self.now(), SeqCst);
+        if active.unfolded.fetch_add(events.count, SeqCst) + events.count > UNFOLDED_MAX {
+            self.fold_unseen(&sandbox.id, &active);
+        }
+        let append = self.0.gate.tell_sandbox(&seat.permit, events.body, key)?;
+        if happened.is_empty() {
+            return append.await;
+        }
+        let (sandboxes, id) = (self.clone(), sandbox.id.clone());
+        // It completes even if nobody waits for it any more.
+        let told = self.0.tracker.spawn(async move {
+            let _order = active.order.lock().await;
+            append.await?;
+            sandboxes.change(&id, happened, None).await.map(drop)
+        });
+        told.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Tells a sandbox what to do. Durable when it returns, and delivered once its stream is there. With a key, only if it was
+    /// told nothing under it before.
+    ///
+    /// # Errors
+    /// [`Kind::Precondition`] if there is no sandbox to take it, [`Kind::Unavailable`].
+    pub async fn command(&self, seat: &Seat, order: Order, key: &str) -> Result<(), Error> {
+        let Sandbox { id, status, .. } = &seat.standing.sandbox;
+        if !status.takes_commands() {
+            let message = format!("no sandbox is connected for {id}: it is {}", status.word());
+            return Err(Error::new(Kind::Precondition, "ERR_NOT_CONNECTED", message));
+        }
+        self.0.gate.command_sandbox(&seat.permit, order.0, key)?.await
+    }
+
+    /// All artifacts, with everything that was acknowledged before.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Unavailable`].
+    pub async fn artifacts(&self, seat: &Seat) -> Result<Vec<Arc<Artifact>>, Error> {
+        Ok(self.scene(&seat.standing.sandbox.id).await?.all())
+    }
+
+    /// What there is to see, from what somebody saw last, and then what changes.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Unavailable`].
+    pub async fn watch(&self, seat: &Seat, last_seen: Option<u64>) -> Result<Watch, Error> {
+        Ok(self.scene(&seat.standing.sandbox.id).await?.watch(last_seen))
+    }
+
+    /// Removes a sandbox and all that it told; whoever watches it sees the end. Completes even if it is not waited for.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if somebody else did, [`Kind::Unavailable`].
+    pub async fn remove(&self, seat: &Seat) -> Result<(), Error> {
+        let (sandboxes, id) = (self.clone(), seat.standing.sandbox.id.clone());
+        let removed = self.0.tracker.spawn(async move { sandboxes.unmake(&id).await });
+        removed.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    fn may_watch(&self, caller: &Caller, sandbox: &Sandbox) -> bool {
+        self.0.gate.authorize(caller, UseSandbox::new(sandbox, Need::Read)).is_ok()
+    }
+
+    /// As its row says, and its last sign of life.
+    fn shown(&self, mut sandbox: Sandbox) -> Sandbox {
+        if let Some(active) = lock(&self.0.active).get(&sandbox.id) {
+            sandbox.last_heartbeat = sandbox.last_heartbeat.max(active.beat.load(SeqCst));
+        }
+        sandbox
+    }
+
+    fn active(&self, id: &str) -> Arc<Active> {
+        lock(&self.0.active).entry(id.to_owned()).or_default().clone()
+    }
+
+    fn now(&self) -> i64 {
+        i64::try_from(self.0.clock.now_ms()).unwrap_or(i64::MAX)
+    }
+
+    /// The scene of a sandbox, with everything in it that was acknowledged before.
+    async fn scene(&self, id: &str) -> Result<Arc<Scene>, Error> {
+        let active = self.active(id);
+        loop {
+            let scene = {
+                let mut scene = active.scene.lock().await;
+                match &*scene {
+                    Some(scene) => scene.clone(),
+                    None => {
+                        let opened = Scene::open(&self.0.gate, &self.0.tracker, self.0.stop.clone(), id).await?;
+                        scene.insert(opened).clone()
+                    }
+                }
+            };
+            if scene.sync().await {
+                active.unfolded.store(0, SeqCst);
+                return Ok(scene);
+            }
+            // It closed, because nobody looked, or what it shows is gone.
+            let mut current = active.scene.lock().await;
+            if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &scene)) {
+                *current = None;
+            }
+            drop(current);
+            if self.0.stop.is_cancelled() {
+                return Err(stopped());
+            }
+            self.standing(id).await?.ok_or_else(missing)?;
+        }
+    }
+
+    /// Folds what nobody looks at, so that somebody can.
+    fn fold_unseen(&self, id: &str, active: &Arc<Active>) {
+        active.unfolded.store(0, SeqCst);
+        let (sandboxes, id) = (self.clone(), id.to_owned());
+        self.0.tracker.spawn(async move {
+            if let Err(error) = sandboxes.scene(&id).await
+                && error.kind != Kind::NotFound
+            {
+                tracing::warn!(%error, sandbox = id, "not folded yet; the next one to look waits for it");
+            }
+        });
+    }
+}
+
+fn happening(sign: Sign) -> Happening {
+    match sign {
+        Sign::TurnStarted => Happening::TurnStarted,
+        Sign::TurnEnded => Happening::TurnEnded,
+        Sign::Summary(mut summary) => {
+            summary.truncate(summary.floor_char_boundary(SUMMARY_BYTES_MAX));
+            Happening::Summary(summary)
+        }
+    }
+}
+
+/// The answer to everybody who may not know of a sandbox.
+pub(crate) fn missing() -> Error {
+    Error::new(Kind::NotFound, "ERR_NOT_FOUND", "session not found")
+}
+
+fn stopped() -> Error {
+    Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the server is stopping")
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message)
+}
+
+/// A panic while holding the lock cannot leave half a change: each section is a few moves.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -12,13 +12,19 @@ use uuid::Uuid;
 pub(crate) use sql::MIGRATIONS;
 
 use crate::{
-    caller::{Caller, Credential},
+    caller::{Access, Caller, Credential},
     error::{Error, Kind},
     gate::{Administer, Gate, MintUserKeys},
     identity::{Identity, PrincipalKind, SEPARATOR},
     rule::now,
     session::Sessions,
 };
+
+/// Scope of a user's key that opens sandboxes, to watch them.
+pub const SANDBOX_READ: &str = "sandbox:read";
+
+/// Scope of a user's key that opens sandboxes, to make them and tell them what to do as well.
+pub const SANDBOX_WRITE: &str = "sandbox:write";
 
 /// Random bytes of a secret.
 const SECRET_BYTES: usize = 32;
@@ -152,6 +158,9 @@ pub async fn create(gate: &Gate, caller: &Caller, new: New) -> Result<(Token, Se
             return Err(invalid("created_by (the target user id) is required for user tokens"));
         }
     }
+    if new.kind == PrincipalKind::Sandbox {
+        Identity::sandbox(&new.created_by)?;
+    }
     let texts = [&new.name, &new.created_by].into_iter().chain(&new.workspace_patterns).chain(&new.scopes);
     if texts.into_iter().any(|text| text.len() > TEXT_BYTES_MAX || text.contains(char::is_control))
         || new.workspace_patterns.len() > LIST_MAX
@@ -230,12 +239,48 @@ pub async fn authenticate(gate: &Gate, secret: &str, claimed: &Identity) -> Resu
     let (hash, at) = (digest(secret), now());
     let found = gate.housekeep(move |tx| sql::used(tx, hash.clone(), at)).await?.ok_or_else(unknown)?;
     check_binding(&found, claimed)?;
-    Ok(Credential {
-        is_admin: found.kind.is_none(),
-        token: Some(found.id),
+    Ok(credential(found))
+}
+
+/// Who comes with a secret alone, as over HTTP: an administrator, a user, or a sandbox.
+///
+/// # Errors
+/// [`Kind::Unauthenticated`] for a secret that is none, [`Kind::Denied`] for one of somebody who comes another way.
+pub async fn bearer(gate: &Gate, secret: &str) -> Result<(Identity, Credential), Error> {
+    let (hash, at) = (digest(secret), now());
+    let found = gate.glance(move |tx| sql::usable(tx, hash.clone(), at)).await?.ok_or_else(unknown)?;
+    if sql::is_use_to_be_noted(&found, at) {
+        let (id, hash) = (found.id.clone(), digest(secret));
+        let noted = gate.housekeep(move |tx| sql::used(tx, hash.clone(), at)).await;
+        if let Err(error) = noted {
+            tracing::warn!(%error, token = id, "use of an API key not noted");
+        }
+    }
+    let identity = match found.kind {
+        None => Identity::user("admin", "http")?,
+        Some(PrincipalKind::User) => Identity::user(&found.created_by, "http")?,
+        Some(PrincipalKind::Sandbox) => Identity::sandbox(&found.created_by)?,
+        Some(kind) => {
+            let message = format!("this API key is for principals of kind {kind}, which connect over gRPC");
+            return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
+        }
+    };
+    Ok((identity, credential(found)))
+}
+
+fn credential(token: Token) -> Credential {
+    let gives = |scope: &str| token.scopes.iter().any(|own| own == scope);
+    Credential {
+        is_admin: token.kind.is_none(),
         task: None,
-        workspaces: found.workspace_patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect(),
-    })
+        workspaces: token.workspace_patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect(),
+        sandboxes: match token.kind {
+            Some(PrincipalKind::User) if gives(SANDBOX_WRITE) => Access::Write,
+            Some(PrincipalKind::User) if gives(SANDBOX_READ) => Access::Read,
+            _ => Access::None,
+        },
+        token: Some(token.id),
+    }
 }
 
 /// Whether the key that a session came in with is still good. To be asked once the session is listed: a key that is revoked
@@ -245,7 +290,8 @@ pub async fn authenticate(gate: &Gate, secret: &str, claimed: &Identity) -> Resu
 /// [`Kind::Unauthenticated`] if not, [`Kind::Unavailable`].
 pub async fn confirm(gate: &Gate, credential: &Credential) -> Result<(), Error> {
     let Some(id) = credential.token.clone() else { return Ok(()) };
-    if gate.glance(move |tx| sql::is_good(tx, id.clone())).await? {
+    let at = now();
+    if gate.glance(move |tx| sql::is_good(tx, id.clone(), at)).await? {
         return Ok(());
     }
     Err(unknown())

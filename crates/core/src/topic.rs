@@ -287,6 +287,24 @@ pub fn own_lane(identity: &Identity) -> Result<Option<Topic>, Error> {
     Ok(Some(Topic::new(&name)?))
 }
 
+/// What becomes of sandboxes, for those who watch the list of them.
+const ROLL: &str = "sandboxes";
+
+/// `sandboxes`: each sandbox that comes, changes or goes.
+pub(crate) fn sandboxes() -> Result<Topic, Error> {
+    Ok(Topic::new(ROLL)?)
+}
+
+/// `sx::{id}::events`: what a sandbox tells.
+pub(crate) fn sandbox_events(id: &str) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("sx::{id}::events"))?)
+}
+
+/// `sx::{id}::commands`: what a sandbox is told.
+pub(crate) fn sandbox_commands(id: &str) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("sx::{id}::commands"))?)
+}
+
 /// Topics of identities and broadcasts: kept for a day, by the published contract.
 pub const CLASS_LANE: Class = Class(0);
 
@@ -299,7 +317,7 @@ pub fn class(name: &str) -> Class {
     let prefix = name.split(SEPARATOR).next().unwrap_or_default();
     match prefix {
         "ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "pg" | "tk" | "event" | "metric" | "br"
-        | "sv" => CLASS_LANE,
+        | "sv" | ROLL => CLASS_LANE,
         _ => CLASS_KEPT,
     }
 }

@@ -12,6 +12,7 @@ use trunkline_core::{
     gate::Gate,
     kv,
     registry::Registry,
+    sandbox::Sandboxes,
     session::{self, Sessions},
     task::Tasks,
     token::{self, Secret},
@@ -27,9 +28,11 @@ use crate::{
     agent::Gateway,
     auth::Auth,
     config::{Config, ConfigError, Durability, RetentionConfig},
+    http::{self, Web},
     listen::{Listeners, bind},
     metrics::Metrics,
     ops::{self, Operations},
+    sandbox,
     tls::Tls,
 };
 
@@ -123,11 +126,12 @@ impl Server {
         tasks.recover().await?;
         let metrics = Arc::new(Metrics::new());
         let operations = Operations::new(gate.clone(), sessions.clone(), metrics.clone(), server.stop.clone());
+        let auth = Auth::new(gate.clone(), tasks.clone(), config.dev);
         let gateway = Gateway {
             sessions,
             metrics,
             gate: gate.clone(),
-            auth: Auth::new(gate.clone(), tasks.clone(), config.dev),
+            auth: auth.clone(),
             limits: config.limits,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64),
             stop: server.stop.clone(),
@@ -136,7 +140,17 @@ impl Server {
         };
         let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
         listeners.grpc(grpc.0, gateway);
-        listeners.http(http.0, ops::no_surfaces());
+        let web = Web { auth: auth.clone(), limits: config.limits, stop: server.stop.clone() };
+        let sandboxes = Sandboxes::new(
+            gate.clone(),
+            config.sandbox,
+            server.tasks.clone(),
+            server.stop.clone(),
+            log::Clock::system(),
+        );
+        sandboxes.recover().await?;
+        server.tasks.spawn(sandboxes.clone().run());
+        listeners.http(http.0, http::router(sandbox::router(sandboxes, web), &config.http.allowed_origins)?);
         // Operators are answered until the end.
         let listeners = Listeners { tls: None, stop: server.closed.clone(), tasks: server.ops_tasks.clone() };
         listeners.http(ops.0, ops::router(operations));

@@ -11,7 +11,14 @@ use std::{
 };
 
 use rustls::pki_types::CertificateDer;
-use trunkline_core::{Error, Kind, caller::Credential, gate::Gate, identity::Identity, task::Tasks, token};
+use trunkline_core::{
+    Error, Kind,
+    caller::{Caller, Credential},
+    gate::Gate,
+    identity::Identity,
+    task::Tasks,
+    token,
+};
 
 use crate::tls;
 
@@ -89,6 +96,35 @@ impl Auth {
             self.throttle(|throttle| throttle.failed(who, Instant::now()));
         }
         admitted
+    }
+
+    /// Whoever comes with this secret over HTTP, or with none.
+    pub(crate) async fn bearer(&self, secret: Option<&str>, peer: Option<IpAddr>) -> Result<Caller, Error> {
+        let Some(secret) = secret else {
+            if self.dev {
+                return Ok(Caller::new(Identity::user("dev", "http")?, String::new(), Credential::none(true)));
+            }
+            return Err(refused("a bearer token is required".to_owned()));
+        };
+        let who = (peer, "http".to_owned());
+        if self.throttle(|throttle| throttle.is_cooling(&who, Instant::now())) {
+            let refused = refused("auth temporarily throttled after repeated failures".to_owned());
+            return Err(Error { kind: Kind::Exhausted, retry_after: Some(COOLDOWN), ..refused });
+        }
+        match token::bearer(&self.gate, secret).await {
+            Ok((identity, credential)) => Ok(Caller::new(identity, String::new(), credential)),
+            Err(error) => {
+                if error.kind == Kind::Unauthenticated {
+                    self.throttle(|throttle| throttle.failed(who, Instant::now()));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether what somebody came in with is still good.
+    pub(crate) async fn confirm(&self, caller: &Caller) -> Result<(), Error> {
+        token::confirm(&self.gate, &caller.credential).await
     }
 
     fn throttle<T>(&self, run: impl FnOnce(&mut Throttle) -> T) -> T {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use trunkline_core::{limits::Limits, task};
+use trunkline_core::{limits::Limits, sandbox, task};
 use trunkline_store::log::Retention;
 
 const PREFIX: &str = "TRUNKLINE__";
@@ -31,6 +31,10 @@ pub struct Config {
     pub limits: Limits,
     /// How messages are delivered.
     pub messages: MessagesConfig,
+    /// Browsers.
+    pub http: HttpConfig,
+    /// How long sandboxes may take for what.
+    pub sandbox: sandbox::Options,
     /// How tasks are handed out, and how long everything about them may take.
     pub tasks: task::Options,
     /// How long things are kept.
@@ -97,6 +101,14 @@ impl MessagesConfig {
     }
 }
 
+/// What browsers may do.
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Origins, such as `https://app.example.org`, whose pages may use this server besides its own.
+    pub allowed_origins: Vec<String>,
+}
+
 /// How long things are kept; 0 is forever, and no limit.
 #[derive(Clone, Copy, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -129,6 +141,8 @@ impl Default for Config {
             tls: TlsConfig::default(),
             limits: Limits::default(),
             messages: MessagesConfig::default(),
+            http: HttpConfig::default(),
+            sandbox: sandbox::Options::default(),
             tasks: task::Options::default(),
             retention: RetentionConfig::default(),
             shutdown: Shutdown::default(),

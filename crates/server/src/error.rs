@@ -1,7 +1,12 @@
 //! The one table from an error's kind to what each wire calls it.
 
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use tonic::{Code, Status};
-use trunkline_core::{Error, Kind};
+use trunkline_core::{Error, Kind, sandbox::UNKNOWN_COMMAND};
 use trunkline_proto::v1::ErrorResponse;
 
 /// The gRPC code of a kind.
@@ -19,6 +24,72 @@ pub(crate) fn grpc_code(kind: Kind) -> Code {
         Kind::Cancelled => Code::Cancelled,
         Kind::Unimplemented => Code::Unimplemented,
         Kind::Internal => Code::Internal,
+    }
+}
+
+/// The HTTP status of an error: its kind's, but for a few that HTTP tells apart.
+pub(crate) fn http_status(error: &Error) -> StatusCode {
+    match error.code {
+        UNKNOWN_COMMAND => return StatusCode::UNPROCESSABLE_ENTITY,
+        TOO_LARGE => return StatusCode::PAYLOAD_TOO_LARGE,
+        _ => {}
+    }
+    match error.kind {
+        Kind::Invalid => StatusCode::BAD_REQUEST,
+        Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Kind::Denied => StatusCode::FORBIDDEN,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Exists | Kind::Precondition => StatusCode::CONFLICT,
+        Kind::Exhausted => StatusCode::TOO_MANY_REQUESTS,
+        Kind::Unavailable | Kind::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        Kind::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The code of a body that is larger than it may be.
+pub(crate) const TOO_LARGE: &str = "ERR_TOO_LARGE";
+
+/// An error as HTTP tells it: `{"error": {"code", "message"}}`.
+pub(crate) struct Refusal(pub(crate) Error);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Problem {
+    error: Detail,
+}
+
+#[derive(serde::Serialize)]
+struct Detail {
+    code: String,
+    message: String,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self(error) = self;
+        let status = http_status(&error);
+        if status.is_server_error() {
+            tracing::warn!(code = error.code, %error, "a request failed");
+        }
+        // `ERR_NOT_FOUND` is `not_found` here, as in the published interfaces.
+        let code = error.code.strip_prefix("ERR_").unwrap_or(error.code).to_ascii_lowercase();
+        let problem = Problem { error: Detail { code, message: error.message.into_owned() } };
+        let mut response = (status, Json(problem)).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(after) = error.retry_after {
+            let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 

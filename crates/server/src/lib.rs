@@ -18,10 +18,13 @@ mod auth;
 pub mod config;
 pub mod doctor;
 mod error;
+mod http;
 mod listen;
 mod metrics;
 mod operator;
 mod ops;
+mod sandbox;
+mod sse;
 mod tls;
 
 pub use app::{Addresses, Server, StartError};

@@ -1,8 +1,16 @@
 //! The listeners: bound, plain or with TLS, served until they are told to stop.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::net::TcpListener;
+use axum::{
+    extract::connect_info::Connected,
+    serve::{IncomingStream, Listener},
+};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
@@ -73,6 +81,7 @@ impl Listeners {
 
     pub(crate) fn http(&self, listener: TcpListener, router: axum::Router) {
         let (stop, tls, tasks) = (self.stop.clone(), self.tls.clone(), self.tasks.clone());
+        let router = router.into_make_service_with_connect_info::<Peer>();
         self.tasks.spawn(async move {
             let served = match (tls, listener.local_addr()) {
                 (Some(tls), Ok(address)) => {
@@ -80,12 +89,48 @@ impl Listeners {
                     let listener = tls::Listener { streams, address };
                     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
                 }
-                _ => axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await,
+                _ => axum::serve(Plain(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await,
             };
             if let Err(error) = served {
                 tracing::error!(%error, "an HTTP listener ended");
             }
         });
+    }
+}
+
+/// Who is at the other end of an HTTP connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+impl Connected<IncomingStream<'_, Plain>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Plain>) -> Self {
+        Self(stream.remote_addr().ip())
+    }
+}
+
+impl Connected<IncomingStream<'_, tls::Listener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, tls::Listener>) -> Self {
+        Self(stream.remote_addr().ip())
+    }
+}
+
+/// A listener without TLS, whose small frames go out at once.
+struct Plain(TcpListener);
+
+impl Listener for Plain {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        let accepted = Listener::accept(&mut self.0).await;
+        if let Err(error) = accepted.0.set_nodelay(true) {
+            tracing::debug!(%error, "small frames may wait");
+        }
+        accepted
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 }
 

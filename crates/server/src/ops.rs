@@ -1,4 +1,4 @@
-//! The listener for operators, and what the HTTP listener answers until its surfaces are there.
+//! The listener for operators.
 //!
 //! | path | answers |
 //! | --- | --- |
@@ -15,7 +15,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Router,
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
@@ -24,6 +24,7 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{gate::Gate, identity::PrincipalKind, session::Sessions};
 
+use crate::http;
 use crate::metrics::{Metrics, Of, Part, resident_bytes};
 
 /// A store that has not answered after so long is not ready.
@@ -60,7 +61,7 @@ pub(crate) fn router(operations: Arc<Operations>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(operations)
-        .fallback(not_found)
+        .fallback(http::not_found)
 }
 
 async fn ready(State(operations): State<Arc<Operations>>) -> (StatusCode, String) {
@@ -104,25 +105,4 @@ async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse
         Ok(text) => ([(CONTENT_TYPE, content_type)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
-}
-
-/// The HTTP surfaces: none yet.
-pub(crate) fn no_surfaces() -> Router {
-    Router::new().fallback(not_found)
-}
-
-#[derive(serde::Serialize)]
-struct Problem {
-    error: Detail,
-}
-
-#[derive(serde::Serialize)]
-struct Detail {
-    code: &'static str,
-    message: &'static str,
-}
-
-async fn not_found() -> (StatusCode, Json<Problem>) {
-    let error = Detail { code: "not_found", message: "there is nothing at this path" };
-    (StatusCode::NOT_FOUND, Json(Problem { error }))
 }

@@ -421,6 +421,8 @@ pub struct TopicStatus {
     pub tail: Offset,
     /// Everything up to here is gone; [`Offset::START`] if nothing was trimmed.
     pub trimmed_to: Offset,
+    /// When its last record was appended, in Unix milliseconds; 0 if there is none.
+    pub last_ms: u64,
     /// Records that are retained.
     pub records: u64,
     /// Payload bytes that are retained.

@@ -19,11 +19,12 @@
 use super::{
     AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreateTask, CreditMetrics, Enter, EnterPermit, Inspect,
     Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail, ReadTrailPermit, Report,
-    ReportOn, RulesPermit, SayOf, Send, SendPermit, SubmitTrail, SubmitTrailPermit, TouchTask, UseKeys,
+    ReportOn, RulesPermit, SandboxNeed, SandboxPermit, SayOf, Send, SendPermit, SubmitTrail, SubmitTrailPermit,
+    TouchTask, UseKeys, UseSandbox,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
-    caller::Caller,
+    caller::{Access, Caller},
     error::{Error, Kind},
     identity::{Identity, PrincipalKind, SEPARATOR, identifier},
     kv::{Action, Scope, namespace, workspace_of},
@@ -56,7 +57,7 @@ fn may_send(sender: &Identity, target: &Target) -> bool {
         PrincipalKind::Orchestrator => {
             matches!(target, Target::Agent(_) | Target::UniqueTask(_) | Target::Task(_) | Target::AnyTask { .. })
         }
-        PrincipalKind::MetricsBridge => false,
+        PrincipalKind::MetricsBridge | PrincipalKind::Sandbox => false,
     }
 }
 
@@ -102,6 +103,32 @@ impl Intent for Report<'_> {
             return Err(invalid(format!("recipient of {} bytes", self.recipient.len())));
         }
         Ok(SendPermit { topic })
+    }
+}
+
+impl Intent for UseSandbox<'_> {
+    type Permit = SandboxPermit;
+
+    /// A sandbox may be itself and see itself; others by their key, per project. Whoever may not even watch it does not
+    /// learn that it is there.
+    fn decide(self, caller: &Caller, _rules: &Rules) -> Result<SandboxPermit, Error> {
+        let permit = SandboxPermit { id: self.id.to_owned(), need: self.need };
+        let credential = &caller.credential;
+        if credential.is_admin {
+            return Ok(permit);
+        }
+        let opens = caller.opens(self.project);
+        let is_itself = matches!(&caller.identity, Identity::Sandbox(own) if own == self.id);
+        let may = |need: SandboxNeed| match need {
+            SandboxNeed::Read => is_itself || credential.sandboxes >= Access::Read,
+            SandboxNeed::Write => credential.sandboxes >= Access::Write,
+            SandboxNeed::Act => is_itself,
+        };
+        match (opens && may(self.need), opens && may(SandboxNeed::Read)) {
+            (true, _) => Ok(permit),
+            (false, true) => Err(denied("the credential does not allow this".to_owned())),
+            (false, false) => Err(crate::sandbox::missing()),
+        }
     }
 }
 

@@ -25,7 +25,8 @@ const ANY_KIND: &str = "*";
 const USED: &str =
     "SELECT id, name, kind, created_by, workspace_patterns, scopes, created_at, expires_at, last_used_at,
     revoked_at FROM tokens WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)";
-const IS_GOOD: &str = "SELECT id FROM tokens WHERE id = $1 AND revoked_at IS NULL";
+const IS_GOOD: &str = "SELECT id FROM tokens WHERE id = $1 AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > $2)";
 const NOTE_USE: &str = "UPDATE tokens SET last_used_at = $2 WHERE hash = $1";
 const USE_INTERVAL: i64 = 60;
 
@@ -61,17 +62,26 @@ pub(super) fn all(tx: &mut ReadTx) -> TxFuture<'_, Vec<Token>, Error> {
     Box::pin(async move { tx.query(ALL, &[]).await?.iter().map(token).collect() })
 }
 
-/// Whether the key is there and not revoked.
-pub(super) fn is_good(tx: &mut ReadTx, id: String) -> TxFuture<'_, bool, Error> {
-    Box::pin(async move { Ok(tx.query_opt(IS_GOOD, &[id.into()]).await?.is_some()) })
+/// Whether the key is there and can be used.
+pub(super) fn is_good(tx: &mut ReadTx, id: String, now: i64) -> TxFuture<'_, bool, Error> {
+    Box::pin(async move { Ok(tx.query_opt(IS_GOOD, &[id.into(), now.into()]).await?.is_some()) })
+}
+
+/// The key with this hash if it can be used.
+pub(super) fn usable(tx: &mut ReadTx, hash: String, now: i64) -> TxFuture<'_, Option<Token>, Error> {
+    Box::pin(async move { tx.query_opt(USED, &[hash.into(), now.into()]).await?.as_ref().map(token).transpose() })
+}
+
+/// Whether a use of now is worth a write.
+pub(super) fn is_use_to_be_noted(token: &Token, now: i64) -> bool {
+    token.last_used_at.is_none_or(|last| now - last >= USE_INTERVAL)
 }
 
 /// The key with this hash if it can be used, noting that it was.
 pub(super) fn used(tx: &mut WriteTx, hash: String, now: i64) -> TxFuture<'_, Option<Token>, Error> {
     Box::pin(async move {
-        let found = tx.query_opt(USED, &[hash.as_str().into(), now.into()]).await?;
-        let Some(found) = found.as_ref().map(token).transpose()? else { return Ok(None) };
-        if found.last_used_at.is_none_or(|last| now - last >= USE_INTERVAL) {
+        let Some(found) = usable(tx.as_read(), hash.clone(), now).await? else { return Ok(None) };
+        if is_use_to_be_noted(&found, now) {
             tx.execute(NOTE_USE, &[hash.into(), now.into()]).await?;
         }
         Ok(Some(found))

@@ -67,7 +67,7 @@ impl Connect {
 
     /// A stream of a principal's own.
     pub(crate) async fn attach(&self, identity: &Identity) -> Result<Stream, Error> {
-        self.attach_as(client_type(identity)).await
+        self.attach_as(client_type(identity)?).await
     }
 
     /// The same, with all that its kind can say.
@@ -117,8 +117,8 @@ pub(crate) fn said(status: &tonic::Status) -> Error {
     format!("{:?}: {}", status.code(), status.message()).into()
 }
 
-fn client_type(identity: &Identity) -> ClientType {
-    match identity.clone() {
+fn client_type(identity: &Identity) -> Result<ClientType, Error> {
+    Ok(match identity.clone() {
         Identity::Agent(n) => ClientType::Agent(AgentIdentity {
             workspace: n.workspace,
             implementation: n.implementation,
@@ -150,5 +150,6 @@ fn client_type(identity: &Identity) -> ClientType {
             specifier: n.specifier,
             ..ServiceIdentity::default()
         }),
-    }
+        Identity::Sandbox(_) => return Err("sandboxes connect over HTTP".into()),
+    })
 }

@@ -213,8 +213,9 @@ impl Log {
     /// [`Error::Unavailable`] or [`Error::Corrupt`] if the disk cannot be read.
     pub async fn status(&self, topic: &Topic) -> Result<TopicStatus, Error> {
         let topic = topic.clone();
-        let state = self.on_disk(move |engine| engine.state(&topic)).await?;
+        let (state, last_ms) = self.on_disk(move |engine| engine.state_and_time(&topic)).await?;
         Ok(TopicStatus {
+            last_ms,
             tail: Offset(state.tail),
             trimmed_to: Offset(state.row.trimmed().to),
             records: state.records - state.row.trimmed().records,

@@ -247,16 +247,22 @@ impl Engine {
 
     /// What is known of a topic: its row and its last record.
     pub(super) fn state(&self, topic: &Topic) -> Result<TopicState, Error> {
-        let Some(row) = self.row(topic)? else { return Ok(TopicState::default()) };
+        Ok(self.state_and_time(topic)?.0)
+    }
+
+    /// As [`Engine::state`], and when the last record was appended; 0 if there is none.
+    pub(super) fn state_and_time(&self, topic: &Topic) -> Result<(TopicState, u64), Error> {
+        let Some(row) = self.row(topic)? else { return Ok(Default::default()) };
         let trimmed = row.trimmed();
         let last = self.last(topic.key(), row.begins_behind(), u64::MAX)?;
-        Ok(TopicState {
+        let state = TopicState {
             exists: true,
             tail: last.as_ref().map_or(trimmed.to, |r| r.offset),
             records: last.as_ref().map_or(trimmed.records, |r| r.records),
             bytes: last.as_ref().map_or(trimmed.bytes, |r| r.bytes),
             row,
-        })
+        };
+        Ok((state, last.map_or(0, |record| record.timestamp_ms)))
     }
 
     /// The topic's offsets with `after < offset <= through`, in order: all of them, or at least `most`.

@@ -126,6 +126,7 @@ pub(super) fn info(present: &Present) -> ConnectionInfo {
         Identity::Orchestrator(name) | Identity::Bridge(name) | Identity::Service(name) => {
             (name.implementation.as_str(), name.specifier.as_str())
         }
+        Identity::Sandbox(id) => ("", id.as_str()),
         Identity::WorkflowEngine | Identity::MetricsBridge => ("", ""),
     };
     let kind = match present.identity.kind() {
@@ -137,6 +138,8 @@ pub(super) fn info(present: &Present) -> ConnectionInfo {
         PrincipalKind::MetricsBridge => PrincipalType::PrincipalMetricsBridge,
         PrincipalKind::Bridge => PrincipalType::PrincipalBridge,
         PrincipalKind::Service => PrincipalType::PrincipalService,
+        // The contract has no word for those that come over HTTP.
+        PrincipalKind::Sandbox => PrincipalType::Unspecified,
     };
     let connected_at = (present.connected_at_ms / 1000) as i64;
     ConnectionInfo {

@@ -1,0 +1,164 @@
+//! A sandbox's command stream: a lease, which a newer stream takes over, and a place in its commands.
+
+use std::sync::{Arc, Mutex, atomic::Ordering::SeqCst};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use trunkline_store::{
+    lease::Lease,
+    log::{Item, Offset, Reader},
+};
+use uuid::Uuid;
+
+use super::{Active, Sandboxes, Seat, life, lock, missing, sql, state::Happening};
+use crate::error::Error;
+
+/// What a sandbox is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Its place in the log: what the sandbox says that it had, when it comes back.
+    pub offset: u64,
+    /// As it was sent.
+    pub body: Bytes,
+}
+
+/// A command stream while it lasts. Dropping it ends it: the sandbox is disconnected, unless another stream took over or the
+/// server stops.
+pub struct Duty {
+    sandboxes: Sandboxes,
+    id: String,
+    active: Arc<Active>,
+    lease: Lease,
+    number: i64,
+    reader: Reader,
+    stint: Arc<Stint>,
+}
+
+/// What two streams of one sandbox agree on: who took which command.
+#[derive(Default)]
+pub(super) struct Stint {
+    state: Mutex<State>,
+    ended: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    is_over: bool,
+    /// The last command that the transport took.
+    taken: u64,
+}
+
+impl Stint {
+    /// Takes no more; answers what it took last.
+    pub(super) fn end(&self) -> u64 {
+        let taken = {
+            let mut state = lock(&self.state);
+            state.is_over = true;
+            state.taken
+        };
+        self.ended.notify_one();
+        taken
+    }
+}
+
+impl Sandboxes {
+    /// Opens the command stream of a sandbox, in place of the one that there is. It goes on behind what the sandbox says that
+    /// it had last, or else behind what the transport took.
+    ///
+    /// # Errors
+    /// [`crate::Kind::NotFound`] if it was removed in the meantime, [`crate::Kind::Unavailable`].
+    pub async fn attend(&self, seat: &Seat, last_had: Option<u64>) -> Result<Duty, Error> {
+        let id = seat.standing.sandbox.id.clone();
+        let active = self.active(&id);
+        // Of two that open at once, one is the newer in every respect.
+        let opening = active.clone();
+        let _order = opening.order.lock().await;
+        let lease = self.0.gate.hold_sandbox(&seat.permit, &Uuid::new_v4().to_string()).await?;
+        let number = i64::try_from(lease.holder().epoch.0).unwrap_or(i64::MAX);
+        let stint = Arc::new(Stint::default());
+        let former = lock(&active.stint).replace(stint.clone());
+        let taken = former.map_or(0, |former| former.end());
+        active.beat.fetch_max(self.now(), SeqCst);
+        let reader = self.0.gate.commands_of(&seat.permit, Offset::START)?;
+        // From here on the end of the duty is the end of the stream.
+        let mut duty = Duty { sandboxes: self.clone(), id, active, lease, number, reader, stint };
+        let opened = self.change(&duty.id, vec![Happening::Opened], Some(life::Duty::Takes(number)));
+        let row = opened.await?.ok_or_else(missing)?;
+        let known = row.commands_to.unsigned_abs().max(taken);
+        let after = last_had.filter(|offset| *offset <= self.0.gate.records()).unwrap_or(known);
+        lock(&duty.stint.state).taken = after;
+        duty.reader = self.0.gate.commands_of(&seat.permit, Offset(after))?;
+        Ok(duty)
+    }
+}
+
+impl Duty {
+    /// The next command; waits for it. Nothing if another stream took over, the sandbox was removed, or the server stops.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`].
+    pub async fn next(&mut self) -> Result<Option<Command>, Error> {
+        loop {
+            if lock(&self.stint.state).is_over {
+                return Ok(None);
+            }
+            let item = tokio::select! {
+                biased;
+                () = self.stint.ended.notified() => return Ok(None),
+                _ = self.lease.lost() => return Ok(None),
+                () = self.sandboxes.0.stop.cancelled() => return Ok(None),
+                item = self.reader.next() => item?,
+            };
+            match item {
+                Item::Record(record) => {
+                    return Ok(Some(Command { offset: record.offset.0, body: record.payload.clone() }));
+                }
+                Item::End { .. } => return Ok(None),
+                Item::Gap(gap) => tracing::warn!(sandbox = self.id, through = %gap.through, "commands are gone"),
+                Item::Transient(_) => {}
+            }
+        }
+    }
+
+    /// The transport takes a command now. False if another stream took over: then it must not be told.
+    #[must_use]
+    pub fn take(&self, offset: u64) -> bool {
+        {
+            let mut state = lock(&self.stint.state);
+            if state.is_over {
+                return false;
+            }
+            state.taken = offset;
+        }
+        let (sandboxes, id) = (self.sandboxes.clone(), self.id.clone());
+        let through = i64::try_from(offset).unwrap_or(i64::MAX);
+        self.sandboxes.0.tracker.spawn(async move {
+            let name = id.clone();
+            let noted = sandboxes.0.gate.housekeep(move |tx| sql::note_commands(tx, name.clone(), through));
+            if let Err(error) = noted.await {
+                tracing::warn!(%error, sandbox = id, "after a crash it is told a command again, unless it says better");
+            }
+        });
+        true
+    }
+}
+
+impl Drop for Duty {
+    fn drop(&mut self) {
+        let own = |stint: &mut Arc<Stint>| Arc::ptr_eq(stint, &self.stint);
+        let was_last = lock(&self.active.stint).take_if(own).is_some();
+        let _ = self.stint.end();
+        // Without its runtime the process is about to end; the next one gives everybody its grace.
+        if !was_last || self.sandboxes.0.stop.is_cancelled() || tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        let (sandboxes, id, number) = (self.sandboxes.clone(), self.id.clone(), self.number);
+        self.sandboxes.0.tracker.spawn(async move {
+            let closed = sandboxes.change(&id, vec![Happening::Closed], Some(life::Duty::Has(number)));
+            if let Err(error) = closed.await {
+                tracing::error!(%error, sandbox = id, "its end is not noted; the next start of the server finds it");
+            }
+        });
+    }
+}

@@ -1,0 +1,341 @@
+//! How sandboxes come, change and go: their rows, and what others hear of it.
+
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+use trunkline_store::ledger::{Outgoing, TxFuture, WriteTx};
+
+use super::{
+    Active, Sandbox, Sandboxes, Standing, lock, missing, sql,
+    state::{Happening, Status},
+};
+use crate::{error::Error, message, topic};
+
+/// Signs of life are written down so often; a crash finds the later ones in the log.
+const BEATS_PAUSE: Duration = Duration::from_secs(5);
+
+/// Pause after the ledger refused.
+const RETRY_PAUSE_MS: i64 = 500;
+
+/// What became of a sandbox, as the topic `sandboxes` tells it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Notice {
+    pub(super) id: String,
+    pub(super) project: Option<String>,
+    pub(super) version: i64,
+    pub(super) what: What,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum What {
+    Created(Sandbox),
+    Updated { status: Option<Status>, summary: Option<String> },
+    Removed,
+}
+
+impl Sandboxes {
+    pub(super) async fn standing(&self, id: &str) -> Result<Option<Standing>, Error> {
+        let id = id.to_owned();
+        let found = self.0.gate.glance(move |tx| {
+            let id = id.clone();
+            Box::pin(async move { sql::get(tx, &id).await })
+        });
+        Ok(found.await?.filter(|standing| !standing.removed))
+    }
+
+    pub(super) async fn all(&self, project: Option<&str>) -> Result<Vec<Standing>, Error> {
+        let project = project.map(ToOwned::to_owned);
+        self.0.gate.glance(move |tx| sql::all(tx, project.clone())).await
+    }
+
+    /// Puts a new row; answers the one that is there otherwise.
+    pub(super) async fn make(&self, sandbox: Sandbox) -> Result<(Sandbox, bool), Error> {
+        let due_at = self.after(self.0.options.bootstrap_ms);
+        // Greater than all that was said of a former one of that id.
+        let version = sandbox.created_at.saturating_mul(1000);
+        let standing = Standing { sandbox, due_at, commands_to: 0, duty: 0, removed: false, version };
+        loop {
+            let row = standing.clone();
+            let made = self.0.gate.housekeep(move |tx| make(tx, row.clone())).await?;
+            match made {
+                Made::New => {
+                    self.watch_at(standing.due_at);
+                    return Ok((standing.sandbox, true));
+                }
+                Made::Known(known) => return Ok((self.shown(*known), false)),
+                Made::StillThere => self.clear_away(&standing.sandbox.id).await?,
+            }
+        }
+    }
+
+    /// Something happened. Answers the row as it is now, if it is there; with a duty, only if it is that one's.
+    pub(super) async fn change(
+        &self,
+        id: &str,
+        happened: Vec<Happening>,
+        duty: Option<Duty>,
+    ) -> Result<Option<Standing>, Error> {
+        let (id, now) = (id.to_owned(), self.now());
+        let changed = self.0.gate.housekeep(move |tx| {
+            let (id, happened) = (id.clone(), happened.clone());
+            Box::pin(async move { change(tx, &id, &happened, duty, now).await })
+        });
+        changed.await
+    }
+
+    /// Removes a sandbox: first for everybody who looks, then what it told.
+    pub(super) async fn unmake(&self, id: &str) -> Result<(), Error> {
+        let gone = id.to_owned();
+        let removed = self.0.gate.housekeep(move |tx| {
+            let id = gone.clone();
+            Box::pin(async move { unmake(tx, &id).await })
+        });
+        if !removed.await? {
+            return Err(missing());
+        }
+        self.clear_away(id).await
+    }
+
+    /// Removes what a sandbox that nobody sees any more has left behind.
+    async fn clear_away(&self, id: &str) -> Result<(), Error> {
+        if let Some(active) = lock(&self.0.active).remove(id)
+            && let Some(stint) = lock(&active.stint).take()
+        {
+            stint.end();
+        }
+        // Whoever reads them sees their end.
+        self.0.gate.forget_sandbox(id).await?;
+        let gone = id.to_owned();
+        self.0.gate.housekeep(move |tx| sql::remove(tx, gone.clone())).await?;
+        Ok(())
+    }
+
+    /// Looks, at the start of a server, after those that were there when the last one ended.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`].
+    pub async fn recover(&self) -> Result<(), Error> {
+        let (grace, now) = (self.after(self.0.options.grace_ms.max(1)), self.now());
+        for standing in self.0.gate.glance(sql::unsettled).await? {
+            let id = standing.sandbox.id.clone();
+            if standing.removed {
+                self.clear_away(&id).await?;
+                continue;
+            }
+            let heard = self.0.gate.sandbox_heard(&id).await?;
+            let connected = standing.sandbox.status.takes_commands();
+            self.0.gate.housekeep(move |tx| settle(tx, standing.clone(), connected.then_some(grace), heard)).await?;
+        }
+        tracing::debug!(took_ms = self.now() - now, "sandboxes are looked after");
+        Ok(())
+    }
+
+    /// Does what sandboxes are due for, when they are. Ends with the server.
+    pub async fn run(self) {
+        while !self.0.stop.is_cancelled() {
+            if let Err(error) = self.tick().await {
+                tracing::warn!(%error, "sandboxes that are due wait");
+                self.watch_at(Some(self.now().saturating_add(RETRY_PAUSE_MS)));
+            }
+            let left = lock(&self.0.alarm).map(|alarm| alarm.saturating_sub(self.now()).max(0));
+            let pause = left.map_or(BEATS_PAUSE, |left| Duration::from_millis(left.unsigned_abs()).min(BEATS_PAUSE));
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.0.alarm_moved.notified() => {}
+                () = self.0.stop.cancelled() => {}
+            }
+        }
+        // What came in last.
+        if let Err(error) = self.note_beats().await {
+            tracing::debug!(%error, "signs of life are in the log only");
+        }
+    }
+
+    async fn tick(&self) -> Result<(), Error> {
+        let now = self.now();
+        if lock(&self.0.alarm).is_some_and(|alarm| alarm <= now) {
+            // Taken before looking, so that what is added meanwhile is not overlooked.
+            *lock(&self.0.alarm) = None;
+            let due = self.0.gate.glance(move |tx| sql::due(tx, now)).await?;
+            for standing in due {
+                let id = standing.sandbox.id;
+                let after = self.change(&id, vec![Happening::TimeUp], None).await?;
+                if after.is_some_and(|after| after.removed) {
+                    tracing::info!(sandbox = id, "gave no sign of life in time and is removed");
+                    self.clear_away(&id).await?;
+                }
+            }
+            let next = self.0.gate.glance(sql::next_due).await?;
+            self.watch_at(next);
+        }
+        self.note_beats().await
+    }
+
+    /// Writes signs of life down, and forgets those that nobody is busy with any more.
+    async fn note_beats(&self) -> Result<(), Error> {
+        let mut beats = Vec::new();
+        {
+            let mut active = lock(&self.0.active);
+            active.retain(|id, one| {
+                let beat = one.beat.load(SeqCst);
+                let is_new = beat > one.beat_noted.load(SeqCst);
+                if is_new {
+                    beats.push((id.clone(), beat));
+                }
+                is_new || is_busy(one)
+            });
+        }
+        if beats.is_empty() {
+            return Ok(());
+        }
+        let noted = beats.clone();
+        self.0.gate.housekeep(move |tx| sql::note_beats(tx, noted.clone())).await?;
+        let active = lock(&self.0.active);
+        for (id, beat) in beats {
+            if let Some(one) = active.get(&id) {
+                one.beat_noted.fetch_max(beat, SeqCst);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn watch_at(&self, due_at: Option<i64>) {
+        let Some(due_at) = due_at else { return };
+        let mut alarm = lock(&self.0.alarm);
+        if alarm.is_none_or(|alarm| due_at < alarm) {
+            *alarm = Some(due_at);
+            drop(alarm);
+            self.0.alarm_moved.notify_one();
+        }
+    }
+
+    fn after(&self, ms: u64) -> Option<i64> {
+        (ms > 0).then(|| self.now().saturating_add(i64::try_from(ms).unwrap_or(i64::MAX)))
+    }
+}
+
+/// Whether somebody holds it, or something of it goes on.
+fn is_busy(active: &Arc<Active>) -> bool {
+    let has_scene = active.scene.try_lock().map_or(true, |scene| scene.as_ref().is_some_and(|scene| scene.is_open()));
+    Arc::strong_count(active) > 1 || has_scene || lock(&active.stint).is_some()
+}
+
+/// Whose word a change is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Duty {
+    /// A stream that takes the place of what there is.
+    Takes(i64),
+    /// A stream, if it still has its place.
+    Has(i64),
+}
+
+enum Made {
+    New,
+    Known(Box<Sandbox>),
+    /// Its predecessor is not gone altogether.
+    StillThere,
+}
+
+fn make(tx: &mut WriteTx, row: Standing) -> TxFuture<'_, Made, Error> {
+    Box::pin(async move {
+        match sql::get(tx.as_read(), &row.sandbox.id).await? {
+            Some(known) if known.removed => Ok(Made::StillThere),
+            Some(known) => Ok(Made::Known(known.sandbox.into())),
+            None => {
+                sql::insert(tx, &row).await?;
+                tell(tx, &row, What::Created(row.sandbox.clone())).await?;
+                Ok(Made::New)
+            }
+        }
+    })
+}
+
+async fn change(
+    tx: &mut WriteTx,
+    id: &str,
+    happened: &[Happening],
+    duty: Option<Duty>,
+    now: i64,
+) -> Result<Option<Standing>, Error> {
+    let Some(before) = sql::get(tx.as_read(), id).await?.filter(|row| !row.removed) else { return Ok(None) };
+    let mut after = before.clone();
+    match duty {
+        Some(Duty::Takes(number)) => after.duty = number,
+        Some(Duty::Has(number)) if before.duty != number => return Ok(None),
+        _ => {}
+    }
+    happened.iter().for_each(|what| after.happens(what, now));
+    if after == before {
+        return Ok(Some(after));
+    }
+    let (was, is) = (&before.sandbox, &after.sandbox);
+    let status = (was.status != is.status).then_some(is.status);
+    let summary = if was.summary == is.summary { None } else { is.summary.clone() };
+    if after.removed || status.is_some() || summary.is_some() {
+        after.version += 1;
+        let what = if after.removed { What::Removed } else { What::Updated { status, summary } };
+        tell(tx, &after, what).await?;
+    }
+    sql::update(tx, &after).await?;
+    Ok(Some(after))
+}
+
+async fn unmake(tx: &mut WriteTx, id: &str) -> Result<bool, Error> {
+    let Some(mut row) = sql::get(tx.as_read(), id).await?.filter(|row| !row.removed) else { return Ok(false) };
+    (row.removed, row.due_at) = (true, None);
+    row.version += 1;
+    tell(tx, &row, What::Removed).await?;
+    sql::update(tx, &row).await?;
+    Ok(true)
+}
+
+/// At the start: its stream is gone, but it has its grace.
+fn settle(
+    tx: &mut WriteTx,
+    mut row: Standing,
+    grace: Option<Option<i64>>,
+    heard: i64,
+) -> TxFuture<'_, (), trunkline_store::ledger::Error> {
+    Box::pin(async move {
+        row.duty = 0;
+        row.sandbox.last_heartbeat = row.sandbox.last_heartbeat.max(heard);
+        if let Some(grace) = grace {
+            row.due_at = grace;
+        }
+        sql::update(tx, &row).await
+    })
+}
+
+async fn tell(tx: &mut WriteTx, row: &Standing, what: What) -> Result<(), Error> {
+    let (id, project, version) = (row.sandbox.id.clone(), row.sandbox.project.clone(), row.version);
+    let payload = message::json(&Notice { id, project, version, what })?.into();
+    Ok(tx.send(&Outgoing { topic: topic::sandboxes()?, payload }).await?)
+}
+
+impl Standing {
+    fn happens(&mut self, what: &Happening, now: i64) {
+        match self.sandbox.status.after(what) {
+            Some(status) => self.sandbox.status = status,
+            None => self.removed = true,
+        }
+        if let Happening::Summary(summary) = what {
+            self.sandbox.summary = Some(summary.clone());
+        }
+        let is_bootstrapping = self.sandbox.status == Status::Bootstrapping;
+        match what {
+            Happening::Opened | Happening::TimeUp => self.due_at = None,
+            Happening::Closed => self.duty = 0,
+            _ if is_bootstrapping => self.due_at = None,
+            _ => {}
+        }
+        if !matches!(what, Happening::TimeUp | Happening::Closed) {
+            self.sandbox.last_heartbeat = self.sandbox.last_heartbeat.max(now);
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! What people look at: one fold for all who watch a sandbox, and what changed lately, encoded once.
+//!
+//! A viewer that does not keep up loses nothing and holds nobody up: what it missed is told it as it is by then.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use trunkline_store::log::{Cursor, Item, Offset, Reader};
+
+use super::{
+    artifacts::{Artifact, Change, Fold, Kept},
+    events_of, lock, sql,
+};
+use crate::{
+    error::{Error, Kind},
+    gate::Gate,
+};
+
+/// Steps that are kept for viewers, and what they may come to, in bytes of events.
+const STEPS_MAX: usize = 1024;
+const STEPS_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Records that become one step.
+const RECORDS_MAX: usize = 256;
+
+/// A checkpoint is written after so many events.
+const CHECKPOINT_EVENTS: u64 = 2000;
+
+/// A scene that nobody watches is closed after so long.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Requests to catch up that may wait.
+const SYNCS_MAX: usize = 64;
+
+/// The artifacts of a sandbox, for all who look at them.
+pub(super) struct Scene {
+    state: Mutex<State>,
+    /// Steps were added, or there will be none any more.
+    moved: Notify,
+    syncs: mpsc::Sender<oneshot::Sender<()>>,
+    viewers: AtomicUsize,
+}
+
+struct State {
+    fold: Fold,
+    steps: VecDeque<Arc<Step>>,
+    /// The number of the first one.
+    first: u64,
+    bytes: usize,
+    is_over: bool,
+}
+
+/// What changed at once.
+pub struct Step {
+    /// In order.
+    pub changes: Vec<Change>,
+    /// Events that were folded with it.
+    events: u64,
+    bytes: usize,
+    encoded: OnceLock<Bytes>,
+}
+
+impl Step {
+    /// What a surface makes of it, once for all viewers.
+    pub fn encoded(&self, encode: impl FnOnce(&[Change]) -> Bytes) -> Bytes {
+        self.encoded.get_or_init(|| encode(&self.changes)).clone()
+    }
+}
+
+/// Somebody who looks.
+pub struct Watch {
+    scene: Arc<Scene>,
+    /// The next step to see.
+    next: u64,
+    /// The events that are in what it saw.
+    events: u64,
+    /// What it is shown first.
+    history: Option<Vec<Arc<Artifact>>>,
+}
+
+/// What somebody sees next.
+pub enum Sight {
+    /// Artifacts as they are.
+    Snapshot(Vec<Arc<Artifact>>),
+    /// What changed.
+    Steps(Vec<Arc<Step>>),
+    /// Nothing any more.
+    Over,
+}
+
+impl Scene {
+    /// Folds a sandbox's events from its last checkpoint on.
+    pub(super) async fn open(
+        gate: &Gate,
+        tracker: &TaskTracker,
+        stop: CancellationToken,
+        id: &str,
+    ) -> Result<Arc<Self>, Error> {
+        let (fold, reader) = restore(gate, id).await?;
+        let (syncs, requests) = mpsc::channel(SYNCS_MAX);
+        let kept_to = fold.events();
+        let state = State { fold, steps: VecDeque::new(), first: 0, bytes: 0, is_over: false };
+        let (moved, viewers) = (Notify::new(), AtomicUsize::new(0));
+        let scene = Arc::new(Self { state: Mutex::new(state), moved, syncs, viewers });
+        let driver =
+            Driver { scene: scene.clone(), gate: gate.clone(), id: id.to_owned(), reader, requests, stop, kept_to };
+        tracker.spawn(driver.run());
+        Ok(scene)
+    }
+
+    /// Waits until all is folded that was in the log when this was called; false if it closed instead.
+    pub(super) async fn sync(&self) -> bool {
+        let (done, synced) = oneshot::channel();
+        self.syncs.send(done).await.is_ok() && synced.await.is_ok()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !lock(&self.state).is_over
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Artifact>> {
+        lock(&self.state).fold.artifacts().cloned().collect()
+    }
+
+    pub(super) fn watch(self: Arc<Self>, last_seen: Option<u64>) -> Watch {
+        self.viewers.fetch_add(1, SeqCst);
+        let (next, events, history) = {
+            let state = lock(&self.state);
+            (state.first + state.steps.len() as u64, state.fold.events(), state.fold.from(last_seen.unwrap_or(0)))
+        };
+        Watch { scene: self, next, events, history: Some(history) }
+    }
+
+    fn push(&self, events: &[(i64, Vec<serde_json::Value>)], bytes: usize) {
+        let mut state = lock(&self.state);
+        let mut changes = Vec::new();
+        for (at_ms, events) in events {
+            changes.extend(state.fold.apply(events, *at_ms));
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let events = state.fold.events();
+        state.bytes += bytes;
+        state.steps.push_back(Arc::new(Step { changes, events, bytes, encoded: OnceLock::new() }));
+        // The last one stays, however large it is.
+        while state.steps.len() > STEPS_MAX || state.bytes > STEPS_BYTES_MAX && state.steps.len() > 1 {
+            if let Some(gone) = state.steps.pop_front() {
+                state.bytes -= gone.bytes;
+                state.first += 1;
+            }
+        }
+        drop(state);
+        self.moved.notify_waiters();
+    }
+
+    fn end(&self) {
+        lock(&self.state).is_over = true;
+        self.moved.notify_waiters();
+    }
+}
+
+impl Watch {
+    /// What there is to see next; waits for it. Cancel-safe.
+    pub async fn next(&mut self) -> Sight {
+        if let Some(history) = self.history.take()
+            && !history.is_empty()
+        {
+            return Sight::Snapshot(history);
+        }
+        let scene = self.scene.clone();
+        let mut moved = std::pin::pin!(scene.moved.notified());
+        loop {
+            // Before looking, so that nothing is overlooked.
+            moved.as_mut().enable();
+            if let Some(sight) = self.look() {
+                return sight;
+            }
+            moved.as_mut().await;
+            moved.set(scene.moved.notified());
+        }
+    }
+
+    fn look(&mut self) -> Option<Sight> {
+        let state = lock(&self.scene.state);
+        let end = state.first + state.steps.len() as u64;
+        if self.next < state.first {
+            let missed: Vec<_> = state.fold.changed_since(self.events).map(|kept| kept.artifact).collect();
+            (self.next, self.events) = (end, state.fold.events());
+            return Some(Sight::Snapshot(missed));
+        }
+        if self.next < end {
+            let skip = usize::try_from(self.next - state.first).unwrap_or(usize::MAX);
+            let steps: Vec<_> = state.steps.iter().skip(skip).cloned().collect();
+            (self.next, self.events) = (end, steps.last().map_or(self.events, |step| step.events));
+            return Some(Sight::Steps(steps));
+        }
+        state.is_over.then_some(Sight::Over)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.scene.viewers.fetch_sub(1, SeqCst);
+    }
+}
+
+/// What keeps a scene up to date.
+struct Driver {
+    scene: Arc<Scene>,
+    gate: Gate,
+    id: String,
+    reader: Reader,
+    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    stop: CancellationToken,
+    /// The checkpoint has so many events.
+    kept_to: u64,
+}
+
+/// What a driver does next.
+enum Turn {
+    Records,
+    Sync(oneshot::Sender<()>),
+    Idle,
+    Stop,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        if let Err(error) = self.drive().await
+            && error.kind != Kind::NotFound
+            && !self.stop.is_cancelled()
+        {
+            tracing::warn!(%error, sandbox = self.id, "no longer folded; the next one to look begins again");
+        }
+        if let Err(error) = self.checkpoint().await {
+            tracing::debug!(%error, sandbox = self.id, "no checkpoint");
+        }
+        self.requests.close();
+        self.scene.end();
+    }
+
+    async fn drive(&mut self) -> Result<(), Error> {
+        let mut items = Vec::new();
+        let mut idle_at = Instant::now() + IDLE;
+        loop {
+            let turn = tokio::select! {
+                read = self.reader.next_batch(RECORDS_MAX, &mut items) => {
+                    read?;
+                    Turn::Records
+                }
+                Some(done) = self.requests.recv() => Turn::Sync(done),
+                () = sleep_until(idle_at) => Turn::Idle,
+                () = self.stop.cancelled() => Turn::Stop,
+            };
+            match turn {
+                Turn::Records => self.fold(&mut items)?,
+                Turn::Sync(done) => {
+                    idle_at = Instant::now() + IDLE;
+                    loop {
+                        self.reader.available_batch(RECORDS_MAX, &mut items).await?;
+                        if items.is_empty() {
+                            break;
+                        }
+                        self.fold(&mut items)?;
+                    }
+                    // Whoever asked may have gone.
+                    let _ = done.send(());
+                }
+                Turn::Idle if self.scene.viewers.load(SeqCst) == 0 => return Ok(()),
+                Turn::Idle => idle_at = Instant::now() + IDLE,
+                Turn::Stop => return Ok(()),
+            }
+            let events = lock(&self.scene.state).fold.events();
+            if events >= self.kept_to + CHECKPOINT_EVENTS {
+                self.checkpoint().await?;
+            }
+        }
+    }
+
+    fn fold(&mut self, items: &mut Vec<Item>) -> Result<(), Error> {
+        let (mut events, mut bytes, mut is_over) = (Vec::new(), 0, false);
+        for item in items.drain(..) {
+            match item {
+                Item::Record(record) => {
+                    bytes += record.payload.len();
+                    let at_ms = i64::try_from(record.timestamp_ms).unwrap_or(i64::MAX);
+                    events.push((at_ms, events_of(&record.payload)));
+                }
+                Item::Gap(gap) => {
+                    tracing::warn!(sandbox = self.id, through = %gap.through, "some of its events are gone");
+                }
+                Item::End { .. } => is_over = true,
+                Item::Transient(_) => {}
+            }
+        }
+        self.scene.push(&events, bytes);
+        if is_over { Err(super::missing()) } else { Ok(()) }
+    }
+
+    /// Keeps what changed since the last time. Everything that was read is folded, so the reader's cursor is the mark.
+    async fn checkpoint(&mut self) -> Result<(), Error> {
+        let Cursor { epoch, offset } = self.reader.cursor();
+        let (events, rest, changed) = {
+            let state = lock(&self.scene.state);
+            let changed: Vec<Kept> = state.fold.changed_since(self.kept_to).collect();
+            (state.fold.events(), state.fold.rest().clone(), changed)
+        };
+        if events == self.kept_to {
+            return Ok(());
+        }
+        let encode = |kept: Kept| {
+            let body = crate::message::json(&*kept.artifact)?;
+            Ok((kept, String::from_utf8_lossy(&body).into_owned()))
+        };
+        let changed: Vec<_> = changed.into_iter().map(encode).collect::<Result<_, Error>>()?;
+        let rest = String::from_utf8_lossy(&crate::message::json(&rest)?).into_owned();
+        let mark = (epoch.0.to_string(), i64::try_from(offset.0).unwrap_or(i64::MAX), rest);
+        let id = self.id.clone();
+        let put = self.gate.housekeep(move |tx| sql::put_checkpoint(tx, id.clone(), mark.clone(), changed.clone()));
+        put.await?;
+        self.kept_to = events;
+        Ok(())
+    }
+}
+
+/// The fold as of the last checkpoint, and a reader of what came after.
+async fn restore(gate: &Gate, id: &str) -> Result<(Fold, Reader), Error> {
+    let name = id.to_owned();
+    let found = gate.glance(move |tx| sql::checkpoint(tx, name.clone())).await?;
+    let epoch = gate.id();
+    if let Some(((of, folded_to, rest), artifacts)) = found
+        && of == epoch
+    {
+        let restored = artifacts.into_iter().map(|(created_by, changed_by, body)| {
+            let artifact: Artifact = serde_json::from_str(&body)?;
+            let number = |number: i64| number.unsigned_abs();
+            Ok(Kept { artifact: artifact.into(), created_by: number(created_by), changed_by: number(changed_by) })
+        });
+        let restored: Result<Vec<_>, serde_json::Error> = restored.collect();
+        match (restored, serde_json::from_str(&rest)) {
+            (Ok(kept), Ok(rest)) => {
+                let reader = gate.follow_sandbox(id, Offset(folded_to.unsigned_abs()))?;
+                return Ok((Fold::restore(kept, rest), reader));
+            }
+            // Nothing is lost with it but the time to make it again.
+            _ => tracing::warn!(sandbox = id, "its checkpoint cannot be read; folded from the beginning"),
+        }
+    }
+    Ok((Fold::default(), gate.follow_sandbox(id, Offset::START)?))
+}

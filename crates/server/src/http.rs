@@ -1,0 +1,168 @@
+//! What the HTTP surfaces share: who is asking, how large a body may be, which pages may ask.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::Authority},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
+
+use crate::{
+    auth::Auth,
+    config::ConfigError,
+    error::{Refusal, TOO_LARGE},
+    listen::Peer,
+};
+
+/// Header by which a request that is sent again takes effect once.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Longest of those, in bytes.
+const KEY_BYTES_MAX: usize = 256;
+
+/// By which a browser's event stream says what it had last.
+pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The cookie that carries a token where a browser sends no header.
+const COOKIE: &str = "trunkline_token";
+
+/// What every surface needs.
+#[derive(Clone)]
+pub(crate) struct Web {
+    pub(crate) auth: Auth,
+    pub(crate) limits: Limits,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What a request says besides its body. Whom it is from is not looked at yet.
+pub(crate) struct Asked {
+    pub(crate) headers: HeaderMap,
+    query: Vec<(String, String)>,
+    peer: Option<Peer>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Asked {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        let peer = parts.extensions.get::<axum::extract::ConnectInfo<Peer>>().map(|info| info.0);
+        let query = axum::extract::Query::try_from_uri(&parts.uri).map(|query| query.0).unwrap_or_default();
+        Ok(Self { headers: parts.headers.clone(), query, peer })
+    }
+}
+
+impl Asked {
+    /// A parameter of the address.
+    pub(crate) fn param(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Who is asking: by the `Authorization` header.
+    pub(crate) async fn caller(&self, web: &Web) -> Result<Caller, Error> {
+        self.admit(web, self.header_token()?).await
+    }
+
+    /// Who is asking for a stream of events: also by `access_token` in the address, or by a cookie, because a browser's event
+    /// streams send no header of one's own.
+    pub(crate) async fn viewer(&self, web: &Web) -> Result<Caller, Error> {
+        let token = self.header_token()?.or_else(|| self.param("access_token")).or_else(|| self.cookie());
+        self.admit(web, token).await
+    }
+
+    async fn admit(&self, web: &Web, token: Option<&str>) -> Result<Caller, Error> {
+        web.auth.bearer(token.filter(|token| !token.is_empty()), self.peer.map(|peer| peer.0)).await
+    }
+
+    fn header_token(&self) -> Result<Option<&str>, Error> {
+        let Some(value) = self.headers.get(header::AUTHORIZATION) else { return Ok(None) };
+        let token = value.to_str().ok().and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        let refused = "the Authorization header is not \"Bearer\" and a token";
+        token.map(Some).ok_or_else(|| Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", refused))
+    }
+
+    fn cookie(&self) -> Option<&str> {
+        let all = self.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut all = all.flat_map(|value| value.split(';')).filter_map(|cookie| cookie.trim().split_once('='));
+        all.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
+    }
+
+    /// The request's name for itself, empty for none.
+    pub(crate) fn idempotency_key(&self) -> Result<&str, Error> {
+        let Some(value) = self.headers.get(IDEMPOTENCY_KEY) else { return Ok("") };
+        let key = value.to_str().ok().filter(|key| key.len() <= KEY_BYTES_MAX);
+        key.ok_or_else(|| {
+            let message = format!("an Idempotency-Key is text of at most {KEY_BYTES_MAX} bytes");
+            Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message)
+        })
+    }
+
+    /// The number that an event stream had last; nothing for what is no number.
+    pub(crate) fn last_event_id(&self) -> Option<u64> {
+        self.headers.get(LAST_EVENT_ID)?.to_str().ok()?.trim().parse().ok()
+    }
+}
+
+/// A body, if it is not too large.
+pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Error> {
+    let too_large = || Error::new(Kind::Invalid, TOO_LARGE, format!("the body has more than {most} bytes"));
+    to_bytes(body, most).await.map_err(|error| {
+        let is_size = std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("limit"));
+        let broken = || Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {error}"));
+        if is_size { too_large() } else { broken() }
+    })
+}
+
+/// The surfaces, for pages of this server and of the allowed origins.
+pub(crate) fn router(surfaces: Router, allowed_origins: &[String]) -> Result<Router, ConfigError> {
+    let origins = allowed_origins.iter().map(|origin| {
+        let value = HeaderValue::from_str(origin).ok().filter(|_| origin.contains("://") && !origin.ends_with('/'));
+        value.ok_or_else(|| {
+            ConfigError::Content(format!(
+                "http.allowed_origins: {origin:?} is no origin such as https://app.example.org"
+            ))
+        })
+    });
+    let origins: Vec<HeaderValue> = origins.collect::<Result<_, _>>()?;
+    let cors = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.clone()))
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID])
+        .allow_credentials(true)
+        .max_age(std::time::Duration::from_secs(3600));
+    let router = surfaces.fallback(not_found).layer(cors);
+    Ok(router.layer(middleware::from_fn_with_state(Arc::<[HeaderValue]>::from(origins), own_pages)))
+}
+
+/// A page of somebody else can send requests that browsers do not ask about before, with the cookies that they have for this
+/// server: such a page is refused.
+async fn own_pages(State(origins): State<Arc<[HeaderValue]>>, request: Request, next: Next) -> Response {
+    if let Some(origin) = request.headers().get(header::ORIGIN)
+        && !origins.contains(origin)
+        && !is_own(origin, request.headers().get(header::HOST), request.uri().authority().map(Authority::as_str))
+    {
+        let message = "pages of this origin may not use this server";
+        return Refusal(Error::new(Kind::Denied, "ERR_ORIGIN", message)).into_response();
+    }
+    next.run(request).await
+}
+
+fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>, authority: Option<&str>) -> bool {
+    let origin = origin.to_str().unwrap_or_default();
+    let Some((_, origin)) = origin.split_once("://") else { return false };
+    host.is_some_and(|host| host.as_bytes() == origin.as_bytes()) || authority == Some(origin)
+}
+
+pub(crate) async fn not_found() -> Refusal {
+    Refusal(Error::new(Kind::NotFound, "ERR_NOT_FOUND", "there is nothing at this path"))
+}

@@ -1,0 +1,362 @@
+//! The sandbox surface: `/sessions` and what is under it. See docs/protocol/sandbox.md.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path, State},
+    http::StatusCode,
+    response::Response,
+    routing::{MethodRouter, get, post},
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, Stream};
+use serde::Serialize;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use trunkline_core::{
+    Error, Kind,
+    caller::Caller,
+    sandbox::{
+        Duty, Events, Need, News, Order, Roll, Sandbox, Sandboxes, Sight, Watch,
+        artifacts::{Artifact, Change},
+        state::Status,
+    },
+};
+
+use crate::{
+    error::Refusal,
+    http::{self, Asked, Web},
+    sse,
+};
+
+/// Bytes of a command, and of what a new session is made from.
+const COMMAND_BYTES_MAX: usize = 256 * 1024;
+
+#[derive(Clone)]
+struct Surface {
+    sandboxes: Sandboxes,
+    web: Web,
+}
+
+pub(crate) fn router(sandboxes: Sandboxes, web: Web) -> Router {
+    let streams = |get: MethodRouter<Surface>| get.head(|| async { StatusCode::METHOD_NOT_ALLOWED });
+    Router::new()
+        .route("/sessions", get(list))
+        .route("/sessions/stream", streams(get(roll)).post(reserved).delete(reserved))
+        .route("/sessions/{id}", get(show).post(create).delete(remove))
+        .route("/sessions/{id}/commands", streams(get(attend)).post(command))
+        .route("/sessions/{id}/events", post(tell))
+        .route("/sessions/{id}/artifacts", get(artifacts))
+        .route("/sessions/{id}/stream", streams(get(watch)))
+        .with_state(Surface { sandboxes, web })
+}
+
+type Answer<T> = Result<T, Refusal>;
+
+async fn list(State(surface): State<Surface>, asked: Asked) -> Answer<Json<Vec<Sandbox>>> {
+    let caller = asked.caller(&surface.web).await?;
+    Ok(Json(surface.sandboxes.list(&caller, asked.param("project")).await?))
+}
+
+async fn show(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<Json<Sandbox>> {
+    let caller = asked.caller(&surface.web).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
+    Ok(Json(seat.sandbox().clone()))
+}
+
+async fn create(
+    State(surface): State<Surface>,
+    Path(id): Path<String>,
+    asked: Asked,
+    body: Body,
+) -> Answer<(StatusCode, Json<Sandbox>)> {
+    let caller = asked.caller(&surface.web).await?;
+    let body = http::body(body, COMMAND_BYTES_MAX).await?;
+    let project = match asked.param("project") {
+        Some(project) => Some(project.to_owned()),
+        None => project_of(&body)?,
+    };
+    let (sandbox, is_new) = surface.sandboxes.create(&caller, &id, project.as_deref()).await?;
+    Ok((if is_new { StatusCode::CREATED } else { StatusCode::OK }, Json(sandbox)))
+}
+
+/// `stream` is a path here, and therefore no id.
+async fn reserved() -> Refusal {
+    Refusal(invalid("\"stream\" is no id of a session".to_owned()))
+}
+
+fn project_of(body: &[u8]) -> Result<Option<String>, Error> {
+    #[derive(Default, serde::Deserialize)]
+    struct Wanted {
+        #[serde(default)]
+        project: Option<String>,
+    }
+    if body.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let wanted: Wanted = serde_json::from_slice(body).map_err(|e| invalid(format!("the body cannot be read: {e}")))?;
+    Ok(wanted.project)
+}
+
+async fn remove(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<StatusCode> {
+    let caller = asked.caller(&surface.web).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Write).await?;
+    surface.sandboxes.remove(&seat).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn command(
+    State(surface): State<Surface>,
+    Path(id): Path<String>,
+    asked: Asked,
+    body: Body,
+) -> Answer<StatusCode> {
+    let caller = asked.caller(&surface.web).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Write).await?;
+    let key = asked.idempotency_key()?;
+    let order = Order::parse(http::body(body, COMMAND_BYTES_MAX).await?)?;
+    surface.sandboxes.command(&seat, order, key).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn tell(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked, body: Body) -> Answer<StatusCode> {
+    let caller = asked.caller(&surface.web).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
+    let key = asked.idempotency_key()?;
+    let events = Events::parse(http::body(body, surface.web.limits.payload_bytes_max).await?)?;
+    surface.sandboxes.tell(&seat, events, key).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn artifacts(
+    State(surface): State<Surface>,
+    Path(id): Path<String>,
+    asked: Asked,
+) -> Answer<Json<Vec<Arc<Artifact>>>> {
+    let caller = asked.caller(&surface.web).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
+    Ok(Json(surface.sandboxes.artifacts(&seat).await?))
+}
+
+async fn watch(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+    let caller = asked.viewer(&surface.web).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
+    let watch = surface.sandboxes.watch(&seat, asked.last_event_id()).await?;
+    let open = Open::new(surface.web, caller);
+    Ok(sse::response(stream::unfold(Viewer { watch, history: VecDeque::new(), open }, Viewer::next)))
+}
+
+async fn roll(State(surface): State<Surface>, asked: Asked) -> Answer<Response> {
+    let caller = asked.viewer(&surface.web).await?;
+    let roll = surface.sandboxes.roll(&caller, asked.param("project")).await?;
+    let open = Open::new(surface.web, caller);
+    Ok(sse::response(stream::unfold((roll, VecDeque::new(), open), news)))
+}
+
+async fn attend(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+    let caller = asked.viewer(&surface.web).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
+    let duty = surface.sandboxes.attend(&seat, asked.last_event_id()).await?;
+    Ok(sse::response(commands(duty, Open::new(surface.web, caller))))
+}
+
+/// What keeps a stream open, and what ends it.
+struct Open {
+    web: Web,
+    caller: Caller,
+    pings: Interval,
+    /// Nothing was sent yet.
+    is_new: bool,
+}
+
+/// What a stream does when there is nothing else to do.
+enum Otherwise {
+    Ping,
+    End,
+}
+
+impl Open {
+    fn new(web: Web, caller: Caller) -> Self {
+        let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { web, caller, pings, is_new: true }
+    }
+
+    /// What a stream begins with.
+    fn hello(&mut self) -> Option<Bytes> {
+        std::mem::take(&mut self.is_new).then_some(sse::HELLO)
+    }
+
+    /// Waits until it is time for a ping, the server stops, or the token ended. Cancel-safe.
+    async fn otherwise(&mut self) -> Otherwise {
+        tokio::select! {
+            _ = self.pings.tick() => {}
+            () = self.web.stop.cancelled() => return Otherwise::End,
+        }
+        match self.web.auth.confirm(&self.caller).await {
+            Err(error) if error.kind == Kind::Unauthenticated => Otherwise::End,
+            _ => Otherwise::Ping,
+        }
+    }
+}
+
+/// Somebody who looks at a sandbox.
+struct Viewer {
+    watch: Watch,
+    /// What is to be shown first.
+    history: VecDeque<Arc<Artifact>>,
+    open: Open,
+}
+
+impl Viewer {
+    async fn next(mut self) -> Option<(Bytes, Self)> {
+        if let Some(hello) = self.open.hello() {
+            return Some((hello, self));
+        }
+        loop {
+            if !self.history.is_empty() {
+                return Some((self.page(), self));
+            }
+            let sight = tokio::select! {
+                sight = self.watch.next() => sight,
+                otherwise = self.open.otherwise() => match otherwise {
+                    Otherwise::Ping => return Some((sse::PING, self)),
+                    Otherwise::End => return None,
+                },
+            };
+            match sight {
+                Sight::Snapshot(artifacts) => self.history.extend(artifacts),
+                Sight::Steps(steps) => {
+                    if let [step] = &steps[..] {
+                        return Some((step.encoded(encode), self));
+                    }
+                    let mut out = BytesMut::new();
+                    steps.iter().for_each(|step| out.extend_from_slice(&step.encoded(encode)));
+                    return Some((out.freeze(), self));
+                }
+                Sight::Over => return None,
+            }
+        }
+    }
+
+    /// Some of what was before.
+    fn page(&mut self) -> Bytes {
+        let mut out = BytesMut::new();
+        while out.len() < sse::CHUNK_BYTES
+            && let Some(artifact) = self.history.pop_front()
+        {
+            sse::event(&mut out, "artifact_snapshot", Some(artifact.seq), &Shown { artifact: &artifact });
+        }
+        out.freeze()
+    }
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    artifact: &'a Artifact,
+}
+
+/// What changed, as every viewer is told it.
+fn encode(changes: &[Change]) -> Bytes {
+    let mut out = BytesMut::new();
+    for change in changes {
+        match change {
+            Change::Created(artifact) => {
+                sse::event(&mut out, "artifact_created", Some(artifact.seq), &Shown { artifact });
+            }
+            Change::Updated(update) => sse::event(&mut out, "artifact_updated", Some(update.seq), update),
+        }
+    }
+    out.freeze()
+}
+
+#[derive(Serialize)]
+struct Told<'a> {
+    session: &'a Sandbox,
+}
+
+#[derive(Serialize)]
+struct Updated<'a> {
+    id: &'a str,
+    fields: Fields<'a>,
+}
+
+#[derive(Serialize)]
+struct Fields<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Removed<'a> {
+    id: &'a str,
+}
+
+async fn news(
+    (mut roll, mut pending, mut open): (Roll, VecDeque<News>, Open),
+) -> Option<(Bytes, (Roll, VecDeque<News>, Open))> {
+    if let Some(hello) = open.hello() {
+        return Some((hello, (roll, pending, open)));
+    }
+    if pending.is_empty() {
+        let all = tokio::select! {
+            all = roll.next() => all,
+            otherwise = open.otherwise() => match otherwise {
+                Otherwise::Ping => return Some((sse::PING, (roll, pending, open))),
+                Otherwise::End => return None,
+            },
+        };
+        match all {
+            Ok(all) => pending.extend(all),
+            Err(error) => {
+                tracing::debug!(%error, "a stream of sessions ends");
+                return None;
+            }
+        }
+    }
+    let mut out = BytesMut::new();
+    while out.len() < sse::CHUNK_BYTES
+        && let Some(one) = pending.pop_front()
+    {
+        match &one {
+            News::Snapshot(session) => sse::event(&mut out, "session_snapshot", None, &Told { session }),
+            News::Created(session) => sse::event(&mut out, "session_created", None, &Told { session }),
+            News::Updated { id, status, summary } => {
+                let fields = Fields { status: *status, summary: summary.as_deref() };
+                sse::event(&mut out, "session_updated", None, &Updated { id, fields });
+            }
+            News::Removed { id } => sse::event(&mut out, "session_removed", None, &Removed { id }),
+        }
+    }
+    Some((out.freeze(), (roll, pending, open)))
+}
+
+/// What a sandbox is told. Pulled by the transport: what it did not pull was not told.
+fn commands(duty: Duty, open: Open) -> impl Stream<Item = Bytes> {
+    stream::unfold((duty, open), |(mut duty, mut open)| async move {
+        if let Some(hello) = open.hello() {
+            return Some((hello, (duty, open)));
+        }
+        let command = tokio::select! {
+            command = duty.next() => command,
+            otherwise = open.otherwise() => match otherwise {
+                Otherwise::Ping => return Some((sse::PING, (duty, open))),
+                Otherwise::End => return None,
+            },
+        };
+        let command = command.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a command stream ends");
+            None
+        })?;
+        let mut out = BytesMut::new();
+        sse::raw_event(&mut out, "command", command.offset, &command.body);
+        duty.take(command.offset).then(|| (out.freeze(), (duty, open)))
+    })
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message)
+}
