@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
 use trunkline_store::{
     Store,
     lease::{self, Lease, Policy},
@@ -40,6 +41,8 @@ struct Shared {
     store: Store,
     /// The rules as they were last heard of, and their version.
     rules: Mutex<(Arc<Rules>, i64)>,
+    /// How many API keys were revoked.
+    revoked: watch::Sender<u64>,
 }
 
 /// What decisions depend on besides the caller and the intent: the rules, and the second, because rules expire. While it
@@ -237,13 +240,24 @@ impl Gate {
     /// [`crate::Kind::Unavailable`] if they cannot be read.
     pub async fn open(store: Store) -> Result<Self, Error> {
         let (rules, version) = store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
-        Ok(Self(Arc::new(Shared { store, rules: Mutex::new((Arc::new(rules), version)) })))
+        let (rules, revoked) = (Mutex::new((Arc::new(rules), version)), watch::Sender::new(0));
+        Ok(Self(Arc::new(Shared { store, rules, revoked })))
     }
 
     /// The rules that are in force.
     #[must_use]
     pub fn rules(&self) -> Arc<Rules> {
         lock(&self.0.rules).0.clone()
+    }
+
+    /// Tells when an API key was revoked: then whoever came in with one has to ask whether it is still good.
+    #[must_use]
+    pub fn revocations(&self) -> watch::Receiver<u64> {
+        self.0.revoked.subscribe()
+    }
+
+    pub(crate) fn revoked(&self) {
+        self.0.revoked.send_modify(|count| *count += 1);
     }
 
     /// The present, for decisions.

@@ -83,6 +83,8 @@ pub(crate) struct Standing {
     pub(crate) sandbox: Sandbox,
     /// When its time is up.
     due_at: Option<i64>,
+    /// The log's end when it was made. What lies before it is of a former one of that id.
+    since: i64,
     /// How far it was told its commands.
     commands_to: i64,
     /// Which command stream is its; 0 for none.
@@ -295,7 +297,7 @@ impl Sandboxes {
         }
         active.beat.fetch_max(self.now(), SeqCst);
         if active.unfolded.fetch_add(events.count, SeqCst) + events.count > UNFOLDED_MAX {
-            self.fold_unseen(&sandbox.id, &active);
+            self.fold_unseen(&seat.standing, &active);
         }
         let append = self.0.gate.tell_sandbox(&seat.permit, events.body, key)?;
         if happened.is_empty() {
@@ -330,7 +332,7 @@ impl Sandboxes {
     /// # Errors
     /// [`Kind::NotFound`], [`Kind::Unavailable`].
     pub async fn artifacts(&self, seat: &Seat) -> Result<Vec<Arc<Artifact>>, Error> {
-        Ok(self.scene(&seat.standing.sandbox.id).await?.all())
+        Ok(self.scene(&seat.standing).await?.all())
     }
 
     /// What there is to see, from what somebody saw last, and then what changes.
@@ -338,7 +340,7 @@ impl Sandboxes {
     /// # Errors
     /// [`Kind::NotFound`], [`Kind::Unavailable`].
     pub async fn watch(&self, seat: &Seat, last_seen: Option<u64>) -> Result<Watch, Error> {
-        Ok(self.scene(&seat.standing.sandbox.id).await?.watch(last_seen))
+        Ok(self.scene(&seat.standing).await?.watch(last_seen))
     }
 
     /// Removes a sandbox and all that it told; whoever watches it sees the end. Completes even if it is not waited for.
@@ -372,15 +374,17 @@ impl Sandboxes {
     }
 
     /// The scene of a sandbox, with everything in it that was acknowledged before.
-    async fn scene(&self, id: &str) -> Result<Arc<Scene>, Error> {
-        let active = self.active(id);
+    async fn scene(&self, standing: &Standing) -> Result<Arc<Scene>, Error> {
+        let id = standing.sandbox.id.as_str();
+        let mut since = standing.since;
         loop {
+            let active = self.active(id);
             let scene = {
                 let mut scene = active.scene.lock().await;
                 match &*scene {
                     Some(scene) => scene.clone(),
                     None => {
-                        let opened = Scene::open(&self.0.gate, &self.0.tracker, self.0.stop.clone(), id).await?;
+                        let opened = Scene::open(&self.0.gate, &self.0.tracker, self.0.stop.clone(), id, since).await?;
                         scene.insert(opened).clone()
                     }
                 }
@@ -398,19 +402,19 @@ impl Sandboxes {
             if self.0.stop.is_cancelled() {
                 return Err(stopped());
             }
-            self.standing(id).await?.ok_or_else(missing)?;
+            since = self.standing(id).await?.ok_or_else(missing)?.since;
         }
     }
 
     /// Folds what nobody looks at, so that somebody can.
-    fn fold_unseen(&self, id: &str, active: &Arc<Active>) {
+    fn fold_unseen(&self, standing: &Standing, active: &Arc<Active>) {
         active.unfolded.store(0, SeqCst);
-        let (sandboxes, id) = (self.clone(), id.to_owned());
+        let (sandboxes, standing) = (self.clone(), standing.clone());
         self.0.tracker.spawn(async move {
-            if let Err(error) = sandboxes.scene(&id).await
+            if let Err(error) = sandboxes.scene(&standing).await
                 && error.kind != Kind::NotFound
             {
-                tracing::warn!(%error, sandbox = id, "not folded yet; the next one to look waits for it");
+                tracing::warn!(%error, sandbox = standing.sandbox.id, "not folded yet; the next one to look waits for it");
             }
         });
     }

@@ -224,6 +224,7 @@ pub async fn revoke(sessions: &Sessions, caller: &Caller, id: &str, remove: bool
         return Err(missing(id));
     }
     tracing::info!(token = id, by = caller.subject.id, "API key revoked");
+    gate.revoked();
     for connection in sessions.presence().with_token(id) {
         sessions.presence().bid_farewell(&connection.session, "its API key was revoked");
         gate.revoke(&permit, &connection.identity, &connection.session).await?;

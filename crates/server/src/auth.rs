@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 use trunkline_core::{
     Error, Kind,
     caller::{Caller, Credential},
@@ -120,6 +121,11 @@ impl Auth {
                 Err(error)
             }
         }
+    }
+
+    /// Tells when to ask [`Auth::confirm`] again.
+    pub(crate) fn revocations(&self) -> watch::Receiver<u64> {
+        self.gate.revocations()
     }
 
     /// Whether what somebody came in with is still good.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{FromRequestParts, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
@@ -27,6 +28,9 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Longest of those, in bytes.
 const KEY_BYTES_MAX: usize = 256;
+
+/// Bytes of a body that are read to be thrown away.
+const DRAIN_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// By which a browser's event stream says what it had last.
 pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -113,14 +117,24 @@ impl Asked {
     }
 }
 
-/// A body, if it is not too large.
+/// A body, if it is not too large. What is too large is read to its end all the same, up to [`DRAIN_BYTES_MAX`]: a client
+/// that is still sending does not hear an answer.
 pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Error> {
-    let too_large = || Error::new(Kind::Invalid, TOO_LARGE, format!("the body has more than {most} bytes"));
-    to_bytes(body, most).await.map_err(|error| {
-        let is_size = std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("limit"));
-        let broken = || Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {error}"));
-        if is_size { too_large() } else { broken() }
-    })
+    let (mut frames, mut kept, mut size) = (body.into_data_stream(), BytesMut::new(), 0);
+    while let Some(frame) = frames.next().await {
+        let broken = |e| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {e}"));
+        let frame = frame.map_err(broken)?;
+        size += frame.len();
+        if size <= most {
+            kept.extend_from_slice(&frame);
+        } else if size > DRAIN_BYTES_MAX {
+            break;
+        }
+    }
+    if size > most {
+        return Err(Error::new(Kind::Invalid, TOO_LARGE, format!("the body has more than {most} bytes")));
+    }
+    Ok(kept.freeze())
 }
 
 /// The surfaces, for pages of this server and of the allowed origins.

@@ -13,7 +13,10 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
@@ -71,8 +74,8 @@ async fn create(
     asked: Asked,
     body: Body,
 ) -> Answer<(StatusCode, Json<Sandbox>)> {
-    let caller = asked.caller(&surface.web).await?;
-    let body = http::body(body, COMMAND_BYTES_MAX).await?;
+    let (caller, body) = (asked.caller(&surface.web).await, http::body(body, COMMAND_BYTES_MAX).await);
+    let (caller, body) = (caller?, body?);
     let project = match asked.param("project") {
         Some(project) => Some(project.to_owned()),
         None => project_of(&body)?,
@@ -112,19 +115,18 @@ async fn command(
     asked: Asked,
     body: Body,
 ) -> Answer<StatusCode> {
-    let caller = asked.caller(&surface.web).await?;
-    let seat = surface.sandboxes.find(&caller, &id, Need::Write).await?;
-    let key = asked.idempotency_key()?;
-    let order = Order::parse(http::body(body, COMMAND_BYTES_MAX).await?)?;
+    let (caller, body) = (asked.caller(&surface.web).await, http::body(body, COMMAND_BYTES_MAX).await);
+    let seat = surface.sandboxes.find(&caller?, &id, Need::Write).await?;
+    let (key, order) = (asked.idempotency_key()?, Order::parse(body?)?);
     surface.sandboxes.command(&seat, order, key).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
 async fn tell(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked, body: Body) -> Answer<StatusCode> {
-    let caller = asked.caller(&surface.web).await?;
-    let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
-    let key = asked.idempotency_key()?;
-    let events = Events::parse(http::body(body, surface.web.limits.payload_bytes_max).await?)?;
+    let most = surface.web.limits.payload_bytes_max;
+    let (caller, body) = (asked.caller(&surface.web).await, http::body(body, most).await);
+    let seat = surface.sandboxes.find(&caller?, &id, Need::Act).await?;
+    let (key, events) = (asked.idempotency_key()?, Events::parse(body?)?);
     surface.sandboxes.tell(&seat, events, key).await?;
     Ok(StatusCode::ACCEPTED)
 }
@@ -166,6 +168,7 @@ struct Open {
     web: Web,
     caller: Caller,
     pings: Interval,
+    revocations: watch::Receiver<u64>,
     /// Nothing was sent yet.
     is_new: bool,
 }
@@ -180,7 +183,8 @@ impl Open {
     fn new(web: Web, caller: Caller) -> Self {
         let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { web, caller, pings, is_new: true }
+        let revocations = web.auth.revocations();
+        Self { web, caller, pings, revocations, is_new: true }
     }
 
     /// What a stream begins with.
@@ -192,6 +196,7 @@ impl Open {
     async fn otherwise(&mut self) -> Otherwise {
         tokio::select! {
             _ = self.pings.tick() => {}
+            Ok(()) = self.revocations.changed() => {}
             () = self.web.stop.cancelled() => return Otherwise::End,
         }
         match self.web.auth.confirm(&self.caller).await {

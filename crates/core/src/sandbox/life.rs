@@ -59,8 +59,10 @@ impl Sandboxes {
         let due_at = self.after(self.0.options.bootstrap_ms);
         // Greater than all that was said of a former one of that id.
         let version = sandbox.created_at.saturating_mul(1000);
-        let standing = Standing { sandbox, due_at, commands_to: 0, duty: 0, removed: false, version };
+        let mut standing = Standing { sandbox, due_at, since: 0, commands_to: 0, duty: 0, removed: false, version };
         loop {
+            standing.since = i64::try_from(self.0.gate.records()).unwrap_or(i64::MAX);
+            standing.commands_to = standing.since;
             let row = standing.clone();
             let made = self.0.gate.housekeep(move |tx| make(tx, row.clone())).await?;
             match made {

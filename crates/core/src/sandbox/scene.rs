@@ -107,8 +107,9 @@ impl Scene {
         tracker: &TaskTracker,
         stop: CancellationToken,
         id: &str,
+        since: i64,
     ) -> Result<Arc<Self>, Error> {
-        let (fold, reader) = restore(gate, id).await?;
+        let (fold, reader) = restore(gate, id, since).await?;
         let (syncs, requests) = mpsc::channel(SYNCS_MAX);
         let kept_to = fold.events();
         let state = State { fold, steps: VecDeque::new(), first: 0, bytes: 0, is_over: false };
@@ -337,7 +338,7 @@ impl Driver {
 }
 
 /// The fold as of the last checkpoint, and a reader of what came after.
-async fn restore(gate: &Gate, id: &str) -> Result<(Fold, Reader), Error> {
+async fn restore(gate: &Gate, id: &str, since: i64) -> Result<(Fold, Reader), Error> {
     let name = id.to_owned();
     let found = gate.glance(move |tx| sql::checkpoint(tx, name.clone())).await?;
     let epoch = gate.id();
@@ -359,5 +360,5 @@ async fn restore(gate: &Gate, id: &str) -> Result<(Fold, Reader), Error> {
             _ => tracing::warn!(sandbox = id, "its checkpoint cannot be read; folded from the beginning"),
         }
     }
-    Ok((Fold::default(), gate.follow_sandbox(id, Offset::START)?))
+    Ok((Fold::default(), gate.follow_sandbox(id, Offset(since.unsigned_abs()))?))
 }

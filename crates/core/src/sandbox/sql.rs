@@ -7,8 +7,8 @@ use super::{Sandbox, Standing, artifacts::Kept, state::Status};
 pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
     name: "sandbox_0001_sandboxes",
     sql: "CREATE TABLE sandboxes (id TEXT PRIMARY KEY, project TEXT NOT NULL, status TEXT NOT NULL, summary TEXT NOT NULL,
-            created_at BIGINT NOT NULL, last_heartbeat BIGINT NOT NULL, due_at BIGINT, commands_to BIGINT NOT NULL,
-            duty BIGINT NOT NULL, removed BIGINT NOT NULL, version BIGINT NOT NULL);
+            created_at BIGINT NOT NULL, last_heartbeat BIGINT NOT NULL, due_at BIGINT, since BIGINT NOT NULL,
+            commands_to BIGINT NOT NULL, duty BIGINT NOT NULL, removed BIGINT NOT NULL, version BIGINT NOT NULL);
         CREATE INDEX sandboxes_project ON sandboxes (project);
         CREATE INDEX sandboxes_due ON sandboxes (due_at) WHERE due_at IS NOT NULL;
         CREATE TABLE sandbox_folds (sandbox TEXT PRIMARY KEY, epoch TEXT NOT NULL, folded_to BIGINT NOT NULL,
@@ -19,7 +19,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
 
 macro_rules! columns {
     () => {
-        "id, project, status, summary, created_at, last_heartbeat, due_at, commands_to, duty, removed, version"
+        "id, project, status, summary, created_at, last_heartbeat, due_at, since, commands_to, duty, removed, version"
     };
 }
 
@@ -66,7 +66,8 @@ pub(super) fn next_due(tx: &mut ReadTx) -> TxFuture<'_, Option<i64>, Error> {
 }
 
 pub(super) async fn insert(tx: &mut WriteTx, row: &Standing) -> Result<(), Error> {
-    let sql = concat!("INSERT INTO sandboxes (", columns!(), ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)");
+    let sql =
+        concat!("INSERT INTO sandboxes (", columns!(), ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)");
     let sandbox = &row.sandbox;
     let params = [
         sandbox.id.as_str().into(),
@@ -76,6 +77,7 @@ pub(super) async fn insert(tx: &mut WriteTx, row: &Standing) -> Result<(), Error
         sandbox.created_at.into(),
         sandbox.last_heartbeat.into(),
         row.due_at.into(),
+        row.since.into(),
         row.commands_to.into(),
         row.duty.into(),
         i64::from(row.removed).into(),
@@ -214,9 +216,10 @@ fn standing(row: &Row) -> Result<Standing, Error> {
             last_heartbeat: row.int(5)?,
         },
         due_at: row.int_opt(6)?,
-        commands_to: row.int(7)?,
-        duty: row.int(8)?,
-        removed: row.int(9)? != 0,
-        version: row.int(10)?,
+        since: row.int(7)?,
+        commands_to: row.int(8)?,
+        duty: row.int(9)?,
+        removed: row.int(10)? != 0,
+        version: row.int(11)?,
     })
 }

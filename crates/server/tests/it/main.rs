@@ -14,6 +14,7 @@ mod kills;
 mod limits;
 mod ops;
 mod process;
+mod sandbox;
 mod shutdown;
 mod tasks;
 mod tls;

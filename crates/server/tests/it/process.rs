@@ -16,6 +16,7 @@ use crate::client::{Client, agent};
 pub(crate) struct Process {
     child: Child,
     pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
 }
 
 fn serve(dir: &Path) -> Command {
@@ -24,8 +25,11 @@ fn serve(dir: &Path) -> Command {
 
 fn serve_on(dir: &Path, grpc: SocketAddr) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
-    command.args(["serve", "--grpc", &grpc.to_string(), "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--data-dir"]);
-    command.arg(dir).env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0").env("TRUNKLINE_LOG", "error");
+    command.args(["serve", "--grpc", &grpc.to_string(), "--ops", "127.0.0.1:0", "--data-dir"]).arg(dir);
+    command
+        .env("TRUNKLINE__LISTEN__HTTP", "127.0.0.1:0")
+        .env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0")
+        .env("TRUNKLINE_LOG", "error");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -38,6 +42,13 @@ impl Process {
     /// At an address that its clients know.
     pub(crate) fn start_on(dir: &Path, grpc: SocketAddr) -> Self {
         Self::started(serve_on(dir, grpc).arg("--dev"))
+    }
+
+    /// With its HTTP surfaces at an address that its clients know, and so many milliseconds for sandboxes to come back.
+    pub(crate) fn start_http(dir: &Path, http: SocketAddr, grace_ms: u64) -> Self {
+        let mut command = serve(dir);
+        command.args(["--dev", "--http", &http.to_string()]);
+        Self::started(command.env("TRUNKLINE__SANDBOX__GRACE_MS", grace_ms.to_string()))
     }
 
     /// Under a limit on the size of its files, which behaves as a full disk. The log's journal has 64 MiB from the start.
@@ -65,10 +76,9 @@ impl Process {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
         let ["ready", grpc, http, ops] = words[..] else { panic!("not ready: {line:?}") };
-        for (word, name) in [(http, "http="), (ops, "ops=")] {
-            word.strip_prefix(name).unwrap().parse::<SocketAddr>().unwrap();
-        }
-        Self { child, grpc: grpc.strip_prefix("grpc=").unwrap().parse().unwrap() }
+        let address = |word: &str, name| word.strip_prefix(name).unwrap().parse::<SocketAddr>().unwrap();
+        address(ops, "ops=");
+        Self { child, grpc: address(grpc, "grpc="), http: address(http, "http=") }
     }
 
     /// SIGKILL.
