@@ -59,7 +59,34 @@ pub(crate) fn run() -> Result {
     checked(pytest)?;
     let mut pytest = self::pytest(&python, &root().join(STORIES));
     pytest.env("TRUNKLINE_BIN", target().join("debug/trunkline"));
-    checked(pytest)
+    checked(pytest)?;
+    let mut npm = Command::new("npm");
+    npm.args(["test", "--silent"]).current_dir(node_story()?).env("TRUNKLINE_BIN", target().join("debug/trunkline"));
+    checked(npm)
+}
+
+/// The stories with npm's EventSource, copied below `target` with what they ask for.
+fn node_story() -> Result<PathBuf> {
+    tools::node()?;
+    let (from, dir) = (root().join(STORIES).join("eventsource"), target().join("eventsource-story"));
+    fs::create_dir_all(&dir)?;
+    let lock = "package-lock.json";
+    let is_new = fs::read(from.join(lock))? != fs::read(dir.join(lock)).unwrap_or_default();
+    for entry in fs::read_dir(&from)? {
+        let entry = entry?;
+        // The lock file comes last: it says that the rest is there.
+        if entry.file_name() != lock {
+            fs::copy(entry.path(), dir.join(entry.file_name()))?;
+        }
+    }
+    if is_new {
+        println!("installing npm's EventSource, once");
+        fs::copy(from.join(lock), dir.join(lock))?;
+        let mut install = Command::new("npm");
+        install.args(["ci", "--silent"]).current_dir(&dir);
+        output(install).inspect_err(|_| drop(fs::remove_file(dir.join(lock))))?;
+    }
+    Ok(dir)
 }
 
 fn pytest(python: &Path, dir: &Path) -> Command {

@@ -40,6 +40,19 @@ pub(crate) fn python() -> Result<PathBuf> {
     if works(&program) { Ok(program) } else { Err("python3 with venv is needed for the conformance step".into()) }
 }
 
+/// Node.js with npm, of a version that the stories run on.
+pub(crate) fn node() -> Result {
+    let works = |program: &str| {
+        let mut probe = Command::new(program);
+        probe.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    };
+    if !(works("node") && works("npm")) {
+        apt_install("Node.js", &["nodejs", "npm"])?;
+    }
+    if works("node") && works("npm") { Ok(()) } else { Err("node and npm are needed for the conformance step".into()) }
+}
+
 /// The environment that tells the tests where PostgreSQL's programs are; the tests start a private server of their own.
 pub(crate) fn postgres() -> Result<Option<(&'static str, PathBuf)>> {
     let mut found = postgres_bin();

@@ -1,5 +1,6 @@
 //! Sandboxes: made, told what to do, watched; over real HTTP.
 
+mod eventsource;
 mod rights;
 mod streams;
 
