@@ -5,6 +5,7 @@ use std::io::Read as _;
 pub(crate) mod client;
 pub(crate) mod messages;
 pub(crate) mod orchestrate;
+pub(crate) mod sandbox;
 pub(crate) mod serve;
 pub(crate) mod tasks;
 pub(crate) mod token;

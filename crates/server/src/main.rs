@@ -37,6 +37,9 @@ enum Command {
     Task(cli::tasks::Task),
     /// Starts a local process for every agent that is asked for.
     Orchestrate(cli::orchestrate::Orchestrate),
+    /// Works as a sandbox.
+    #[command(subcommand)]
+    Sandbox(cli::sandbox::Sandbox),
 }
 
 /// As lines for people, or as JSON for machines, by `TRUNKLINE_LOG_FORMAT`.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Tail(args) => cli::messages::tail(args),
         Command::Task(args) => cli::tasks::run(args),
         Command::Orchestrate(args) => cli::orchestrate::run(args),
+        Command::Sandbox(args) => cli::sandbox::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

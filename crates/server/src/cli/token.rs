@@ -19,12 +19,18 @@ pub(crate) enum Token {
         /// What to call it.
         name: String,
         /// The kind of principal that may use it: agent, task, user, orchestrator, service, bridge, …
-        #[arg(long, value_name = "KIND")]
-        kind: String,
+        #[arg(long, value_name = "KIND", required_unless_present_any = ["sandbox", "sandboxes"])]
+        kind: Option<String>,
+        /// For the sandbox with this id, which comes over HTTP.
+        #[arg(long, value_name = "ID", conflicts_with_all = ["kind", "holder", "sandboxes"])]
+        sandbox: Option<String>,
+        /// What it opens of sandboxes, over HTTP: to watch them, or also to make them and tell them what to do.
+        #[arg(long, value_name = "RIGHT", value_parser = ["read", "write"], requires = "holder")]
+        sandboxes: Option<String>,
         /// Whom it is for: a user's id, or an identity that may end in `*`, such as `ag::prod::chat::*`.
         #[arg(long = "for", value_name = "WHOM", default_value = "")]
         holder: String,
-        /// A pattern of workspaces that it opens, such as `team-*`; may be repeated [default: all].
+        /// A pattern of workspaces, and of projects of sandboxes, that it opens, such as `team-*`; may be repeated [default: all].
         #[arg(long = "workspace", value_name = "PATTERN")]
         workspaces: Vec<String>,
         /// It ends after so many hours [default: never].
@@ -55,14 +61,16 @@ pub(crate) enum Token {
 pub(crate) fn run(token: Token) -> Done {
     block_on(async {
         match token {
-            Token::Create { name, kind, holder, workspaces, hours, connect } => {
+            Token::Create { name, kind, sandbox, sandboxes, holder, workspaces, hours, connect } => {
+                let is_for_http = sandbox.is_some() || sandboxes.is_some();
+                let kind = kind.unwrap_or_else(|| if sandbox.is_some() { "sandbox" } else { "user" }.to_owned());
                 let wanted = TokenCreateRequest {
                     name,
                     principal_type: kind,
                     workspace_patterns: workspaces,
+                    scopes: sandboxes.iter().map(|right| format!("sandbox:{right}")).collect(),
                     expires_in_hours: hours,
-                    created_by: holder,
-                    ..TokenCreateRequest::default()
+                    created_by: sandbox.unwrap_or(holder),
                 };
                 let create = TokenOperation {
                     op: OpType::Create.into(),
@@ -71,7 +79,8 @@ pub(crate) fn run(token: Token) -> Done {
                 };
                 let reply = ask(&connect, create).await?;
                 let id = reply.created_token.map(|token| token.id).unwrap_or_default();
-                say(format_args!("{} (shown once; send it as x-api-key; id {id})", reply.plaintext_token));
+                let how = if is_for_http { "as bearer token" } else { "as x-api-key" };
+                say(format_args!("{} (shown once; send it {how}; id {id})", reply.plaintext_token));
             }
             Token::List { all, connect } => list(&connect, all).await?,
             Token::Revoke { id, connect } => {
