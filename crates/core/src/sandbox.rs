@@ -13,6 +13,7 @@ mod sql;
 pub mod state;
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,13 +23,13 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_store::log::Clock;
 
 use self::{
-    artifacts::{Artifact, Sign, sign},
+    artifacts::{Artifact, SIGNS, Sign, sign},
     duty::Stint,
     scene::Scene,
     state::{Happening, Status},
@@ -138,8 +139,50 @@ struct Active {
     beat_noted: AtomicI64,
     /// Events that came since it was last folded.
     unfolded: AtomicU64,
+    known: Known,
     stint: Mutex<Option<Arc<Stint>>>,
     scene: tokio::sync::Mutex<Option<Arc<Scene>>>,
+}
+
+/// A row as it was last read, as long as nothing changes it.
+#[derive(Default)]
+struct Known {
+    row: Mutex<Option<Standing>>,
+    /// Changes that are under way, and that were.
+    changing: AtomicU64,
+    changed: AtomicU64,
+}
+
+impl Known {
+    fn get(&self) -> Option<Standing> {
+        lock(&self.row).clone()
+    }
+
+    /// Keeps a row that was read, if nothing changed since `changed` were over.
+    fn keep(&self, row: &Standing, changed: u64) {
+        let mut known = lock(&self.row);
+        if self.changing.load(SeqCst) == 0 && self.changed.load(SeqCst) == changed {
+            *known = Some(row.clone());
+        }
+    }
+
+    /// A change, until what this answers is dropped.
+    fn changes(&self) -> Changing<'_> {
+        self.changing.fetch_add(1, SeqCst);
+        *lock(&self.row) = None;
+        Changing(self)
+    }
+}
+
+struct Changing<'a>(&'a Known);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let known = lock(&self.0.row);
+        self.0.changed.fetch_add(1, SeqCst);
+        self.0.changing.fetch_sub(1, SeqCst);
+        drop(known);
+    }
 }
 
 /// A sandbox that the caller may do something with.
@@ -169,21 +212,32 @@ impl Events {
     /// # Errors
     /// [`Kind::Invalid`] for what is neither.
     pub fn parse(body: Bytes) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON: {e}")))?;
-        let events = match &value {
-            Value::Array(events) => events.as_slice(),
-            one => std::slice::from_ref(one),
+        let read = |e: serde_json::Error| invalid(format!("the body is no JSON: {e}"));
+        let whole: &RawValue = serde_json::from_slice(&body).map_err(read)?;
+        let events: Vec<&RawValue> = match whole.get().starts_with('[') {
+            true => serde_json::from_str(whole.get()).map_err(read)?,
+            false => vec![whole],
         };
         if events.is_empty() || events.len() > EVENTS_MAX {
             return Err(invalid(format!("1 to {EVENTS_MAX} events are allowed, not {}", events.len())));
         }
+        let mut signs = Vec::new();
         for (at, event) in events.iter().enumerate() {
-            if !event.get("type").is_some_and(Value::is_string) {
-                return Err(invalid(format!("event {at} is no object with a \"type\" that is text")));
+            let kind: Kinded<'_> = serde_json::from_str(event.get())
+                .map_err(|_| invalid(format!("event {at} is no object with a \"type\" that is text")))?;
+            if SIGNS.contains(&&*kind.kind) {
+                signs.extend(sign(&serde_json::from_str(event.get()).map_err(read)?));
             }
         }
-        Ok(Self { count: events.len() as u64, signs: events.iter().filter_map(sign).collect(), body })
+        Ok(Self { count: events.len() as u64, signs, body })
     }
+}
+
+/// What every event has.
+#[derive(Deserialize)]
+struct Kinded<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
 }
 
 /// Reads the events of a record; whatever it is, it is some.

@@ -22,7 +22,7 @@ use trunkline_core::{
     caller::Caller,
     sandbox::{
         Duty, Events, Need, News, Order, Roll, Sandbox, Sandboxes, Sight, Watch,
-        artifacts::{Artifact, Change},
+        artifacts::{Artifact, Change, How, Update},
         state::Status,
     },
 };
@@ -35,6 +35,9 @@ use crate::{
 
 /// Bytes of a command, and of what a new session is made from.
 const COMMAND_BYTES_MAX: usize = 256 * 1024;
+
+/// Most events take no more, besides their text.
+const EVENT_BYTES: usize = 256;
 
 #[derive(Clone)]
 struct Surface {
@@ -264,7 +267,11 @@ struct Shown<'a> {
 
 /// What changed, as every viewer is told it.
 fn encode(changes: &[Change]) -> Bytes {
-    let mut out = BytesMut::new();
+    let text = |change: &Change| match change {
+        Change::Updated(Update { how: How::Append(text), .. }) => text.len(),
+        _ => 0,
+    };
+    let mut out = BytesMut::with_capacity(changes.iter().map(|change| EVENT_BYTES + text(change)).sum());
     for change in changes {
         match change {
             Change::Created(artifact) => {

@@ -89,6 +89,9 @@ pub enum Sign {
     Summary(String),
 }
 
+/// The types of events that say something about the sandbox itself.
+pub const SIGNS: [&str; 3] = ["turn_start", "turn_end", "summary"];
+
 /// What an event says about the sandbox itself, if anything.
 #[must_use]
 pub fn sign(event: &Value) -> Option<Sign> {
@@ -180,6 +183,14 @@ impl Fold {
         })
     }
 
+    /// What those come to that changed since so many events were folded: bytes of text, about.
+    #[must_use]
+    pub fn bytes_since(&self, events: u64) -> usize {
+        let changed = self.entries.iter().filter(|entry| entry.changed_by > events);
+        let texts = changed.flat_map(|entry| entry.artifact.fields.values().filter_map(Value::as_str));
+        texts.map(str::len).sum()
+    }
+
     /// For somebody who saw artifact `seq` last: that one, all later ones, and those before it that changed after it came to
     /// be. Everything, if there is none of that number.
     #[must_use]
@@ -192,7 +203,7 @@ impl Fold {
 
     /// Folds what came at once. What became of one artifact is told in one change for each field, and what came to be is told
     /// as it is in the end.
-    pub fn apply<'a>(&mut self, events: impl IntoIterator<Item = &'a Value>, at_ms: i64) -> Vec<Change> {
+    pub fn apply(&mut self, events: impl IntoIterator<Item = Value>, at_ms: i64) -> Vec<Change> {
         let mut step = Step { created_behind: self.entries.len() as u64, updates: Vec::new(), at_ms, fold: self };
         for event in events {
             step.fold.rest.events += 1;

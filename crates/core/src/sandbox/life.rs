@@ -41,12 +41,21 @@ pub(super) enum What {
 
 impl Sandboxes {
     pub(super) async fn standing(&self, id: &str) -> Result<Option<Standing>, Error> {
-        let id = id.to_owned();
+        // Only those that somebody is busy with are worth it, and only they are here.
+        let active = lock(&self.0.active).get(id).cloned();
+        if let Some(known) = active.as_ref().and_then(|active| active.known.get()) {
+            return Ok(Some(known));
+        }
+        let (name, changed) = (id.to_owned(), active.as_ref().map_or(0, |active| active.known.changed.load(SeqCst)));
         let found = self.0.gate.glance(move |tx| {
-            let id = id.clone();
+            let id = name.clone();
             Box::pin(async move { sql::get(tx, &id).await })
         });
-        Ok(found.await?.filter(|standing| !standing.removed))
+        let found = found.await?.filter(|standing| !standing.removed);
+        if let (Some(active), Some(found)) = (active, &found) {
+            active.known.keep(found, changed);
+        }
+        Ok(found)
     }
 
     pub(super) async fn all(&self, project: Option<&str>) -> Result<Vec<Standing>, Error> {
@@ -83,6 +92,8 @@ impl Sandboxes {
         happened: Vec<Happening>,
         duty: Option<Duty>,
     ) -> Result<Option<Standing>, Error> {
+        let active = self.active(id);
+        let _changing = active.known.changes();
         let (id, now) = (id.to_owned(), self.now());
         let changed = self.0.gate.housekeep(move |tx| {
             let (id, happened) = (id.clone(), happened.clone());
@@ -93,6 +104,8 @@ impl Sandboxes {
 
     /// Removes a sandbox: first for everybody who looks, then what it told.
     pub(super) async fn unmake(&self, id: &str) -> Result<(), Error> {
+        let active = self.active(id);
+        let _changing = active.known.changes();
         let gone = id.to_owned();
         let removed = self.0.gate.housekeep(move |tx| {
             let id = gone.clone();

@@ -29,8 +29,8 @@ use crate::{
 };
 
 /// Steps that are kept for viewers, and what they may come to, in bytes of events.
-const STEPS_MAX: usize = 1024;
-const STEPS_BYTES_MAX: usize = 4 * 1024 * 1024;
+const STEPS_MAX: usize = 256;
+const STEPS_BYTES_MAX: usize = 512 * 1024;
 
 /// Records that become one step.
 const RECORDS_MAX: usize = 256;
@@ -115,8 +115,17 @@ impl Scene {
         let state = State { fold, steps: VecDeque::new(), first: 0, bytes: 0, is_over: false };
         let (moved, viewers) = (Notify::new(), AtomicUsize::new(0));
         let scene = Arc::new(Self { state: Mutex::new(state), moved, syncs, viewers });
-        let driver =
-            Driver { scene: scene.clone(), gate: gate.clone(), id: id.to_owned(), reader, requests, stop, kept_to };
+        let driver = Driver {
+            scene: scene.clone(),
+            gate: gate.clone(),
+            id: id.to_owned(),
+            reader,
+            requests,
+            stop,
+            kept_to,
+            looks_at: kept_to + CHECKPOINT_EVENTS,
+            told_bytes: 0,
+        };
         tracker.spawn(driver.run());
         Ok(scene)
     }
@@ -144,11 +153,11 @@ impl Scene {
         Watch { scene: self, next, events, history: Some(history) }
     }
 
-    fn push(&self, events: &[(i64, Vec<serde_json::Value>)], bytes: usize) {
+    fn push(&self, events: Vec<(i64, Vec<serde_json::Value>)>, bytes: usize) {
         let mut state = lock(&self.state);
         let mut changes = Vec::new();
         for (at_ms, events) in events {
-            changes.extend(state.fold.apply(events, *at_ms));
+            changes.extend(state.fold.apply(events, at_ms));
         }
         if changes.is_empty() {
             return;
@@ -228,6 +237,10 @@ struct Driver {
     stop: CancellationToken,
     /// The checkpoint has so many events.
     kept_to: u64,
+    /// After so many, another one may be due.
+    looks_at: u64,
+    /// Bytes of events since the checkpoint.
+    told_bytes: usize,
 }
 
 /// What a driver does next.
@@ -285,8 +298,12 @@ impl Driver {
                 Turn::Stop => return Ok(()),
             }
             let events = lock(&self.scene.state).fold.events();
-            if events >= self.kept_to + CHECKPOINT_EVENTS {
-                self.checkpoint().await?;
+            if events >= self.looks_at {
+                self.looks_at = events + CHECKPOINT_EVENTS;
+                // A long text that goes on and on is not written again for each few words of it.
+                if lock(&self.scene.state).fold.bytes_since(self.kept_to) <= self.told_bytes {
+                    self.checkpoint().await?;
+                }
             }
         }
     }
@@ -307,7 +324,8 @@ impl Driver {
                 Item::Transient(_) => {}
             }
         }
-        self.scene.push(&events, bytes);
+        self.told_bytes += bytes;
+        self.scene.push(events, bytes);
         if is_over { Err(super::missing()) } else { Ok(()) }
     }
 
@@ -323,16 +341,16 @@ impl Driver {
             return Ok(());
         }
         let encode = |kept: Kept| {
-            let body = crate::message::json(&*kept.artifact)?;
-            Ok((kept, String::from_utf8_lossy(&body).into_owned()))
+            let body = sql::json(&*kept.artifact)?;
+            Ok((kept, body))
         };
         let changed: Vec<_> = changed.into_iter().map(encode).collect::<Result<_, Error>>()?;
-        let rest = String::from_utf8_lossy(&crate::message::json(&rest)?).into_owned();
+        let rest = sql::json(&rest)?;
         let mark = (epoch.0.to_string(), i64::try_from(offset.0).unwrap_or(i64::MAX), rest);
         let id = self.id.clone();
         let put = self.gate.housekeep(move |tx| sql::put_checkpoint(tx, id.clone(), mark.clone(), changed.clone()));
         put.await?;
-        self.kept_to = events;
+        (self.kept_to, self.told_bytes) = (events, 0);
         Ok(())
     }
 }

@@ -201,6 +201,12 @@ pub(super) fn put_checkpoint(
     })
 }
 
+/// JSON for a column.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, crate::Error> {
+    serde_json::to_string(value)
+        .map_err(|e| crate::Error::new(crate::Kind::Internal, "ERR_INTERNAL", format!("a row cannot be written: {e}")))
+}
+
 fn standing(row: &Row) -> Result<Standing, Error> {
     let text = |column| row.text(column).map(ToOwned::to_owned);
     let some = |column| text(column).map(|text| Some(text).filter(|text| !text.is_empty()));

@@ -26,7 +26,8 @@ pub(crate) fn wanted() -> impl Fn(&str) -> bool {
 pub(crate) struct Peer {
     pub(crate) child: Child,
     pub(crate) address: SocketAddr,
-    _dir: tempfile::TempDir,
+    pub(crate) http: SocketAddr,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Peer {
@@ -36,21 +37,40 @@ impl Peer {
 
     pub(crate) fn durable(what: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        Self::start(Self::serve(dir.path(), what), dir)
+    }
+
+    /// On data that outlives it.
+    pub(crate) fn on(dir: &std::path::Path) -> Self {
+        Self::started(Self::serve(dir, "machine"))
+    }
+
+    fn serve(dir: &std::path::Path, durability: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
-        command.arg("--data-dir").arg(dir.path()).args(["--durability", what]).env("TRUNKLINE_LOG", "error");
+        command.arg("--data-dir").arg(dir).args(["--durability", durability]).env("TRUNKLINE_LOG", "error");
         command
             .env("TRUNKLINE__LIMITS__MESSAGES_PER_SECOND", "0")
             .env("TRUNKLINE__LIMITS__CONNECTIONS_PER_WORKSPACE", "0");
-        Self::start(command, dir)
+        command
     }
 
-    pub(crate) fn start(mut command: Command, dir: tempfile::TempDir) -> Self {
+    pub(crate) fn start(command: Command, dir: tempfile::TempDir) -> Self {
+        Self::started(command).owning(dir)
+    }
+
+    fn owning(mut self, dir: tempfile::TempDir) -> Self {
+        self._dir = Some(dir);
+        self
+    }
+
+    fn started(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.split_whitespace().find_map(|word| word.strip_prefix("grpc=")).expect(&line);
-        Self { address: address.parse().unwrap(), child, _dir: dir }
+        let address = |name| line.split_whitespace().find_map(|word| word.strip_prefix(name)).expect(&line);
+        let (address, http) = (address("grpc=").parse().unwrap(), address("http=").parse().unwrap());
+        Self { address, http, child, _dir: None }
     }
 
     /// Memory that it holds, in bytes.

@@ -1,6 +1,6 @@
 //! What each event does.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use serde_json::{Map, Value, json};
 
@@ -16,10 +16,12 @@ pub(super) struct Step<'a> {
 }
 
 impl Step<'_> {
-    pub(super) fn event(&mut self, event: &Value) {
-        let Value::Object(fields) = event else { return self.custom(Value::Null, event.clone()) };
-        let mut fields = fields.clone();
-        let Some(Value::String(kind)) = fields.remove("type") else { return self.custom(Value::Null, event.clone()) };
+    pub(super) fn event(&mut self, event: Value) {
+        let mut fields = match event {
+            Value::Object(fields) if fields.get("type").is_some_and(Value::is_string) => fields,
+            other => return self.custom(Value::Null, other),
+        };
+        let kind = fields.remove("type").map(into_text).unwrap_or_default();
         match kind.as_str() {
             "user_prompt" => self.whole("user_prompt", "done", fields, &["text", "prompt"]),
             "text_delta" => self.delta("text", "text", fields),
@@ -80,7 +82,7 @@ impl Step<'_> {
             self.fold.rest.running.push(seq);
             seq
         });
-        if id.is_none() {
+        if id.is_none() && self.fold.rest.current.get(kind) != Some(&seq) {
             self.fold.rest.current.insert(kind.to_owned(), seq);
         }
         if !is_tool {
@@ -88,7 +90,9 @@ impl Step<'_> {
         }
         self.append(seq, field, &delta);
         // What pieces make is not also set.
-        self.set_all_but(seq, fields, &[field, &beside(field)]);
+        if !fields.is_empty() {
+            self.set_all_but(seq, fields, &[field, &beside(field)]);
+        }
     }
 
     /// A text that is complete: what was told of it in pieces is replaced.
@@ -301,28 +305,37 @@ impl Step<'_> {
         }
     }
 
+    /// As [`Step::tell`], for text at the end of a field, which mostly goes on where the last one ended.
+    fn tell_more(&mut self, seq: u64, field: &str, more: &str) {
+        let last = self.updates.last_mut().filter(|update| update.seq == seq && update.field == field);
+        match last.map(|update| &mut update.how) {
+            Some(How::Append(text) | How::Set(Value::String(text))) => text.push_str(more),
+            _ => self.tell(seq, field, How::Append(more.to_owned())),
+        }
+    }
+
     fn append(&mut self, seq: u64, field: &str, delta: &str) {
         // Behind what was left out, nothing fits.
         let Some(artifact) = self.artifact(seq).filter(|artifact| !artifact.fields.contains_key("truncated")) else {
             return;
         };
         let field = match artifact.fields.get(field) {
-            None | Some(Value::String(_)) => field.to_owned(),
+            None | Some(Value::String(_)) => Cow::Borrowed(field),
             // It came as something else than text.
-            Some(_) => beside(field),
+            Some(_) => Cow::Owned(beside(field)),
         };
-        let known = artifact.fields.get(&field).and_then(Value::as_str).map(str::len);
+        let known = artifact.fields.get(&*field).and_then(Value::as_str).map(str::len);
         let room = TEXT_BYTES_MAX.saturating_sub(known.unwrap_or(0));
         let kept = &delta[..delta.floor_char_boundary(room.min(delta.len()))];
         if known.is_none() {
             self.set(seq, &field, Value::String(kept.to_owned()));
         } else if !kept.is_empty() {
             if let Some(artifact) = self.change(seq)
-                && let Some(Value::String(text)) = artifact.fields.get_mut(&field)
+                && let Some(Value::String(text)) = artifact.fields.get_mut(&*field)
             {
                 text.push_str(kept);
             }
-            self.tell(seq, &field, How::Append(kept.to_owned()));
+            self.tell_more(seq, &field, kept);
         }
         if kept.len() < delta.len() {
             self.set(seq, "truncated", true.into());

@@ -7,7 +7,7 @@ use super::{Artifact, Change, Fold, How, Kept};
 
 fn fold(events: &[Value]) -> Fold {
     let mut fold = Fold::default();
-    fold.apply(events, 1);
+    fold.apply(events.iter().cloned(), 1);
     fold
 }
 
@@ -113,7 +113,7 @@ fn who_comes_back_gets_what_it_does_not_know() {
     assert_eq!(seqs(&fold, 4), [4]);
     assert_eq!(seqs(&fold, 1), [1, 2, 3, 4]);
     assert_eq!((seqs(&fold, 0).len(), seqs(&fold, 99).len()), (4, 4), "numbers that mean nothing");
-    fold.apply(&[json!({"type": "turn_end"})], 9);
+    fold.apply([json!({"type": "turn_end"})], 9);
     assert_eq!(seqs(&fold, 4), [1, 2, 4], "the end of the turn ended the tools");
 }
 
@@ -242,7 +242,7 @@ proptest! {
                     screen.hear(&[Change::Created(artifact.clone())]);
                 }
             }
-            let changes = fold.apply(batch, at as i64);
+            let changes = fold.apply(batch.iter().cloned(), at as i64);
             if at >= from {
                 screen.hear(&changes);
             }
@@ -267,7 +267,7 @@ proptest! {
             Kept { artifact: serde_json::from_str::<Artifact>(&text).unwrap().into(), ..kept }
         });
         let mut restored = Fold::restore(reread.collect(), rest);
-        prop_assert_eq!(whole.apply(&after, 2), restored.apply(&after, 2));
+        prop_assert_eq!(whole.apply(after.iter().cloned(), 2), restored.apply(after.iter().cloned(), 2));
         prop_assert_eq!(all(&whole), all(&restored));
     }
 }
