@@ -7,13 +7,13 @@
 pub mod artifacts;
 mod duty;
 mod life;
+mod read;
 mod roll;
 mod scene;
 mod sql;
 pub mod state;
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -21,15 +21,14 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_store::log::Clock;
 
 use self::{
-    artifacts::{Artifact, SIGNS, Sign, sign},
+    artifacts::{Artifact, Sign},
     duty::Stint,
     scene::Scene,
     state::{Happening, Status},
@@ -43,6 +42,7 @@ use crate::{
 
 pub use self::{
     duty::{Command, Duty},
+    read::{Events, Order, UNKNOWN_COMMAND},
     roll::{News, Roll},
     scene::{Sight, Step, Watch},
 };
@@ -52,9 +52,6 @@ pub(crate) use sql::MIGRATIONS;
 /// Longest name of a project, and longest summary that is kept, in bytes.
 const PROJECT_BYTES_MAX: usize = 256;
 const SUMMARY_BYTES_MAX: usize = 4096;
-
-/// Events in one request.
-const EVENTS_MAX: usize = 10_000;
 
 /// Events that are told while nobody looks, before they are folded all the same: it bounds what the next one to look waits
 /// for.
@@ -199,47 +196,6 @@ impl Seat {
     }
 }
 
-/// What a sandbox tells at once, read.
-pub struct Events {
-    body: Bytes,
-    count: u64,
-    signs: Vec<Sign>,
-}
-
-impl Events {
-    /// Reads one event, or several in a list.
-    ///
-    /// # Errors
-    /// [`Kind::Invalid`] for what is neither.
-    pub fn parse(body: Bytes) -> Result<Self, Error> {
-        let read = |e: serde_json::Error| invalid(format!("the body is no JSON: {e}"));
-        let whole: &RawValue = serde_json::from_slice(&body).map_err(read)?;
-        let events: Vec<&RawValue> = match whole.get().starts_with('[') {
-            true => serde_json::from_str(whole.get()).map_err(read)?,
-            false => vec![whole],
-        };
-        if events.is_empty() || events.len() > EVENTS_MAX {
-            return Err(invalid(format!("1 to {EVENTS_MAX} events are allowed, not {}", events.len())));
-        }
-        let mut signs = Vec::new();
-        for (at, event) in events.iter().enumerate() {
-            let kind: Kinded<'_> = serde_json::from_str(event.get())
-                .map_err(|_| invalid(format!("event {at} is no object with a \"type\" that is text")))?;
-            if SIGNS.contains(&&*kind.kind) {
-                signs.extend(sign(&serde_json::from_str(event.get()).map_err(read)?));
-            }
-        }
-        Ok(Self { count: events.len() as u64, signs, body })
-    }
-}
-
-/// What every event has.
-#[derive(Deserialize)]
-struct Kinded<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-}
-
 /// Reads the events of a record; whatever it is, it is some.
 fn events_of(payload: &[u8]) -> Vec<Value> {
     match serde_json::from_slice(payload) {
@@ -248,33 +204,6 @@ fn events_of(payload: &[u8]) -> Vec<Value> {
         Err(_) => vec![Value::Null],
     }
 }
-
-/// Something that a sandbox can be told.
-pub struct Order(Bytes);
-
-impl Order {
-    /// Reads a command: `{"type": "prompt", "text": …}` or `{"type": "abort"}`. What else is in it, is passed on.
-    ///
-    /// # Errors
-    /// [`Kind::Invalid`] for what is none, with code `ERR_UNKNOWN_COMMAND` if it only has another type.
-    pub fn parse(body: Bytes) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON: {e}")))?;
-        match value.get("type").and_then(Value::as_str) {
-            None => Err(invalid("a command is an object with a \"type\" that is text".to_owned())),
-            Some("prompt") if !value.get("text").is_some_and(Value::is_string) => {
-                Err(invalid("a prompt has a \"text\" that is text".to_owned()))
-            }
-            Some("prompt" | "abort") => Ok(Self(body)),
-            Some(other) => {
-                let message = format!("unknown command type {other:?}; there are \"prompt\" and \"abort\"");
-                Err(Error::new(Kind::Invalid, UNKNOWN_COMMAND, message))
-            }
-        }
-    }
-}
-
-/// The code of a command of unknown type: its status is not that of other bad requests.
-pub const UNKNOWN_COMMAND: &str = "ERR_UNKNOWN_COMMAND";
 
 impl Sandboxes {
     /// The sandboxes behind `gate`. What it begins is in `tracker`, and ends with `stop`.

@@ -1,0 +1,209 @@
+//! What sandboxes tell and are told, as it comes: checked, and kept in as few bytes as mean the same.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+
+use super::{
+    artifacts::{SIGNS, Sign, sign},
+    invalid,
+};
+use crate::error::{Error, Kind};
+
+/// Events in one request.
+const EVENTS_MAX: usize = 10_000;
+
+/// What a sandbox tells at once, read.
+pub struct Events {
+    /// What is kept of it.
+    pub(super) body: Bytes,
+    pub(super) count: u64,
+    pub(super) signs: Vec<Sign>,
+}
+
+impl Events {
+    /// Reads one event, or several in a list. Pieces of one text become one piece: the fold makes no difference, and the log
+    /// keeps less.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for what is neither.
+    pub fn parse(body: Bytes) -> Result<Self, Error> {
+        let read = |e: serde_json::Error| invalid(format!("the body is no JSON: {e}"));
+        let whole: &RawValue = serde_json::from_slice(&body).map_err(read)?;
+        let events: Vec<&RawValue> = match whole.get().starts_with('[') {
+            true => serde_json::from_str(whole.get()).map_err(read)?,
+            false => vec![whole],
+        };
+        if events.is_empty() || events.len() > EVENTS_MAX {
+            return Err(invalid(format!("1 to {EVENTS_MAX} events are allowed, not {}", events.len())));
+        }
+        let (mut signs, mut joined) = (Vec::new(), Joined::default());
+        for (at, event) in events.iter().enumerate() {
+            if let Ok(piece) = serde_json::from_str::<Piece<'_>>(event.get())
+                && piece.kind.ends_with("_delta")
+                && piece.delta.get().starts_with('"')
+            {
+                joined.piece(&piece);
+                continue;
+            }
+            let kind: Kinded<'_> = serde_json::from_str(event.get())
+                .map_err(|_| invalid(format!("event {at} is no object with a \"type\" that is text")))?;
+            if SIGNS.contains(&&*kind.kind) {
+                signs.extend(sign(&serde_json::from_str(event.get()).map_err(read)?));
+            }
+            joined.whole(event.get());
+        }
+        let count = events.len() as u64;
+        let body = joined.end().map_or(body, Bytes::from);
+        Ok(Self { body, count, signs })
+    }
+}
+
+/// What every event has.
+#[derive(Deserialize)]
+struct Kinded<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+}
+
+/// A piece of a text, and nothing else. The text is as it was written, in its quotes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Piece<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    delta: &'a RawValue,
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+}
+
+/// Events as they will be kept.
+#[derive(Default)]
+struct Joined<'a> {
+    text: String,
+    /// The piece that the last one was, if it was one: what it is of.
+    open: Option<(&'a str, Option<&'a str>)>,
+    /// Some pieces were joined.
+    is_shorter: bool,
+}
+
+impl<'a> Joined<'a> {
+    fn piece(&mut self, piece: &Piece<'a>) {
+        let of = (piece.kind, piece.id.map(RawValue::get));
+        let delta = &piece.delta.get()[1..piece.delta.get().len() - 1];
+        if self.open == Some(of) {
+            self.is_shorter = true;
+        } else {
+            self.close();
+            self.text.push_str("{\"type\":");
+            // What was read as a plain string needs no escapes.
+            self.text.extend(["\"", piece.kind, "\""]);
+            if let Some(id) = of.1 {
+                self.text.extend([",\"id\":", id]);
+            }
+            self.text.push_str(",\"delta\":\"");
+            self.open = Some(of);
+        }
+        self.text.push_str(delta);
+    }
+
+    fn whole(&mut self, event: &str) {
+        self.close();
+        self.text.push_str(event);
+    }
+
+    /// Ends what was before, if anything was.
+    fn close(&mut self) {
+        if self.open.take().is_some() {
+            self.text.push_str("\"}");
+        }
+        self.text.push(if self.text.is_empty() { '[' } else { ',' });
+    }
+
+    /// All of them, if that is shorter than what came.
+    fn end(mut self) -> Option<String> {
+        if self.open.take().is_some() {
+            self.text.push_str("\"}");
+        }
+        self.text.push(']');
+        self.is_shorter.then_some(self.text)
+    }
+}
+
+/// Something that a sandbox can be told.
+pub struct Order(pub(super) Bytes);
+
+impl Order {
+    /// Reads a command: `{"type": "prompt", "text": …}` or `{"type": "abort"}`. What else is in it, is passed on.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for what is none, with code `ERR_UNKNOWN_COMMAND` if it only has another type.
+    pub fn parse(body: Bytes) -> Result<Self, Error> {
+        let value: Value = serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON: {e}")))?;
+        match value.get("type").and_then(Value::as_str) {
+            None => Err(invalid("a command is an object with a \"type\" that is text".to_owned())),
+            Some("prompt") if !value.get("text").is_some_and(Value::is_string) => {
+                Err(invalid("a prompt has a \"text\" that is text".to_owned()))
+            }
+            Some("prompt" | "abort") => Ok(Self(body)),
+            Some(other) => {
+                let message = format!("unknown command type {other:?}; there are \"prompt\" and \"abort\"");
+                Err(Error::new(Kind::Invalid, UNKNOWN_COMMAND, message))
+            }
+        }
+    }
+}
+
+/// The code of a command of unknown type: its status is not that of other bad requests.
+pub const UNKNOWN_COMMAND: &str = "ERR_UNKNOWN_COMMAND";
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+
+    use super::Events;
+
+    fn kept(body: &Value) -> Value {
+        let events = Events::parse(Bytes::from(body.to_string())).unwrap();
+        serde_json::from_slice(&events.body).unwrap()
+    }
+
+    #[test]
+    fn pieces_of_one_text_are_kept_as_one() {
+        let piece = |kind: &str, id: &str, delta: &str| json!({"type": kind, "id": id, "delta": delta});
+        let told = json!([
+            {"type": "text_delta", "delta": "a\n"},
+            {"type": "text_delta", "delta": "\"b\\"},
+            {"type": "text_delta", "delta": ""},
+            piece("text_delta", "1", "c"),
+            piece("text_delta", "1", "d"),
+            piece("tool_output_delta", "1", "e"),
+            {"type": "turn_end"},
+            piece("tool_output_delta", "1", "f"),
+            {"type": "text_delta", "delta": "g", "more": true},
+            {"type": "text_delta", "delta": "h"},
+            {"type": "text_delta", "delta": 7},
+            {"type": "text_delta", "delta": "i"},
+        ]);
+        let expected = json!([
+            {"type": "text_delta", "delta": "a\n\"b\\"},
+            piece("text_delta", "1", "cd"),
+            piece("tool_output_delta", "1", "e"),
+            {"type": "turn_end"},
+            piece("tool_output_delta", "1", "f"),
+            {"type": "text_delta", "delta": "g", "more": true},
+            {"type": "text_delta", "delta": "h"},
+            {"type": "text_delta", "delta": 7},
+            {"type": "text_delta", "delta": "i"},
+        ]);
+        assert_eq!(kept(&told), expected);
+        assert_eq!(Events::parse(Bytes::from(told.to_string())).unwrap().count, 12);
+        let alone = json!({"type": "text_delta", "delta": "as it came"});
+        assert_eq!(kept(&alone), alone);
+        assert_eq!(kept(&json!([alone, {"type": "status"}])), json!([alone, {"type": "status"}]));
+    }
+}
