@@ -9,10 +9,12 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_core::{
     audit,
+    caller::{Caller, Credential},
     gate::Gate,
+    identity::Identity,
     kv,
     registry::Registry,
-    sandbox::Sandboxes,
+    sandbox::{Need, Sandbox, Sandboxes},
     session::{self, Sessions},
     task::Tasks,
     token::{self, Secret},
@@ -50,6 +52,9 @@ pub struct Server {
     ops_tasks: TaskTracker,
     timeout: Duration,
     admin_key: Option<Secret>,
+    sandboxes: Sandboxes,
+    /// The directory of a server that keeps nothing.
+    dir: Option<tempfile::TempDir>,
 }
 
 /// Where a server listens.
@@ -80,6 +85,9 @@ pub enum StartError {
     /// The settings contradict themselves.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no room for a server that keeps nothing.
+    #[error("cannot make a temporary directory: {0}")]
+    Memory(std::io::Error),
     /// The data directory cannot be opened.
     #[error(transparent)]
     Store(#[from] trunkline_store::OpenError),
@@ -110,19 +118,24 @@ impl Server {
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
         let gate = Gate::open(store.clone()).await?;
+        let (stop, background) = (CancellationToken::new(), TaskTracker::new());
+        let clock = log::Clock::system();
+        let sandboxes = Sandboxes::new(gate.clone(), config.sandbox, background.clone(), stop.clone(), clock.clone());
         let server = Self {
             admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
             addresses: Addresses { grpc: grpc.1, http: http.1, ops: ops.1 },
             store: store.clone(),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            stop,
+            tasks: background,
+            sandboxes: sandboxes.clone(),
+            dir: None,
             closed: CancellationToken::new(),
             ops_tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
         let sessions = Sessions::new(gate.clone(), sessions);
         let registry = Registry::open(gate.clone()).await?;
-        let tasks = Tasks::new(gate.clone(), registry, config.tasks, server.tasks.clone(), log::Clock::system());
+        let tasks = Tasks::new(gate.clone(), registry, config.tasks, server.tasks.clone(), clock);
         tasks.recover().await?;
         let metrics = Arc::new(Metrics::new());
         let operations = Operations::new(gate.clone(), sessions.clone(), metrics.clone(), server.stop.clone());
@@ -141,13 +154,6 @@ impl Server {
         let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
         listeners.grpc(grpc.0, gateway);
         let web = Web { auth: auth.clone(), limits: config.limits, stop: server.stop.clone() };
-        let sandboxes = Sandboxes::new(
-            gate.clone(),
-            config.sandbox,
-            server.tasks.clone(),
-            server.stop.clone(),
-            log::Clock::system(),
-        );
         sandboxes.recover().await?;
         server.tasks.spawn(sandboxes.clone().run());
         listeners.http(http.0, http::router(sandbox::router(sandboxes, web), &config.http.allowed_origins)?);
@@ -167,6 +173,50 @@ impl Server {
     #[must_use]
     pub fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// Where it listens for browsers and sandboxes.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.addresses.http.port()
+    }
+
+    /// Makes a session for a sandbox, or answers the one that is there.
+    ///
+    /// # Errors
+    /// [`trunkline_core::Kind::Invalid`] for what is no id or no project, [`trunkline_core::Kind::Unavailable`].
+    pub async fn create_session(&self, id: &str, project: Option<&str>) -> Result<Sandbox, trunkline_core::Error> {
+        Ok(self.sandboxes.create(&owner()?, id, project).await?.0)
+    }
+
+    /// The session with this id.
+    ///
+    /// # Errors
+    /// [`trunkline_core::Kind::Unavailable`].
+    pub async fn session(&self, id: &str) -> Result<Option<Sandbox>, trunkline_core::Error> {
+        match self.sandboxes.find(&owner()?, id, Need::Read).await {
+            Ok(seat) => Ok(Some(seat.sandbox().clone())),
+            Err(error) if error.kind == trunkline_core::Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All sessions, or those of a project, oldest first.
+    ///
+    /// # Errors
+    /// [`trunkline_core::Kind::Unavailable`].
+    pub async fn sessions(&self, project: Option<&str>) -> Result<Vec<Sandbox>, trunkline_core::Error> {
+        self.sandboxes.list(&owner()?, project).await
+    }
+
+    /// As [`Server::stop`].
+    pub async fn close(self) {
+        self.stop().await;
+    }
+
+    pub(crate) fn owning(mut self, dir: tempfile::TempDir) -> Self {
+        self.dir = Some(dir);
+        self
     }
 
     /// The administrator's API key, if this start made it: the first one without `--dev`. To be shown once; only its
@@ -245,6 +295,11 @@ impl Server {
             }
         });
     }
+}
+
+/// The program that has the server inside.
+fn owner() -> Result<Caller, trunkline_core::Error> {
+    Ok(Caller::new(Identity::user("owner", "library")?, String::new(), Credential::none(true)))
 }
 
 /// Opening replays what the last run left, so it runs where it may block.

@@ -37,7 +37,8 @@ const PEERS_MAX: usize = 10_000;
 /// How connections are admitted. Clones share what they know of peers.
 #[derive(Clone)]
 pub(crate) struct Auth {
-    dev: bool,
+    /// Who is asking over HTTP and presents nothing, where that is enough.
+    anybody: Option<Arc<Caller>>,
     gate: Gate,
     tasks: Tasks,
     throttle: Arc<Mutex<Throttle>>,
@@ -46,7 +47,9 @@ pub(crate) struct Auth {
 impl Auth {
     /// With `dev`, whoever presents nothing is admitted.
     pub(crate) fn new(gate: Gate, tasks: Tasks, dev: bool) -> Self {
-        Self { dev, gate, tasks, throttle: Arc::default() }
+        let anybody = Identity::user("dev", "http").ok().filter(|_| dev);
+        let anybody = anybody.map(|identity| Caller::new(identity, String::new(), Credential::none(true)).into());
+        Self { anybody, gate, tasks, throttle: Arc::default() }
     }
 
     /// Admits `claimed`, or says why not. A certificate that names it is enough; a credential beside it is checked all the
@@ -71,7 +74,7 @@ impl Auth {
             if holder.is_some() {
                 return Ok(Credential::none(false));
             }
-            if self.dev {
+            if self.anybody.is_some() {
                 let is_admin = matches!(claimed, Identity::Orchestrator(_) | Identity::WorkflowEngine);
                 return Ok(Credential::none(is_admin));
             }
@@ -100,12 +103,10 @@ impl Auth {
     }
 
     /// Whoever comes with this secret over HTTP, or with none.
-    pub(crate) async fn bearer(&self, secret: Option<&str>, peer: Option<IpAddr>) -> Result<Caller, Error> {
+    pub(crate) async fn bearer(&self, secret: Option<&str>, peer: Option<IpAddr>) -> Result<Arc<Caller>, Error> {
         let Some(secret) = secret else {
-            if self.dev {
-                return Ok(Caller::new(Identity::user("dev", "http")?, String::new(), Credential::none(true)));
-            }
-            return Err(refused("a bearer token is required".to_owned()));
+            let required = || refused("a bearer token is required".to_owned());
+            return self.anybody.clone().ok_or_else(required);
         };
         let who = (peer, "http".to_owned());
         if self.throttle(|throttle| throttle.is_cooling(&who, Instant::now())) {
@@ -113,7 +114,7 @@ impl Auth {
             return Err(Error { kind: Kind::Exhausted, retry_after: Some(COOLDOWN), ..refused });
         }
         match token::bearer(&self.gate, secret).await {
-            Ok((identity, credential)) => Ok(Caller::new(identity, String::new(), credential)),
+            Ok((identity, credential)) => Ok(Caller::new(identity, String::new(), credential).into()),
             Err(error) => {
                 if error.kind == Kind::Unauthenticated {
                     self.throttle(|throttle| throttle.failed(who, Instant::now()));

@@ -13,6 +13,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
 
@@ -74,18 +75,18 @@ impl Asked {
     }
 
     /// Who is asking: by the `Authorization` header.
-    pub(crate) async fn caller(&self, web: &Web) -> Result<Caller, Error> {
+    pub(crate) async fn caller(&self, web: &Web) -> Result<Arc<Caller>, Error> {
         self.admit(web, self.header_token()?).await
     }
 
     /// Who is asking for a stream of events: also by `access_token` in the address, or by a cookie, because a browser's event
     /// streams send no header of one's own.
-    pub(crate) async fn viewer(&self, web: &Web) -> Result<Caller, Error> {
+    pub(crate) async fn viewer(&self, web: &Web) -> Result<Arc<Caller>, Error> {
         let token = self.header_token()?.or_else(|| self.param("access_token")).or_else(|| self.cookie());
         self.admit(web, token).await
     }
 
-    async fn admit(&self, web: &Web, token: Option<&str>) -> Result<Caller, Error> {
+    async fn admit(&self, web: &Web, token: Option<&str>) -> Result<Arc<Caller>, Error> {
         web.auth.bearer(token.filter(|token| !token.is_empty()), self.peer.map(|peer| peer.0)).await
     }
 
@@ -158,8 +159,15 @@ pub(crate) fn router(surfaces: Router, allowed_origins: &[String]) -> Result<Rou
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID])
         .allow_credentials(true)
         .max_age(std::time::Duration::from_secs(3600));
-    let router = surfaces.fallback(not_found).layer(cors);
-    Ok(router.layer(middleware::from_fn_with_state(Arc::<[HeaderValue]>::from(origins), own_pages)))
+    let plain = surfaces.fallback(not_found);
+    let own_pages = middleware::from_fn_with_state(Arc::<[HeaderValue]>::from(origins), own_pages);
+    let for_pages = plain.clone().layer(cors).layer(own_pages);
+    // Whoever is no page does not pay for them.
+    let by_origin = tower::service_fn(move |request: Request| {
+        let is_page = request.headers().contains_key(header::ORIGIN);
+        if is_page { for_pages.clone() } else { plain.clone() }.oneshot(request)
+    });
+    Ok(Router::new().fallback_service(by_origin))
 }
 
 /// A page of somebody else can send requests that browsers do not ask about before, with the cookies that they have for this

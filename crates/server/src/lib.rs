@@ -15,6 +15,7 @@
 mod agent;
 mod app;
 mod auth;
+mod builder;
 pub mod config;
 pub mod doctor;
 mod error;
@@ -28,4 +29,5 @@ mod sse;
 mod tls;
 
 pub use app::{Addresses, Server, StartError};
+pub use builder::Builder;
 pub use config::Config;

@@ -39,14 +39,13 @@ const COMMAND_BYTES_MAX: usize = 256 * 1024;
 /// Most events take no more, besides their text.
 const EVENT_BYTES: usize = 256;
 
-#[derive(Clone)]
 struct Surface {
     sandboxes: Sandboxes,
     web: Web,
 }
 
 pub(crate) fn router(sandboxes: Sandboxes, web: Web) -> Router {
-    let streams = |get: MethodRouter<Surface>| get.head(|| async { StatusCode::METHOD_NOT_ALLOWED });
+    let streams = |get: MethodRouter<Arc<Surface>>| get.head(|| async { StatusCode::METHOD_NOT_ALLOWED });
     Router::new()
         .route("/sessions", get(list))
         .route("/sessions/stream", streams(get(roll)).post(reserved).delete(reserved))
@@ -55,24 +54,24 @@ pub(crate) fn router(sandboxes: Sandboxes, web: Web) -> Router {
         .route("/sessions/{id}/events", post(tell))
         .route("/sessions/{id}/artifacts", get(artifacts))
         .route("/sessions/{id}/stream", streams(get(watch)))
-        .with_state(Surface { sandboxes, web })
+        .with_state(Arc::new(Surface { sandboxes, web }))
 }
 
 type Answer<T> = Result<T, Refusal>;
 
-async fn list(State(surface): State<Surface>, asked: Asked) -> Answer<Json<Vec<Sandbox>>> {
+async fn list(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Json<Vec<Sandbox>>> {
     let caller = asked.caller(&surface.web).await?;
     Ok(Json(surface.sandboxes.list(&caller, asked.param("project")).await?))
 }
 
-async fn show(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<Json<Sandbox>> {
+async fn show(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Json<Sandbox>> {
     let caller = asked.caller(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     Ok(Json(seat.sandbox().clone()))
 }
 
 async fn create(
-    State(surface): State<Surface>,
+    State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
     asked: Asked,
     body: Body,
@@ -105,7 +104,7 @@ fn project_of(body: &[u8]) -> Result<Option<String>, Error> {
     Ok(wanted.project)
 }
 
-async fn remove(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<StatusCode> {
+async fn remove(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<StatusCode> {
     let caller = asked.caller(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Write).await?;
     surface.sandboxes.remove(&seat).await?;
@@ -113,29 +112,34 @@ async fn remove(State(surface): State<Surface>, Path(id): Path<String>, asked: A
 }
 
 async fn command(
-    State(surface): State<Surface>,
+    State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
     asked: Asked,
     body: Body,
 ) -> Answer<StatusCode> {
     let (caller, body) = (asked.caller(&surface.web).await, http::body(body, COMMAND_BYTES_MAX).await);
-    let seat = surface.sandboxes.find(&caller?, &id, Need::Write).await?;
+    let seat = surface.sandboxes.find(&*caller?, &id, Need::Write).await?;
     let (key, order) = (asked.idempotency_key()?, Order::parse(body?)?);
     surface.sandboxes.command(&seat, order, key).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
-async fn tell(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked, body: Body) -> Answer<StatusCode> {
+async fn tell(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+    asked: Asked,
+    body: Body,
+) -> Answer<StatusCode> {
     let most = surface.web.limits.payload_bytes_max;
     let (caller, body) = (asked.caller(&surface.web).await, http::body(body, most).await);
-    let seat = surface.sandboxes.find(&caller?, &id, Need::Act).await?;
+    let seat = surface.sandboxes.find(&*caller?, &id, Need::Act).await?;
     let (key, events) = (asked.idempotency_key()?, Events::parse(body?)?);
     surface.sandboxes.tell(&seat, events, key).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
 async fn artifacts(
-    State(surface): State<Surface>,
+    State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
     asked: Asked,
 ) -> Answer<Json<Vec<Arc<Artifact>>>> {
@@ -144,32 +148,32 @@ async fn artifacts(
     Ok(Json(surface.sandboxes.artifacts(&seat).await?))
 }
 
-async fn watch(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+async fn watch(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     let watch = surface.sandboxes.watch(&seat, asked.last_event_id()).await?;
-    let open = Open::new(surface.web, caller);
+    let open = Open::new(surface.web.clone(), caller);
     Ok(sse::response(stream::unfold(Viewer { watch, history: VecDeque::new(), open }, Viewer::next)))
 }
 
-async fn roll(State(surface): State<Surface>, asked: Asked) -> Answer<Response> {
+async fn roll(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
     let roll = surface.sandboxes.roll(&caller, asked.param("project")).await?;
-    let open = Open::new(surface.web, caller);
+    let open = Open::new(surface.web.clone(), caller);
     Ok(sse::response(stream::unfold((roll, VecDeque::new(), open), news)))
 }
 
-async fn attend(State(surface): State<Surface>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+async fn attend(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
     let duty = surface.sandboxes.attend(&seat, asked.last_event_id()).await?;
-    Ok(sse::response(commands(duty, Open::new(surface.web, caller))))
+    Ok(sse::response(commands(duty, Open::new(surface.web.clone(), caller))))
 }
 
 /// What keeps a stream open, and what ends it.
 struct Open {
     web: Web,
-    caller: Caller,
+    caller: Arc<Caller>,
     pings: Interval,
     revocations: watch::Receiver<u64>,
     /// Nothing was sent yet.
@@ -183,7 +187,7 @@ enum Otherwise {
 }
 
 impl Open {
-    fn new(web: Web, caller: Caller) -> Self {
+    fn new(web: Web, caller: Arc<Caller>) -> Self {
         let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let revocations = web.auth.revocations();

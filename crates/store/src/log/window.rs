@@ -263,7 +263,7 @@ impl LiveTopic {
         if window.complete_above > after {
             return false;
         }
-        let start = window.items.partition_point(|item| item_offset(item) <= after);
+        let start = behind(&window.items, after);
         out.extend(window.items.range(start..).take_while(|item| item_offset(item) <= through).take(most).cloned());
         true
     }
@@ -320,6 +320,30 @@ pub(super) fn item_topic(item: &Item) -> &Topic {
     }
 }
 
+/// The index of the first item above `after`. Looked for from the end, in growing steps: most readers are near it, and what
+/// lies further back is in no cache.
+fn behind(items: &VecDeque<Item>, after: u64) -> usize {
+    let (mut low, mut high, mut step) = (0, items.len(), 1);
+    while high > 0 {
+        let at = high.saturating_sub(step);
+        if item_offset(&items[at]) <= after {
+            low = at + 1;
+            break;
+        }
+        high = at;
+        step *= 2;
+    }
+    while low < high {
+        let middle = low.midpoint(high);
+        if item_offset(&items[middle]) <= after {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
 /// A panic while holding one of these locks cannot leave half a change: each section is a few moves.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -348,5 +372,26 @@ impl Hasher for FirstBytes {
     fn write_usize(&mut self, _length_prefix: usize) {}
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::{Item, behind};
+    use crate::log::{Ending, Offset, Topic};
+
+    #[test]
+    fn the_first_item_behind_an_offset_is_found() {
+        let topic = Topic::new("t").unwrap();
+        let item = |n: u64| Item::End { topic: topic.clone(), offset: Offset(2 * n + 1), why: Ending::Closed };
+        for length in 0..70 {
+            let items: VecDeque<_> = (0..length).map(item).collect();
+            for after in 0..2 * length + 3 {
+                let expected = items.partition_point(|item| super::item_offset(item) <= after);
+                assert_eq!(behind(&items, after), expected, "{length} {after}");
+            }
+        }
     }
 }
