@@ -6,6 +6,7 @@
 
 pub mod artifacts;
 mod duty;
+mod keep;
 mod life;
 mod read;
 mod roll;
@@ -14,7 +15,7 @@ mod sql;
 pub mod state;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
@@ -22,7 +23,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_store::log::Clock;
@@ -30,6 +30,7 @@ use trunkline_store::log::Clock;
 use self::{
     artifacts::{Artifact, Sign},
     duty::Stint,
+    keep::Keeper,
     scene::Scene,
     state::{Happening, Status},
 };
@@ -42,6 +43,7 @@ use crate::{
 
 pub use self::{
     duty::{Command, Duty},
+    keep::{SessionStore, StoreError, StoreFuture, Told},
     read::{Events, Order, UNKNOWN_COMMAND},
     roll::{News, Roll},
     scene::{Sight, Step, Watch},
@@ -124,6 +126,7 @@ struct Inner {
     /// When the next one's time is up.
     alarm: Mutex<Option<i64>>,
     alarm_moved: Notify,
+    keeper: Option<Keeper>,
 }
 
 /// What is known here of a sandbox that somebody is busy with.
@@ -137,6 +140,8 @@ struct Active {
     /// Events that came since it was last folded.
     unfolded: AtomicU64,
     known: Known,
+    /// Keys of what a store of its own keeps already.
+    kept: Mutex<HashSet<String>>,
     stint: Mutex<Option<Arc<Stint>>>,
     scene: tokio::sync::Mutex<Option<Arc<Scene>>>,
 }
@@ -196,21 +201,20 @@ impl Seat {
     }
 }
 
-/// Reads the events of a record; whatever it is, it is some.
-fn events_of(payload: &[u8]) -> Vec<Value> {
-    match serde_json::from_slice(payload) {
-        Ok(Value::Array(events)) => events,
-        Ok(one) => vec![one],
-        Err(_) => vec![Value::Null],
-    }
-}
-
 impl Sandboxes {
     /// The sandboxes behind `gate`. What it begins is in `tracker`, and ends with `stop`.
     #[must_use]
-    pub fn new(gate: Gate, options: Options, tracker: TaskTracker, stop: CancellationToken, clock: Clock) -> Self {
+    pub fn new(
+        gate: Gate,
+        options: Options,
+        tracker: TaskTracker,
+        stop: CancellationToken,
+        clock: Clock,
+        store: Option<Arc<dyn SessionStore>>,
+    ) -> Self {
         let (active, alarm, alarm_moved) = (Mutex::default(), Mutex::new(Some(0)), Notify::new());
-        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, alarm, alarm_moved }))
+        let keeper = store.map(Keeper::new);
+        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, alarm, alarm_moved, keeper }))
     }
 
     /// Makes a sandbox that will come; answers it, and whether it is new.
@@ -282,15 +286,18 @@ impl Sandboxes {
         if active.unfolded.fetch_add(events.count, SeqCst) + events.count > UNFOLDED_MAX {
             self.fold_unseen(&seat.standing, &active);
         }
-        let append = self.0.gate.tell_sandbox(&seat.permit, events.body, key)?;
-        if happened.is_empty() {
-            return append.await;
+        let tell = self.0.gate.tell_sandbox(&seat.permit, key)?;
+        if happened.is_empty() && self.0.keeper.is_none() {
+            return tell(events.body).await;
         }
-        let (sandboxes, id) = (self.clone(), sandbox.id.clone());
+        let (sandboxes, id, key) = (self.clone(), sandbox.id.clone(), key.to_owned());
         // It completes even if nobody waits for it any more.
         let told = self.0.tracker.spawn(async move {
             let _order = active.order.lock().await;
-            append.await?;
+            tell(sandboxes.keep(&id, &active, events.body, &key).await?).await?;
+            if happened.is_empty() {
+                return Ok(());
+            }
             sandboxes.change(&id, happened, None).await.map(drop)
         });
         told.await.unwrap_or_else(|_| Err(stopped()))

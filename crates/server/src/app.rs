@@ -14,7 +14,7 @@ use trunkline_core::{
     identity::Identity,
     kv,
     registry::Registry,
-    sandbox::{Need, Sandbox, Sandboxes},
+    sandbox::{Need, Sandbox, Sandboxes, SessionStore},
     session::{self, Sessions},
     task::Tasks,
     token::{self, Secret},
@@ -29,7 +29,7 @@ use trunkline_store::{
 use crate::{
     agent::Gateway,
     auth::Auth,
-    config::{Config, ConfigError, Durability, RetentionConfig},
+    config::{Config, ConfigError, Durability, Listen, RetentionConfig},
     http::{self, Web},
     listen::{Listeners, bind},
     metrics::Metrics,
@@ -102,14 +102,16 @@ impl Server {
     /// # Errors
     /// [`StartError`], before anything is served.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, None).await
+    }
+
+    pub(crate) async fn start_with(
+        config: Config,
+        session_store: Option<Arc<dyn SessionStore>>,
+    ) -> Result<Self, StartError> {
         let listen = config.listen;
-        if config.dev {
-            let all = [listen.grpc, listen.http, listen.ops];
-            if let Some(address) = all.into_iter().find(|address| !address.ip().is_loopback()) {
-                return Err(StartError::DevBeyondLoopback(address));
-            }
-            tracing::warn!("development mode: everybody on this machine is admitted without a credential");
-        }
+        check_dev(&config)?;
+        let origins = http::origins(&config.http.allowed_origins)?;
         let sessions = session::Options {
             connections_per_workspace: config.limits.connections_per_workspace,
             broadcast_tasks: config.messages.broadcast_tasks()?,
@@ -120,7 +122,8 @@ impl Server {
         let gate = Gate::open(store.clone()).await?;
         let (stop, background) = (CancellationToken::new(), TaskTracker::new());
         let clock = log::Clock::system();
-        let sandboxes = Sandboxes::new(gate.clone(), config.sandbox, background.clone(), stop.clone(), clock.clone());
+        let (known, ends) = (gate.clone(), stop.clone());
+        let sandboxes = Sandboxes::new(known, config.sandbox, background.clone(), ends, clock.clone(), session_store);
         let server = Self {
             admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
             addresses: Addresses { grpc: grpc.1, http: http.1, ops: ops.1 },
@@ -151,12 +154,12 @@ impl Server {
             tasks: tasks.clone(),
             tracker: server.tasks.clone(),
         };
-        let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
-        listeners.grpc(grpc.0, gateway);
-        let web = Web { auth: auth.clone(), limits: config.limits, stop: server.stop.clone() };
         sandboxes.recover().await?;
         server.tasks.spawn(sandboxes.clone().run());
-        listeners.http(http.0, http::router(sandbox::router(sandboxes, web), &config.http.allowed_origins)?);
+        let web = Web { auth, limits: config.limits, stop: server.stop.clone() };
+        let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
+        listeners.grpc(grpc.0, gateway);
+        listeners.http(http.0, http::router(sandbox::router(sandboxes, web), origins));
         // Operators are answered until the end.
         let listeners = Listeners { tls: None, stop: server.closed.clone(), tasks: server.ops_tasks.clone() };
         listeners.http(ops.0, ops::router(operations));
@@ -294,6 +297,20 @@ impl Server {
                 }
             }
         });
+    }
+}
+
+/// Who admits everybody serves this machine only.
+fn check_dev(config: &Config) -> Result<(), StartError> {
+    let Listen { grpc, http, ops } = config.listen;
+    let beyond = [grpc, http, ops].into_iter().find(|address| !address.ip().is_loopback());
+    match beyond {
+        _ if !config.dev => Ok(()),
+        Some(address) => Err(StartError::DevBeyondLoopback(address)),
+        None => {
+            tracing::warn!("development mode: everybody on this machine is admitted without a credential");
+            Ok(())
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! A server in a few words, for programs that have one inside.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use trunkline_core::sandbox::SessionStore;
 
 use crate::{
     Config, Server, StartError,
@@ -22,9 +24,10 @@ use crate::{
 /// # Ok(()) }
 /// # tokio::runtime::Runtime::new().unwrap().block_on(demo()).unwrap();
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Builder {
     config: Config,
+    store: Option<Arc<dyn SessionStore>>,
     /// Where everything is kept; nothing for memory.
     data_dir: Option<PathBuf>,
 }
@@ -34,7 +37,7 @@ impl Server {
     #[must_use]
     pub fn builder() -> Builder {
         let config = Config { dev: true, ..Config::on_free_ports() };
-        Builder { config, data_dir: None }
+        Builder { config, store: None, data_dir: None }
     }
 }
 
@@ -68,20 +71,27 @@ impl Builder {
         self
     }
 
+    /// Keeps sessions and what they tell in a store of one's own; everything else as without this, in memory or in a directory.
+    #[must_use]
+    pub fn store(mut self, store: impl SessionStore) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
     /// [`StartError`], before anything is served.
     pub async fn start(self) -> Result<Server, StartError> {
-        let Self { mut config, data_dir } = self;
+        let Self { mut config, store, data_dir } = self;
         if let Some(dir) = data_dir {
             config.data_dir = dir;
-            return Server::start(config).await;
+            return Server::start_with(config, store).await;
         }
         // The store is one of files; these live as long as the server, and are never waited for.
         let dir = tempfile::tempdir().map_err(StartError::Memory)?;
         dir.path().clone_into(&mut config.data_dir);
         config.durability = Durability::Process;
-        Ok(Server::start(config).await?.owning(dir))
+        Ok(Server::start_with(config, store).await?.owning(dir))
     }
 }

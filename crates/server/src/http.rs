@@ -142,17 +142,20 @@ pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Error> {
     Ok(kept.freeze())
 }
 
-/// The surfaces, for pages of this server and of the allowed origins.
-pub(crate) fn router(surfaces: Router, allowed_origins: &[String]) -> Result<Router, ConfigError> {
-    let origins = allowed_origins.iter().map(|origin| {
+/// The origins that the settings allow.
+pub(crate) fn origins(allowed: &[String]) -> Result<Vec<HeaderValue>, ConfigError> {
+    let origin = |origin: &String| {
         let value = HeaderValue::from_str(origin).ok().filter(|_| origin.contains("://") && !origin.ends_with('/'));
         value.ok_or_else(|| {
-            ConfigError::Content(format!(
-                "http.allowed_origins: {origin:?} is no origin such as https://app.example.org"
-            ))
+            let why = format!("http.allowed_origins: {origin:?} is no origin such as https://app.example.org");
+            ConfigError::Content(why)
         })
-    });
-    let origins: Vec<HeaderValue> = origins.collect::<Result<_, _>>()?;
+    };
+    allowed.iter().map(origin).collect()
+}
+
+/// The surfaces, for pages of this server and of the allowed origins.
+pub(crate) fn router(surfaces: Router, origins: Vec<HeaderValue>) -> Router {
     let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.clone()))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
@@ -167,7 +170,7 @@ pub(crate) fn router(surfaces: Router, allowed_origins: &[String]) -> Result<Rou
         let is_page = request.headers().contains_key(header::ORIGIN);
         if is_page { for_pages.clone() } else { plain.clone() }.oneshot(request)
     });
-    Ok(Router::new().fallback_service(by_origin))
+    Router::new().fallback_service(by_origin)
 }
 
 /// A page of somebody else can send requests that browsers do not ask about before, with the cookies that they have for this

@@ -31,3 +31,4 @@ mod tls;
 pub use app::{Addresses, Server, StartError};
 pub use builder::Builder;
 pub use config::Config;
+pub use trunkline_core::sandbox::{Sandbox, SessionStore, StoreError, StoreFuture, Told};

@@ -51,18 +51,28 @@ impl SandboxPermit {
     }
 }
 
+/// Says when what was told is durable.
+pub(crate) type TellFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
 impl Gate {
     /// Appends what a sandbox tells; with a key, only once. Durable when the answer is there.
-    ///
-    /// # Errors
-    /// As [`log::Log::append`], with the answer.
     pub(crate) fn tell_sandbox(
         &self,
         permit: &SandboxPermit,
-        body: Bytes,
         key: &str,
-    ) -> Result<impl Future<Output = Result<(), Error>> + Send + use<>, Error> {
-        Ok(self.append_once(&sandbox_events(permit.of(SandboxNeed::Act)?)?, body, key))
+    ) -> Result<impl FnOnce(Bytes) -> TellFuture + Send + use<>, Error> {
+        let (topic, log) = (sandbox_events(permit.of(SandboxNeed::Act)?)?, self.0.store.log.clone());
+        let key = (!key.is_empty()).then(|| key.to_owned());
+        Ok(move |body: Bytes| -> TellFuture {
+            let append = Append::new(&topic, body);
+            let append = key.into_iter().fold(append, Append::dedup);
+            Box::pin(async move { Ok(log.append(append).await.map(drop)?) })
+        })
+    }
+
+    /// Appends what a sandbox told before this server: for the server itself.
+    pub(crate) async fn restore_sandbox(&self, id: &str, body: Bytes) -> Result<(), Error> {
+        Ok(self.0.store.log.append(Append::new(&sandbox_events(id)?, body)).await.map(drop)?)
     }
 
     /// Appends what a sandbox is told; with a key, only once. Durable when the answer is there.

@@ -77,6 +77,7 @@ impl Sandboxes {
             match made {
                 Made::New => {
                     self.watch_at(standing.due_at);
+                    self.save(&standing.sandbox.id).await?;
                     return Ok((standing.sandbox, true));
                 }
                 Made::Known(known) => return Ok((self.shown(*known), false)),
@@ -95,11 +96,16 @@ impl Sandboxes {
         let active = self.active(id);
         let _changing = active.known.changes();
         let (id, now) = (id.to_owned(), self.now());
+        let name = id.clone();
         let changed = self.0.gate.housekeep(move |tx| {
-            let (id, happened) = (id.clone(), happened.clone());
+            let (id, happened) = (name.clone(), happened.clone());
             Box::pin(async move { change(tx, &id, &happened, duty, now).await })
         });
-        changed.await
+        let changed: Option<Standing> = changed.await?;
+        if changed.as_ref().is_some_and(|changed| !changed.removed) {
+            self.save(&id).await?;
+        }
+        Ok(changed)
     }
 
     /// Removes a sandbox: first for everybody who looks, then what it told.
@@ -126,6 +132,7 @@ impl Sandboxes {
         }
         // Whoever reads them sees their end.
         self.0.gate.forget_sandbox(id).await?;
+        self.forget(id).await?;
         let gone = id.to_owned();
         self.0.gate.housekeep(move |tx| sql::remove(tx, gone.clone())).await?;
         Ok(())
@@ -136,6 +143,7 @@ impl Sandboxes {
     /// # Errors
     /// [`crate::Kind::Unavailable`].
     pub async fn recover(&self) -> Result<(), Error> {
+        self.load().await?;
         let (grace, now) = (self.after(self.0.options.grace_ms.max(1)), self.now());
         for standing in self.0.gate.glance(sql::unsettled).await? {
             let id = standing.sandbox.id.clone();
@@ -143,7 +151,8 @@ impl Sandboxes {
                 self.clear_away(&id).await?;
                 continue;
             }
-            let heard = self.0.gate.sandbox_heard(&id).await?;
+            // What was loaded is from another time than its records.
+            let heard = if self.0.keeper.is_none() { self.0.gate.sandbox_heard(&id).await? } else { 0 };
             let connected = standing.sandbox.status.takes_commands();
             self.0.gate.housekeep(move |tx| settle(tx, standing.clone(), connected.then_some(grace), heard)).await?;
         }
@@ -230,7 +239,7 @@ impl Sandboxes {
         }
     }
 
-    fn after(&self, ms: u64) -> Option<i64> {
+    pub(super) fn after(&self, ms: u64) -> Option<i64> {
         (ms > 0).then(|| self.now().saturating_add(i64::try_from(ms).unwrap_or(i64::MAX)))
     }
 }
@@ -299,6 +308,17 @@ async fn change(
     }
     sql::update(tx, &after).await?;
     Ok(Some(after))
+}
+
+/// Puts a row that was kept elsewhere, if there is none; answers whether.
+pub(super) fn restore(tx: &mut WriteTx, row: Standing) -> TxFuture<'_, bool, trunkline_store::ledger::Error> {
+    Box::pin(async move {
+        let is_new = sql::get(tx.as_read(), &row.sandbox.id).await?.is_none();
+        if is_new {
+            sql::insert(tx, &row).await?;
+        }
+        Ok(is_new)
+    })
 }
 
 async fn unmake(tx: &mut WriteTx, id: &str) -> Result<bool, Error> {

@@ -14,14 +14,19 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
+    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline_store::log::{Cursor, Item, Offset, Reader};
+use trunkline_store::{
+    ledger,
+    log::{Cursor, Item, Offset, Reader},
+};
 
 use super::{
     artifacts::{Artifact, Change, Fold, Kept},
-    events_of, lock, sql,
+    keep::events_of,
+    lock, sql,
 };
 use crate::{
     error::{Error, Kind},
@@ -125,6 +130,8 @@ impl Scene {
             kept_to,
             looks_at: kept_to + CHECKPOINT_EVENTS,
             told_bytes: 0,
+            writing: None,
+            tracker: tracker.clone(),
         };
         tracker.spawn(driver.run());
         Ok(scene)
@@ -241,6 +248,9 @@ struct Driver {
     looks_at: u64,
     /// Bytes of events since the checkpoint.
     told_bytes: usize,
+    /// The checkpoint that is being written, and how many events it has.
+    writing: Option<(u64, JoinHandle<Result<(), ledger::Error>>)>,
+    tracker: TaskTracker,
 }
 
 /// What a driver does next.
@@ -259,11 +269,13 @@ impl Driver {
         {
             tracing::warn!(%error, sandbox = self.id, "no longer folded; the next one to look begins again");
         }
-        if let Err(error) = self.checkpoint().await {
-            tracing::debug!(%error, sandbox = self.id, "no checkpoint");
-        }
         self.requests.close();
         self.scene.end();
+        self.written(true).await;
+        if let Err(error) = self.checkpoint() {
+            tracing::debug!(%error, sandbox = self.id, "no checkpoint");
+        }
+        self.written(true).await;
     }
 
     async fn drive(&mut self) -> Result<(), Error> {
@@ -300,9 +312,10 @@ impl Driver {
             let events = lock(&self.scene.state).fold.events();
             if events >= self.looks_at {
                 self.looks_at = events + CHECKPOINT_EVENTS;
+                self.written(false).await;
                 // A long text that goes on and on is not written again for each few words of it.
                 if lock(&self.scene.state).fold.bytes_since(self.kept_to) <= self.told_bytes {
-                    self.checkpoint().await?;
+                    self.checkpoint()?;
                 }
             }
         }
@@ -315,7 +328,7 @@ impl Driver {
                 Item::Record(record) => {
                     bytes += record.payload.len();
                     let at_ms = i64::try_from(record.timestamp_ms).unwrap_or(i64::MAX);
-                    events.push((at_ms, events_of(&record.payload)));
+                    events.push(events_of(&record.payload, at_ms));
                 }
                 Item::Gap(gap) => {
                     tracing::warn!(sandbox = self.id, through = %gap.through, "some of its events are gone");
@@ -329,8 +342,24 @@ impl Driver {
         if is_over { Err(super::missing()) } else { Ok(()) }
     }
 
-    /// Keeps what changed since the last time. Everything that was read is folded, so the reader's cursor is the mark.
-    async fn checkpoint(&mut self) -> Result<(), Error> {
+    /// Notes what became of the checkpoint that is being written, if there is one; waits for it if it is told to.
+    async fn written(&mut self, waits: bool) {
+        let Some((events, writing)) = self.writing.take_if(|(_, writing)| waits || writing.is_finished()) else {
+            return;
+        };
+        match writing.await {
+            Ok(Ok(())) => self.kept_to = events,
+            Ok(Err(error)) => tracing::warn!(%error, sandbox = self.id, "no checkpoint; the next one has more to do"),
+            Err(_) => {}
+        }
+    }
+
+    /// Keeps what changed since the last time, unless that is still being done; the fold goes on meanwhile. Everything that
+    /// was read is folded, so the reader's cursor is the mark.
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        if self.writing.is_some() {
+            return Ok(());
+        }
         let Cursor { epoch, offset } = self.reader.cursor();
         let (events, rest, changed) = {
             let state = lock(&self.scene.state);
@@ -347,10 +376,11 @@ impl Driver {
         let changed: Vec<_> = changed.into_iter().map(encode).collect::<Result<_, Error>>()?;
         let rest = sql::json(&rest)?;
         let mark = (epoch.0.to_string(), i64::try_from(offset.0).unwrap_or(i64::MAX), rest);
-        let id = self.id.clone();
-        let put = self.gate.housekeep(move |tx| sql::put_checkpoint(tx, id.clone(), mark.clone(), changed.clone()));
-        put.await?;
-        (self.kept_to, self.told_bytes) = (events, 0);
+        let (id, gate) = (self.id.clone(), self.gate.clone());
+        let writing = self.tracker.spawn(async move {
+            gate.housekeep(move |tx| sql::put_checkpoint(tx, id.clone(), mark.clone(), changed.clone())).await
+        });
+        (self.writing, self.told_bytes) = (Some((events, writing)), 0);
         Ok(())
     }
 }

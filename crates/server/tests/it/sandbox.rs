@@ -1,6 +1,7 @@
 //! Sandboxes: made, told what to do, watched; over real HTTP.
 
 mod eventsource;
+mod library;
 mod rights;
 mod streams;
 
