@@ -335,9 +335,14 @@ async fn first_byte(address: SocketAddr) -> Duration {
 
 /// Viewers to whom nothing is said.
 async fn idle() {
-    let most = std::env::var("TRUNKLINE_BENCH_IDLE").ok().and_then(|text| text.parse().ok()).unwrap_or(9000);
-    println!("\n-- idle viewers --");
-    let peer = Peer::trunkline();
+    // Both ends of each connection are files of this shell's limit.
+    let most = std::env::var("TRUNKLINE_BENCH_IDLE").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000);
+    println!("\n-- {most} idle viewers --");
+    idle_at(&Peer::trunkline(), "trunkline", most).await;
+    idle_at(&bare_peer(), "bare axum, nothing kept", most).await;
+}
+
+async fn idle_at(peer: &Peer, name: &str, most: usize) {
     let mut poster = Poster::connect(peer.http).await;
     poster.post("/sessions/s", b"").await;
     poster.post("/sessions/s/events", &batch()).await;
@@ -352,5 +357,5 @@ async fn idle() {
     let took = begun.elapsed().as_secs_f64();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let each = (peer.resident() - before) as f64 / most as f64 / 1024.0;
-    println!("{most} viewers, {:.0} new ones a second, {each:.1} KiB each", most as f64 / took);
+    println!("{name:<26} {:>6.0} new ones a second, {each:>5.1} KiB each", most as f64 / took);
 }

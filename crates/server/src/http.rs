@@ -58,7 +58,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
-        let peer = parts.extensions.get::<axum::extract::ConnectInfo<Peer>>().map(|info| info.0);
+        let peer = parts.extensions.get::<Peer>().copied();
         let query = match parts.uri.query() {
             Some(_) => axum::extract::Query::try_from_uri(&parts.uri).map(|query| query.0).unwrap_or_default(),
             None => Vec::new(),

@@ -1,26 +1,22 @@
 //! The listeners: bound, plain or with TLS, served until they are told to stop.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+mod web;
 
-use axum::{
-    extract::connect_info::Connected,
-    serve::{IncomingStream, Listener},
-};
-use tokio::net::{TcpListener, TcpStream};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
 use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
 
+pub(crate) use web::Peer;
+
 use crate::{
     agent::{Gateway, Surface},
     app::StartError,
     operator::Desk,
-    tls::{self, Tls},
+    tls::Tls,
 };
 
 /// Largest frame that a client gets. The published contract's figure.
@@ -80,57 +76,14 @@ impl Listeners {
     }
 
     pub(crate) fn http(&self, listener: TcpListener, router: axum::Router) {
-        let (stop, tls, tasks) = (self.stop.clone(), self.tls.clone(), self.tasks.clone());
-        let router = router.into_make_service_with_connect_info::<Peer>();
-        self.tasks.spawn(async move {
-            let served = match (tls, listener.local_addr()) {
-                (Some(tls), Ok(address)) => {
-                    let streams = tls.accept(listener, &["h2", "http/1.1"], stop.clone(), &tasks);
-                    let listener = tls::Listener { streams, address };
-                    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
-                }
-                _ => axum::serve(Plain(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await,
-            };
-            if let Err(error) = served {
-                tracing::error!(%error, "an HTTP listener ended");
+        let all = web::Connections { router, stop: self.stop.clone(), tasks: self.tasks.clone() };
+        match &self.tls {
+            Some(tls) => {
+                let streams = tls.clone().accept(listener, &["h2", "http/1.1"], self.stop.clone(), &self.tasks);
+                self.tasks.spawn(all.encrypted(streams));
             }
-        });
-    }
-}
-
-/// Who is at the other end of an HTTP connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) IpAddr);
-
-impl Connected<IncomingStream<'_, Plain>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Plain>) -> Self {
-        Self(stream.remote_addr().ip())
-    }
-}
-
-impl Connected<IncomingStream<'_, tls::Listener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, tls::Listener>) -> Self {
-        Self(stream.remote_addr().ip())
-    }
-}
-
-/// A listener without TLS, whose small frames go out at once.
-struct Plain(TcpListener);
-
-impl Listener for Plain {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        let accepted = Listener::accept(&mut self.0).await;
-        if let Err(error) = accepted.0.set_nodelay(true) {
-            tracing::debug!(%error, "small frames may wait");
+            None => drop(self.tasks.spawn(all.plain(listener))),
         }
-        accepted
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
     }
 }
 

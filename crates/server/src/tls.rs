@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -169,36 +168,6 @@ fn server_config(config: &TlsConfig) -> Result<ServerConfig, ConfigError> {
         builder.with_client_cert_verifier(verifier.build().map_err(|e| wrong(&config.client_ca, &e))?)
     };
     builder.with_single_cert(chain, key).map_err(|e| wrong(&config.cert, &e))
-}
-
-/// What [`Tls::accept`] yields, for axum.
-pub(crate) struct Listener {
-    pub(crate) streams: mpsc::Receiver<io::Result<TlsStream<TcpStream>>>,
-    pub(crate) address: SocketAddr,
-}
-
-impl axum::serve::Listener for Listener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            match self.streams.recv().await {
-                Some(Ok(stream)) => {
-                    if let Ok(peer) = stream.get_ref().0.peer_addr() {
-                        return (stream, peer);
-                    }
-                }
-                Some(Err(_)) => {}
-                // Nothing comes any more: the server stops, and axum with it.
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
 }
 
 /// Whom a client's certificate is for: a pattern of identities, such as `ag::prod::chat::*`; nobody in particular for an

@@ -1,0 +1,160 @@
+//! HTTP connections: which version each speaks, how long it may take to say what it wants, and its end. One task a connection,
+//! as small as it can be: most of them wait.
+
+use std::{net::IpAddr, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, Response},
+};
+use hyper::{
+    body::Incoming,
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_rustls::server::TlsStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use super::{KEEPALIVE, STREAMS_MAX};
+
+/// How HTTP/2 begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a client may take for the head of a request, the next one included: longer than clients keep connections that they
+/// do not use.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Pause when no connection can be accepted, or the first bytes of one are few.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end of an HTTP connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// What all connections of a listener share.
+#[derive(Clone)]
+pub(super) struct Connections {
+    pub(super) router: Router,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Connections {
+    /// Serves what comes without TLS, until the server stops.
+    pub(super) async fn plain(self, listener: TcpListener) {
+        while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
+            match accepted {
+                Ok((stream, peer)) => drop(self.tasks.spawn(self.clone().sniffed(stream, Peer(peer.ip())))),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Serves connections whose handshake is done, until the server stops.
+    pub(super) async fn encrypted(self, mut streams: mpsc::Receiver<std::io::Result<TlsStream<TcpStream>>>) {
+        while let Some(Some(accepted)) = self.stop.run_until_cancelled(streams.recv()).await {
+            let Ok(stream) = accepted else { continue };
+            let (tcp, session) = stream.get_ref();
+            if let Ok(peer) = tcp.peer_addr() {
+                let is_http2 = session.alpn_protocol() == Some(b"h2");
+                let peer = Peer(peer.ip());
+                // Boxed apart, so that each version takes what it needs.
+                if is_http2 {
+                    self.tasks.spawn(self.clone().http2(stream, peer));
+                } else {
+                    self.tasks.spawn(self.clone().http1(stream, peer));
+                }
+            }
+        }
+    }
+
+    async fn sniffed(self, stream: TcpStream, peer: Peer) {
+        let begins = timeout(HEAD_TIMEOUT, is_http2(&stream));
+        let Some(Ok(Ok(is_http2))) = self.stop.run_until_cancelled(begins).await else { return };
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        // In tasks of their own: this one was as large as both.
+        let (tasks, all) = (self.tasks.clone(), self);
+        if is_http2 {
+            tasks.spawn(all.http2(stream, peer));
+        } else {
+            tasks.spawn(all.http1(stream, peer));
+        }
+    }
+
+    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer) {
+        let Self { router, stop, .. } = self;
+        let answer = service_fn(move |request| answer(&router, request, peer));
+        let mut serve = http1::Builder::new();
+        serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        let mut connection = std::pin::pin!(serve.serve_connection(TokioIo::new(stream), answer));
+        tokio::select! {
+            // Who goes away ends it, as it likes.
+            _ = connection.as_mut() => return,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+
+    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer) {
+        let Self { router, stop, tasks } = self;
+        let answer = service_fn(move |request| answer(&router, request, peer));
+        let mut serve = http2::Builder::new(Tracked(tasks));
+        serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
+        serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
+        let mut connection = std::pin::pin!(serve.serve_connection(TokioIo::new(stream), answer));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+}
+
+fn answer(
+    router: &Router,
+    mut request: Request<Incoming>,
+    peer: Peer,
+) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<> {
+    request.extensions_mut().insert(peer);
+    router.clone().oneshot(request.map(Body::new))
+}
+
+/// Whether a connection begins as HTTP/2 does. Takes nothing from it.
+async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut begins = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut begins).await?;
+        if seen == 0 || begins[..seen] != PREFACE[..seen] {
+            return Ok(false);
+        }
+        if seen == PREFACE.len() {
+            return Ok(true);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Streams of HTTP/2 are tasks that the server waits for.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}
