@@ -48,6 +48,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Set for the process that is the bare server.
 const BARE: &str = "TRUNKLINE_BENCH_BARE";
 
+/// How long deltas are posted before it counts.
+const WARM: Duration = Duration::from_secs(3);
+
 /// How long deltas are posted.
 const MEASURE: Duration = Duration::from_secs(5);
 
@@ -190,8 +193,8 @@ async fn deltas() {
 
 async fn deltas_at(peer: &Peer, name: &str) -> (f64, f64) {
     let (address, mut work) = (peer.http, JoinSet::new());
-    let begun = Instant::now();
-    let cpu = peer.cpu();
+    // What is told before `begun` makes it warm and is not counted.
+    let begun = Instant::now() + WARM;
     for session in 0..SESSIONS {
         work.spawn(async move {
             let mut poster = Poster::connect(address).await;
@@ -202,7 +205,7 @@ async fn deltas_at(peer: &Peer, name: &str) -> (f64, f64) {
             let posting = tokio::spawn(async move {
                 let (path, body, new) = (format!("/sessions/s{session}/events"), batch(), new_text());
                 let mut count = 0;
-                while begun.elapsed() < MEASURE {
+                while Instant::now() < begun + MEASURE {
                     count += 1;
                     sends.lock().unwrap().0.push_back(Instant::now());
                     poster.post(&path, if count % TEXT_REQUESTS == 0 { &new } else { &body }).await;
@@ -211,7 +214,7 @@ async fn deltas_at(peer: &Peer, name: &str) -> (f64, f64) {
             });
             let (mut seen, mut latencies) = (0, Histogram::<u64>::new(3).unwrap());
             let mut buffer = vec![0; 64 * 1024];
-            let mut batches = 0;
+            let (mut batches, mut counted) = (0, 0);
             loop {
                 {
                     let sent = sent.lock().unwrap();
@@ -229,13 +232,18 @@ async fn deltas_at(peer: &Peer, name: &str) -> (f64, f64) {
                 while seen >= (batches + 1) * BATCH * DELTA_BYTES {
                     batches += 1;
                     let at: Instant = sent.0.pop_front().unwrap();
-                    latencies.record(at.elapsed().as_micros() as u64).unwrap();
+                    if at >= begun {
+                        counted += 1;
+                        latencies.record(at.elapsed().as_micros() as u64).unwrap();
+                    }
                 }
             }
             posting.await.unwrap();
-            (batches * BATCH, latencies)
+            (counted * BATCH, latencies)
         });
     }
+    tokio::time::sleep_until(begun.into()).await;
+    let cpu = peer.cpu();
     let (mut count, mut all) = (0, Histogram::<u64>::new(3).unwrap());
     while let Some(done) = work.join_next().await {
         let (deltas, latencies) = done.unwrap();

@@ -1,6 +1,6 @@
 //! The sandbox surface: `/sessions` and what is under it. See docs/protocol/sandbox.md.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -11,12 +11,12 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, Stream};
-use serde::Serialize;
-use tokio::{
-    sync::watch,
-    time::{Instant, Interval, MissedTickBehavior, interval_at},
+use futures_util::{
+    future::BoxFuture,
+    stream::{self, Stream},
 };
+use serde::Serialize;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
@@ -35,6 +35,9 @@ use crate::{
 
 /// Bytes of a command, and of what a new session is made from.
 const COMMAND_BYTES_MAX: usize = 256 * 1024;
+
+/// How often it is looked at whether the token of a stream is still good. One that is revoked ends it at once.
+const TOKEN_PAUSE: Duration = Duration::from_secs(30);
 
 /// Most events take no more, besides their text.
 const EVENT_BYTES: usize = 256;
@@ -172,10 +175,9 @@ async fn attend(State(surface): State<Arc<Surface>>, Path(id): Path<String>, ask
 
 /// What keeps a stream open, and what ends it.
 struct Open {
-    web: Web,
-    caller: Arc<Caller>,
     pings: Interval,
-    revocations: watch::Receiver<u64>,
+    /// The server stops, or the token ended. One for the whole stream, so that not every event waits anew.
+    ending: BoxFuture<'static, ()>,
     /// Nothing was sent yet.
     is_new: bool,
 }
@@ -190,8 +192,7 @@ impl Open {
     fn new(web: Web, caller: Arc<Caller>) -> Self {
         let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let revocations = web.auth.revocations();
-        Self { web, caller, pings, revocations, is_new: true }
+        Self { pings, ending: Box::pin(ending(web, caller)), is_new: true }
     }
 
     /// What a stream begins with.
@@ -202,14 +203,36 @@ impl Open {
     /// Waits until it is time for a ping, the server stops, or the token ended. Cancel-safe.
     async fn otherwise(&mut self) -> Otherwise {
         tokio::select! {
-            _ = self.pings.tick() => {}
-            Ok(()) = self.revocations.changed() => {}
-            () = self.web.stop.cancelled() => return Otherwise::End,
+            _ = self.pings.tick() => Otherwise::Ping,
+            () = &mut self.ending => Otherwise::End,
         }
-        match self.web.auth.confirm(&self.caller).await {
-            Err(error) if error.kind == Kind::Unauthenticated => Otherwise::End,
-            _ => Otherwise::Ping,
+    }
+}
+
+/// Returns when the server stops, or when what the caller came in with is not good any more.
+async fn ending(web: Web, caller: Arc<Caller>) {
+    let Web { auth, stop, .. } = web;
+    let revoked = async {
+        let mut revocations = auth.revocations();
+        // A token ends by itself, too.
+        let mut looks = tokio::time::interval(TOKEN_PAUSE);
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                Ok(()) = revocations.changed() => {}
+            }
+            let confirmed = auth.confirm(&caller).await;
+            if confirmed.is_err_and(|error| error.kind == Kind::Unauthenticated) {
+                return;
+            }
         }
+    };
+    if caller.credential.token.is_none() {
+        return stop.cancelled().await;
+    }
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = revoked => {}
     }
 }
 

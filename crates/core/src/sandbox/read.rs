@@ -31,10 +31,22 @@ impl Events {
     /// [`Kind::Invalid`] for what is neither.
     pub fn parse(body: Bytes) -> Result<Self, Error> {
         let read = |e: serde_json::Error| invalid(format!("the body is no JSON: {e}"));
-        let whole: &RawValue = serde_json::from_slice(&body).map_err(read)?;
-        let events: Vec<&RawValue> = match whole.get().starts_with('[') {
-            true => serde_json::from_str(whole.get()).map_err(read)?,
-            false => vec![whole],
+        let is_list = body.trim_ascii_start().starts_with(b"[");
+        // By far the most: nothing but pieces.
+        if is_list
+            && let Ok(pieces) = serde_json::from_slice::<Vec<Piece<'_>>>(&body)
+            && (1..=EVENTS_MAX).contains(&pieces.len())
+            && pieces.iter().all(Piece::is_one)
+        {
+            let mut joined = Joined::default();
+            pieces.iter().for_each(|piece| joined.piece(piece));
+            let (count, body) = (pieces.len() as u64, joined.end().map_or_else(|| body.clone(), Bytes::from));
+            return Ok(Self { body, count, signs: Vec::new() });
+        }
+        let events: Vec<&RawValue> = if is_list {
+            serde_json::from_slice(&body).map_err(read)?
+        } else {
+            vec![serde_json::from_slice(&body).map_err(read)?]
         };
         if events.is_empty() || events.len() > EVENTS_MAX {
             return Err(invalid(format!("1 to {EVENTS_MAX} events are allowed, not {}", events.len())));
@@ -42,8 +54,7 @@ impl Events {
         let (mut signs, mut joined) = (Vec::new(), Joined::default());
         for (at, event) in events.iter().enumerate() {
             if let Ok(piece) = serde_json::from_str::<Piece<'_>>(event.get())
-                && piece.kind.ends_with("_delta")
-                && piece.delta.get().starts_with('"')
+                && piece.is_one()
             {
                 joined.piece(&piece);
                 continue;
@@ -78,6 +89,12 @@ struct Piece<'a> {
     delta: &'a RawValue,
     #[serde(borrow, default)]
     id: Option<&'a RawValue>,
+}
+
+impl Piece<'_> {
+    fn is_one(&self) -> bool {
+        self.kind.ends_with("_delta") && self.delta.get().starts_with('"')
+    }
 }
 
 /// Events as they will be kept.

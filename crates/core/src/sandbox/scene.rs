@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, interval_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_store::{
@@ -43,7 +43,7 @@ const RECORDS_MAX: usize = 256;
 /// A checkpoint is written after so many events.
 const CHECKPOINT_EVENTS: u64 = 2000;
 
-/// A scene that nobody watches is closed after so long.
+/// A scene that nobody watches, and nobody asked for since the last look, is closed; looked at so often.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Requests to catch up that may wait.
@@ -280,7 +280,11 @@ impl Driver {
 
     async fn drive(&mut self) -> Result<(), Error> {
         let mut items = Vec::new();
-        let mut idle_at = Instant::now() + IDLE;
+        // They last as long as this, so that not every record sets a timer.
+        let stop = self.stop.clone();
+        let mut stopped = std::pin::pin!(stop.cancelled());
+        let mut looks = interval_at(Instant::now() + IDLE, IDLE);
+        let mut is_used = false;
         loop {
             let turn = tokio::select! {
                 read = self.reader.next_batch(RECORDS_MAX, &mut items) => {
@@ -288,13 +292,13 @@ impl Driver {
                     Turn::Records
                 }
                 Some(done) = self.requests.recv() => Turn::Sync(done),
-                () = sleep_until(idle_at) => Turn::Idle,
-                () = self.stop.cancelled() => Turn::Stop,
+                _ = looks.tick() => Turn::Idle,
+                () = stopped.as_mut() => Turn::Stop,
             };
             match turn {
                 Turn::Records => self.fold(&mut items)?,
                 Turn::Sync(done) => {
-                    idle_at = Instant::now() + IDLE;
+                    is_used = true;
                     loop {
                         self.reader.available_batch(RECORDS_MAX, &mut items).await?;
                         if items.is_empty() {
@@ -305,8 +309,8 @@ impl Driver {
                     // Whoever asked may have gone.
                     let _ = done.send(());
                 }
-                Turn::Idle if self.scene.viewers.load(SeqCst) == 0 => return Ok(()),
-                Turn::Idle => idle_at = Instant::now() + IDLE,
+                Turn::Idle if self.scene.viewers.load(SeqCst) == 0 && !std::mem::take(&mut is_used) => return Ok(()),
+                Turn::Idle => {}
                 Turn::Stop => return Ok(()),
             }
             let events = lock(&self.scene.state).fold.events();

@@ -399,3 +399,62 @@ async fn nothing_that_was_acknowledged_is_lost_with_the_process() {
     let mut back = web.open("/sessions/left/commands").await;
     assert_eq!(back.command().await.1, "in the grace", "it was acknowledged");
 }
+
+/// Sends until it is answered; the key makes it take effect once.
+async fn insist(web: &Web, path: &str, key: &str, body: &Value) {
+    let begun = std::time::Instant::now();
+    loop {
+        let request = web.request(Method::POST, path).header("idempotency-key", key).body(body.to_string());
+        match request.timeout(Duration::from_secs(2)).send().await {
+            Ok(answer) if answer.status() == StatusCode::ACCEPTED => return,
+            Ok(answer) => assert!(answer.status().is_server_error() || answer.status() == 409, "{answer:?}"),
+            Err(_) => {}
+        }
+        assert!(begun.elapsed() < PATIENCE, "{path} is not answered");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_kills_while_everybody_is_busy() {
+    const KILLS: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::start_http(dir.path(), ([127, 0, 0, 1], 0).into(), 10_000);
+    let (http, web) = (process.http, Web::new(process.http));
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut tellers = Vec::new();
+    for session in 0..4 {
+        let id = format!("s{session}");
+        web.make(&id).await;
+        let (web, done) = (web.clone(), done.clone());
+        tellers.push(tokio::spawn(async move {
+            let mut count = 0;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                let events = json!([
+                    {"type": "user_prompt", "text": count.to_string()},
+                    {"type": "text_delta", "delta": "so"},
+                    {"type": "text_delta", "delta": " on"},
+                ]);
+                insist(&web, &format!("/sessions/{id}/events"), &count.to_string(), &events).await;
+                count += 1;
+            }
+            (id, count)
+        }));
+    }
+    for kill in 0..KILLS {
+        tokio::time::sleep(Duration::from_millis(20 + 7 * kill as u64)).await;
+        process.kill();
+        process = Process::start_http(dir.path(), http, 10_000);
+    }
+    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    for teller in tellers {
+        let (id, count) = teller.await.unwrap();
+        let artifacts = web.artifacts(&id).await;
+        let told: Vec<_> =
+            artifacts.iter().map(|a| (a["kind"].as_str().unwrap(), a["text"].as_str().unwrap())).collect();
+        let texts: Vec<_> = (0..count).map(|n| n.to_string()).collect();
+        let expected: Vec<_> = texts.iter().flat_map(|n| [("user_prompt", n.as_str()), ("text", "so on")]).collect();
+        assert_eq!(told, expected, "{id}: each once, in order");
+        assert!(count > KILLS, "{id} told {count} times");
+    }
+}
