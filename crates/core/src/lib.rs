@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod caller;
 pub mod checkpoint;
+mod due;
 pub mod error;
 pub mod gate;
 pub mod identity;

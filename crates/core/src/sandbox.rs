@@ -1,7 +1,7 @@
 //! Sandboxes: programs that work somewhere else, told what to do and watched from here.
 //!
-//! A sandbox is a row, two topics, and a fold. What it tells lies in the log, whole, as it came; what people look at is
-//! folded from that ([`artifacts`]) and kept in checkpoints. What it is told lies in the log too, and its command stream
+//! A sandbox is a row, two topics, and a fold. What it tells lies in the log, with pieces of one text joined; what people look
+//! at is folded from that ([`artifacts`]) and kept in checkpoints. What it is told lies in the log too, and its command stream
 //! is a lease: a new one takes the place of the old one.
 
 pub mod artifacts;
@@ -23,7 +23,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_store::log::Clock;
 
@@ -36,6 +35,7 @@ use self::{
 };
 use crate::{
     caller::Caller,
+    due::NextDue,
     error::{Error, Kind},
     gate::{Gate, SandboxPermit, UseSandbox},
     identity::Identity,
@@ -95,13 +95,13 @@ pub(crate) struct Standing {
     version: i64,
 }
 
-/// How long sandboxes have for what, in milliseconds; 0 is for ever.
+/// How long sandboxes have for what, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// To give a sign of life after they were made. The published figure.
+    /// To give a sign of life after they were made; 0 is for ever. The published figure.
     pub bootstrap_ms: u64,
-    /// To come back after the server was started again.
+    /// To come back after the server was started again; 0 is not at all.
     pub grace_ms: u64,
 }
 
@@ -124,8 +124,7 @@ struct Inner {
     /// Those that somebody is busy with.
     active: Mutex<HashMap<String, Arc<Active>>>,
     /// When the next one's time is up.
-    alarm: Mutex<Option<i64>>,
-    alarm_moved: Notify,
+    next_due: NextDue,
     keeper: Option<Keeper>,
 }
 
@@ -212,9 +211,8 @@ impl Sandboxes {
         clock: Clock,
         store: Option<Arc<dyn SessionStore>>,
     ) -> Self {
-        let (active, alarm, alarm_moved) = (Mutex::default(), Mutex::new(Some(0)), Notify::new());
-        let keeper = store.map(Keeper::new);
-        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, alarm, alarm_moved, keeper }))
+        let (active, next_due, keeper) = (Mutex::default(), NextDue::now(), store.map(Keeper::new));
+        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, next_due, keeper }))
     }
 
     /// Makes a sandbox that will come; answers it, and whether it is new.
@@ -255,7 +253,7 @@ impl Sandboxes {
     /// [`Kind::Unavailable`].
     pub async fn list(&self, caller: &Caller, project: Option<&str>) -> Result<Vec<Sandbox>, Error> {
         let all = self.all(project).await?.into_iter().map(|standing| self.shown(standing.sandbox));
-        Ok(all.filter(|sandbox| self.may_watch(caller, sandbox)).collect())
+        Ok(all.filter(|sandbox| self.may_watch(caller, &sandbox.id, sandbox.project.as_deref())).collect())
     }
 
     /// A sandbox that the caller may do something with.
@@ -286,15 +284,16 @@ impl Sandboxes {
         if active.unfolded.fetch_add(events.count, SeqCst) + events.count > UNFOLDED_MAX {
             self.fold_unseen(&seat.standing, &active);
         }
-        let tell = self.0.gate.tell_sandbox(&seat.permit, key)?;
         if happened.is_empty() && self.0.keeper.is_none() {
-            return tell(events.body).await;
+            return self.0.gate.tell_sandbox(&seat.permit, events.body, key).await;
         }
-        let (sandboxes, id, key) = (self.clone(), sandbox.id.clone(), key.to_owned());
+        let (sandboxes, permit) = (self.clone(), seat.permit.clone());
+        let (id, key) = (sandbox.id.clone(), key.to_owned());
         // It completes even if nobody waits for it any more.
         let told = self.0.tracker.spawn(async move {
             let _order = active.order.lock().await;
-            tell(sandboxes.keep(&id, &active, events.body, &key).await?).await?;
+            let body = sandboxes.keep(&id, &active, events.body, &key).await?;
+            sandboxes.0.gate.tell_sandbox(&permit, body, &key).await?;
             if happened.is_empty() {
                 return Ok(());
             }
@@ -314,7 +313,7 @@ impl Sandboxes {
             let message = format!("no sandbox is connected for {id}: it is {}", status.word());
             return Err(Error::new(Kind::Precondition, "ERR_NOT_CONNECTED", message));
         }
-        self.0.gate.command_sandbox(&seat.permit, order.0, key)?.await
+        self.0.gate.command_sandbox(&seat.permit, order.0, key).await
     }
 
     /// All artifacts, with everything that was acknowledged before.
@@ -343,8 +342,9 @@ impl Sandboxes {
         removed.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    fn may_watch(&self, caller: &Caller, sandbox: &Sandbox) -> bool {
-        self.0.gate.authorize(caller, UseSandbox::new(sandbox, Need::Read)).is_ok()
+    fn may_watch(&self, caller: &Caller, id: &str, project: Option<&str>) -> bool {
+        let project = project.unwrap_or_default();
+        self.0.gate.authorize(caller, UseSandbox { id, project, need: Need::Read }).is_ok()
     }
 
     /// As its row says, and its last sign of life.

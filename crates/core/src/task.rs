@@ -31,7 +31,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use trunkline_store::log::Clock;
 use uuid::Uuid;
@@ -50,7 +49,7 @@ pub use self::{
 pub(crate) use sql::MIGRATIONS;
 
 use self::{attend::Floor, state::State};
-use crate::{gate::Gate, registry::Registry};
+use crate::{due::NextDue, gate::Gate, registry::Registry};
 
 /// Priority of a task that names none. The published figure.
 const NORMAL: i64 = 30;
@@ -349,8 +348,7 @@ struct Shared {
     tracker: TaskTracker,
     clock: Clock,
     /// When the next task is due, as far as is known, and who waits for it.
-    alarm: Mutex<Option<i64>>,
-    alarm_moved: Notify,
+    next_due: NextDue,
     /// Queues that could not be served are going to be looked at again.
     looking_again: AtomicBool,
 }
@@ -361,7 +359,6 @@ impl Tasks {
     pub fn new(gate: Gate, registry: Registry, options: Options, tracker: TaskTracker, clock: Clock) -> Self {
         let times = options.times();
         let floor = Mutex::new(Floor::new(options.in_flight_per_worker.max(1)));
-        let (alarm, alarm_moved) = (Mutex::new(Some(0)), Notify::new());
         let looking_again = AtomicBool::new(false);
         Self(Arc::new(Shared {
             gate,
@@ -371,8 +368,7 @@ impl Tasks {
             floor,
             tracker,
             clock,
-            alarm,
-            alarm_moved,
+            next_due: NextDue::now(),
             looking_again,
         }))
     }

@@ -34,7 +34,7 @@ const KEY_BYTES_MAX: usize = 256;
 const DRAIN_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// By which a browser's event stream says what it had last.
-pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// The cookie that carries a token where a browser sends no header.
 const COOKIE: &str = "trunkline_token";
@@ -49,7 +49,7 @@ pub(crate) struct Web {
 
 /// What a request says besides its body. Whom it is from is not looked at yet.
 pub(crate) struct Asked {
-    pub(crate) headers: HeaderMap,
+    headers: HeaderMap,
     query: Vec<(String, String)>,
     peer: Option<Peer>,
 }

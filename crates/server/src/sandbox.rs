@@ -212,6 +212,9 @@ impl Open {
 /// Returns when the server stops, or when what the caller came in with is not good any more.
 async fn ending(web: Web, caller: Arc<Caller>) {
     let Web { auth, stop, .. } = web;
+    if caller.credential.token.is_none() {
+        return stop.cancelled().await;
+    }
     let revoked = async {
         let mut revocations = auth.revocations();
         // A token ends by itself, too.
@@ -227,9 +230,6 @@ async fn ending(web: Web, caller: Arc<Caller>) {
             }
         }
     };
-    if caller.credential.token.is_none() {
-        return stop.cancelled().await;
-    }
     tokio::select! {
         () = stop.cancelled() => {}
         () = revoked => {}

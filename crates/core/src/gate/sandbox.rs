@@ -39,6 +39,7 @@ impl<'a> UseSandbox<'a> {
 }
 
 /// Allows what was asked for, on one sandbox.
+#[derive(Clone)]
 pub struct SandboxPermit {
     pub(super) id: String,
     pub(super) need: SandboxNeed,
@@ -51,50 +52,26 @@ impl SandboxPermit {
     }
 }
 
-/// Says when what was told is durable.
-pub(crate) type TellFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
-
 impl Gate {
-    /// Appends what a sandbox tells; with a key, only once. Durable when the answer is there.
-    pub(crate) fn tell_sandbox(
-        &self,
-        permit: &SandboxPermit,
-        key: &str,
-    ) -> Result<impl FnOnce(Bytes) -> TellFuture + Send + use<>, Error> {
-        let (topic, log) = (sandbox_events(permit.of(SandboxNeed::Act)?)?, self.0.store.log.clone());
-        let key = (!key.is_empty()).then(|| key.to_owned());
-        Ok(move |body: Bytes| -> TellFuture {
-            let append = Append::new(&topic, body);
-            let append = key.into_iter().fold(append, Append::dedup);
-            Box::pin(async move { Ok(log.append(append).await.map(drop)?) })
-        })
+    /// Appends what a sandbox tells; with a key, only once. Durable when it returns.
+    pub(crate) async fn tell_sandbox(&self, permit: &SandboxPermit, body: Bytes, key: &str) -> Result<(), Error> {
+        self.append_once(&sandbox_events(permit.of(SandboxNeed::Act)?)?, body, key).await
+    }
+
+    /// Appends what a sandbox is told; with a key, only once. Durable when it returns.
+    pub(crate) async fn command_sandbox(&self, permit: &SandboxPermit, body: Bytes, key: &str) -> Result<(), Error> {
+        self.append_once(&sandbox_commands(permit.of(SandboxNeed::Write)?)?, body, key).await
     }
 
     /// Appends what a sandbox told before this server: for the server itself.
     pub(crate) async fn restore_sandbox(&self, id: &str, body: Bytes) -> Result<(), Error> {
-        Ok(self.0.store.log.append(Append::new(&sandbox_events(id)?, body)).await.map(drop)?)
+        self.append_once(&sandbox_events(id)?, body, "").await
     }
 
-    /// Appends what a sandbox is told; with a key, only once. Durable when the answer is there.
-    pub(crate) fn command_sandbox(
-        &self,
-        permit: &SandboxPermit,
-        body: Bytes,
-        key: &str,
-    ) -> Result<impl Future<Output = Result<(), Error>> + Send + use<>, Error> {
-        Ok(self.append_once(&sandbox_commands(permit.of(SandboxNeed::Write)?)?, body, key))
-    }
-
-    fn append_once(
-        &self,
-        topic: &Topic,
-        body: Bytes,
-        key: &str,
-    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+    async fn append_once(&self, topic: &Topic, body: Bytes, key: &str) -> Result<(), Error> {
         let append = Append::new(topic, body);
         let append = if key.is_empty() { append } else { append.dedup(key) };
-        let log = self.0.store.log.clone();
-        async move { Ok(log.append(append).await.map(drop)?) }
+        Ok(self.0.store.log.append(append).await.map(drop)?)
     }
 
     /// The command stream's lease, in place of whoever has it.

@@ -7,7 +7,7 @@
 mod step;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -106,15 +106,7 @@ pub fn sign(event: &Value) -> Option<Sign> {
     }
 }
 
-/// An artifact, and when it came to be and changed, counted in events.
-#[derive(Clone, Debug)]
-struct Entry {
-    artifact: Arc<Artifact>,
-    created_by: u64,
-    changed_by: u64,
-}
-
-/// An artifact as a checkpoint keeps it.
+/// An artifact, and when it came to be and changed, counted in events: what a checkpoint keeps.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// The artifact.
@@ -128,7 +120,7 @@ pub struct Kept {
 /// All artifacts of a sandbox after some of its events.
 #[derive(Clone, Debug, Default)]
 pub struct Fold {
-    entries: Vec<Entry>,
+    entries: Vec<Kept>,
     /// By kind and id.
     named: HashMap<(String, String), u64>,
     rest: Rest,
@@ -142,18 +134,14 @@ pub struct Rest {
     /// What events without an id are about, by kind.
     current: BTreeMap<String, u64>,
     /// Those that the end of the turn ends.
-    running: Vec<u64>,
+    running: BTreeSet<u64>,
 }
 
 impl Fold {
     /// Goes on where a fold was.
     #[must_use]
-    pub fn restore(artifacts: Vec<Kept>, rest: Rest) -> Self {
-        let entries: Vec<Entry> = artifacts
-            .into_iter()
-            .map(|Kept { artifact, created_by, changed_by }| Entry { artifact, created_by, changed_by })
-            .collect();
-        let name = |entry: &Entry| ((entry.artifact.kind.clone(), entry.artifact.id.clone()), entry.artifact.seq);
+    pub fn restore(entries: Vec<Kept>, rest: Rest) -> Self {
+        let name = |entry: &Kept| ((entry.artifact.kind.clone(), entry.artifact.id.clone()), entry.artifact.seq);
         Self { named: entries.iter().map(name).collect(), entries, rest }
     }
 
@@ -176,11 +164,7 @@ impl Fold {
 
     /// What changed since so many events were folded, by number.
     pub fn changed_since(&self, events: u64) -> impl Iterator<Item = Kept> {
-        self.entries.iter().filter(move |entry| entry.changed_by > events).map(|entry| Kept {
-            artifact: entry.artifact.clone(),
-            created_by: entry.created_by,
-            changed_by: entry.changed_by,
-        })
+        self.entries.iter().filter(move |entry| entry.changed_by > events).cloned()
     }
 
     /// What those come to that changed since so many events were folded: bytes of text, about.
@@ -197,21 +181,21 @@ impl Fold {
     pub fn from(&self, seq: u64) -> Vec<Arc<Artifact>> {
         let known = usize::try_from(seq).ok().and_then(|seq| seq.checked_sub(1)).and_then(|at| self.entries.get(at));
         let created_by = known.map(|entry| entry.created_by);
-        let fits = |entry: &&Entry| created_by.is_none_or(|by| entry.artifact.seq >= seq || entry.changed_by > by);
+        let fits = |entry: &&Kept| created_by.is_none_or(|by| entry.artifact.seq >= seq || entry.changed_by > by);
         self.entries.iter().filter(fits).map(|entry| entry.artifact.clone()).collect()
     }
 
     /// Folds what came at once. What became of one artifact is told in one change for each field, and what came to be is told
     /// as it is in the end.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Value>, at_ms: i64) -> Vec<Change> {
-        let mut step = Step { created_behind: self.entries.len() as u64, updates: Vec::new(), at_ms, fold: self };
+        let known = self.entries.len();
+        let mut step = Step { created_behind: known as u64, updates: Vec::new(), at_ms, fold: self };
         for event in events {
             step.fold.rest.events += 1;
             step.event(event);
         }
-        let Step { created_behind, updates, .. } = step;
-        let created = self.entries.iter().skip(usize::try_from(created_behind).unwrap_or(usize::MAX));
-        let created = created.map(|entry| Change::Created(entry.artifact.clone()));
+        let updates = step.updates;
+        let created = self.entries.iter().skip(known).map(|entry| Change::Created(entry.artifact.clone()));
         updates.into_iter().map(Change::Updated).chain(created).collect()
     }
 }

@@ -10,7 +10,7 @@ use trunkline_store::{
 };
 use uuid::Uuid;
 
-use super::{Active, Sandboxes, Seat, life, lock, missing, sql, state::Happening};
+use super::{Active, Sandboxes, Seat, life::Whose, lock, missing, sql, state::Happening};
 use crate::error::Error;
 
 /// What a sandbox is told.
@@ -82,7 +82,7 @@ impl Sandboxes {
         let reader = self.0.gate.commands_of(&seat.permit, Offset::START)?;
         // From here on the end of the duty is the end of the stream.
         let mut duty = Duty { sandboxes: self.clone(), id, active, lease, number, reader, stint };
-        let opened = self.change(&duty.id, vec![Happening::Opened], Some(life::Duty::Takes(number)));
+        let opened = self.change(&duty.id, vec![Happening::Opened], Some(Whose::Newcomer(number)));
         let row = opened.await?.ok_or_else(missing)?;
         let known = row.commands_to.unsigned_abs().max(taken);
         let after = last_had.filter(|offset| *offset <= self.0.gate.records()).unwrap_or(known);
@@ -155,7 +155,7 @@ impl Drop for Duty {
         }
         let (sandboxes, id, number) = (self.sandboxes.clone(), self.id.clone(), self.number);
         self.sandboxes.0.tracker.spawn(async move {
-            let closed = sandboxes.change(&id, vec![Happening::Closed], Some(life::Duty::Has(number)));
+            let closed = sandboxes.change(&id, vec![Happening::Closed], Some(Whose::Holder(number)));
             if let Err(error) = closed.await {
                 tracing::error!(%error, sandbox = id, "its end is not noted; the next start of the server finds it");
             }

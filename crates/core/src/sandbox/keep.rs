@@ -8,7 +8,8 @@ use serde_json::{Value, value::RawValue};
 use super::{Active, Sandbox, Sandboxes, Standing, life, lock, state::Status};
 use crate::error::{Error, Kind};
 
-/// Keys of one session that are remembered; beyond it all are forgotten, and what is sent again is kept again.
+/// Keys of one session that are remembered while somebody is busy with it; beyond it all are forgotten, and what is sent again
+/// then is kept again.
 const KEYS_MAX: usize = 10_000;
 
 /// Why a store refused, in its words.

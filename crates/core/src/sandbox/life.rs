@@ -12,6 +12,7 @@ use trunkline_store::ledger::{Outgoing, TxFuture, WriteTx};
 use super::{
     Active, Sandbox, Sandboxes, Standing, lock, missing, sql,
     state::{Happening, Status},
+    stopped,
 };
 use crate::{error::Error, message, topic};
 
@@ -76,7 +77,7 @@ impl Sandboxes {
             let made = self.0.gate.housekeep(move |tx| make(tx, row.clone())).await?;
             match made {
                 Made::New => {
-                    self.watch_at(standing.due_at);
+                    self.0.next_due.not_later_than(standing.due_at);
                     self.save(&standing.sandbox.id).await?;
                     return Ok((standing.sandbox, true));
                 }
@@ -86,26 +87,31 @@ impl Sandboxes {
         }
     }
 
-    /// Something happened. Answers the row as it is now, if it is there; with a duty, only if it is that one's.
+    /// Something happened. Answers the row as it is now, if it is there; if it is said of whose stream, only if that has its
+    /// place. Completes even if nobody waits for it.
     pub(super) async fn change(
         &self,
         id: &str,
         happened: Vec<Happening>,
-        duty: Option<Duty>,
+        whose: Option<Whose>,
     ) -> Result<Option<Standing>, Error> {
-        let active = self.active(id);
-        let _changing = active.known.changes();
-        let (id, now) = (id.to_owned(), self.now());
-        let name = id.clone();
-        let changed = self.0.gate.housekeep(move |tx| {
-            let (id, happened) = (name.clone(), happened.clone());
-            Box::pin(async move { change(tx, &id, &happened, duty, now).await })
+        let (sandboxes, id, now) = (self.clone(), id.to_owned(), self.now());
+        let done = self.0.tracker.spawn(async move {
+            let active = sandboxes.active(&id);
+            // Until it is written: a row that is read meanwhile is not kept.
+            let _changing = active.known.changes();
+            let name = id.clone();
+            let changed = sandboxes.0.gate.housekeep(move |tx| {
+                let (id, happened) = (name.clone(), happened.clone());
+                Box::pin(async move { change(tx, &id, &happened, whose, now).await })
+            });
+            let changed: Option<Standing> = changed.await?;
+            if changed.as_ref().is_some_and(|changed| !changed.removed) {
+                sandboxes.save(&id).await?;
+            }
+            Ok(changed)
         });
-        let changed: Option<Standing> = changed.await?;
-        if changed.as_ref().is_some_and(|changed| !changed.removed) {
-            self.save(&id).await?;
-        }
-        Ok(changed)
+        done.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Removes a sandbox: first for everybody who looks, then what it told.
@@ -165,13 +171,13 @@ impl Sandboxes {
         while !self.0.stop.is_cancelled() {
             if let Err(error) = self.tick().await {
                 tracing::warn!(%error, "sandboxes that are due wait");
-                self.watch_at(Some(self.now().saturating_add(RETRY_PAUSE_MS)));
+                self.0.next_due.not_later_than(Some(self.now().saturating_add(RETRY_PAUSE_MS)));
             }
-            let left = lock(&self.0.alarm).map(|alarm| alarm.saturating_sub(self.now()).max(0));
+            let left = self.0.next_due.get().map(|due_at| due_at.saturating_sub(self.now()).max(0));
             let pause = left.map_or(BEATS_PAUSE, |left| Duration::from_millis(left.unsigned_abs()).min(BEATS_PAUSE));
             tokio::select! {
                 () = sleep(pause) => {}
-                () = self.0.alarm_moved.notified() => {}
+                () = self.0.next_due.moved() => {}
                 () = self.0.stop.cancelled() => {}
             }
         }
@@ -183,9 +189,8 @@ impl Sandboxes {
 
     async fn tick(&self) -> Result<(), Error> {
         let now = self.now();
-        if lock(&self.0.alarm).is_some_and(|alarm| alarm <= now) {
-            // Taken before looking, so that what is added meanwhile is not overlooked.
-            *lock(&self.0.alarm) = None;
+        if self.0.next_due.get().is_some_and(|due_at| due_at <= now) {
+            self.0.next_due.clear();
             let due = self.0.gate.glance(move |tx| sql::due(tx, now)).await?;
             for standing in due {
                 let id = standing.sandbox.id;
@@ -196,7 +201,7 @@ impl Sandboxes {
                 }
             }
             let next = self.0.gate.glance(sql::next_due).await?;
-            self.watch_at(next);
+            self.0.next_due.not_later_than(next);
         }
         self.note_beats().await
     }
@@ -229,16 +234,6 @@ impl Sandboxes {
         Ok(())
     }
 
-    pub(super) fn watch_at(&self, due_at: Option<i64>) {
-        let Some(due_at) = due_at else { return };
-        let mut alarm = lock(&self.0.alarm);
-        if alarm.is_none_or(|alarm| due_at < alarm) {
-            *alarm = Some(due_at);
-            drop(alarm);
-            self.0.alarm_moved.notify_one();
-        }
-    }
-
     pub(super) fn after(&self, ms: u64) -> Option<i64> {
         (ms > 0).then(|| self.now().saturating_add(i64::try_from(ms).unwrap_or(i64::MAX)))
     }
@@ -250,13 +245,13 @@ fn is_busy(active: &Arc<Active>) -> bool {
     Arc::strong_count(active) > 1 || has_scene || lock(&active.stint).is_some()
 }
 
-/// Whose word a change is.
+/// Of which command stream a change tells, by its number.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Duty {
-    /// A stream that takes the place of what there is.
-    Takes(i64),
-    /// A stream, if it still has its place.
-    Has(i64),
+pub(super) enum Whose {
+    /// One that takes the place of what there is.
+    Newcomer(i64),
+    /// One that had a place, if it still has it.
+    Holder(i64),
 }
 
 enum Made {
@@ -284,14 +279,14 @@ async fn change(
     tx: &mut WriteTx,
     id: &str,
     happened: &[Happening],
-    duty: Option<Duty>,
+    whose: Option<Whose>,
     now: i64,
 ) -> Result<Option<Standing>, Error> {
     let Some(before) = sql::get(tx.as_read(), id).await?.filter(|row| !row.removed) else { return Ok(None) };
     let mut after = before.clone();
-    match duty {
-        Some(Duty::Takes(number)) => after.duty = number,
-        Some(Duty::Has(number)) if before.duty != number => return Ok(None),
+    match whose {
+        Some(Whose::Newcomer(number)) => after.duty = number,
+        Some(Whose::Holder(number)) if before.duty != number => return Ok(None),
         _ => {}
     }
     happened.iter().for_each(|what| after.happens(what, now));

@@ -132,19 +132,21 @@ impl<'a> Joined<'a> {
         self.text.push_str(event);
     }
 
-    /// Ends what was before, if anything was.
-    fn close(&mut self) {
+    fn end_piece(&mut self) {
         if self.open.take().is_some() {
             self.text.push_str("\"}");
         }
+    }
+
+    /// Ends what was before, if anything was.
+    fn close(&mut self) {
+        self.end_piece();
         self.text.push(if self.text.is_empty() { '[' } else { ',' });
     }
 
     /// All of them, if that is shorter than what came.
     fn end(mut self) -> Option<String> {
-        if self.open.take().is_some() {
-            self.text.push_str("\"}");
-        }
+        self.end_piece();
         self.text.push(']');
         self.is_shorter.then_some(self.text)
     }

@@ -59,7 +59,7 @@ impl Sandboxes {
         let (mut versions, mut pending) = (HashMap::new(), VecDeque::new());
         for standing in self.all(project).await? {
             let sandbox = self.shown(standing.sandbox);
-            if self.may_watch(caller, &sandbox) {
+            if self.may_watch(caller, &sandbox.id, sandbox.project.as_deref()) {
                 versions.insert(sandbox.id.clone(), standing.version);
                 pending.push_back(News::Snapshot(sandbox));
             }
@@ -100,15 +100,7 @@ impl Roll {
         if self.project.is_some() && self.project != project {
             return;
         }
-        let about = Sandbox {
-            id: id.clone(),
-            status: Status::Disconnected,
-            summary: None,
-            project,
-            created_at: 0,
-            last_heartbeat: 0,
-        };
-        if !self.sandboxes.may_watch(&self.caller, &about) {
+        if !self.sandboxes.may_watch(&self.caller, &id, project.as_deref()) {
             return;
         }
         if self.versions.get(&id).is_some_and(|known| *known >= version) {

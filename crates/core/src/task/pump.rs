@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::{
     Task, Tasks,
     decide::{self, Alarm, Context},
-    mailbox::lock,
     operate::{Changed, has_ended, step},
     sql,
     state::State,
@@ -61,8 +60,7 @@ impl Tasks {
     pub async fn tick(&self) -> Result<usize, Error> {
         let mut count = 0;
         loop {
-            // Taken before looking, so that what is added meanwhile is not overlooked.
-            *lock(&self.0.alarm) = None;
+            self.0.next_due.clear();
             let now = self.now();
             let due = self.0.gate.glance(move |tx| sql::due(tx, now, BATCH)).await?;
             count += due.len();
@@ -133,13 +131,7 @@ impl Tasks {
     }
 
     pub(super) fn watch_at(&self, due_at: Option<i64>) {
-        let Some(due_at) = due_at else { return };
-        let mut alarm = lock(&self.0.alarm);
-        if alarm.is_none_or(|alarm| due_at < alarm) {
-            *alarm = Some(due_at);
-            drop(alarm);
-            self.0.alarm_moved.notify_one();
-        }
+        self.0.next_due.not_later_than(due_at);
     }
 
     /// Queues that could not be served are looked at again soon: all of them at once, and not by a server that stops.
@@ -160,15 +152,14 @@ impl Tasks {
 
     async fn sleep(&self) {
         loop {
-            let alarm = *lock(&self.0.alarm);
-            let left = alarm.map(|alarm| alarm.saturating_sub(self.now()));
+            let left = self.0.next_due.get().map(|due_at| due_at.saturating_sub(self.now()));
             if left.is_some_and(|left| left <= 0) {
                 return;
             }
             let pause = left.map_or(CLOCK_PAUSE, |left| Duration::from_millis(left.unsigned_abs()).min(CLOCK_PAUSE));
             tokio::select! {
                 () = sleep_until(Instant::now() + pause) => {}
-                () = self.0.alarm_moved.notified() => {}
+                () = self.0.next_due.moved() => {}
             }
         }
     }

@@ -82,15 +82,16 @@ async fn sandbox_run(args: Run) -> Done {
     let (ordered, orders) = mpsc::channel(16);
     let child = spawn(&args)?;
     say(format_args!("session {} at {}", args.id, args.http));
-    let work = async { tokio::join!(converse(child, orders, told), tell(server.clone(), tells)) };
-    let (status, told) = tokio::select! {
-        both = work => both,
+    let mut telling = std::pin::pin!(tell(server.clone(), tells));
+    let status = tokio::select! {
+        status = converse(child, orders, told) => status?,
+        told = &mut telling => return Err(told.err().unwrap_or_default().into()),
         () = listen(server.clone(), ordered) => {
             return Err("the session is gone, or this may not be its sandbox".into());
         }
     };
-    let status = status?;
-    told?;
+    // It is told the rest, unless it is away: then nobody waits for it.
+    timeout(TERM_PATIENCE, telling).await.map_err(|_| "the server does not hear what was said last")??;
     if status.success() { Ok(()) } else { Err(format!("the program ended: {status}").into()) }
 }
 

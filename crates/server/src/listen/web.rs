@@ -71,7 +71,7 @@ impl Connections {
             if let Ok(peer) = tcp.peer_addr() {
                 let is_http2 = session.alpn_protocol() == Some(b"h2");
                 let peer = Peer(peer.ip());
-                // Boxed apart, so that each version takes what it needs.
+                // Tasks of their own kinds, so that each takes only what it needs.
                 if is_http2 {
                     self.tasks.spawn(self.clone().http2(stream, peer));
                 } else {

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use serde_json::{Map, Value, json};
 
-use super::{Artifact, Entry, Fold, How, RESERVED, TEXT_BYTES_MAX, Update};
+use super::{Artifact, Fold, How, Kept, RESERVED, TEXT_BYTES_MAX, Update};
 
 /// Events that came at once, being folded.
 pub(super) struct Step<'a> {
@@ -79,7 +79,7 @@ impl Step<'_> {
         let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| {
             let status = if is_tool { "running" } else { "streaming" };
             let seq = self.create(kind, id.clone(), status, Map::new());
-            self.fold.rest.running.push(seq);
+            self.fold.rest.running.insert(seq);
             seq
         });
         if id.is_none() && self.fold.rest.current.get(kind) != Some(&seq) {
@@ -113,7 +113,7 @@ impl Step<'_> {
             Some(seq) => seq,
             None => {
                 let seq = self.create("tool", id, "running", Map::new());
-                self.fold.rest.running.push(seq);
+                self.fold.rest.running.insert(seq);
                 seq
             }
         };
@@ -274,7 +274,7 @@ impl Step<'_> {
             fields: Map::new(),
         };
         let by = self.fold.rest.events;
-        self.fold.entries.push(Entry { artifact: Arc::new(artifact), created_by: by, changed_by: by });
+        self.fold.entries.push(Kept { artifact: Arc::new(artifact), created_by: by, changed_by: by });
         self.set_all(seq, fields);
         seq
     }
@@ -400,14 +400,12 @@ impl Step<'_> {
     /// A text that is being told again.
     fn reopen(&mut self, seq: u64) {
         self.set_status(seq, "streaming");
-        if !self.fold.rest.running.contains(&seq) {
-            self.fold.rest.running.push(seq);
-        }
+        self.fold.rest.running.insert(seq);
     }
 
     fn end(&mut self, seq: u64, status: &str) {
         self.set_status(seq, status);
-        self.fold.rest.running.retain(|running| *running != seq);
+        self.fold.rest.running.remove(&seq);
         self.fold.rest.current.retain(|_, current| *current != seq);
     }
 }
