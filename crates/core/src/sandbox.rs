@@ -23,6 +23,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_store::log::Clock;
 
@@ -125,6 +126,8 @@ struct Inner {
     active: Mutex<HashMap<String, Arc<Active>>>,
     /// When the next one's time is up.
     next_due: NextDue,
+    /// One checkpoint is written at a time: many at once would hold up what waits for the same disk.
+    checkpoints: Arc<Semaphore>,
     keeper: Option<Keeper>,
 }
 
@@ -212,7 +215,8 @@ impl Sandboxes {
         store: Option<Arc<dyn SessionStore>>,
     ) -> Self {
         let (active, next_due, keeper) = (Mutex::default(), NextDue::now(), store.map(Keeper::new));
-        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, next_due, keeper }))
+        let checkpoints = Arc::new(Semaphore::new(1));
+        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, next_due, checkpoints, keeper }))
     }
 
     /// Makes a sandbox that will come; answers it, and whether it is new.
@@ -374,7 +378,7 @@ impl Sandboxes {
                 match &*scene {
                     Some(scene) => scene.clone(),
                     None => {
-                        let opened = Scene::open(&self.0.gate, &self.0.tracker, self.0.stop.clone(), id, since).await?;
+                        let opened = Scene::open(&self.0, id, since).await?;
                         scene.insert(opened).clone()
                     }
                 }

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, interval_at},
 };
@@ -25,6 +25,7 @@ use trunkline_store::{
 
 use super::{
     artifacts::{Artifact, Change, Fold, Kept},
+    Inner,
     keep::events_of,
     lock, sql,
 };
@@ -40,8 +41,9 @@ const STEPS_BYTES_MAX: usize = 512 * 1024;
 /// Records that become one step.
 const RECORDS_MAX: usize = 256;
 
-/// A checkpoint is written after so many events.
+/// A checkpoint is written after so many events; if another sandbox's is being written, it is tried again after so many more.
 const CHECKPOINT_EVENTS: u64 = 2000;
+const CHECKPOINT_AGAIN_EVENTS: u64 = 100;
 
 /// A scene that nobody watches, and nobody asked for since the last look, is closed; looked at so often.
 const IDLE: Duration = Duration::from_secs(30);
@@ -107,13 +109,8 @@ pub enum Sight {
 
 impl Scene {
     /// Folds a sandbox's events from its last checkpoint on.
-    pub(super) async fn open(
-        gate: &Gate,
-        tracker: &TaskTracker,
-        stop: CancellationToken,
-        id: &str,
-        since: i64,
-    ) -> Result<Arc<Self>, Error> {
+    pub(super) async fn open(inner: &Inner, id: &str, since: i64) -> Result<Arc<Self>, Error> {
+        let Inner { gate, tracker, stop, checkpoints, .. } = inner;
         let (fold, reader) = restore(gate, id, since).await?;
         let (syncs, requests) = mpsc::channel(SYNCS_MAX);
         let kept_to = fold.events();
@@ -126,12 +123,13 @@ impl Scene {
             id: id.to_owned(),
             reader,
             requests,
-            stop,
+            stop: stop.clone(),
             kept_to,
             looks_at: kept_to + CHECKPOINT_EVENTS,
             told_bytes: 0,
             writing: None,
             tracker: tracker.clone(),
+            checkpoints: checkpoints.clone(),
         };
         tracker.spawn(driver.run());
         Ok(scene)
@@ -251,6 +249,7 @@ struct Driver {
     /// The checkpoint that is being written, and how many events it has.
     writing: Option<(u64, JoinHandle<Result<(), ledger::Error>>)>,
     tracker: TaskTracker,
+    checkpoints: Arc<Semaphore>,
 }
 
 /// What a driver does next.
@@ -272,7 +271,7 @@ impl Driver {
         self.requests.close();
         self.scene.end();
         self.written(true).await;
-        if let Err(error) = self.checkpoint() {
+        if let Err(error) = self.checkpoint(None) {
             tracing::debug!(%error, sandbox = self.id, "no checkpoint");
         }
         self.written(true).await;
@@ -315,11 +314,14 @@ impl Driver {
             }
             let events = lock(&self.scene.state).fold.events();
             if events >= self.looks_at {
-                self.looks_at = events + CHECKPOINT_EVENTS;
                 self.written(false).await;
+                let permit = self.checkpoints.clone().try_acquire_owned();
+                self.looks_at = events + if permit.is_ok() { CHECKPOINT_EVENTS } else { CHECKPOINT_AGAIN_EVENTS };
                 // A long text that goes on and on is not written again for each few words of it.
-                if lock(&self.scene.state).fold.bytes_since(self.kept_to) <= self.told_bytes {
-                    self.checkpoint()?;
+                if let Ok(permit) = permit
+                    && lock(&self.scene.state).fold.bytes_since(self.kept_to) <= self.told_bytes
+                {
+                    self.checkpoint(Some(permit))?;
                 }
             }
         }
@@ -360,7 +362,7 @@ impl Driver {
 
     /// Keeps what changed since the last time, unless that is still being done; the fold goes on meanwhile. Everything that
     /// was read is folded, so the reader's cursor is the mark.
-    fn checkpoint(&mut self) -> Result<(), Error> {
+    fn checkpoint(&mut self, permit: Option<OwnedSemaphorePermit>) -> Result<(), Error> {
         if self.writing.is_some() {
             return Ok(());
         }
@@ -382,6 +384,7 @@ impl Driver {
         let mark = (epoch.0.to_string(), i64::try_from(offset.0).unwrap_or(i64::MAX), rest);
         let (id, gate) = (self.id.clone(), self.gate.clone());
         let writing = self.tracker.spawn(async move {
+            let _permit = permit;
             gate.housekeep(move |tx| sql::put_checkpoint(tx, id.clone(), mark.clone(), changed.clone())).await
         });
         (self.writing, self.told_bytes) = (Some((events, writing)), 0);
