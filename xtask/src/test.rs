@@ -52,6 +52,7 @@ impl Step {
             Self::Format => checked(cargo(&["fmt", "--all", "--check"])),
             Self::Tidy => tidy::run(),
             Self::Lint => {
+                tools::make()?;
                 let all = ["clippy", "--workspace", "--all-targets", "--all-features", "--quiet"];
                 checked(cargo(&[&all[..], &["--", "--deny", "warnings"]].concat()))
             }

@@ -40,17 +40,21 @@ pub(crate) fn python() -> Result<PathBuf> {
     if works(&program) { Ok(program) } else { Err("python3 with venv is needed for the conformance step".into()) }
 }
 
+/// What the allocator is built with, besides a C compiler.
+pub(crate) fn make() -> Result {
+    if !is_there("make") {
+        apt_install("make", &["make"])?;
+    }
+    if is_there("make") { Ok(()) } else { Err("make is needed to build the server".into()) }
+}
+
 /// Node.js with npm, of a version that the stories run on.
 pub(crate) fn node() -> Result {
-    let works = |program: &str| {
-        let mut probe = Command::new(program);
-        probe.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-        probe.status().is_ok_and(|status| status.success())
-    };
-    if !(works("node") && works("npm")) {
+    let is_complete = || is_there("node") && is_there("npm");
+    if !is_complete() {
         apt_install("Node.js", &["nodejs", "npm"])?;
     }
-    if works("node") && works("npm") { Ok(()) } else { Err("node and npm are needed for the conformance step".into()) }
+    if is_complete() { Ok(()) } else { Err("node and npm are needed for the conformance step".into()) }
 }
 
 /// The environment that tells the tests where PostgreSQL's programs are; the tests start a private server of their own.
@@ -74,6 +78,13 @@ fn postgres_bin() -> Option<PathBuf> {
     packaged.sort();
     let mut all = given.into_iter().chain(packaged.into_iter().rev()).chain(on_path);
     all.find(|bin| bin.join("initdb").is_file() && bin.join("postgres").is_file())
+}
+
+/// Whether a program can be run.
+fn is_there(program: &str) -> bool {
+    let mut probe = Command::new(program);
+    probe.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
 }
 
 fn apt_install(what: &str, packages: &[&str]) -> Result {

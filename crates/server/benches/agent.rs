@@ -38,7 +38,7 @@ use trunkline_proto::v1::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Set for the copy of this program that is the echo.
 const ECHO: &str = "TRUNKLINE_BENCH_ECHO";

@@ -25,10 +25,12 @@ use std::{
 
 use axum::{
     Router,
-    body::Body,
     extract::{Path, State},
-    http::{StatusCode, header},
-    response::{IntoResponse as _, Response},
+    http::StatusCode,
+    response::{
+        IntoResponse as _, Response,
+        sse::{Event, Sse},
+    },
     routing::{get, post},
 };
 use bytes::Bytes;
@@ -43,7 +45,7 @@ use tokio::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Set for the process that is the bare server.
 const BARE: &str = "TRUNKLINE_BENCH_BARE";
@@ -89,16 +91,17 @@ async fn bare() {
         rooms.lock().unwrap().entry(id).or_insert_with(|| broadcast::channel(4096).0).clone()
     }
     async fn tell(State(rooms): State<Rooms>, Path(id): Path<String>, body: Bytes) -> StatusCode {
-        let event = [b"event: artifact_updated\nid: 1\ndata: ", &body[..], b"\n\n"].concat();
         // Nobody may listen.
-        let _ = room(&rooms, id).send(event.into());
+        let _ = room(&rooms, id).send(body);
         StatusCode::ACCEPTED
     }
     async fn watch(State(rooms): State<Rooms>, Path(id): Path<String>) -> Response {
         let events = stream::unfold(room(&rooms, id).subscribe(), |mut heard| async move {
-            Some((Ok::<_, std::convert::Infallible>(heard.recv().await.ok()?), heard))
+            let body = heard.recv().await.ok()?;
+            let event = Event::default().event("artifact_updated").id("1").data(str::from_utf8(&body).unwrap());
+            Some((Ok::<_, std::convert::Infallible>(event), heard))
         });
-        ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
+        Sse::new(events).into_response()
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("ready grpc={0} http={0} ops={0}", listener.local_addr().unwrap());

@@ -34,7 +34,7 @@ use trunkline_proto::v1::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// How long tasks are created.
 const MEASURE: Duration = Duration::from_secs(5);

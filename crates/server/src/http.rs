@@ -10,7 +10,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -125,13 +125,13 @@ impl Asked {
 /// A body, if it is not too large. What is too large is read to its end all the same, up to [`DRAIN_BYTES_MAX`]: a client
 /// that is still sending does not hear an answer.
 pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Error> {
-    let (mut frames, mut kept, mut size) = (body.into_data_stream(), BytesMut::new(), 0);
+    let (mut frames, mut kept, mut size) = (body.into_data_stream(), Vec::new(), 0);
     while let Some(frame) = frames.next().await {
         let broken = |e| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {e}"));
         let frame = frame.map_err(broken)?;
         size += frame.len();
         if size <= most {
-            kept.extend_from_slice(&frame);
+            kept.push(frame);
         } else if size > DRAIN_BYTES_MAX {
             break;
         }
@@ -139,7 +139,8 @@ pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Error> {
     if size > most {
         return Err(Error::new(Kind::Invalid, TOO_LARGE, format!("the body has more than {most} bytes")));
     }
-    Ok(kept.freeze())
+    // Most come in one piece.
+    Ok(if let [whole] = &mut kept[..] { std::mem::take(whole) } else { kept.concat().into() })
 }
 
 /// The origins that the settings allow.

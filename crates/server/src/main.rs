@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 
 /// The allocator matters here: records are allocated by one thread and freed by others.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Parser)]
 #[command(name = "trunkline", version, about = "One server that every participant of an agent system plugs into")]

@@ -11,7 +11,7 @@ use report::Report;
 use trunkline_store::log::{Append, Log, Offset, Options, Reader, Topic};
 
 #[global_allocator]
-static ALLOCATOR: cap::Cap<mimalloc::MiMalloc> = cap::Cap::new(mimalloc::MiMalloc, usize::MAX);
+static ALLOCATOR: cap::Cap<tikv_jemallocator::Jemalloc> = cap::Cap::new(tikv_jemallocator::Jemalloc, usize::MAX);
 
 const TOPICS: usize = 1_000_000;
 const READERS: usize = 10_000;

@@ -28,7 +28,7 @@ use report::Report;
 
 /// As in the server.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// How long one throughput figure is measured.
 const MEASURE: std::time::Duration = std::time::Duration::from_millis(1000);

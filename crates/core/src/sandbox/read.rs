@@ -1,9 +1,12 @@
 //! What sandboxes tell and are told, as it comes: checked, and kept in as few bytes as mean the same.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, SeqAccess, Visitor},
+};
 use serde_json::{Value, value::RawValue};
 
 use super::{
@@ -14,6 +17,9 @@ use crate::error::{Error, Kind};
 
 /// Events in one request.
 const EVENTS_MAX: usize = 10_000;
+
+/// Room for what is usually told at once.
+const JOINED_BYTES: usize = 1024;
 
 /// What a sandbox tells at once, read.
 pub struct Events {
@@ -33,15 +39,17 @@ impl Events {
         let read = |e: serde_json::Error| invalid(format!("the body is no JSON: {e}"));
         let is_list = body.trim_ascii_start().starts_with(b"[");
         // By far the most: nothing but pieces.
-        if is_list
-            && let Ok(pieces) = serde_json::from_slice::<Vec<Piece<'_>>>(&body)
-            && (1..=EVENTS_MAX).contains(&pieces.len())
-            && pieces.iter().all(Piece::is_one)
+        if let Some(Pieces { joined, count }) = Pieces::alike(&body)
+            && count <= EVENTS_MAX
         {
-            let mut joined = Joined::default();
-            pieces.iter().for_each(|piece| joined.piece(piece));
-            let (count, body) = (pieces.len() as u64, joined.end().map_or_else(|| body.clone(), Bytes::from));
-            return Ok(Self { body, count, signs: Vec::new() });
+            return Ok(Self { body: joined.end().map_or(body, Bytes::from), count: count as u64, signs: Vec::new() });
+        }
+        if is_list
+            && let Ok(Pieces { joined, count }) = serde_json::from_slice(&body)
+            && (1..=EVENTS_MAX).contains(&count)
+        {
+            let body = joined.end().map_or_else(|| body.clone(), Bytes::from);
+            return Ok(Self { body, count: count as u64, signs: Vec::new() });
         }
         let events: Vec<&RawValue> = if is_list {
             serde_json::from_slice(&body).map_err(read)?
@@ -91,6 +99,66 @@ struct Piece<'a> {
     id: Option<&'a RawValue>,
 }
 
+/// A list of nothing but pieces, joined while it is read.
+struct Pieces<'a> {
+    joined: Joined<'a>,
+    count: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// Reads what most programs write: each piece as the one before but for its text, without spaces and escapes. Nothing for
+    /// everything else, which is read with more care.
+    fn alike(body: &'a [u8]) -> Option<Self> {
+        const BEGIN: &str = "{\"type\":\"";
+        const DELTA: &str = "_delta\",\"delta\":\"";
+        let mut rest = str::from_utf8(body).ok()?.strip_prefix('[')?;
+        let kind = &rest.strip_prefix(BEGIN)?[..rest.find(DELTA)?.checked_sub(BEGIN.len())? + "_delta".len()];
+        let is_word = kind.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let head = rest.get(..BEGIN.len() + kind.len() + DELTA.len() - "_delta".len()).filter(|_| is_word)?;
+        let mut pieces = Self { joined: Joined::default(), count: 0 };
+        pieces.joined.text.reserve(body.len());
+        loop {
+            rest = rest.strip_prefix(head)?;
+            let end = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '))?;
+            let (text, behind) = rest.split_at(end);
+            pieces.joined.add(kind, None, text);
+            pieces.count += 1;
+            rest = behind.strip_prefix("\"}")?;
+            match rest {
+                "]" => return Some(pieces),
+                _ => rest = rest.strip_prefix(',')?,
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Pieces<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Join;
+        impl<'de> Visitor<'de> for Join {
+            type Value = Pieces<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of pieces")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Pieces<'de>, A::Error> {
+                let mut pieces = Pieces { joined: Joined::default(), count: 0 };
+                pieces.joined.text.reserve(JOINED_BYTES);
+                while let Some(piece) = list.next_element::<Piece<'de>>()? {
+                    if !piece.is_one() {
+                        return Err(A::Error::custom("no piece"));
+                    }
+                    pieces.joined.piece(&piece);
+                    pieces.count += 1;
+                }
+                Ok(pieces)
+            }
+        }
+        deserializer.deserialize_seq(Join)
+    }
+}
+
 impl Piece<'_> {
     fn is_one(&self) -> bool {
         self.kind.ends_with("_delta") && self.delta.get().starts_with('"')
@@ -109,16 +177,20 @@ struct Joined<'a> {
 
 impl<'a> Joined<'a> {
     fn piece(&mut self, piece: &Piece<'a>) {
-        let of = (piece.kind, piece.id.map(RawValue::get));
-        let delta = &piece.delta.get()[1..piece.delta.get().len() - 1];
+        self.add(piece.kind, piece.id.map(RawValue::get), &piece.delta.get()[1..piece.delta.get().len() - 1]);
+    }
+
+    /// Adds a piece: its type, its id as JSON, its text as it stands between its quotes.
+    fn add(&mut self, kind: &'a str, id: Option<&'a str>, delta: &str) {
+        let of = (kind, id);
         if self.open == Some(of) {
             self.is_shorter = true;
         } else {
             self.close();
             self.text.push_str("{\"type\":");
             // What was read as a plain string needs no escapes.
-            self.text.extend(["\"", piece.kind, "\""]);
-            if let Some(id) = of.1 {
+            self.text.extend(["\"", kind, "\""]);
+            if let Some(id) = id {
                 self.text.extend([",\"id\":", id]);
             }
             self.text.push_str(",\"delta\":\"");
@@ -224,5 +296,21 @@ mod tests {
         let alone = json!({"type": "text_delta", "delta": "as it came"});
         assert_eq!(kept(&alone), alone);
         assert_eq!(kept(&json!([alone, {"type": "status"}])), json!([alone, {"type": "status"}]));
+    }
+
+    #[test]
+    fn what_is_read_in_haste_is_read_the_same() {
+        let piece = |delta: &str| format!("{{\"type\":\"text_delta\",\"delta\":\"{delta}\"}}");
+        let alike =
+            |deltas: &[&str]| format!("[{}]", deltas.iter().map(|delta| piece(delta)).collect::<Vec<_>>().join(","));
+        let kept = |body: String| Events::parse(Bytes::from(body)).map(|told| (told.body, told.count));
+        assert_eq!(kept(alike(&["a", "", "ü~"])).unwrap(), (Bytes::from(alike(&["aü~"])), 3));
+        assert_eq!(kept(alike(&["a", "\\n\\\"", "b"])).unwrap(), (Bytes::from(alike(&["a\\n\\\"b"])), 3));
+        assert_eq!(kept(alike(&["alone"])).unwrap(), (Bytes::from(alike(&["alone"])), 1));
+        for broken in ["a\nb", "\\", "\"", "\\x"] {
+            assert!(kept(alike(&["a", broken])).is_err(), "{broken:?}");
+        }
+        assert!(kept(alike(&["a"]) + "]").is_err());
+        assert!(kept(alike(&["a"]).replace(']', ",]")).is_err());
     }
 }

@@ -24,8 +24,8 @@ use trunkline_store::{
 };
 
 use super::{
-    artifacts::{Artifact, Change, Fold, Kept},
     Inner,
+    artifacts::{Artifact, Change, Fold, Kept},
     keep::events_of,
     lock, sql,
 };
@@ -286,11 +286,13 @@ impl Driver {
         let mut is_used = false;
         loop {
             let turn = tokio::select! {
+                // Whoever asks is not kept waiting by what goes on and on.
+                biased;
+                Some(done) = self.requests.recv() => Turn::Sync(done),
                 read = self.reader.next_batch(RECORDS_MAX, &mut items) => {
                     read?;
                     Turn::Records
                 }
-                Some(done) = self.requests.recv() => Turn::Sync(done),
                 _ = looks.tick() => Turn::Idle,
                 () = stopped.as_mut() => Turn::Stop,
             };

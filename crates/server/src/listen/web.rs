@@ -103,6 +103,7 @@ impl Connections {
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         let mut connection = std::pin::pin!(serve.serve_connection(TokioIo::new(stream), answer));
         tokio::select! {
+            biased;
             // Who goes away ends it, as it likes.
             _ = connection.as_mut() => return,
             () = stop.cancelled() => connection.as_mut().graceful_shutdown(),

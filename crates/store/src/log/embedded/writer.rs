@@ -29,6 +29,9 @@ const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Longest wait for those who were just answered to come back with their next append; see [`Writer::gather`].
 const GATHER_MAX: Duration = Duration::from_micros(200);
 
+/// After so many waits in vain, the writer waits for one group in 32.
+const WAITS_IN_VAIN_MAX: u32 = 5;
+
 /// Pause between two attempts to reopen the engine after the disk refused.
 const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -84,6 +87,9 @@ pub(super) struct Writer {
     groups_since_purge: u32,
     last_group: usize,
     last_commit: Duration,
+    /// How often it was waited for callers that did not come, and how many groups are not waited for because of that.
+    waits_in_vain: u32,
+    groups_to_hurry: u32,
 }
 
 impl Writer {
@@ -111,6 +117,8 @@ impl Writer {
             groups_since_purge: 0,
             last_group: 0,
             last_commit: Duration::ZERO,
+            waits_in_vain: 0,
+            groups_to_hurry: 0,
         }
     }
 
@@ -164,8 +172,11 @@ impl Writer {
 
     /// What waits in the queue. Callers that append one after the other were answered a moment ago and are about to
     /// come back: committing the first few alone would make the rest wait for two fsyncs. So the writer waits until
-    /// the group is as large as the last one, but never longer than a quarter of a commit.
+    /// the group is as large as the last one, but never longer than a quarter of a commit. Callers that are busy with
+    /// other things do not come back in that time: the more often it was waited in vain, the more groups go without.
     fn gather(&mut self, first: Request) -> Vec<Request> {
+        let (waits, mut waited) = (self.groups_to_hurry == 0, false);
+        self.groups_to_hurry = self.groups_to_hurry.saturating_sub(1);
         let (mut bytes, mut appends) = (first.command.payload_bytes(), first.command.appends().len());
         let mut group = Vec::with_capacity(self.last_group + 16);
         group.push(first);
@@ -177,9 +188,17 @@ impl Writer {
                     appends += request.command.appends().len();
                     group.push(request);
                 }
-                Err(_) if group.len() < self.last_group && Instant::now() < deadline => std::thread::yield_now(),
+                Err(_) if waits && group.len() < self.last_group && Instant::now() < deadline => {
+                    waited = true;
+                    std::thread::yield_now();
+                }
                 Err(_) => break,
             }
+        }
+        if waited {
+            let in_vain = group.len() < self.last_group;
+            self.waits_in_vain = if in_vain { (self.waits_in_vain + 1).min(WAITS_IN_VAIN_MAX) } else { 0 };
+            self.groups_to_hurry = (1 << self.waits_in_vain) - 1;
         }
         group
     }
