@@ -42,14 +42,18 @@ pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Messages that one connection may send a second.
+    /// Messages that one connection may send a second; requests to tell events of one sandbox, and commands to it.
     pub messages_per_second: u32,
-    /// Messages that it may send at once after a pause.
+    /// How many of these at once after a pause.
     pub message_burst: u32,
     /// How long a client may take to say who it is, in seconds. The published default.
     pub handshake_seconds: u64,
     /// Connections whose principals live in one workspace, on this node.
     pub connections_per_workspace: u32,
+    /// Connections of browsers and sandboxes to this node.
+    pub http_connections: u32,
+    /// Streams of events that one bearer token may have open on this node.
+    pub event_streams_per_token: u32,
     /// Audit events that one connection may submit a second, and at once after a pause.
     pub audit_events_per_second: u32,
     /// Largest payload of a message, in bytes. Clients rely on the published 1 MiB passing.
@@ -69,6 +73,8 @@ impl Default for Limits {
             message_burst: 20_000,
             handshake_seconds: 30,
             connections_per_workspace: 10_000,
+            http_connections: 50_000,
+            event_streams_per_token: 1000,
             audit_events_per_second: 1000,
             payload_bytes_max: 1024 * 1024,
             frame_bytes_max: 4 * 1024 * 1024,

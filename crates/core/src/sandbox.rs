@@ -20,6 +20,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
     },
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,7 @@ use crate::{
     error::{Error, Kind},
     gate::{Gate, SandboxPermit, UseSandbox},
     identity::Identity,
+    limits::{Limits, TokenBucket},
 };
 
 pub use self::{
@@ -119,6 +121,7 @@ pub struct Sandboxes(Arc<Inner>);
 struct Inner {
     gate: Gate,
     options: Options,
+    limits: Limits,
     clock: Clock,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -141,11 +144,25 @@ struct Active {
     beat_noted: AtomicI64,
     /// Events that came since it was last folded.
     unfolded: AtomicU64,
+    /// What may be told of it, and to it.
+    rate: Mutex<Option<TokenBucket>>,
     known: Known,
     /// Keys of what a store of its own keeps already.
     kept: Mutex<HashSet<String>>,
     stint: Mutex<Option<Arc<Stint>>>,
     scene: tokio::sync::Mutex<Option<Arc<Scene>>>,
+}
+
+impl Active {
+    /// # Errors
+    /// [`Kind::Exhausted`] if it was too often lately.
+    fn take_one(&self) -> Result<(), Error> {
+        let taken = lock(&self.rate).as_mut().map_or(Ok(()), |rate| rate.take(Instant::now()));
+        taken.map_err(|wait| {
+            let message = "more requests than limits.messages_per_second for this session";
+            Error { retry_after: Some(wait), ..Error::new(Kind::Exhausted, "ERR_RATE_LIMITED", message) }
+        })
+    }
 }
 
 /// A row as it was last read, as long as nothing changes it.
@@ -209,6 +226,7 @@ impl Sandboxes {
     pub fn new(
         gate: Gate,
         options: Options,
+        limits: Limits,
         tracker: TaskTracker,
         stop: CancellationToken,
         clock: Clock,
@@ -216,7 +234,7 @@ impl Sandboxes {
     ) -> Self {
         let (active, next_due, keeper) = (Mutex::default(), NextDue::now(), store.map(Keeper::new));
         let checkpoints = Arc::new(Semaphore::new(1));
-        Self(Arc::new(Inner { gate, options, clock, tracker, stop, active, next_due, checkpoints, keeper }))
+        Self(Arc::new(Inner { gate, options, limits, clock, tracker, stop, active, next_due, checkpoints, keeper }))
     }
 
     /// Makes a sandbox that will come; answers it, and whether it is new.
@@ -260,6 +278,14 @@ impl Sandboxes {
         Ok(all.filter(|sandbox| self.may_watch(caller, &sandbox.id, sandbox.project.as_deref())).collect())
     }
 
+    /// How many there are, by status: for figures.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn counts(&self) -> Result<[(Status, i64); Status::ALL.len()], Error> {
+        self.0.gate.glance(sql::counts).await
+    }
+
     /// A sandbox that the caller may do something with.
     ///
     /// # Errors
@@ -275,10 +301,11 @@ impl Sandboxes {
     /// key, only if nothing was told under it before.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if it was removed in the meantime, [`Kind::Unavailable`].
+    /// [`Kind::Exhausted`] if it tells too often, [`Kind::NotFound`] if it was removed in the meantime, [`Kind::Unavailable`].
     pub async fn tell(&self, seat: &Seat, events: Events, key: &str) -> Result<(), Error> {
         let Standing { sandbox, due_at, .. } = &seat.standing;
         let active = self.active(&sandbox.id);
+        active.take_one()?;
         let is_first = sandbox.status == Status::Bootstrapping && due_at.is_some();
         let mut happened: Vec<_> = events.signs.into_iter().map(happening).collect();
         if is_first {
@@ -310,13 +337,15 @@ impl Sandboxes {
     /// told nothing under it before.
     ///
     /// # Errors
-    /// [`Kind::Precondition`] if there is no sandbox to take it, [`Kind::Unavailable`].
+    /// [`Kind::Precondition`] if there is no sandbox to take it, [`Kind::Exhausted`] if it is told too often,
+    /// [`Kind::Unavailable`].
     pub async fn command(&self, seat: &Seat, order: Order, key: &str) -> Result<(), Error> {
         let Sandbox { id, status, .. } = &seat.standing.sandbox;
         if !status.takes_commands() {
             let message = format!("no sandbox is connected for {id}: it is {}", status.word());
             return Err(Error::new(Kind::Precondition, "ERR_NOT_CONNECTED", message));
         }
+        self.active(id).take_one()?;
         self.0.gate.command_sandbox(&seat.permit, order.0, key).await
     }
 
@@ -360,7 +389,12 @@ impl Sandboxes {
     }
 
     fn active(&self, id: &str) -> Arc<Active> {
-        lock(&self.0.active).entry(id.to_owned()).or_default().clone()
+        let made = || {
+            let Limits { messages_per_second, message_burst, .. } = self.0.limits;
+            let rate = TokenBucket::new(messages_per_second, message_burst, Instant::now());
+            Active { rate: Mutex::new(rate), ..Active::default() }.into()
+        };
+        lock(&self.0.active).entry(id.to_owned()).or_insert_with(made).clone()
     }
 
     fn now(&self) -> i64 {

@@ -30,13 +30,17 @@ use crate::{
     agent::Gateway,
     auth::Auth,
     config::{Config, ConfigError, Durability, Listen, RetentionConfig},
-    http::{self, Web},
+    http::{self, Pages, Web},
     listen::{Listeners, bind},
     metrics::Metrics,
     ops::{self, Operations},
     sandbox,
+    sse::Streams,
     tls::Tls,
 };
+
+/// Connections of operators.
+const OPS_CONNECTIONS_MAX: u32 = 1000;
 
 /// How long requests of operators may take once everything else has ended.
 const OPS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -109,11 +113,11 @@ impl Server {
         config: Config,
         session_store: Option<Arc<dyn SessionStore>>,
     ) -> Result<Self, StartError> {
-        let listen = config.listen;
+        let (listen, limits) = (config.listen, config.limits);
         check_dev(&config)?;
         let origins = http::origins(&config.http.allowed_origins)?;
         let sessions = session::Options {
-            connections_per_workspace: config.limits.connections_per_workspace,
+            connections_per_workspace: limits.connections_per_workspace,
             broadcast_tasks: config.messages.broadcast_tasks()?,
         };
         let tls = Tls::load(&config.tls)?;
@@ -121,9 +125,9 @@ impl Server {
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
         let gate = Gate::open(store.clone()).await?;
         let (stop, background) = (CancellationToken::new(), TaskTracker::new());
-        let clock = log::Clock::system();
-        let (known, ends) = (gate.clone(), stop.clone());
-        let sandboxes = Sandboxes::new(known, config.sandbox, background.clone(), ends, clock.clone(), session_store);
+        let (clock, known, ends) = (log::Clock::system(), gate.clone(), stop.clone());
+        let (options, time) = (config.sandbox, clock.clone());
+        let sandboxes = Sandboxes::new(known, options, limits, background.clone(), ends, time, session_store);
         let server = Self {
             admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
             addresses: Addresses { grpc: grpc.1, http: http.1, ops: ops.1 },
@@ -141,14 +145,15 @@ impl Server {
         let tasks = Tasks::new(gate.clone(), registry, config.tasks, server.tasks.clone(), clock);
         tasks.recover().await?;
         let metrics = Arc::new(Metrics::new());
-        let operations = Operations::new(gate.clone(), sessions.clone(), metrics.clone(), server.stop.clone());
+        let (known, ends) = (gate.clone(), server.stop.clone());
+        let operations = Operations::new(known, sessions.clone(), sandboxes.clone(), metrics.clone(), ends);
         let auth = Auth::new(gate.clone(), tasks.clone(), config.dev);
         let gateway = Gateway {
             sessions,
-            metrics,
+            metrics: metrics.clone(),
             gate: gate.clone(),
             auth: auth.clone(),
-            limits: config.limits,
+            limits,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64),
             stop: server.stop.clone(),
             tasks: tasks.clone(),
@@ -156,13 +161,16 @@ impl Server {
         };
         sandboxes.recover().await?;
         server.tasks.spawn(sandboxes.clone().run());
-        let web = Web { auth, limits: config.limits, stop: server.stop.clone() };
+        let doors = metrics.doors(limits.http_connections);
+        let streams = Streams::new(limits.event_streams_per_token, metrics.event_streams.clone());
+        let web = Web { auth, limits, stop: server.stop.clone(), metrics, streams };
+        let pages = Pages { origins, own_hosts_only: config.dev };
         let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
         listeners.grpc(grpc.0, gateway);
-        listeners.http(http.0, http::router(sandbox::router(sandboxes, web), origins));
+        listeners.http(http.0, http::router(sandbox::router(sandboxes, web), pages), doors);
         // Operators are answered until the end.
         let listeners = Listeners { tls: None, stop: server.closed.clone(), tasks: server.ops_tasks.clone() };
-        listeners.http(ops.0, ops::router(operations));
+        listeners.http(ops.0, ops::router(operations), Metrics::new().doors(OPS_CONNECTIONS_MAX));
         if let Some(tls) = tls {
             server.tasks.spawn(tls.watch(server.stop.clone()));
         }

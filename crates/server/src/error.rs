@@ -32,6 +32,7 @@ pub(crate) fn http_status(error: &Error) -> StatusCode {
     match error.code {
         UNKNOWN_COMMAND => return StatusCode::UNPROCESSABLE_ENTITY,
         TOO_LARGE => return StatusCode::PAYLOAD_TOO_LARGE,
+        TOO_SLOW => return StatusCode::REQUEST_TIMEOUT,
         _ => {}
     }
     match error.kind {
@@ -50,6 +51,9 @@ pub(crate) fn http_status(error: &Error) -> StatusCode {
 
 /// The code of a body that is larger than it may be.
 pub(crate) const TOO_LARGE: &str = "ERR_TOO_LARGE";
+
+/// The code of a body that takes longer than it may.
+pub(crate) const TOO_SLOW: &str = "ERR_TOO_SLOW";
 
 /// An error as HTTP tells it: `{"error": {"code", "message"}}`.
 pub(crate) struct Refusal(pub(crate) Error);

@@ -1,6 +1,6 @@
 //! What the HTTP surfaces share: who is asking, how large a body may be, which pages may ask.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -20,8 +20,10 @@ use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
 use crate::{
     auth::Auth,
     config::ConfigError,
-    error::{Refusal, TOO_LARGE},
+    error::{Refusal, TOO_LARGE, TOO_SLOW},
     listen::Peer,
+    metrics::Metrics,
+    sse::Streams,
 };
 
 /// Header by which a request that is sent again takes effect once.
@@ -29,6 +31,9 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Longest of those, in bytes.
 const KEY_BYTES_MAX: usize = 256;
+
+/// How long a body may take: the largest one at 9 kB a second.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Bytes of a body that are read to be thrown away.
 const DRAIN_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -45,6 +50,8 @@ pub(crate) struct Web {
     pub(crate) auth: Auth,
     pub(crate) limits: Limits,
     pub(crate) stop: CancellationToken,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) streams: Streams,
 }
 
 /// What a request says besides its body. Whom it is from is not looked at yet.
@@ -125,6 +132,14 @@ impl Asked {
 /// A body, if it is not too large. What is too large is read to its end all the same, up to [`DRAIN_BYTES_MAX`]: a client
 /// that is still sending does not hear an answer.
 pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Error> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, whole(body, most)).await;
+    read.unwrap_or_else(|_| {
+        let message = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
+        Err(Error::new(Kind::Invalid, TOO_SLOW, message))
+    })
+}
+
+async fn whole(body: Body, most: usize) -> Result<Bytes, Error> {
     let (mut frames, mut kept, mut size) = (body.into_data_stream(), Vec::new(), 0);
     while let Some(frame) = frames.next().await {
         let broken = |e| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {e}"));
@@ -155,23 +170,52 @@ pub(crate) fn origins(allowed: &[String]) -> Result<Vec<HeaderValue>, ConfigErro
     allowed.iter().map(origin).collect()
 }
 
+/// Which pages may use the surfaces.
+pub(crate) struct Pages {
+    pub(crate) origins: Vec<HeaderValue>,
+    /// Whoever reaches this server by another name than this machine's own is refused. Who admits everybody on this machine
+    /// does not mean pages whose name somebody points at it.
+    pub(crate) own_hosts_only: bool,
+}
+
 /// The surfaces, for pages of this server and of the allowed origins.
-pub(crate) fn router(surfaces: Router, origins: Vec<HeaderValue>) -> Router {
+pub(crate) fn router(surfaces: Router, pages: Pages) -> Router {
+    let Pages { origins, own_hosts_only } = pages;
     let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.clone()))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID])
         .allow_credentials(true)
-        .max_age(std::time::Duration::from_secs(3600));
+        .max_age(Duration::from_secs(3600));
     let plain = surfaces.fallback(not_found);
     let own_pages = middleware::from_fn_with_state(Arc::<[HeaderValue]>::from(origins), own_pages);
     let for_pages = plain.clone().layer(cors).layer(own_pages);
+    let elsewhere = Router::new().fallback(async || {
+        let message = "with --dev, this server is reached as localhost or by a loopback address only";
+        Refusal(Error::new(Kind::Denied, "ERR_HOST", message))
+    });
     // Whoever is no page does not pay for them.
     let by_origin = tower::service_fn(move |request: Request| {
         let is_page = request.headers().contains_key(header::ORIGIN);
-        if is_page { for_pages.clone() } else { plain.clone() }.oneshot(request)
+        let router = if own_hosts_only && !is_for_loopback(&request) {
+            elsewhere.clone()
+        } else if is_page {
+            for_pages.clone()
+        } else {
+            plain.clone()
+        };
+        router.oneshot(request)
     });
     Router::new().fallback_service(by_origin)
+}
+
+/// Whether a request names this machine, or nothing.
+fn is_for_loopback(request: &Request) -> bool {
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
+    let Some(host) = host.or(request.uri().authority().map(Authority::as_str)) else { return true };
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// A page of somebody else can send requests that browsers do not ask about before, with the cookies that they have for this
@@ -195,4 +239,28 @@ fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>, authority: Option<&s
 
 pub(crate) async fn not_found() -> Refusal {
     Refusal(Error::new(Kind::NotFound, "ERR_NOT_FOUND", "there is nothing at this path"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::{body::Body, response::IntoResponse as _};
+    use bytes::Bytes;
+    use futures_util::{StreamExt as _, stream};
+    use tokio::time::Instant;
+
+    use super::{BODY_TIMEOUT, body};
+    use crate::error::Refusal;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_comes_in_time_or_not_at_all() {
+        let begins = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"[")), Ok(Bytes::from_static(b"]"))]);
+        assert_eq!(body(Body::from_stream(begins.clone()), 2).await.unwrap(), "[]");
+        let (too_large, begun) = (body(Body::from_stream(begins.clone()), 1).await, Instant::now());
+        assert_eq!(Refusal(too_large.unwrap_err()).into_response().status(), 413);
+        let stays_away = body(Body::from_stream(begins.chain(stream::pending())), 2).await;
+        assert_eq!(Refusal(stays_away.unwrap_err()).into_response().status(), 408);
+        assert_eq!(begun.elapsed(), BODY_TIMEOUT);
+    }
 }

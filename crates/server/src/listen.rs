@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
 use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
 
-pub(crate) use web::Peer;
+pub(crate) use web::{Doors, Peer};
 
 use crate::{
     agent::{Gateway, Surface},
@@ -75,8 +75,8 @@ impl Listeners {
         });
     }
 
-    pub(crate) fn http(&self, listener: TcpListener, router: axum::Router) {
-        let all = web::Connections { router, stop: self.stop.clone(), tasks: self.tasks.clone() };
+    pub(crate) fn http(&self, listener: TcpListener, router: axum::Router, doors: Doors) {
+        let all = web::Connections { router, doors, stop: self.stop.clone(), tasks: self.tasks.clone() };
         match &self.tls {
             Some(tls) => {
                 let streams = tls.clone().accept(listener, &["h2", "http/1.1"], self.stop.clone(), &self.tasks);

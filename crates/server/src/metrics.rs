@@ -7,6 +7,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::listen::Doors;
+
 /// A refusal's stable code, or a status.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct Code {
@@ -17,6 +19,24 @@ pub(crate) struct Code {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct Of {
     pub(crate) kind: &'static str,
+}
+
+/// A status of HTTP.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+}
+
+/// What a stream of events tells.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct Tells {
+    pub(crate) tells: &'static str,
+}
+
+/// A status of sandboxes.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct Standing {
+    pub(crate) status: &'static str,
 }
 
 /// A part of the store.
@@ -44,6 +64,14 @@ pub(crate) struct Metrics {
     /// Requests that were refused.
     pub(crate) refused: Family<Code, Counter>,
     pub(crate) connections: Family<Of, Gauge>,
+    pub(crate) http_connections: Gauge,
+    /// Connections that were one too many.
+    pub(crate) http_refused: Counter,
+    pub(crate) http_answers: Family<Answered, Counter>,
+    pub(crate) event_streams: Family<Tells, Gauge>,
+    pub(crate) sandboxes: Family<Standing, Gauge>,
+    /// Events that sandboxes told and that were accepted.
+    pub(crate) sandbox_events: Counter,
     pub(crate) records: Gauge,
     pub(crate) log_buffered_bytes: Gauge,
     pub(crate) resident_bytes: Gauge,
@@ -62,6 +90,12 @@ impl Metrics {
             delivered: Counter::default(),
             refused: Family::default(),
             connections: Family::default(),
+            http_connections: Gauge::default(),
+            http_refused: Counter::default(),
+            http_answers: Family::default(),
+            event_streams: Family::default(),
+            sandboxes: Family::default(),
+            sandbox_events: Counter::default(),
             records: Gauge::default(),
             log_buffered_bytes: Gauge::default(),
             resident_bytes: Gauge::default(),
@@ -76,6 +110,12 @@ impl Metrics {
         r.register("messages_delivered", "Messages and progress handed to transports", all.delivered.clone());
         r.register("requests_refused", "Requests refused, by stable code", all.refused.clone());
         r.register("connections", "Sessions attached to this node", all.connections.clone());
+        r.register("http_connections", "Connections of browsers and sandboxes", all.http_connections.clone());
+        r.register("http_connections_refused", "Such connections beyond the limit", all.http_refused.clone());
+        r.register("http_answers", "Answers to them, by status", all.http_answers.clone());
+        r.register("event_streams", "Streams of events that are open, by what they tell", all.event_streams.clone());
+        r.register("sandboxes", "Sessions of sandboxes, by status", all.sandboxes.clone());
+        r.register("sandbox_events", "Events taken from sandboxes", all.sandbox_events.clone());
         r.register("log_records", "Records ever appended to the log", all.records.clone());
         let buffered = all.log_buffered_bytes.clone();
         r.register_with_unit("log_buffered", "Write buffers and block caches of the log", Unit::Bytes, buffered);
@@ -85,6 +125,12 @@ impl Metrics {
         r.register("store_up", "Whether a part of the store answers", all.store_up.clone());
         r.register_with_unit("store_answer", "How long it takes", Unit::Seconds, all.store_seconds.clone());
         all
+    }
+
+    /// Doors for so many connections, counted here.
+    pub(crate) fn doors(&self, most: u32) -> Doors {
+        let (inside, refused) = (self.http_connections.clone(), self.http_refused.clone());
+        Doors { most, inside, refused, answers: self.http_answers.clone() }
     }
 
     /// OpenMetrics text.

@@ -22,10 +22,10 @@ use axum::{
     routing::get,
 };
 use tokio_util::sync::CancellationToken;
-use trunkline_core::{gate::Gate, identity::PrincipalKind, session::Sessions};
+use trunkline_core::{gate::Gate, identity::PrincipalKind, sandbox::Sandboxes, session::Sessions};
 
 use crate::http;
-use crate::metrics::{Metrics, Of, Part, resident_bytes};
+use crate::metrics::{Metrics, Of, Part, Standing, resident_bytes};
 
 /// A store that has not answered after so long is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,14 +34,21 @@ const READY_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Operations {
     gate: Gate,
     sessions: Sessions,
+    sandboxes: Sandboxes,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     started: Instant,
 }
 
 impl Operations {
-    pub(crate) fn new(gate: Gate, sessions: Sessions, metrics: Arc<Metrics>, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { gate, sessions, metrics, stop, started: Instant::now() })
+    pub(crate) fn new(
+        gate: Gate,
+        sessions: Sessions,
+        sandboxes: Sandboxes,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self { gate, sessions, sandboxes, metrics, stop, started: Instant::now() })
     }
 
     /// Each part of the store, and how long it took to answer, or why it did not.
@@ -87,6 +94,12 @@ async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse
     for kind in PrincipalKind::all() {
         let count = counts.get(&kind).copied().unwrap_or(0);
         metrics.connections.get_or_create(&Of { kind: kind.rule_word() }).set(count as i64);
+    }
+    // While the store does not answer, what it last said stays.
+    if let Ok(Ok(counts)) = tokio::time::timeout(READY_TIMEOUT, operations.sandboxes.counts()).await {
+        for (status, count) in counts {
+            metrics.sandboxes.get_or_create(&Standing { status: status.word() }).set(count);
+        }
     }
     for (part, answer) in operations.store().await {
         metrics.store_up.get_or_create(&Part { part }).set(i64::from(answer.is_ok()));

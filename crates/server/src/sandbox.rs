@@ -30,7 +30,7 @@ use trunkline_core::{
 use crate::{
     error::Refusal,
     http::{self, Asked, Web},
-    sse,
+    sse::{self, Held},
 };
 
 /// Bytes of a command, and of what a new session is made from.
@@ -137,7 +137,9 @@ async fn tell(
     let (caller, body) = (asked.caller(&surface.web).await, http::body(body, most).await);
     let seat = surface.sandboxes.find(&*caller?, &id, Need::Act).await?;
     let (key, events) = (asked.idempotency_key()?, Events::parse(body?)?);
+    let count = events.count();
     surface.sandboxes.tell(&seat, events, key).await?;
+    surface.web.metrics.sandbox_events.inc_by(count);
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -154,23 +156,26 @@ async fn artifacts(
 async fn watch(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
+    let held = surface.web.streams.open(&caller, "artifacts")?;
     let watch = surface.sandboxes.watch(&seat, asked.last_event_id()).await?;
-    let open = Open::new(surface.web.clone(), caller);
+    let open = Open::new(surface.web.clone(), caller, held);
     Ok(sse::response(stream::unfold(Viewer { watch, history: VecDeque::new(), open }, Viewer::next)))
 }
 
 async fn roll(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
+    let held = surface.web.streams.open(&caller, "sessions")?;
     let roll = surface.sandboxes.roll(&caller, asked.param("project")).await?;
-    let open = Open::new(surface.web.clone(), caller);
+    let open = Open::new(surface.web.clone(), caller, held);
     Ok(sse::response(stream::unfold((roll, VecDeque::new(), open), news)))
 }
 
 async fn attend(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
+    let held = surface.web.streams.open(&caller, "commands")?;
     let duty = surface.sandboxes.attend(&seat, asked.last_event_id()).await?;
-    Ok(sse::response(commands(duty, Open::new(surface.web.clone(), caller))))
+    Ok(sse::response(commands(duty, Open::new(surface.web.clone(), caller, held))))
 }
 
 /// What keeps a stream open, and what ends it.
@@ -180,6 +185,7 @@ struct Open {
     ending: BoxFuture<'static, ()>,
     /// Nothing was sent yet.
     is_new: bool,
+    _held: Held,
 }
 
 /// What a stream does when there is nothing else to do.
@@ -189,10 +195,10 @@ enum Otherwise {
 }
 
 impl Open {
-    fn new(web: Web, caller: Arc<Caller>) -> Self {
+    fn new(web: Web, caller: Arc<Caller>, held: Held) -> Self {
         let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { pings, ending: Box::pin(ending(web, caller)), is_new: true }
+        Self { pings, ending: Box::pin(ending(web, caller)), is_new: true, _held: held }
     }
 
     /// What a stream begins with.

@@ -1,6 +1,11 @@
 //! Server-sent events: how they are written, and what keeps a stream of them open.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -9,7 +14,71 @@ use axum::{
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::Stream;
+use prometheus_client::metrics::{family::Family, gauge::Gauge};
 use serde::Serialize;
+use trunkline_core::{Error, Kind, caller::Caller, limits::CONNECTIONS_RETRY};
+
+use crate::metrics::Tells;
+
+/// Who has how many streams open. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Streams(Arc<Open>);
+
+struct Open {
+    /// Of one token; 0 is no limit.
+    most: u32,
+    tokens: Mutex<HashMap<String, u32>>,
+    gauge: Family<Tells, Gauge>,
+}
+
+/// A stream, as long as it is open.
+pub(crate) struct Held {
+    streams: Streams,
+    token: Option<String>,
+    tells: &'static str,
+}
+
+impl Streams {
+    pub(crate) fn new(most: u32, gauge: Family<Tells, Gauge>) -> Self {
+        Self(Arc::new(Open { most, tokens: Mutex::default(), gauge }))
+    }
+
+    /// Another one of somebody. Whoever needs no token has no limit: such a server serves one machine.
+    pub(crate) fn open(&self, caller: &Caller, tells: &'static str) -> Result<Held, Error> {
+        let token = caller.credential.token.clone();
+        if let Some(token) = &token {
+            let mut tokens = self.tokens();
+            let count = tokens.entry(token.clone()).or_insert(0);
+            if self.0.most > 0 && *count >= self.0.most {
+                let message = "more streams than limits.event_streams_per_token for this token";
+                let retry_after = Some(CONNECTIONS_RETRY);
+                return Err(Error { retry_after, ..Error::new(Kind::Exhausted, "ERR_QUOTA_001", message) });
+            }
+            *count += 1;
+        }
+        self.0.gauge.get_or_create(&Tells { tells }).inc();
+        Ok(Held { streams: self.clone(), token, tells })
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, HashMap<String, u32>> {
+        self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Self { streams, token, tells } = self;
+        streams.0.gauge.get_or_create(&Tells { tells }).dec();
+        if let Some(token) = token
+            && let Entry::Occupied(mut entry) = streams.tokens().entry(std::mem::take(token))
+        {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
 
 /// A stream that has nothing to say says so this often, so that nobody in between takes it for dead.
 pub(crate) const PING_PAUSE: Duration = Duration::from_secs(15);

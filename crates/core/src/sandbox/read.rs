@@ -30,6 +30,12 @@ pub struct Events {
 }
 
 impl Events {
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Reads one event, or several in a list. Pieces of one text become one piece: the fold makes no difference, and the log
     /// keeps less.
     ///

@@ -47,6 +47,19 @@ pub(super) fn all(tx: &mut ReadTx, project: Option<String>) -> TxFuture<'_, Vec<
     })
 }
 
+/// How many there are of each status.
+pub(super) fn counts(tx: &mut ReadTx) -> TxFuture<'_, [(Status, i64); Status::ALL.len()], Error> {
+    Box::pin(async move {
+        let mut counts = Status::ALL.map(|status| (status, 0));
+        let rows = tx.query("SELECT status, COUNT(*) FROM sandboxes WHERE removed = 0 GROUP BY status", &[]).await?;
+        for row in &rows {
+            let (word, count) = (row.text(0)?, row.int(1)?);
+            counts.iter_mut().filter(|(status, _)| status.word() == word).for_each(|(_, known)| *known = count);
+        }
+        Ok(counts)
+    })
+}
+
 /// Those that a server which starts has to look after.
 pub(super) fn unsettled(tx: &mut ReadTx) -> TxFuture<'_, Vec<Standing>, Error> {
     Box::pin(async move { tx.query(CONNECTED, &[]).await?.iter().map(standing).collect() })

@@ -28,7 +28,8 @@ pub enum Status {
 
 impl Status {
     /// All of them.
-    const ALL: [Self; 4] = [Self::Bootstrapping, Self::Live, Self::Idle, Self::Disconnected];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Bootstrapping, Self::Live, Self::Idle, Self::Disconnected];
 
     /// Its published word.
     #[must_use]

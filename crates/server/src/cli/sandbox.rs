@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use super::{Done, block_on, say};
 use eventsource_stream::Eventsource as _;
 use futures_util::StreamExt as _;
 use reqwest::{StatusCode, header};
@@ -23,8 +24,6 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Done, block_on, say};
-
 type Error = Box<dyn std::error::Error>;
 
 /// Lines that come within this go in one request.
@@ -32,6 +31,9 @@ const GATHER: Duration = Duration::from_millis(20);
 
 /// Bytes of one such request, below the server's limit of 1 MiB.
 const GATHER_BYTES: usize = 256 * 1024;
+
+/// Longest line of the program, which has room in one request.
+const LINE_BYTES_MAX: usize = 512 * 1024;
 
 /// First pause before the server is tried again, and the longest.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -106,10 +108,10 @@ async fn converse(
     };
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut turn = Turn::default();
-    let mut lines = BufReader::new(stdout).split(b'\n');
+    let mut lines = Lines { output: BufReader::new(stdout), line: Vec::new(), is_cut: false };
     let status = loop {
         tokio::select! {
-            line = next_line(&mut lines) => match line {
+            line = lines.next() => match line {
                 Some(line) => turn.hears(&line, &told).await,
                 // It said its last word.
                 None => break end_of(&mut child).await?,
@@ -126,12 +128,39 @@ async fn converse(
     Ok(status)
 }
 
-type Lines = tokio::io::Split<BufReader<ChildStdout>>;
+/// What the program prints, by lines.
+struct Lines {
+    output: BufReader<ChildStdout>,
+    /// What there is of the next one.
+    line: Vec<u8>,
+    /// The rest of it is left out.
+    is_cut: bool,
+}
 
-/// The next line, without its end. Cancel-safe.
-async fn next_line(lines: &mut Lines) -> Option<String> {
-    let line = lines.next_segment().await.ok().flatten()?;
-    Some(String::from_utf8_lossy(&line).into_owned())
+impl Lines {
+    /// The next line, without its end. Cancel-safe.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            let read = self.output.fill_buf().await.unwrap_or_default();
+            let end = read.iter().position(|byte| *byte == b'\n');
+            let of_line = &read[..end.unwrap_or(read.len())];
+            let kept = &of_line[..of_line.len().min(LINE_BYTES_MAX - self.line.len())];
+            self.line.extend_from_slice(kept);
+            self.is_cut |= kept.len() < of_line.len();
+            let (used, is_over) = (of_line.len() + usize::from(end.is_some()), read.is_empty());
+            self.output.consume(used);
+            if end.is_some() || is_over && !self.line.is_empty() {
+                let mut line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
+                if std::mem::take(&mut self.is_cut) {
+                    line.push_str(" [the rest of this line was left out]");
+                }
+                return Some(line);
+            }
+            if is_over {
+                return None;
+            }
+        }
+    }
 }
 
 fn spawn(args: &Run) -> Result<Child, Error> {

@@ -8,6 +8,7 @@ use axum::{
     body::Body,
     http::{Request, Response},
 };
+use futures_util::TryFutureExt as _;
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -15,6 +16,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -26,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use super::{KEEPALIVE, STREAMS_MAX};
+use crate::metrics::Answered;
 
 /// How HTTP/2 begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -41,10 +44,45 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
+/// What is said over a connection that is one too many.
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// How many connections a listener takes, and what is counted of them.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    /// 0 is no limit.
+    pub(crate) most: u32,
+    pub(crate) inside: Gauge,
+    pub(crate) refused: Counter,
+    pub(crate) answers: Family<Answered, Counter>,
+}
+
+/// A connection, as long as it is there.
+struct Inside(Gauge);
+
+impl Doors {
+    fn enter(&self) -> Option<Inside> {
+        if self.most > 0 && self.inside.get() >= i64::from(self.most) {
+            self.refused.inc();
+            return None;
+        }
+        self.inside.inc();
+        Some(Inside(self.inside.clone()))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// What all connections of a listener share.
 #[derive(Clone)]
 pub(super) struct Connections {
     pub(super) router: Router,
+    pub(super) doors: Doors,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -54,7 +92,11 @@ impl Connections {
     pub(super) async fn plain(self, listener: TcpListener) {
         while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
             match accepted {
-                Ok((stream, peer)) => drop(self.tasks.spawn(self.clone().sniffed(stream, Peer(peer.ip())))),
+                Ok((stream, peer)) => match self.doors.enter() {
+                    Some(inside) => drop(self.tasks.spawn(self.clone().sniffed(stream, Peer(peer.ip()), inside))),
+                    // It hears so if it has room for it, which a new one has.
+                    None => drop(stream.try_write(BUSY)),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections");
                     sleep(PAUSE).await;
@@ -67,21 +109,22 @@ impl Connections {
     pub(super) async fn encrypted(self, mut streams: mpsc::Receiver<std::io::Result<TlsStream<TcpStream>>>) {
         while let Some(Some(accepted)) = self.stop.run_until_cancelled(streams.recv()).await {
             let Ok(stream) = accepted else { continue };
+            let Some(inside) = self.doors.enter() else { continue };
             let (tcp, session) = stream.get_ref();
             if let Ok(peer) = tcp.peer_addr() {
                 let is_http2 = session.alpn_protocol() == Some(b"h2");
                 let peer = Peer(peer.ip());
                 // Tasks of their own kinds, so that each takes only what it needs.
                 if is_http2 {
-                    self.tasks.spawn(self.clone().http2(stream, peer));
+                    self.tasks.spawn(self.clone().http2(stream, peer, inside));
                 } else {
-                    self.tasks.spawn(self.clone().http1(stream, peer));
+                    self.tasks.spawn(self.clone().http1(stream, peer, inside));
                 }
             }
         }
     }
 
-    async fn sniffed(self, stream: TcpStream, peer: Peer) {
+    async fn sniffed(self, stream: TcpStream, peer: Peer, inside: Inside) {
         let begins = timeout(HEAD_TIMEOUT, is_http2(&stream));
         let Some(Ok(Ok(is_http2))) = self.stop.run_until_cancelled(begins).await else { return };
         if stream.set_nodelay(true).is_err() {
@@ -90,15 +133,15 @@ impl Connections {
         // In tasks of their own: this one was as large as both.
         let (tasks, all) = (self.tasks.clone(), self);
         if is_http2 {
-            tasks.spawn(all.http2(stream, peer));
+            tasks.spawn(all.http2(stream, peer, inside));
         } else {
-            tasks.spawn(all.http1(stream, peer));
+            tasks.spawn(all.http1(stream, peer, inside));
         }
     }
 
-    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer) {
-        let Self { router, stop, .. } = self;
-        let answer = service_fn(move |request| answer(&router, request, peer));
+    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, _inside: Inside) {
+        let Self { router, stop, doors, .. } = self;
+        let answer = service_fn(move |request| answer(&router, &doors, request, peer));
         let mut serve = http1::Builder::new();
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         let mut connection = std::pin::pin!(serve.serve_connection(TokioIo::new(stream), answer));
@@ -111,9 +154,9 @@ impl Connections {
         let _ = connection.await;
     }
 
-    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer) {
-        let Self { router, stop, tasks } = self;
-        let answer = service_fn(move |request| answer(&router, request, peer));
+    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, _inside: Inside) {
+        let Self { router, stop, tasks, doors } = self;
+        let answer = service_fn(move |request| answer(&router, &doors, request, peer));
         let mut serve = http2::Builder::new(Tracked(tasks));
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
         serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
@@ -128,11 +171,15 @@ impl Connections {
 
 fn answer(
     router: &Router,
+    doors: &Doors,
     mut request: Request<Incoming>,
     peer: Peer,
 ) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<> {
     request.extensions_mut().insert(peer);
-    router.clone().oneshot(request.map(Body::new))
+    let answers = doors.answers.clone();
+    router.clone().oneshot(request.map(Body::new)).inspect_ok(move |answer| {
+        answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
+    })
 }
 
 /// Whether a connection begins as HTTP/2 does. Takes nothing from it.

@@ -2,6 +2,7 @@
 
 mod eventsource;
 mod library;
+mod limits;
 mod rights;
 mod streams;
 

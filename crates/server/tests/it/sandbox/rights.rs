@@ -3,13 +3,14 @@
 use reqwest::Method;
 use serde_json::json;
 use trunkline::{Config, Server, config::HttpConfig};
+use trunkline_core::limits::Limits;
 use trunkline_proto::v1::{
     InitConnection, OrchestratorIdentity, TokenCreateRequest, TokenOperation, TokenResponse,
     downstream_message::Payload as Down, init_connection::ClientType, token_operation::OpType,
     upstream_message::Payload as Up,
 };
 
-use super::Web;
+use super::{PATIENCE, Web};
 use crate::client::Client;
 
 struct World {
@@ -21,9 +22,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    async fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let http = HttpConfig { allowed_origins: vec!["https://app.example".into()] };
-        let config = Config { data_dir: dir.path().to_owned(), http, ..Config::on_free_ports() };
+        let config = Config { data_dir: dir.path().to_owned(), http, limits, ..Config::on_free_ports() };
         let mut server = Server::start(config).await.unwrap();
         let key = server.take_admin_key().unwrap();
         let orchestrator = OrchestratorIdentity { implementation: "ops".into(), ..OrchestratorIdentity::default() };
@@ -137,6 +142,25 @@ async fn streams_take_tokens_as_browsers_send_them_and_end_with_them() {
     assert!(world.token(revoke).await.success);
     by_address.ends().await;
     by_header.ends().await;
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_has_so_many_streams() {
+    let mut world = World::with(Limits { event_streams_per_token: 2, ..Limits::default() }).await;
+    let admin = world.web.clone();
+    assert_eq!(admin.post("/sessions/s?project=p", "").await.0, 201);
+    let reads = world.holder("user", "ann", "sandbox:read", "p").await;
+    let open = async |who: &Web| who.request(Method::GET, "/sessions/s/stream").send().await.unwrap();
+    let (one, two) = (open(&reads).await, open(&reads).await);
+    assert_eq!((one.status().as_u16(), two.status().as_u16()), (200, 200));
+    let refused = open(&reads).await;
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (429, "1"));
+    assert_eq!(open(&admin).await.status(), 200, "others have their own");
+    drop(one);
+    let again = async { while open(&reads).await.status() != 200 {} };
+    tokio::time::timeout(PATIENCE, again).await.unwrap();
+    drop(two);
     world.server.stop().await;
 }
 

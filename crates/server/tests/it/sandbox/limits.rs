@@ -1,0 +1,147 @@
+//! What is too much is refused, and is counted.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use trunkline::{Config, Server};
+use trunkline_core::limits::Limits;
+
+use super::{PATIENCE, Web};
+use crate::ops;
+
+async fn server(dir: &Path, limits: Limits) -> Server {
+    Server::start(Config { data_dir: dir.to_owned(), dev: true, limits, ..Config::on_free_ports() }).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_tells_too_often_is_told_to_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits { messages_per_second: 1, message_burst: 3, ..Limits::default() }).await;
+    let web = Web::new(server.addresses().http);
+    web.make("s").await;
+    web.make("other").await;
+    let event = json!({"type": "text", "text": "x"}).to_string();
+    for _ in 0..3 {
+        assert_eq!(web.post("/sessions/s/events", event.clone()).await.0, 202);
+    }
+    let refused = web.request(reqwest::Method::POST, "/sessions/s/events").body(event.clone()).send().await.unwrap();
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (429, "1"));
+    assert!(refused.text().await.unwrap().contains("\"code\":\"rate_limited\""));
+    assert_eq!(web.artifacts("s").await.len(), 3);
+    assert_eq!(web.post("/sessions/other/events", event).await.0, 202, "only that one");
+    server.stop().await;
+}
+
+/// What a connection of one's own is answered.
+async fn ask(address: SocketAddr) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut answer = vec![0; 64];
+    // One that is too many may be closed before it has said anything.
+    let _ = stream.write_all(format!("GET /sessions HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes()).await;
+    let read = stream.read(&mut answer).await.unwrap_or(0);
+    (stream, String::from_utf8_lossy(&answer[..read]).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_connections_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits { http_connections: 2, ..Limits::default() }).await;
+    let http = server.addresses().http;
+    let (one, answer) = ask(http).await;
+    let (_two, _) = ask(http).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let (_, answer) = ask(http).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
+    drop(one);
+    let comes_in = async {
+        while !ask(http).await.1.starts_with("HTTP/1.1 200") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, comes_in).await.unwrap();
+    let (_, figures) = ops::get(server.addresses().ops, "/metrics").await;
+    let refused = figures.lines().find_map(|line| line.strip_prefix("trunkline_http_connections_refused_total "));
+    assert!(refused.unwrap().parse::<u64>().unwrap() > 0);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_admits_everybody_is_reached_under_its_own_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits::default()).await;
+    let web = Web::new(server.addresses().http);
+    let port = server.addresses().http.port();
+    for (host, status) in [
+        (format!("localhost:{port}"), 200),
+        (format!("127.0.0.1:{port}"), 200),
+        (format!("[::1]:{port}"), 200),
+        (format!("pointed.here.example:{port}"), 403),
+        ("127.0.0.1.example".into(), 403),
+        ("10.0.0.1".into(), 403),
+    ] {
+        let request = web.request(reqwest::Method::GET, "/sessions").header("host", host.clone());
+        assert_eq!(request.send().await.unwrap().status().as_u16(), status, "{host}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_tell_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits::default()).await;
+    let web = Web::new(server.addresses().http);
+    web.make("s").await;
+    web.make("t").await;
+    let mut commands = web.open("/sessions/s/commands").await;
+    web.becomes("s", "live").await;
+    web.tell("s", json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])).await;
+    let mut watch = web.open("/sessions/s/stream").await;
+    for _ in 0..2 {
+        watch.expect("artifact_snapshot").await;
+    }
+    assert_eq!(web.get("/sessions/none").await.0, 404);
+    let figures = async || ops::get(server.addresses().ops, "/metrics").await.1;
+    let text = figures().await;
+    for line in [
+        "trunkline_sandboxes{status=\"live\"} 1",
+        "trunkline_sandboxes{status=\"bootstrapping\"} 1",
+        "trunkline_sandboxes{status=\"idle\"} 0",
+        "trunkline_sandbox_events_total 2",
+        "trunkline_event_streams{tells=\"artifacts\"} 1",
+        "trunkline_event_streams{tells=\"commands\"} 1",
+        "trunkline_http_answers_total{status=\"201\"} 2",
+        "trunkline_http_answers_total{status=\"404\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert_eq!(web.delete("/sessions/s").await.0, 204);
+    commands.ends().await;
+    watch.ends().await;
+    let none = async {
+        while !figures().await.contains("trunkline_event_streams{tells=\"artifacts\"} 0") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, none).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_ends_no_line_is_cut_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits::default()).await;
+    let web = Web::new(server.addresses().http);
+    let script = "head -c 700000 /dev/zero | tr '\\0' a; echo; echo behind; printf unended";
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_trunkline"));
+    program.args(["sandbox", "run", "s", "--http", &web.base, "--", "sh", "-c", script]).kill_on_drop(true);
+    let ended = tokio::time::timeout(PATIENCE, program.output()).await.unwrap().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let text = web.artifacts("s").await.iter().filter_map(|shown| shown["text"].as_str()).collect::<Vec<_>>().join("|");
+    assert!(text.starts_with(&"a".repeat(512 * 1024)));
+    assert!(text.contains("a [the rest of this line was left out]\nbehind\nunended"), "{}", &text[512 * 1024..]);
+    server.stop().await;
+}
