@@ -30,7 +30,7 @@ use crate::{
     agent::Gateway,
     auth::Auth,
     config::{Config, ConfigError, Durability, Listen, RetentionConfig},
-    http::{self, Pages, Web},
+    http::{self, Pages, Site, Web},
     listen::{Listeners, bind},
     metrics::Metrics,
     ops::{self, Operations},
@@ -167,10 +167,10 @@ impl Server {
         let pages = Pages { origins, own_hosts_only: config.dev };
         let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
         listeners.grpc(grpc.0, gateway);
-        listeners.http(http.0, http::router(sandbox::router(sandboxes, web), pages), doors);
+        listeners.http(http.0, http::site(sandbox::router(sandboxes, web), pages), doors);
         // Operators are answered until the end.
         let listeners = Listeners { tls: None, stop: server.closed.clone(), tasks: server.ops_tasks.clone() };
-        listeners.http(ops.0, ops::router(operations), Metrics::new().doors(OPS_CONNECTIONS_MAX));
+        listeners.http(ops.0, Site::same(ops::router(operations)), Metrics::new().doors(OPS_CONNECTIONS_MAX));
         if let Some(tls) = tls {
             server.tasks.spawn(tls.watch(server.stop.clone()));
         }

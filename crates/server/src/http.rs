@@ -6,14 +6,13 @@ use axum::{
     Router,
     body::Body,
     extract::{FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::Authority},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
 
@@ -179,7 +178,7 @@ pub(crate) struct Pages {
 }
 
 /// The surfaces, for pages of this server and of the allowed origins.
-pub(crate) fn router(surfaces: Router, pages: Pages) -> Router {
+pub(crate) fn site(surfaces: Router, pages: Pages) -> Site {
     let Pages { origins, own_hosts_only } = pages;
     let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.clone()))
@@ -195,24 +194,38 @@ pub(crate) fn router(surfaces: Router, pages: Pages) -> Router {
         Refusal(Error::new(Kind::Denied, "ERR_HOST", message))
     });
     // Whoever is no page does not pay for them.
-    let by_origin = tower::service_fn(move |request: Request| {
-        let is_page = request.headers().contains_key(header::ORIGIN);
-        let router = if own_hosts_only && !is_for_loopback(&request) {
-            elsewhere.clone()
-        } else if is_page {
-            for_pages.clone()
-        } else {
-            plain.clone()
-        };
-        router.oneshot(request)
-    });
-    Router::new().fallback_service(by_origin)
+    Site { plain, for_pages, elsewhere: own_hosts_only.then_some(elsewhere) }
+}
+
+/// What a listener serves, by who asks.
+#[derive(Clone)]
+pub(crate) struct Site {
+    plain: Router,
+    for_pages: Router,
+    /// For whoever does not mean this machine, where that matters.
+    elsewhere: Option<Router>,
+}
+
+impl Site {
+    /// The same for everybody.
+    pub(crate) fn same(router: Router) -> Self {
+        Self { plain: router.clone(), for_pages: router, elsewhere: None }
+    }
+
+    /// What answers a request.
+    pub(crate) fn router(&self, headers: &HeaderMap, uri: &Uri) -> &Router {
+        match &self.elsewhere {
+            Some(elsewhere) if !is_for_loopback(headers, uri) => elsewhere,
+            _ if headers.contains_key(header::ORIGIN) => &self.for_pages,
+            _ => &self.plain,
+        }
+    }
 }
 
 /// Whether a request names this machine, or nothing.
-fn is_for_loopback(request: &Request) -> bool {
-    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
-    let Some(host) = host.or(request.uri().authority().map(Authority::as_str)) else { return true };
+fn is_for_loopback(headers: &HeaderMap, uri: &Uri) -> bool {
+    let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
+    let Some(host) = host.or(uri.authority().map(Authority::as_str)) else { return true };
     let Ok(authority) = host.parse::<Authority>() else { return false };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())

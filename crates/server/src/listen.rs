@@ -15,6 +15,7 @@ pub(crate) use web::{Doors, Peer};
 use crate::{
     agent::{Gateway, Surface},
     app::StartError,
+    http::Site,
     operator::Desk,
     tls::Tls,
 };
@@ -75,8 +76,8 @@ impl Listeners {
         });
     }
 
-    pub(crate) fn http(&self, listener: TcpListener, router: axum::Router, doors: Doors) {
-        let all = web::Connections { router, doors, stop: self.stop.clone(), tasks: self.tasks.clone() };
+    pub(crate) fn http(&self, listener: TcpListener, site: Site, doors: Doors) {
+        let all = web::Connections { site, doors, stop: self.stop.clone(), tasks: self.tasks.clone() };
         match &self.tls {
             Some(tls) => {
                 let streams = tls.clone().accept(listener, &["h2", "http/1.1"], self.stop.clone(), &self.tasks);

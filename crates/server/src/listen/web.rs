@@ -4,7 +4,6 @@
 use std::{net::IpAddr, time::Duration};
 
 use axum::{
-    Router,
     body::Body,
     http::{Request, Response},
 };
@@ -28,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use super::{KEEPALIVE, STREAMS_MAX};
-use crate::metrics::Answered;
+use crate::{http::Site, metrics::Answered};
 
 /// How HTTP/2 begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -81,7 +80,7 @@ impl Drop for Inside {
 /// What all connections of a listener share.
 #[derive(Clone)]
 pub(super) struct Connections {
-    pub(super) router: Router,
+    pub(super) site: Site,
     pub(super) doors: Doors,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -140,8 +139,8 @@ impl Connections {
     }
 
     async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, _inside: Inside) {
-        let Self { router, stop, doors, .. } = self;
-        let answer = service_fn(move |request| answer(&router, &doors, request, peer));
+        let Self { site, stop, doors, .. } = self;
+        let answer = service_fn(move |request| answer(&site, &doors, request, peer));
         let mut serve = http1::Builder::new();
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         let mut connection = std::pin::pin!(serve.serve_connection(TokioIo::new(stream), answer));
@@ -155,8 +154,8 @@ impl Connections {
     }
 
     async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, _inside: Inside) {
-        let Self { router, stop, tasks, doors } = self;
-        let answer = service_fn(move |request| answer(&router, &doors, request, peer));
+        let Self { site, stop, tasks, doors } = self;
+        let answer = service_fn(move |request| answer(&site, &doors, request, peer));
         let mut serve = http2::Builder::new(Tracked(tasks));
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
         serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
@@ -170,14 +169,15 @@ impl Connections {
 }
 
 fn answer(
-    router: &Router,
+    site: &Site,
     doors: &Doors,
     mut request: Request<Incoming>,
     peer: Peer,
 ) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<> {
     request.extensions_mut().insert(peer);
     let answers = doors.answers.clone();
-    router.clone().oneshot(request.map(Body::new)).inspect_ok(move |answer| {
+    let router = site.router(request.headers(), request.uri()).clone();
+    router.oneshot(request.map(Body::new)).inspect_ok(move |answer| {
         answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
     })
 }
