@@ -42,7 +42,8 @@ pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Messages that one connection may send a second; requests to tell events of one sandbox, and commands to it.
+    /// Messages that one connection may send a second. For a sandbox: requests that tell its events, and commands to it,
+    /// together.
     pub messages_per_second: u32,
     /// How many of these at once after a pause.
     pub message_burst: u32,

@@ -221,7 +221,8 @@ impl Seat {
 }
 
 impl Sandboxes {
-    /// The sandboxes behind `gate`. What it begins is in `tracker`, and ends with `stop`.
+    /// The sandboxes behind `gate`, kept in `store` too if there is one. Of `limits`, the messages a second count. What it
+    /// begins is in `tracker`, and ends with `stop`.
     #[must_use]
     pub fn new(
         gate: Gate,

@@ -1,5 +1,5 @@
-//! Sandboxes under load, over plain HTTP with the bytes read as they come, durable with fsync; beside the barest axum server
-//! that hands what is posted to who listens, in the same run.
+//! Sandboxes under load, over plain HTTP with the bytes read as they come, durable with fsync; beside a bare axum server that
+//! hands what is posted to who listens through axum's own `Sse`, in the same run.
 //!
 //! Run by `cargo xtask bench sandbox [section …]`; sections are named in `main`.
 

@@ -31,7 +31,7 @@ use crate::{
     auth::Auth,
     config::{Config, ConfigError, Durability, Listen, RetentionConfig},
     http::{self, Pages, Site, Web},
-    listen::{Listeners, bind},
+    listen::{Doors, Listeners, bind},
     metrics::Metrics,
     ops::{self, Operations},
     sandbox,
@@ -170,7 +170,11 @@ impl Server {
         listeners.http(http.0, http::site(sandbox::router(sandboxes, web), pages), doors);
         // Operators are answered until the end.
         let listeners = Listeners { tls: None, stop: server.closed.clone(), tasks: server.ops_tasks.clone() };
-        listeners.http(ops.0, Site::same(ops::router(operations)), Metrics::new().doors(OPS_CONNECTIONS_MAX));
+        listeners.http(
+            ops.0,
+            Site::same(ops::router(operations)),
+            Doors { most: OPS_CONNECTIONS_MAX, ..Doors::default() },
+        );
         if let Some(tls) = tls {
             server.tasks.spawn(tls.watch(server.stop.clone()));
         }

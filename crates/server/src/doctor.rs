@@ -10,6 +10,8 @@ use std::{
 
 use rustix::process::{Resource, getrlimit};
 
+use trunkline_core::limits::Limits;
+
 use crate::{config::Config, tls::Tls};
 
 /// Less free space than this is a failure: the next compaction may not fit.
@@ -70,7 +72,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         finding("HTTP address", address(config.listen.http, "--http", running.as_deref())),
         finding("operators' address", address(config.listen.ops, "--ops", running.as_deref())),
         finding("clock", clock(&config.data_dir)),
-        finding("open files", files(config.limits.connections_per_workspace)),
+        finding("open files", files(&config.limits)),
         finding("certificates", certificates(config)),
     ]
 }
@@ -188,12 +190,16 @@ fn newest_file(dir: &Path) -> Option<SystemTime> {
     entries.filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok()).max()
 }
 
-fn files(connections: u32) -> Verdict {
+fn files(limits: &Limits) -> Verdict {
+    // One workspace of agents, and the browsers and sandboxes; 0 is no limit.
+    let kinds = [limits.connections_per_workspace, limits.http_connections];
+    let is_unlimited = kinds.contains(&0);
+    let connections = kinds.iter().fold(0_u32, |sum, most| sum.saturating_add(*most));
     let limit = getrlimit(Resource::Nofile);
     let wanted = u64::from(connections) + FILES_RESERVED;
     match limit.current {
         Some(most) if most < FILES_RESERVED => Verdict::Bad(format!("{most} at most"), format!("ulimit -n {wanted}")),
-        Some(most) if connections == 0 || most < wanted => Verdict::Poor(
+        Some(most) if is_unlimited || most < wanted => Verdict::Poor(
             format!("{most} at most, so about {} connections", most.saturating_sub(FILES_RESERVED)),
             format!("ulimit -n {wanted}, or LimitNOFILE in a service's unit, if you expect more"),
         ),

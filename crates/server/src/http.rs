@@ -10,7 +10,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -139,13 +139,14 @@ pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Error> {
 }
 
 async fn whole(body: Body, most: usize) -> Result<Bytes, Error> {
-    let (mut frames, mut kept, mut size) = (body.into_data_stream(), Vec::new(), 0);
+    let (mut frames, mut kept, mut size) = (body.into_data_stream(), BytesMut::new(), 0);
     while let Some(frame) = frames.next().await {
         let broken = |e| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {e}"));
         let frame = frame.map_err(broken)?;
         size += frame.len();
         if size <= most {
-            kept.push(frame);
+            // Copied, for the frame may be a byte of a larger buffer.
+            kept.extend_from_slice(&frame);
         } else if size > DRAIN_BYTES_MAX {
             break;
         }
@@ -153,8 +154,7 @@ async fn whole(body: Body, most: usize) -> Result<Bytes, Error> {
     if size > most {
         return Err(Error::new(Kind::Invalid, TOO_LARGE, format!("the body has more than {most} bytes")));
     }
-    // Most come in one piece.
-    Ok(if let [whole] = &mut kept[..] { std::mem::take(whole) } else { kept.concat().into() })
+    Ok(kept.freeze())
 }
 
 /// The origins that the settings allow.

@@ -35,7 +35,7 @@ pub(crate) struct Tells {
 
 /// A status of sandboxes.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub(crate) struct Standing {
+pub(crate) struct OfStatus {
     pub(crate) status: &'static str,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Metrics {
     pub(crate) http_refused: Counter,
     pub(crate) http_answers: Family<Answered, Counter>,
     pub(crate) event_streams: Family<Tells, Gauge>,
-    pub(crate) sandboxes: Family<Standing, Gauge>,
+    pub(crate) sandboxes: Family<OfStatus, Gauge>,
     /// Events that sandboxes told and that were accepted.
     pub(crate) sandbox_events: Counter,
     pub(crate) records: Gauge,

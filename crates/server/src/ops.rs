@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline_core::{gate::Gate, identity::PrincipalKind, sandbox::Sandboxes, session::Sessions};
 
 use crate::http;
-use crate::metrics::{Metrics, Of, Part, Standing, resident_bytes};
+use crate::metrics::{Metrics, Of, OfStatus, Part, resident_bytes};
 
 /// A store that has not answered after so long is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -98,7 +98,7 @@ async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse
     // While the store does not answer, what it last said stays.
     if let Ok(Ok(counts)) = tokio::time::timeout(READY_TIMEOUT, operations.sandboxes.counts()).await {
         for (status, count) in counts {
-            metrics.sandboxes.get_or_create(&Standing { status: status.word() }).set(count);
+            metrics.sandboxes.get_or_create(&OfStatus { status: status.word() }).set(count);
         }
     }
     for (part, answer) in operations.store().await {

@@ -1,12 +1,9 @@
 //! What sandboxes tell and are told, as it comes: checked, and kept in as few bytes as mean the same.
 
-use std::{borrow::Cow, fmt};
+use std::borrow::Cow;
 
 use bytes::Bytes;
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error as _, SeqAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
@@ -17,9 +14,6 @@ use crate::error::{Error, Kind};
 
 /// Events in one request.
 const EVENTS_MAX: usize = 10_000;
-
-/// Room for what is usually told at once.
-const JOINED_BYTES: usize = 1024;
 
 /// What a sandbox tells at once, read.
 pub struct Events {
@@ -43,21 +37,13 @@ impl Events {
     /// [`Kind::Invalid`] for what is neither.
     pub fn parse(body: Bytes) -> Result<Self, Error> {
         let read = |e: serde_json::Error| invalid(format!("the body is no JSON: {e}"));
-        let is_list = body.trim_ascii_start().starts_with(b"[");
         // By far the most: nothing but pieces.
         if let Some(Pieces { joined, count }) = Pieces::alike(&body)
             && count <= EVENTS_MAX
         {
             return Ok(Self { body: joined.end().map_or(body, Bytes::from), count: count as u64, signs: Vec::new() });
         }
-        if is_list
-            && let Ok(Pieces { joined, count }) = serde_json::from_slice(&body)
-            && (1..=EVENTS_MAX).contains(&count)
-        {
-            let body = joined.end().map_or_else(|| body.clone(), Bytes::from);
-            return Ok(Self { body, count: count as u64, signs: Vec::new() });
-        }
-        let events: Vec<&RawValue> = if is_list {
+        let events: Vec<&RawValue> = if body.trim_ascii_start().starts_with(b"[") {
             serde_json::from_slice(&body).map_err(read)?
         } else {
             vec![serde_json::from_slice(&body).map_err(read)?]
@@ -81,9 +67,33 @@ impl Events {
             joined.whole(event.get());
         }
         let count = events.len() as u64;
-        let body = joined.end().map_or(body, Bytes::from);
-        Ok(Self { body, count, signs })
+        let kept = joined.end();
+        let mended = whole_characters(kept.as_deref().or(str::from_utf8(&body).ok()).unwrap_or_default());
+        Ok(Self { body: mended.or(kept).map_or(body, Bytes::from), count, signs })
     }
+}
+
+/// JSON without halves of characters, if it has any. Programs that cut texts without looking write them, as `\ud83d` and
+/// `\ude00`; they are no text, and what has one would not be read again. Each becomes a replacement character.
+fn whole_characters(json: &str) -> Option<String> {
+    let half = |from: &str| {
+        let number = from.strip_prefix("\\u").and_then(|digits| u16::from_str_radix(digits.get(..4)?, 16).ok());
+        number.filter(|number| (0xd800..0xe000).contains(number))
+    };
+    let (mut mended, mut rest, mut is_mended) = (String::new(), json, false);
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        let length = match (half(escape), escape.get(6..).and_then(half)) {
+            (Some(..0xdc00), Some(0xdc00..)) => 12,
+            (Some(_), _) => 0,
+            (None, _) => escape.char_indices().nth(2).map_or(escape.len(), |(end, _)| end),
+        };
+        mended.push_str(before);
+        mended.push_str(if length == 0 { "\\ufffd" } else { &escape[..length] });
+        is_mended |= length == 0;
+        rest = &escape[if length == 0 { 6 } else { length }..];
+    }
+    is_mended.then(|| mended + rest)
 }
 
 /// What every event has.
@@ -112,8 +122,8 @@ struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Reads what most programs write: each piece as the one before but for its text, without spaces and escapes. Nothing for
-    /// everything else, which is read with more care.
+    /// Reads what most programs write: each piece as the one before but for its text, without spaces. Nothing for everything
+    /// else, which is read with more care.
     fn alike(body: &'a [u8]) -> Option<Self> {
         const BEGIN: &str = "{\"type\":\"";
         const DELTA: &str = "_delta\",\"delta\":\"";
@@ -125,8 +135,7 @@ impl<'a> Pieces<'a> {
         pieces.joined.text.reserve(body.len());
         loop {
             rest = rest.strip_prefix(head)?;
-            let end = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '))?;
-            let (text, behind) = rest.split_at(end);
+            let (text, behind) = rest.split_at(text_end(rest)?);
             pieces.joined.add(kind, None, text);
             pieces.count += 1;
             rest = behind.strip_prefix("\"}")?;
@@ -138,30 +147,16 @@ impl<'a> Pieces<'a> {
     }
 }
 
-impl<'de> Deserialize<'de> for Pieces<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Join;
-        impl<'de> Visitor<'de> for Join {
-            type Value = Pieces<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of pieces")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Pieces<'de>, A::Error> {
-                let mut pieces = Pieces { joined: Joined::default(), count: 0 };
-                pieces.joined.text.reserve(JOINED_BYTES);
-                while let Some(piece) = list.next_element::<Piece<'de>>()? {
-                    if !piece.is_one() {
-                        return Err(A::Error::custom("no piece"));
-                    }
-                    pieces.joined.piece(&piece);
-                    pieces.count += 1;
-                }
-                Ok(pieces)
-            }
+/// Where a text ends, if it is JSON without numbers for characters: those need more care.
+fn text_end(rest: &str) -> Option<usize> {
+    let (bytes, mut at) = (rest.as_bytes(), 0);
+    loop {
+        match bytes.get(at)? {
+            b'"' => return Some(at),
+            b'\\' if matches!(bytes.get(at + 1)?, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => at += 2,
+            b'\\' | ..b' ' => return None,
+            _ => at += 1,
         }
-        deserializer.deserialize_seq(Join)
     }
 }
 
@@ -313,8 +308,22 @@ mod tests {
         assert_eq!(kept(alike(&["a", "", "ü~"])).unwrap(), (Bytes::from(alike(&["aü~"])), 3));
         assert_eq!(kept(alike(&["a", "\\n\\\"", "b"])).unwrap(), (Bytes::from(alike(&["a\\n\\\"b"])), 3));
         assert_eq!(kept(alike(&["alone"])).unwrap(), (Bytes::from(alike(&["alone"])), 1));
-        for broken in ["a\nb", "\\", "\"", "\\x"] {
-            assert!(kept(alike(&["a", broken])).is_err(), "{broken:?}");
+        // Halves of a character that were told apart become one again; alone, they are none.
+        let kept_text = |deltas: &[&str]| kept(alike(deltas)).map(|(body, _)| body);
+        assert_eq!(kept_text(&["\\ud83d", "\\ude00"]).unwrap(), Bytes::from(alike(&["\\ud83d\\ude00"])));
+        for (told, kept) in [("\\uD83D!", "\\ufffd!"), ("\\ude00\\ud83d", "\\ufffd\\ufffd"), ("\\\\ud83d", "\\\\ud83d")]
+        {
+            assert_eq!(kept_text(&["a", told]).unwrap(), Bytes::from(alike(&[&format!("a{kept}")])));
+        }
+        for broken in ["a\nb", "\\", "\"", "\\x", "\\u12", "\\ud800"] {
+            let carefully = kept(alike(&["a", broken]).replacen('[', "[ ", 1));
+            assert_eq!(kept(alike(&["a", broken])).is_err(), carefully.is_err(), "{broken:?}");
+        }
+        for text in ["\\\\", "\\\"", "a\\/\\b\\f\\n\\r\\t", "\\u0041", "\\ud83d\\ude00", "ü", " ", "{}[],:"] {
+            let body = alike(&["a", text, "b"]);
+            let carefully = kept(body.replacen('[', "[ ", 1)).unwrap();
+            assert_eq!(kept(body.clone()).unwrap(), carefully, "{text:?}");
+            assert!(!body.starts_with("[ ") && carefully.1 == 3);
         }
         assert!(kept(alike(&["a"]) + "]").is_err());
         assert!(kept(alike(&["a"]).replace(']', ",]")).is_err());

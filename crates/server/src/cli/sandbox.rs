@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use super::{Done, block_on, say};
 use eventsource_stream::Eventsource as _;
 use futures_util::StreamExt as _;
 use reqwest::{StatusCode, header};
@@ -24,6 +23,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
+use super::{Done, block_on, say};
+
 type Error = Box<dyn std::error::Error>;
 
 /// Lines that come within this go in one request.
@@ -32,8 +33,11 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Bytes of one such request, below the server's limit of 1 MiB.
 const GATHER_BYTES: usize = 256 * 1024;
 
-/// Longest line of the program, which has room in one request.
+/// Longest line of the program. An event of it has room in one request with those before it.
 const LINE_BYTES_MAX: usize = 512 * 1024;
+
+/// Text of one event: JSON may need six bytes for each of its own.
+const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// First pause before the server is tried again, and the longest.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -205,20 +209,26 @@ struct Turn {
 
 impl Turn {
     async fn hears(&mut self, line: &str, told: &mpsc::Sender<Value>) {
-        let event = serde_json::from_str::<Value>(line).ok();
+        // What was no text became longer as text.
+        let event = Some(line)
+            .filter(|line| line.len() <= LINE_BYTES_MAX)
+            .and_then(|line| serde_json::from_str::<Value>(line).ok());
         let event = event.filter(|event| event.get("type").is_some_and(Value::is_string));
-        let event = match event {
-            Some(event) => {
-                match event["type"].as_str() {
-                    Some("turn_start") => (self.is_running, self.tells_turns) = (true, true),
-                    Some("turn_end") => (self.is_running, self.tells_turns) = (false, true),
-                    _ => {}
-                }
-                event
-            }
-            None => json!({"type": "text_delta", "delta": format!("{line}\n")}),
-        };
         self.silent_at = Some(Instant::now() + SILENCE);
+        let Some(event) = event else {
+            let (line, mut rest) = (format!("{line}\n"), 0);
+            while rest < line.len() {
+                let end = line.floor_char_boundary(rest + TEXT_BYTES_MAX);
+                let _ = told.send(json!({"type": "text_delta", "delta": line[rest..end]})).await;
+                rest = end;
+            }
+            return;
+        };
+        match event["type"].as_str() {
+            Some("turn_start") => (self.is_running, self.tells_turns) = (true, true),
+            Some("turn_end") => (self.is_running, self.tells_turns) = (false, true),
+            _ => {}
+        }
         // Who tells ends only with this program.
         let _ = told.send(event).await;
     }

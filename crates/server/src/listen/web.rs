@@ -48,7 +48,7 @@ const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// How many connections a listener takes, and what is counted of them.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Doors {
     /// 0 is no limit.
     pub(crate) most: u32,

@@ -127,12 +127,9 @@ fn settings_are_shown_as_they_would_be_read() {
     std::fs::write(terminal.dir.path().join("again.toml"), &shown).unwrap();
     assert_eq!(terminal.says(&["config", "--config", "again.toml"]), shown);
     let all = ["doctor", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"];
-    assert!(
-        terminal
-            .says(&all)
-            .lines()
-            .all(|line| line.starts_with("ok ") || line.contains("open files") || line.starts_with(' '))
-    );
+    // A machine may be slow or small, which is worth a warning. Whatever keeps a server from starting ends with an error.
+    let found = terminal.says(&all);
+    assert!(found.lines().filter(|line| line.starts_with("ok ")).count() >= 5 && !found.contains("FAIL"), "{found}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = terminal.run(&["doctor", "--grpc", &address, "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);

@@ -135,13 +135,14 @@ async fn a_program_that_ends_no_line_is_cut_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path(), Limits::default()).await;
     let web = Web::new(server.addresses().http);
-    let script = "head -c 700000 /dev/zero | tr '\\0' a; echo; echo behind; printf unended";
+    // Each of these takes six bytes in JSON.
+    let script = "head -c 700000 /dev/zero | tr '\\0' '\\001'; echo; echo behind; printf unended";
     let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_trunkline"));
     program.args(["sandbox", "run", "s", "--http", &web.base, "--", "sh", "-c", script]).kill_on_drop(true);
     let ended = tokio::time::timeout(PATIENCE, program.output()).await.unwrap().unwrap();
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let text = web.artifacts("s").await.iter().filter_map(|shown| shown["text"].as_str()).collect::<Vec<_>>().join("|");
-    assert!(text.starts_with(&"a".repeat(512 * 1024)));
-    assert!(text.contains("a [the rest of this line was left out]\nbehind\nunended"), "{}", &text[512 * 1024..]);
+    assert!(text.starts_with(&"\u{1}".repeat(512 * 1024)));
+    assert!(text.contains("\u{1} [the rest of this line was left out]\nbehind\nunended"), "{}", &text[512 * 1024..]);
     server.stop().await;
 }
