@@ -42,7 +42,7 @@ const STEPS_BYTES_MAX: usize = 512 * 1024;
 const RECORDS_MAX: usize = 256;
 
 /// A checkpoint is written after so many events; if another sandbox's is being written, it is tried again after so many more.
-const CHECKPOINT_EVENTS: u64 = 2000;
+const CHECKPOINT_EVENTS: u64 = 5000;
 const CHECKPOINT_AGAIN_EVENTS: u64 = 100;
 
 /// A scene that nobody watches, and nobody asked for since the last look, is closed; looked at so often.
@@ -377,11 +377,7 @@ impl Driver {
         if events == self.kept_to {
             return Ok(());
         }
-        let encode = |kept: Kept| {
-            let body = sql::json(&*kept.artifact)?;
-            Ok((kept, body))
-        };
-        let changed: Vec<_> = changed.into_iter().map(encode).collect::<Result<_, Error>>()?;
+        let changed = changed.iter().map(sql::Folded::new).collect::<Result<Arc<[_]>, Error>>()?;
         let rest = sql::json(&rest)?;
         let mark = (epoch.0.to_string(), i64::try_from(offset.0).unwrap_or(i64::MAX), rest);
         let (id, gate) = (self.id.clone(), self.gate.clone());

@@ -1,5 +1,7 @@
 //! Rows of sandboxes, and checkpoints of their artifacts. Texts that are not there are empty.
 
+use std::sync::Arc;
+
 use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, WriteTx};
 
 use super::{Sandbox, Standing, artifacts::Kept, state::Status};
@@ -170,12 +172,27 @@ pub(super) fn checkpoint(tx: &mut ReadTx, id: String) -> TxFuture<'_, Option<Che
     })
 }
 
+/// An artifact of a checkpoint, encoded. The artifact itself is let go: whoever goes on folding would have to copy it.
+pub(super) struct Folded {
+    seq: u64,
+    created_by: u64,
+    changed_by: u64,
+    body: String,
+}
+
+impl Folded {
+    pub(super) fn new(kept: &Kept) -> Result<Self, crate::Error> {
+        let Kept { artifact, created_by, changed_by } = kept;
+        Ok(Self { seq: artifact.seq, created_by: *created_by, changed_by: *changed_by, body: json(&**artifact)? })
+    }
+}
+
 /// Puts what changed since the last checkpoint, unless a later one is there or the sandbox is gone.
 pub(super) fn put_checkpoint(
     tx: &mut WriteTx,
     id: String,
     mark: Mark,
-    changed: Vec<(Kept, String)>,
+    changed: Arc<[Folded]>,
 ) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
         let (epoch, folded_to, rest) = mark;
@@ -196,18 +213,14 @@ pub(super) fn put_checkpoint(
         if tx.execute(sql, &[id.as_str().into(), epoch.into(), folded_to.into(), rest.into()]).await? == 0 {
             return Ok(());
         }
-        for (kept, body) in changed {
+        for folded in &*changed {
             let sql = "INSERT INTO sandbox_artifacts (sandbox, seq, created_by, changed_by, body)
                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT (sandbox, seq) DO UPDATE SET created_by = excluded.created_by,
                     changed_by = excluded.changed_by, body = excluded.body";
-            let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-            let params = [
-                id.as_str().into(),
-                number(kept.artifact.seq).into(),
-                number(kept.created_by).into(),
-                number(kept.changed_by).into(),
-                body.into(),
-            ];
+            let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX).into();
+            let Folded { seq, created_by, changed_by, body } = folded;
+            let params =
+                [id.as_str().into(), number(*seq), number(*created_by), number(*changed_by), body.as_str().into()];
             tx.execute(sql, &params).await?;
         }
         Ok(())
