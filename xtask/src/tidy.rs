@@ -24,7 +24,7 @@ const RATCHET: &str = "xtask/tidy-ratchet.txt";
 /// Crates that may be named only below these folders.
 const NAMED_ONLY_BELOW: [(&str, &[&str]); 7] = [
     ("fjall", &["crates/store"]),
-    ("rusqlite", &["crates/store"]),
+    ("rusqlite", &["crates/store", "crates/agent-socket"]),
     ("tokio_postgres", &["crates/store"]),
     ("async_nats", &["crates/store"]),
     ("tonic", &["crates/proto", "crates/server", "crates/client"]),

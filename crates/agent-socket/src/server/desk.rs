@@ -1,0 +1,218 @@
+//! What is known of one client: how its runtime is, which turns were begun, and what its sockets had.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Mutex as SyncMutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::{
+    sync::{Mutex, watch},
+    time::Instant,
+};
+
+use super::Options;
+use crate::{
+    envelope::{Envelope, Type},
+    state::{RuntimeState, ToolStatus},
+    store::{EventStore, StoreError},
+};
+
+/// Turns that are remembered, so that they are not begun twice.
+const TURNS_MAX: usize = 1000;
+
+/// Events that are read at once to find out how the runtime is.
+const FOLD_AT_ONCE: usize = 1000;
+
+/// What a socket had not had when it left is kept for so long, within the store's bound.
+const COMES_BACK: Duration = Duration::from_secs(600);
+
+/// Acknowledgements after which the store may trim.
+const ACKS_BETWEEN_TRIMS: u32 = 32;
+
+pub(super) struct Desk {
+    /// Held while an event is kept: so the order of the store is that of the fold.
+    known: Mutex<Known>,
+    /// The number of the last event.
+    latest: watch::Sender<u64>,
+    had: SyncMutex<Had>,
+}
+
+#[derive(Default)]
+struct Known {
+    is_open: bool,
+    state: RuntimeState,
+    seq: u64,
+    turns: HashSet<String>,
+    /// In order, to forget the oldest.
+    order: VecDeque<String>,
+}
+
+/// What its sockets had.
+#[derive(Default)]
+struct Had {
+    sockets: HashMap<String, Place>,
+    acks: u32,
+}
+
+struct Place {
+    seq: u64,
+    /// It is not there at the moment.
+    left_at: Option<Instant>,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        Self { known: Mutex::default(), latest: watch::Sender::new(0), had: SyncMutex::default() }
+    }
+}
+
+impl Desk {
+    /// Finds out how the runtime is to this client, and reports what a former generation left behind. Once.
+    pub(super) async fn open(
+        &self,
+        client_id: &str,
+        store: &dyn EventStore,
+        options: &Options,
+    ) -> Result<(), StoreError> {
+        let mut known = self.known.lock().await;
+        if known.is_open {
+            return Ok(());
+        }
+        *known = Known::default();
+        loop {
+            let range = store.get_since_range(client_id, known.seq, None, FOLD_AT_ONCE).await?;
+            for event in &range.events {
+                known.take(event);
+            }
+            if !range.more {
+                break;
+            }
+        }
+        known.seq = known.seq.max(store.latest_seq(client_id).await?);
+        for mut event in left_behind(&known.state, options) {
+            event.client_id = Some(client_id.to_owned());
+            known.take(&store.append(event).await?);
+        }
+        known.state.runtime_generation.clone_from(&options.runtime_generation);
+        known.is_open = true;
+        self.latest.send_replace(known.seq);
+        Ok(())
+    }
+
+    pub(super) async fn append(&self, store: &dyn EventStore, event: Envelope) -> Result<Envelope, StoreError> {
+        let mut known = self.known.lock().await;
+        let event = store.append(event).await?;
+        known.take(&event);
+        self.latest.send_replace(known.seq);
+        Ok(event)
+    }
+
+    /// How the runtime is, and after which event.
+    pub(super) async fn state(&self) -> (RuntimeState, u64) {
+        let known = self.known.lock().await;
+        (known.state.clone(), known.seq)
+    }
+
+    /// Notes that a turn is begun; false if it was before.
+    pub(super) async fn begins(&self, turn: &str) -> bool {
+        self.known.lock().await.begins(turn)
+    }
+
+    /// The number of the last event, now and whenever there is another.
+    pub(super) fn latest(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
+    }
+
+    /// A socket comes, or comes back, and had everything up to here. Answers what all had.
+    pub(super) fn comes(&self, socket: &str, seq: u64) -> Option<u64> {
+        let mut had = self.had();
+        had.sockets.insert(socket.to_owned(), Place { seq, left_at: None });
+        had.by_all()
+    }
+
+    /// A socket had everything up to here. Answers what all had, when it is time to trim.
+    pub(super) fn acked(&self, socket: &str, seq: u64) -> Option<u64> {
+        let mut had = self.had();
+        if let Some(place) = had.sockets.get_mut(socket) {
+            place.seq = place.seq.max(seq);
+        }
+        had.acks += 1;
+        had.acks.is_multiple_of(ACKS_BETWEEN_TRIMS).then(|| had.by_all())?
+    }
+
+    pub(super) fn leaves(&self, socket: &str) {
+        if let Some(place) = self.had().sockets.get_mut(socket) {
+            place.left_at = Some(Instant::now());
+        }
+    }
+
+    fn had(&self) -> MutexGuard<'_, Had> {
+        self.had.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Had {
+    fn by_all(&mut self) -> Option<u64> {
+        self.sockets.retain(|_, place| place.left_at.is_none_or(|left| left.elapsed() < COMES_BACK));
+        self.sockets.values().map(|place| place.seq).min()
+    }
+}
+
+impl Known {
+    fn take(&mut self, event: &Envelope) {
+        self.state.apply(event);
+        self.seq = self.seq.max(event.seq.unwrap_or(0));
+        if matches!(event.kind, Type::TurnStart | Type::TurnQueued | Type::TurnRunning)
+            && let Some(turn) = &event.turn_id
+        {
+            self.begins(turn);
+        }
+    }
+
+    fn begins(&mut self, turn: &str) -> bool {
+        if !self.turns.insert(turn.to_owned()) {
+            return false;
+        }
+        self.order.push_back(turn.to_owned());
+        if self.order.len() > TURNS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.turns.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// What is to be said of what a former generation left behind.
+fn left_behind(state: &RuntimeState, options: &Options) -> Vec<Envelope> {
+    let (from, to) = (&state.runtime_generation, &options.runtime_generation);
+    if from.is_empty() || from == to {
+        return Vec::new();
+    }
+    let mut events = vec![Envelope::new(Type::RuntimeGenerationChanged).with(&json!({"from": from, "to": to}))];
+    let is_running = matches!(state.tool.status, ToolStatus::Running | ToolStatus::WaitingApproval);
+    let tool = Some(&state.tool).filter(|_| is_running);
+    let recovered = state.active_turn.as_ref().is_some_and(|turn| options.recovered_turns.contains(&turn.id));
+    if recovered {
+        let turn_id = state.active_turn.as_ref().map(|turn| turn.id.clone());
+        let payload = json!({"turnId": turn_id, "operationId": tool.and_then(|tool| tool.id.clone())});
+        events.push(Envelope { turn_id, ..Envelope::new(Type::RuntimeRecovered).with(&payload) });
+    } else {
+        let turn_id = state.active_turn.as_ref().map(|turn| turn.id.clone());
+        if let Some(tool) = tool {
+            let (operation_id, turn_id) = (tool.id.clone(), turn_id.clone());
+            let lost = Envelope::new(Type::ToolLost).with(&json!({"name": tool.name}));
+            events.push(Envelope { operation_id, turn_id, ..lost });
+        }
+        if turn_id.is_some() {
+            let payload = json!({"reason": "the runtime was started again"});
+            events.push(Envelope { turn_id, ..Envelope::new(Type::TurnLost).with(&payload) });
+        }
+    }
+    for event in &mut events {
+        event.runtime_generation = Some(to.clone());
+    }
+    events
+}
