@@ -26,7 +26,7 @@ use crate::{
 const ORDERS_MAX: usize = 64;
 
 /// How long a connection may take to be made, and a frame to be taken.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a client is made from.
 #[derive(Clone, Debug)]
@@ -392,7 +392,7 @@ async fn take_orders<T>(
     }
 }
 
-async fn say(sender: &mut impl Sender, frames: Vec<String>) -> Result<(), Broken> {
+pub(crate) async fn say(sender: &mut impl Sender, frames: Vec<String>) -> Result<(), Broken> {
     let said = timeout(PATIENCE, async {
         for frame in frames {
             sender.feed(frame).await?;

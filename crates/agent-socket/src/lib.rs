@@ -8,7 +8,7 @@
 //! - [`state`] and [`stale`]: how the runtime is, folded from events, and whether a UI still shows that.
 //! - [`store`]: where events are kept.
 //! - [`link`]: the server's side of a socket without the socket.
-//! - `server` and `client` (feature `tokio`): both sides, over any [`transport`].
+//! - `server` and `client` (feature `tokio`): both sides, over any `transport`; `runtime` serves clients of a server elsewhere.
 //!
 //! ```
 //! use trunkline_agent_socket::{Meta, Type, make, parse, serialize};
@@ -25,6 +25,8 @@ pub mod client;
 pub mod close;
 pub mod envelope;
 pub mod link;
+#[cfg(feature = "tokio")]
+pub mod runtime;
 #[cfg(feature = "tokio")]
 pub mod server;
 pub mod stale;

@@ -6,6 +6,7 @@ mod socket;
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -83,6 +84,21 @@ pub trait Handlers: Send + Sync + 'static {
         let _ = (ask, emitter);
         async {}
     }
+
+    /// Anything of these, by what it is. For a runtime that wants to see them in one place.
+    fn asked(&self, ask: Ask, emitter: Emitter) -> impl Future<Output = ()> + Send {
+        async move {
+            match ask.envelope.kind {
+                Type::TurnStart => self.start_turn(ask, emitter).await,
+                Type::TurnAborted => self.abort_turn(ask, emitter).await,
+                Type::ApprovalResolve => self.resolve_approval(ask, emitter).await,
+                Type::AttachmentUploading | Type::AttachmentReady | Type::AttachmentError => {
+                    self.attachment(ask, emitter).await;
+                }
+                kind => tracing::debug!(%kind, "a client said what only a runtime says"),
+            }
+        }
+    }
 }
 
 /// What a server is made from.
@@ -116,18 +132,21 @@ pub enum EmitError {
     /// The store did not keep it.
     #[error("the event store failed: {0}")]
     Store(StoreError),
+    /// What would bring it there has ended.
+    #[error("the runtime has ended")]
+    Ended,
 }
 
 /// Serves sockets of any number of clients. Clones share everything.
 pub struct Server<H> {
-    emitter: Emitter,
+    hub: Hub,
     handlers: Arc<H>,
     tasks: TaskTracker,
 }
 
 impl<H> Clone for Server<H> {
     fn clone(&self) -> Self {
-        Self { emitter: self.emitter.clone(), handlers: self.handlers.clone(), tasks: self.tasks.clone() }
+        Self { hub: self.hub.clone(), handlers: self.handlers.clone(), tasks: self.tasks.clone() }
     }
 }
 
@@ -136,13 +155,21 @@ impl<H: Handlers> Server<H> {
     #[must_use]
     pub fn new(store: impl EventStore, handlers: H, options: Options) -> Self {
         let shared = Shared { store: Box::new(store), options, desks: Mutex::default() };
-        Self { emitter: Emitter(Arc::new(shared)), handlers: Arc::new(handlers), tasks: TaskTracker::new() }
+        Self { hub: Hub(Arc::new(shared)), handlers: Arc::new(handlers), tasks: TaskTracker::new() }
     }
 
     /// By which events are emitted.
     #[must_use]
-    pub fn emitter(&self) -> &Emitter {
-        &self.emitter
+    pub fn emitter(&self) -> Emitter {
+        Emitter::new(self.hub.clone())
+    }
+
+    /// How the runtime is to a client, as its events say.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn state(&self, client_id: &str) -> Result<RuntimeState, StoreError> {
+        Ok(self.hub.desk(client_id).await?.state().await.0)
     }
 
     /// Serves one socket until it ends. Dropping this cuts it.
@@ -164,15 +191,21 @@ impl<H: Handlers> Server<H> {
 
 /// Emits events to clients. Clones are the same.
 #[derive(Clone)]
-pub struct Emitter(Arc<Shared>);
+pub struct Emitter(Arc<dyn Emits>);
 
-struct Shared {
-    store: Box<dyn EventStore>,
-    options: Options,
-    desks: Mutex<HashMap<String, Arc<Desk>>>,
+/// What an event becomes that is emitted.
+pub type Emitted = Pin<Box<dyn Future<Output = Result<Envelope, EmitError>> + Send>>;
+
+/// What keeps events and brings them to clients.
+pub(crate) trait Emits: Send + Sync {
+    fn emit(&self, event: Envelope) -> Emitted;
 }
 
 impl Emitter {
+    pub(crate) fn new(emits: impl Emits + 'static) -> Self {
+        Self(Arc::new(emits))
+    }
+
     /// Keeps an event of a client, and sends it to all of its sockets. It is kept when this answers; events of one client are
     /// in the order in which this was called.
     ///
@@ -185,27 +218,36 @@ impl Emitter {
         payload: &impl Serialize,
         meta: Meta,
     ) -> Result<Envelope, EmitError> {
-        let desk = self.desk(client_id).await.map_err(EmitError::Store)?;
-        self.emit_at(&desk, client_id, make(kind, payload, meta)?).await
-    }
-
-    async fn emit_at(&self, desk: &Desk, client_id: &str, mut event: Envelope) -> Result<Envelope, EmitError> {
-        if !event.kind.is_event() {
-            return Err(EmitError::NoEvent(event.kind));
+        if !kind.is_event() {
+            return Err(EmitError::NoEvent(kind));
         }
+        let mut event = make(kind, payload, meta)?;
         event.client_id = Some(client_id.to_owned());
-        event.runtime_generation.get_or_insert_with(|| self.0.options.runtime_generation.clone());
-        desk.append(&*self.0.store, event).await.map_err(EmitError::Store)
+        self.0.emit(event).await
     }
+}
 
-    /// How the runtime is to a client, as its events say.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn state(&self, client_id: &str) -> Result<RuntimeState, StoreError> {
-        Ok(self.desk(client_id).await?.state().await.0)
+#[derive(Clone)]
+struct Hub(Arc<Shared>);
+
+struct Shared {
+    store: Box<dyn EventStore>,
+    options: Options,
+    desks: Mutex<HashMap<String, Arc<Desk>>>,
+}
+
+impl Emits for Hub {
+    fn emit(&self, mut event: Envelope) -> Emitted {
+        let hub = self.clone();
+        Box::pin(async move {
+            let desk = hub.desk(event.client_id.as_deref().unwrap_or_default()).await.map_err(EmitError::Store)?;
+            event.runtime_generation.get_or_insert_with(|| hub.0.options.runtime_generation.clone());
+            desk.append(&*hub.0.store, event).await.map_err(EmitError::Store)
+        })
     }
+}
 
+impl Hub {
     /// The client's desk; made from the store if it is not there.
     async fn desk(&self, client_id: &str) -> Result<Arc<Desk>, StoreError> {
         let desk = {

@@ -1,7 +1,9 @@
 //! How the runtime is, folded from what it said: pure, and total on any payload.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::envelope::{Envelope, Type};
 
@@ -162,6 +164,46 @@ impl RuntimeState {
             }
             _ => {}
         }
+    }
+
+    /// What is to be said when another generation of the runtime goes on from here: that it is another one, and what was lost
+    /// or goes on. Nothing, if it is the same, or the first. A turn that waits is lost too, unless what waits is kept by
+    /// somebody else than the runtime.
+    #[must_use]
+    pub fn left_behind(
+        &self,
+        generation: &str,
+        recovered_turns: &HashSet<String>,
+        is_queue_kept: bool,
+    ) -> Vec<Envelope> {
+        let from = &self.runtime_generation;
+        if from.is_empty() || from == generation {
+            return Vec::new();
+        }
+        let mut events =
+            vec![Envelope::new(Type::RuntimeGenerationChanged).with(&json!({"from": from, "to": generation}))];
+        let is_running = matches!(self.tool.status, ToolStatus::Running | ToolStatus::WaitingApproval);
+        let tool = Some(&self.tool).filter(|_| is_running);
+        let turn_id = self.active_turn.as_ref().map(|turn| turn.id.clone());
+        let is_queued = self.active_turn.as_ref().is_some_and(|turn| turn.status == TurnStatus::Queued);
+        if turn_id.as_ref().is_some_and(|turn| recovered_turns.contains(turn)) {
+            let payload = json!({"turnId": turn_id, "operationId": tool.and_then(|tool| tool.id.clone())});
+            events.push(Envelope { turn_id, ..Envelope::new(Type::RuntimeRecovered).with(&payload) });
+        } else if !(is_queued && is_queue_kept) {
+            if let Some(tool) = tool {
+                let (operation_id, turn_id) = (tool.id.clone(), turn_id.clone());
+                let lost = Envelope::new(Type::ToolLost).with(&json!({"name": tool.name}));
+                events.push(Envelope { operation_id, turn_id, ..lost });
+            }
+            if turn_id.is_some() {
+                let payload = json!({"reason": "the runtime was started again"});
+                events.push(Envelope { turn_id, ..Envelope::new(Type::TurnLost).with(&payload) });
+            }
+        }
+        for event in &mut events {
+            event.runtime_generation = Some(generation.to_owned());
+        }
+        events
     }
 
     fn queued(&mut self, says: &Says<'_>) {

@@ -32,6 +32,10 @@ pub struct Credential {
     pub workspaces: Arc<[glob::Pattern]>,
     /// What it gives on sandboxes.
     pub sandboxes: Access,
+    /// Patterns of the clients of the socket surface whose streams it shows.
+    pub shows: Arc<[glob::Pattern]>,
+    /// Patterns of those whose runtime it is.
+    pub serves: Arc<[glob::Pattern]>,
 }
 
 /// What somebody may do with sandboxes that it is not.
@@ -51,7 +55,15 @@ impl Credential {
     #[must_use]
     pub fn none(is_admin: bool) -> Self {
         let all = glob::Pattern::new("*").into_iter().collect();
-        Self { is_admin, token: None, task: None, workspaces: all, sandboxes: Access::None }
+        Self {
+            is_admin,
+            token: None,
+            task: None,
+            workspaces: all,
+            sandboxes: Access::None,
+            shows: [].into(),
+            serves: [].into(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod policy;
 pub mod rules;
 mod sandbox;
+mod socket;
 mod sql;
 
 use std::{
@@ -23,6 +24,7 @@ use trunkline_store::{
 
 use self::rules::{Fallback, Level, Name, Rule, Rules};
 pub use self::sandbox::{SandboxNeed, SandboxPermit, UseSandbox};
+pub use self::socket::{SocketNeed, SocketPermit, UseSocket};
 use crate::{
     caller::Caller,
     error::Error,

@@ -19,6 +19,7 @@ pub mod registry;
 pub mod rule;
 pub mod sandbox;
 pub mod session;
+pub mod socket;
 pub mod task;
 pub mod token;
 pub mod topic;
@@ -43,6 +44,7 @@ pub fn migrations() -> Vec<Migration> {
         registry::MIGRATIONS,
         task::MIGRATIONS,
         sandbox::MIGRATIONS,
+        socket::MIGRATIONS,
     ]
     .concat()
 }

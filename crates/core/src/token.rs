@@ -26,6 +26,12 @@ pub const SANDBOX_READ: &str = "sandbox:read";
 /// Scope of a user's key that opens sandboxes, to make them and tell them what to do as well.
 pub const SANDBOX_WRITE: &str = "sandbox:write";
 
+/// Scopes of a user's key that name clients of the socket surface by a shell pattern behind this word: whose streams it shows.
+pub const SOCKET_UI: &str = "socket:";
+
+/// As [`SOCKET_UI`]: whose runtime it is.
+pub const SOCKET_RUNTIME: &str = "socket-runtime:";
+
 /// Random bytes of a secret.
 const SECRET_BYTES: usize = 32;
 
@@ -171,6 +177,11 @@ pub async fn create(gate: &Gate, caller: &Caller, new: New) -> Result<(Token, Se
     if new.workspace_patterns.iter().any(|pattern| glob::Pattern::new(pattern).is_err()) {
         return Err(invalid("a workspace pattern cannot be read"));
     }
+    let clients =
+        |scope: &String| scope.strip_prefix(SOCKET_UI).or(scope.strip_prefix(SOCKET_RUNTIME)).map(glob::Pattern::new);
+    if new.scopes.iter().filter_map(clients).any(|pattern| pattern.is_err()) {
+        return Err(invalid("a pattern of clients cannot be read"));
+    }
     let or = |list: Vec<String>, default: &str| if list.is_empty() { vec![default.to_owned()] } else { list };
     let (secret, created_at) = (Secret::random()?, now());
     let token = Token {
@@ -271,6 +282,11 @@ pub async fn bearer(gate: &Gate, secret: &str) -> Result<(Identity, Credential),
 
 fn credential(token: Token) -> Credential {
     let gives = |scope: &str| token.scopes.iter().any(|own| own == scope);
+    let is_user = token.kind == Some(PrincipalKind::User);
+    let named = |word: &str| -> Arc<[glob::Pattern]> {
+        let patterns = token.scopes.iter().filter(|_| is_user).filter_map(|scope| scope.strip_prefix(word));
+        patterns.filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect()
+    };
     Credential {
         is_admin: token.kind.is_none(),
         task: None,
@@ -280,6 +296,8 @@ fn credential(token: Token) -> Credential {
             Some(PrincipalKind::User) if gives(SANDBOX_READ) => Access::Read,
             _ => Access::None,
         },
+        shows: named(SOCKET_UI),
+        serves: named(SOCKET_RUNTIME),
         token: Some(token.id),
     }
 }

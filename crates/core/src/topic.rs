@@ -305,6 +305,16 @@ pub(crate) fn sandbox_commands(id: &str) -> Result<Topic, Error> {
     Ok(Topic::new(&format!("sx::{id}::commands"))?)
 }
 
+/// `sk::{client}::events`: what is told to a client of the socket surface.
+pub(crate) fn socket_events(client: &str) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("sk::{client}::events"))?)
+}
+
+/// `sk::{generation}::told`: how far a runtime of the socket surface is with what it tells.
+pub(crate) fn socket_runtime(generation: &str) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("sk::{generation}::told"))?)
+}
+
 /// Topics of identities and broadcasts: kept for a day, by the published contract.
 pub const CLASS_LANE: Class = Class(0);
 
@@ -317,7 +327,7 @@ pub fn class(name: &str) -> Class {
     let prefix = name.split(SEPARATOR).next().unwrap_or_default();
     match prefix {
         "ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "pg" | "tk" | "event" | "metric" | "br"
-        | "sv" | ROLL => CLASS_LANE,
+        | "sv" | "sk" | ROLL => CLASS_LANE,
         _ => CLASS_KEPT,
     }
 }

@@ -1,11 +1,8 @@
 //! Wiring: config in, running server out; and the way down, with a deadline.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_core::{
     audit,
@@ -16,6 +13,7 @@ use trunkline_core::{
     registry::Registry,
     sandbox::{Need, Sandbox, Sandboxes, SessionStore},
     session::{self, Sessions},
+    socket::Sockets,
     task::Tasks,
     token::{self, Secret},
     topic,
@@ -35,6 +33,7 @@ use crate::{
     metrics::Metrics,
     ops::{self, Operations},
     sandbox,
+    socket::{Inside, Surface},
     sse::Streams,
     tls::Tls,
 };
@@ -57,6 +56,7 @@ pub struct Server {
     timeout: Duration,
     admin_key: Option<Secret>,
     sandboxes: Sandboxes,
+    inside: Inside,
     /// The directory of a server that keeps nothing.
     dir: Option<tempfile::TempDir>,
 }
@@ -124,28 +124,17 @@ impl Server {
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
         let gate = Gate::open(store.clone()).await?;
-        let (stop, background) = (CancellationToken::new(), TaskTracker::new());
-        let (clock, known, ends) = (log::Clock::system(), gate.clone(), stop.clone());
-        let (options, time) = (config.sandbox, clock.clone());
-        let sandboxes = Sandboxes::new(known, options, limits, background.clone(), ends, time, session_store);
-        let server = Self {
-            admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
-            addresses: Addresses { grpc: grpc.1, http: http.1, ops: ops.1 },
-            store: store.clone(),
-            stop,
-            tasks: background,
-            sandboxes: sandboxes.clone(),
-            dir: None,
-            closed: CancellationToken::new(),
-            ops_tasks: TaskTracker::new(),
-            timeout: Duration::from_secs(config.shutdown.timeout_seconds),
-        };
+        let (stop, background, clock) = (CancellationToken::new(), TaskTracker::new(), log::Clock::system());
+        let (known, ends) = (gate.clone(), stop.clone());
+        let sandboxes =
+            Sandboxes::new(known, config.sandbox, limits, background.clone(), ends, clock.clone(), session_store);
+        let sockets = Sockets::new(gate.clone(), clock.clone());
         let sessions = Sessions::new(gate.clone(), sessions);
         let registry = Registry::open(gate.clone()).await?;
-        let tasks = Tasks::new(gate.clone(), registry, config.tasks, server.tasks.clone(), clock);
+        let tasks = Tasks::new(gate.clone(), registry, config.tasks, background.clone(), clock.clone());
         tasks.recover().await?;
         let metrics = Arc::new(Metrics::new());
-        let (known, ends) = (gate.clone(), server.stop.clone());
+        let (known, ends) = (gate.clone(), stop.clone());
         let operations = Operations::new(known, sessions.clone(), sandboxes.clone(), metrics.clone(), ends);
         let auth = Auth::new(gate.clone(), tasks.clone(), config.dev);
         let gateway = Gateway {
@@ -154,34 +143,47 @@ impl Server {
             gate: gate.clone(),
             auth: auth.clone(),
             limits,
-            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64),
-            stop: server.stop.clone(),
+            started_at: i64::try_from(clock.now_ms() / 1000).unwrap_or(i64::MAX),
+            stop: stop.clone(),
             tasks: tasks.clone(),
-            tracker: server.tasks.clone(),
+            tracker: background.clone(),
         };
         sandboxes.recover().await?;
-        server.tasks.spawn(sandboxes.clone().run());
-        let doors = metrics.doors(limits.http_connections);
+        background.spawn(sandboxes.clone().run());
         let streams = Streams::new(limits.event_streams_per_token, metrics.event_streams.clone());
-        let web = Web { auth, limits, stop: server.stop.clone(), metrics, streams };
-        let pages = Pages { origins, own_hosts_only: config.dev };
+        let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams };
+        let socket = Surface::new(sockets.clone(), web.clone(), background.clone());
+        let surfaces = sandbox::router(sandboxes.clone(), web).merge(socket.clone().router());
+        let server = Self {
+            admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
+            addresses: Addresses { grpc: grpc.1, http: http.1, ops: ops.1 },
+            store: store.clone(),
+            stop,
+            tasks: background,
+            sandboxes,
+            inside: Inside::new(socket, owner()?),
+            dir: None,
+            closed: CancellationToken::new(),
+            ops_tasks: TaskTracker::new(),
+            timeout: Duration::from_secs(config.shutdown.timeout_seconds),
+        };
         let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
         listeners.grpc(grpc.0, gateway);
-        listeners.http(http.0, http::site(sandbox::router(sandboxes, web), pages), doors);
-        // Operators are answered until the end.
-        let listeners = Listeners { tls: None, stop: server.closed.clone(), tasks: server.ops_tasks.clone() };
-        listeners.http(
-            ops.0,
-            Site::same(ops::router(operations)),
-            Doors { most: OPS_CONNECTIONS_MAX, ..Doors::default() },
-        );
+        let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev });
+        listeners.http(http.0, site, metrics.doors(limits.http_connections));
+        server.operators(ops.0, operations);
         if let Some(tls) = tls {
             server.tasks.spawn(tls.watch(server.stop.clone()));
         }
-        server.relay(store.clone());
-        server.pump(tasks.clone());
-        server.sweep(store.log, gate, tasks, config.retention);
+        server.keep_going(store, gate, tasks, sockets, config.retention);
         Ok(server)
+    }
+
+    /// Operators are answered until the end.
+    fn operators(&self, listener: TcpListener, operations: Arc<Operations>) {
+        let listeners = Listeners { tls: None, stop: self.closed.clone(), tasks: self.ops_tasks.clone() };
+        let doors = Doors { most: OPS_CONNECTIONS_MAX, ..Doors::default() };
+        listeners.http(listener, Site::same(ops::router(operations)), doors);
     }
 
     /// Where it listens.
@@ -222,6 +224,12 @@ impl Server {
     /// [`trunkline_core::Kind::Unavailable`].
     pub async fn sessions(&self, project: Option<&str>) -> Result<Vec<Sandbox>, trunkline_core::Error> {
         self.sandboxes.list(&owner()?, project).await
+    }
+
+    /// Connects runtimes and clients of `agent_socket` that are in this process, with every right.
+    #[must_use]
+    pub fn inside(&self) -> Inside {
+        self.inside.clone()
     }
 
     /// As [`Server::stop`].
@@ -289,8 +297,15 @@ impl Server {
         self.tasks.spawn(async move { Box::pin(stop.run_until_cancelled(tasks.run())).await });
     }
 
+    /// What goes on besides, for as long as it runs.
+    fn keep_going(&self, store: Store, gate: Gate, tasks: Tasks, sockets: Sockets, retention: RetentionConfig) {
+        self.relay(store.clone());
+        self.pump(tasks.clone());
+        self.sweep(store.log, gate, tasks, sockets, retention);
+    }
+
     /// Trims what is older than it is kept, and removes audit events and keys that have expired.
-    fn sweep(&self, log: log::Log, gate: Gate, tasks: Tasks, retention: RetentionConfig) {
+    fn sweep(&self, log: log::Log, gate: Gate, tasks: Tasks, sockets: Sockets, retention: RetentionConfig) {
         let stop = self.stop.clone();
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
         self.tasks.spawn(async move {
@@ -303,6 +318,9 @@ impl Server {
                 }
                 if let Err(error) = tasks.sweep().await {
                     tracing::warn!(%error, "expired names of tasks were not removed; the next sweep goes on");
+                }
+                if let Err(error) = sockets.sweep().await {
+                    tracing::warn!(%error, "what clients asked long ago was not removed; the next sweep goes on");
                 }
                 if let Err(error) = kv::sweep(&gate).await {
                     tracing::warn!(%error, "expired keys were not removed; the next sweep goes on");

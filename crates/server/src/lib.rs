@@ -25,10 +25,13 @@ mod metrics;
 mod operator;
 mod ops;
 mod sandbox;
+mod socket;
 mod sse;
 mod tls;
 
+pub use self::socket::Inside;
 pub use app::{Addresses, Server, StartError};
 pub use builder::Builder;
 pub use config::Config;
+pub use trunkline_agent_socket as agent_socket;
 pub use trunkline_core::sandbox::{Sandbox, SessionStore, StoreError, StoreFuture, Told};

@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
 use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
 
-pub(crate) use web::{Doors, Peer};
+pub(crate) use web::{Doors, Peer, Seat};
 
 use crate::{
     agent::{Gateway, Surface},

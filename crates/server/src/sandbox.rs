@@ -1,6 +1,6 @@
 //! The sandbox surface: `/sessions` and what is under it. See docs/protocol/sandbox.md.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -35,9 +35,6 @@ use crate::{
 
 /// Bytes of a command, and of what a new session is made from.
 const COMMAND_BYTES_MAX: usize = 256 * 1024;
-
-/// How often it is looked at whether the token of a stream is still good. One that is revoked ends it at once.
-const TOKEN_PAUSE: Duration = Duration::from_secs(30);
 
 /// Most events take no more, besides their text.
 const EVENT_BYTES: usize = 256;
@@ -198,7 +195,7 @@ impl Open {
     fn new(web: Web, caller: Arc<Caller>, held: Held) -> Self {
         let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { pings, ending: Box::pin(ending(web, caller)), is_new: true, _held: held }
+        Self { pings, ending: Box::pin(http::ending(web, caller)), is_new: true, _held: held }
     }
 
     /// What a stream begins with.
@@ -212,33 +209,6 @@ impl Open {
             _ = self.pings.tick() => Otherwise::Ping,
             () = &mut self.ending => Otherwise::End,
         }
-    }
-}
-
-/// Returns when the server stops, or when what the caller came in with is not good any more.
-async fn ending(web: Web, caller: Arc<Caller>) {
-    let Web { auth, stop, .. } = web;
-    if caller.credential.token.is_none() {
-        return stop.cancelled().await;
-    }
-    let revoked = async {
-        let mut revocations = auth.revocations();
-        // A token ends by itself, too.
-        let mut looks = tokio::time::interval(TOKEN_PAUSE);
-        loop {
-            tokio::select! {
-                _ = looks.tick() => {}
-                Ok(()) = revocations.changed() => {}
-            }
-            let confirmed = auth.confirm(&caller).await;
-            if confirmed.is_err_and(|error| error.kind == Kind::Unauthenticated) {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = revoked => {}
     }
 }
 

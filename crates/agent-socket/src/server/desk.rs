@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
 use tokio::{
     sync::{Mutex, watch},
     time::Instant,
@@ -15,7 +14,7 @@ use tokio::{
 use super::Options;
 use crate::{
     envelope::{Envelope, Type},
-    state::{RuntimeState, ToolStatus},
+    state::RuntimeState,
     store::{EventStore, StoreError},
 };
 
@@ -91,7 +90,7 @@ impl Desk {
             }
         }
         known.seq = known.seq.max(store.latest_seq(client_id).await?);
-        for mut event in left_behind(&known.state, options) {
+        for mut event in known.state.left_behind(&options.runtime_generation, &options.recovered_turns, false) {
             event.client_id = Some(client_id.to_owned());
             known.take(&store.append(event).await?);
         }
@@ -183,36 +182,4 @@ impl Known {
         }
         true
     }
-}
-
-/// What is to be said of what a former generation left behind.
-fn left_behind(state: &RuntimeState, options: &Options) -> Vec<Envelope> {
-    let (from, to) = (&state.runtime_generation, &options.runtime_generation);
-    if from.is_empty() || from == to {
-        return Vec::new();
-    }
-    let mut events = vec![Envelope::new(Type::RuntimeGenerationChanged).with(&json!({"from": from, "to": to}))];
-    let is_running = matches!(state.tool.status, ToolStatus::Running | ToolStatus::WaitingApproval);
-    let tool = Some(&state.tool).filter(|_| is_running);
-    let recovered = state.active_turn.as_ref().is_some_and(|turn| options.recovered_turns.contains(&turn.id));
-    if recovered {
-        let turn_id = state.active_turn.as_ref().map(|turn| turn.id.clone());
-        let payload = json!({"turnId": turn_id, "operationId": tool.and_then(|tool| tool.id.clone())});
-        events.push(Envelope { turn_id, ..Envelope::new(Type::RuntimeRecovered).with(&payload) });
-    } else {
-        let turn_id = state.active_turn.as_ref().map(|turn| turn.id.clone());
-        if let Some(tool) = tool {
-            let (operation_id, turn_id) = (tool.id.clone(), turn_id.clone());
-            let lost = Envelope::new(Type::ToolLost).with(&json!({"name": tool.name}));
-            events.push(Envelope { operation_id, turn_id, ..lost });
-        }
-        if turn_id.is_some() {
-            let payload = json!({"reason": "the runtime was started again"});
-            events.push(Envelope { turn_id, ..Envelope::new(Type::TurnLost).with(&payload) });
-        }
-    }
-    for event in &mut events {
-        event.runtime_generation = Some(to.clone());
-    }
-    events
 }

@@ -29,7 +29,7 @@ pub(super) async fn serve<H: Handlers, S: Sender, R: Receiver>(
     mut receiver: R,
 ) -> Result<(), Close> {
     let begun = Instant::now();
-    let link = Link::new(server.emitter.0.options.terms, 0);
+    let link = Link::new(server.hub.0.options.terms, 0);
     let mut socket = Socket { server, sender, link, begun, client: None };
     let ended = socket.run(&mut receiver).await;
     if let Some(client) = &socket.client {
@@ -99,7 +99,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
 
     /// How long the other end may take no frame.
     fn patience(&self) -> Duration {
-        Duration::from_millis(self.server.emitter.0.options.terms.heartbeat_ms * SILENT_BEATS)
+        Duration::from_millis(self.server.hub.0.options.terms.heartbeat_ms * SILENT_BEATS)
     }
 
     async fn send(&mut self, frames: Vec<String>) -> Result<(), Close> {
@@ -122,7 +122,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
         if let Some(client) = &self.client {
             (envelope.client_id, envelope.socket_id) = (Some(client.id.clone()), Some(client.socket_id.clone()));
         }
-        envelope.runtime_generation = Some(self.server.emitter.0.options.runtime_generation.clone());
+        envelope.runtime_generation = Some(self.server.hub.0.options.runtime_generation.clone());
         self.send(vec![envelope.to_json()]).await
     }
 
@@ -147,17 +147,17 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
     async fn welcome(&mut self, hello: Hello, envelope: Envelope) -> Result<(), Close> {
         let id = envelope.client_id.filter(|id| !id.is_empty());
         let id = id.ok_or_else(|| Close::new(code::UNREADABLE, "clientId: missing"))?;
-        let desk = self.server.emitter.desk(&id).await.map_err(|e| failed(&e))?;
+        let desk = self.server.hub.desk(&id).await.map_err(|e| failed(&e))?;
         let socket_id = envelope.socket_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
         let mut latest = desk.latest();
         let sent = *latest.borrow_and_update();
         // Until it says more, it had what it says here.
         let all = desk.comes(&socket_id, hello.last_seen_seq.unwrap_or(0).min(sent));
-        self.server.emitter.0.store.trim(&id, all).await.map_err(|e| failed(&e))?;
+        self.server.hub.0.store.trim(&id, all).await.map_err(|e| failed(&e))?;
         let welcome = self.link.welcome(&hello, sent);
         self.client = Some(Client { id, socket_id, desk, sent, latest });
         self.say(Envelope::new(Type::Welcome).with(&welcome)).await?;
-        let own = &self.server.emitter.0.options.runtime_generation;
+        let own = &self.server.hub.0.options.runtime_generation;
         // Whoever speaks of versions asks for what it missed, and finds it there.
         if let Some(from) = hello.runtime_generation.filter(|from| from != own && hello.versions.is_empty()) {
             let payload = json!({"from": from, "to": own});
@@ -178,7 +178,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
     async fn acked(&mut self, seq: u64) -> Result<(), Close> {
         let Some(client) = &self.client else { return Ok(()) };
         match client.desk.acked(&client.socket_id, seq) {
-            Some(all) => self.server.emitter.0.store.trim(&client.id, Some(all)).await.map_err(|e| failed(&e)),
+            Some(all) => self.server.hub.0.store.trim(&client.id, Some(all)).await.map_err(|e| failed(&e)),
             None => Ok(()),
         }
     }
@@ -186,10 +186,10 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
     /// What was missed, up to what is sent without being asked for.
     async fn replay(&mut self, asked: Replay) -> Result<(), Close> {
         let Some(client) = &self.client else { return Ok(()) };
-        let terms = self.server.emitter.0.options.terms;
+        let terms = self.server.hub.0.options.terms;
         let until = asked.until.unwrap_or(client.sent).min(client.sent);
         let max = asked.max.unwrap_or(terms.replay_events_max).min(terms.replay_events_max);
-        let store = &self.server.emitter.0.store;
+        let store = &self.server.hub.0.store;
         let range = store.get_since_range(&client.id, asked.since, Some(until), max).await.map_err(|e| failed(&e))?;
         let last = range.events.last().and_then(|event| event.seq);
         let of = ReplayEvents {
@@ -211,7 +211,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
         let Some(client) = &mut self.client else { return Ok(()) };
         client.latest.borrow_and_update();
         let (id, since) = (client.id.clone(), client.sent);
-        let store = &self.server.emitter.0.store;
+        let store = &self.server.hub.0.store;
         let range = store.get_since_range(&id, since, None, SEND_AT_ONCE).await.map_err(|e| failed(&e))?;
         let Some(last) = range.events.last().and_then(|event| event.seq) else { return Ok(()) };
         if range.more {
@@ -224,7 +224,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
             self.snapshot().await?;
         }
         let is_behind = range.events.len() >= BEHIND;
-        let joined_bytes_max = self.server.emitter.0.options.terms.joined_bytes_max;
+        let joined_bytes_max = self.server.hub.0.options.terms.joined_bytes_max;
         let events = if is_behind { join(range.events, joined_bytes_max) } else { range.events };
         let mut before = range.gone_through.unwrap_or(since);
         let frames = events.into_iter().map(|mut event| {
@@ -247,18 +247,8 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
             return self.snapshot().await;
         }
         let ask = Ask { client_id: client.id.clone(), socket_id: client.socket_id.clone(), envelope };
-        let (handlers, emitter) = (self.server.handlers.clone(), self.server.emitter.clone());
-        self.server.tasks.spawn(async move {
-            match kind {
-                Type::TurnStart => handlers.start_turn(ask, emitter).await,
-                Type::TurnAborted => handlers.abort_turn(ask, emitter).await,
-                Type::ApprovalResolve => handlers.resolve_approval(ask, emitter).await,
-                Type::AttachmentUploading | Type::AttachmentReady | Type::AttachmentError => {
-                    handlers.attachment(ask, emitter).await;
-                }
-                kind => tracing::debug!(%kind, "a client said what only a runtime says"),
-            }
-        });
+        let (handlers, emitter) = (self.server.handlers.clone(), self.server.emitter());
+        self.server.tasks.spawn(async move { handlers.asked(ask, emitter).await });
         Ok(())
     }
 }

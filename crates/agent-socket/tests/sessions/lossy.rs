@@ -257,7 +257,7 @@ async fn converge(
     };
     assert_eq!(others(&seen), others(&all), "every other event once, in order");
     assert!(seen.windows(2).all(|pair| pair[0].seq < pair[1].seq));
-    let state = server.emitter().state("c").await.unwrap();
+    let state = server.state("c").await.unwrap();
     assert_eq!(client.view().borrow().state, Some(state));
     drop(client);
     let _ = timeout(Duration::from_secs(60), run).await.unwrap().unwrap();

@@ -208,7 +208,7 @@ async fn a_runtime_that_was_started_again_says_what_was_lost_and_what_was_not() 
     assert_eq!((&changed["payload"]["to"], &changed["seq"]), (&json!("g2"), &Value::Null));
     let state = socket.expect("state_snapshot").await;
     assert_eq!(state["payload"]["activeTurn"]["id"], "kept");
-    assert_eq!(server.emitter().state("kept").await.unwrap().runtime_generation, "g2");
+    assert_eq!(server.state("kept").await.unwrap().runtime_generation, "g2");
 }
 
 #[tokio::test]

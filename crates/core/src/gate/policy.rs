@@ -19,8 +19,8 @@
 use super::{
     AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreateTask, CreditMetrics, Enter, EnterPermit, Inspect,
     Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail, ReadTrailPermit, Report,
-    ReportOn, RulesPermit, SandboxNeed, SandboxPermit, SayOf, Send, SendPermit, SubmitTrail, SubmitTrailPermit,
-    TouchTask, UseKeys, UseSandbox,
+    ReportOn, RulesPermit, SandboxNeed, SandboxPermit, SayOf, Send, SendPermit, SocketNeed, SocketPermit, SubmitTrail,
+    SubmitTrailPermit, TouchTask, UseKeys, UseSandbox, UseSocket,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -129,6 +129,29 @@ impl Intent for UseSandbox<'_> {
             (false, true) => Err(denied("the credential does not allow this".to_owned())),
             (false, false) => Err(crate::sandbox::missing()),
         }
+    }
+}
+
+impl UseSocket<'_> {
+    /// Whether a caller's credential names the client.
+    pub(crate) fn fits(&self, caller: &Caller) -> bool {
+        let credential = &caller.credential;
+        let patterns = match self.need {
+            SocketNeed::Show => &credential.shows,
+            SocketNeed::Serve => &credential.serves,
+            SocketNeed::Note => return credential.is_admin,
+        };
+        credential.is_admin || crate::token::opens(patterns, self.client)
+    }
+}
+
+impl Intent for UseSocket<'_> {
+    type Permit = SocketPermit;
+
+    /// By the credential alone: it names the clients.
+    fn decide(self, caller: &Caller, _rules: &Rules) -> Result<SocketPermit, Error> {
+        let permit = SocketPermit { client: self.client.to_owned(), need: self.need };
+        if self.fits(caller) { Ok(permit) } else { Err(super::socket::refused()) }
     }
 }
 

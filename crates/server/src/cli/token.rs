@@ -19,7 +19,7 @@ pub(crate) enum Token {
         /// What to call it.
         name: String,
         /// The kind of principal that may use it: agent, task, user, orchestrator, service, bridge, …
-        #[arg(long, value_name = "KIND", required_unless_present_any = ["sandbox", "sandboxes"])]
+        #[arg(long, value_name = "KIND", required_unless_present_any = ["sandbox", "sandboxes", "sockets", "runtime"])]
         kind: Option<String>,
         /// For the sandbox with this id, which comes over HTTP.
         #[arg(long, value_name = "ID", conflicts_with_all = ["kind", "holder", "sandboxes"])]
@@ -27,6 +27,12 @@ pub(crate) enum Token {
         /// What it opens of sandboxes, over HTTP: to watch them, or also to make them and tell them what to do.
         #[arg(long, value_name = "RIGHT", value_parser = ["read", "write"], requires = "holder")]
         sandboxes: Option<String>,
+        /// For browsers: it shows the streams of clients of the socket surface that this pattern names, such as `web-*`.
+        #[arg(long = "socket", value_name = "PATTERN", requires = "holder", conflicts_with = "sandbox")]
+        sockets: Option<String>,
+        /// For a runtime: it serves the clients of the socket surface that this pattern names.
+        #[arg(long, value_name = "PATTERN", requires = "holder", conflicts_with = "sandbox")]
+        runtime: Option<String>,
         /// Whom it is for: a user's id, or an identity that may end in `*`, such as `ag::prod::chat::*`.
         #[arg(long = "for", value_name = "WHOM", default_value = "")]
         holder: String,
@@ -61,14 +67,18 @@ pub(crate) enum Token {
 pub(crate) fn run(token: Token) -> Done {
     block_on(async {
         match token {
-            Token::Create { name, kind, sandbox, sandboxes, holder, workspaces, hours, connect } => {
-                let is_for_http = sandbox.is_some() || sandboxes.is_some();
+            Token::Create { name, kind, sandbox, sandboxes, sockets, runtime, holder, workspaces, hours, connect } => {
+                let scopes: Vec<_> = [("sandbox", sandboxes), ("socket", sockets), ("socket-runtime", runtime)]
+                    .into_iter()
+                    .filter_map(|(word, right)| right.map(|right| format!("{word}:{right}")))
+                    .collect();
+                let is_for_http = sandbox.is_some() || !scopes.is_empty();
                 let kind = kind.unwrap_or_else(|| if sandbox.is_some() { "sandbox" } else { "user" }.to_owned());
                 let wanted = TokenCreateRequest {
                     name,
                     principal_type: kind,
                     workspace_patterns: workspaces,
-                    scopes: sandboxes.iter().map(|right| format!("sandbox:{right}")).collect(),
+                    scopes,
                     expires_in_hours: hours,
                     created_by: sandbox.unwrap_or(holder),
                 };

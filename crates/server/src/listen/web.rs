@@ -1,11 +1,11 @@
 //! HTTP connections: which version each speaks, how long it may take to say what it wants, and its end. One task a connection,
 //! as small as it can be: most of them wait.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    http::{Request, Response},
+    http::{Request, Response, header},
 };
 use futures_util::TryFutureExt as _;
 use hyper::{
@@ -59,6 +59,10 @@ pub(crate) struct Doors {
 
 /// A connection, as long as it is there.
 struct Inside(Gauge);
+
+/// The connection of a request: whoever goes on with it when HTTP is over keeps this.
+#[derive(Clone)]
+pub(crate) struct Seat(#[allow(dead_code, reason = "held")] Arc<Inside>);
 
 impl Doors {
     fn enter(&self) -> Option<Inside> {
@@ -138,12 +142,13 @@ impl Connections {
         }
     }
 
-    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, _inside: Inside) {
-        let Self { site, stop, doors, .. } = self;
-        let answer = service_fn(move |request| answer(&site, &doors, request, peer));
+    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, inside: Inside) {
+        let (Self { site, stop, doors, .. }, seat) = (self, Seat(inside.into()));
+        let answer = service_fn(move |request| answer(&site, &doors, request, peer, Some(&seat)));
         let mut serve = http1::Builder::new();
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        let mut connection = std::pin::pin!(serve.serve_connection(TokioIo::new(stream), answer));
+        let connection = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
+        let mut connection = std::pin::pin!(connection);
         tokio::select! {
             biased;
             // Who goes away ends it, as it likes.
@@ -155,7 +160,7 @@ impl Connections {
 
     async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, _inside: Inside) {
         let Self { site, stop, tasks, doors } = self;
-        let answer = service_fn(move |request| answer(&site, &doors, request, peer));
+        let answer = service_fn(move |request| answer(&site, &doors, request, peer, None));
         let mut serve = http2::Builder::new(Tracked(tasks));
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
         serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
@@ -173,8 +178,13 @@ fn answer(
     doors: &Doors,
     mut request: Request<Incoming>,
     peer: Peer,
+    seat: Option<&Seat>,
 ) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<> {
     request.extensions_mut().insert(peer);
+    // Only such a request ends HTTP.
+    if let Some(seat) = seat.filter(|_| request.headers().contains_key(header::UPGRADE)) {
+        request.extensions_mut().insert(seat.clone());
+    }
     let answers = doors.answers.clone();
     let router = site.router(request.headers(), request.uri()).clone();
     router.oneshot(request.map(Body::new)).inspect_ok(move |answer| {

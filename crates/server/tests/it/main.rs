@@ -16,5 +16,6 @@ mod ops;
 mod process;
 mod sandbox;
 mod shutdown;
+mod socket;
 mod tasks;
 mod tls;

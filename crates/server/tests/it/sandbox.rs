@@ -3,7 +3,7 @@
 mod eventsource;
 mod library;
 mod limits;
-mod rights;
+pub(crate) mod rights;
 mod streams;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
@@ -30,14 +30,14 @@ async fn server_with(dir: &Path, sandbox: sandbox::Options) -> Server {
 
 /// Somebody with an HTTP client.
 #[derive(Clone)]
-struct Web {
+pub(crate) struct Web {
     base: String,
     client: reqwest::Client,
     token: Option<String>,
 }
 
 impl Web {
-    fn new(http: SocketAddr) -> Self {
+    pub(crate) fn new(http: SocketAddr) -> Self {
         // Somebody else may have done it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self { base: format!("http://{http}"), client: reqwest::Client::new(), token: None }
@@ -47,7 +47,7 @@ impl Web {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.client.request(method, format!("{}{path}", self.base));
         match &self.token {
             Some(token) => request.bearer_auth(token),
@@ -62,7 +62,7 @@ impl Web {
         (status.as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         self.ask(self.request(Method::GET, path)).await
     }
 

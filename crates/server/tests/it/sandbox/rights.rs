@@ -13,15 +13,15 @@ use trunkline_proto::v1::{
 use super::{PATIENCE, Web};
 use crate::client::Client;
 
-struct World {
-    server: Server,
+pub(crate) struct World {
+    pub(crate) server: Server,
     admin: Client,
-    web: Web,
+    pub(crate) web: Web,
     _dir: tempfile::TempDir,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(Limits::default()).await
     }
 
@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    async fn key(&mut self, kind: &str, holder: &str, scope: &str, project: &str) -> TokenResponse {
+    pub(crate) async fn key(&mut self, kind: &str, holder: &str, scope: &str, project: &str) -> TokenResponse {
         let request = TokenCreateRequest {
             name: "test".into(),
             principal_type: kind.into(),
@@ -61,6 +61,11 @@ impl World {
         };
         let op = OpType::Create.into();
         self.token(TokenOperation { op, create_request: Some(request), ..TokenOperation::default() }).await
+    }
+
+    pub(crate) async fn revoke(&mut self, id: &str) -> bool {
+        let op = OpType::Revoke.into();
+        self.token(TokenOperation { op, token_id: id.to_owned(), ..TokenOperation::default() }).await.success
     }
 
     async fn holder(&mut self, kind: &str, holder: &str, scope: &str, project: &str) -> Web {

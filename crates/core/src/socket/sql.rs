@@ -1,0 +1,131 @@
+//! Rows of what clients ask of runtimes, and checkpoints of what was told them.
+
+use bytes::Bytes;
+use trunkline_store::{
+    ledger::{Error as LedgerError, Migration, Outgoing, ReadTx, Row, TxFuture, WriteTx},
+    log::Topic,
+};
+
+use super::{ASKS_MAX, Aim, Ask, Asked};
+use crate::error::{Error, Kind};
+
+pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+    name: "socket_0001_sockets",
+    sql: "CREATE TABLE socket_asks (number AUTO_ID, client TEXT NOT NULL, socket TEXT NOT NULL, kind TEXT NOT NULL,
+            turn TEXT NOT NULL, body TEXT NOT NULL, asked_at BIGINT NOT NULL, begins BIGINT NOT NULL, taken BIGINT NOT NULL);
+        CREATE UNIQUE INDEX socket_asks_turn ON socket_asks (client, turn) WHERE begins = 1 AND turn <> '';
+        CREATE INDEX socket_asks_waiting ON socket_asks (client) WHERE taken = 0;
+        CREATE INDEX socket_asks_asked_at ON socket_asks (asked_at);
+        CREATE TABLE socket_folds (client TEXT PRIMARY KEY, epoch TEXT NOT NULL, folded_to BIGINT NOT NULL,
+            state TEXT NOT NULL)",
+}];
+
+/// Keeps what is asked, or finds that it need not be kept.
+pub(super) fn ask(
+    tx: &mut WriteTx,
+    ask: Ask,
+    aim: Aim,
+    now: i64,
+    told: Option<(Topic, Bytes)>,
+) -> TxFuture<'_, Asked, Error> {
+    Box::pin(async move {
+        if aim == Aim::Stop && !ask.turn.is_empty() {
+            let sql = "UPDATE socket_asks SET taken = 1 WHERE client = $1 AND turn = $2 AND begins = 1 AND taken = 0";
+            if tx.execute(sql, &[ask.client.as_str().into(), ask.turn.as_str().into()]).await? > 0 {
+                send(tx, told).await?;
+                return Ok(Asked::Stopped);
+            }
+        }
+        let sql = "SELECT COUNT(*) FROM socket_asks WHERE client = $1 AND taken = 0";
+        let waiting = tx.query_opt(sql, &[ask.client.as_str().into()]).await?;
+        if waiting.map_or(Ok(0), |row| row.int(0))? >= ASKS_MAX {
+            let why = format!("{ASKS_MAX} things that this client asked wait for a runtime");
+            return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", why));
+        }
+        let sql = "INSERT INTO socket_asks (client, socket, kind, turn, body, asked_at, begins, taken)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, 0) ON CONFLICT (client, turn) WHERE begins = 1 AND turn <> '' DO NOTHING";
+        let params = [
+            ask.client.into(),
+            ask.socket.into(),
+            ask.kind.into(),
+            ask.turn.into(),
+            ask.body.into(),
+            now.into(),
+            i64::from(aim == Aim::Begin).into(),
+        ];
+        if tx.execute(sql, &params).await? == 0 {
+            return Ok(Asked::Known);
+        }
+        if aim == Aim::Begin {
+            send(tx, told).await?;
+        }
+        Ok(Asked::Waits)
+    })
+}
+
+async fn send(tx: &mut WriteTx, told: Option<(Topic, Bytes)>) -> Result<(), Error> {
+    let Some((topic, payload)) = told else { return Ok(()) };
+    Ok(tx.send(&Outgoing { topic, payload }).await?)
+}
+
+/// What nobody took, behind a number.
+pub(super) fn waiting(tx: &mut ReadTx, after: i64, most: i64) -> TxFuture<'_, Vec<Ask>, LedgerError> {
+    Box::pin(async move {
+        let sql = "SELECT number, client, socket, kind, turn, body FROM socket_asks WHERE taken = 0 AND number > $1
+            ORDER BY number LIMIT $2";
+        let rows = tx.query(sql, &[after.into(), most.into()]).await?;
+        let ask = |row: &Row| {
+            let text = |column| row.text(column).map(ToOwned::to_owned);
+            let (number, client, socket) = (row.int(0)?, text(1)?, text(2)?);
+            Ok(Ask { number, client, socket, kind: text(3)?, turn: text(4)?, body: text(5)? })
+        };
+        rows.iter().map(ask).collect()
+    })
+}
+
+pub(super) fn took(tx: &mut WriteTx, numbers: Vec<i64>) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        for number in numbers {
+            tx.execute("UPDATE socket_asks SET taken = 1 WHERE number = $1", &[number.into()]).await?;
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn sweep(tx: &mut WriteTx, before: i64) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        tx.execute("DELETE FROM socket_asks WHERE asked_at < $1 AND taken = 1", &[before.into()]).await?;
+        Ok(())
+    })
+}
+
+pub(super) fn checkpoint(
+    tx: &mut ReadTx,
+    client: String,
+    epoch: String,
+) -> TxFuture<'_, Option<(u64, String)>, LedgerError> {
+    Box::pin(async move {
+        let sql = "SELECT folded_to, state FROM socket_folds WHERE client = $1 AND epoch = $2";
+        let row = tx.query_opt(sql, &[client.into(), epoch.into()]).await?;
+        row.map(|row| Ok((row.int(0)?.unsigned_abs(), row.text(1)?.to_owned()))).transpose()
+    })
+}
+
+/// Unless a later one is there.
+pub(super) fn put_checkpoint(
+    tx: &mut WriteTx,
+    client: String,
+    epoch: String,
+    folded_to: u64,
+    state: String,
+) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        let sql = "INSERT INTO socket_folds (client, epoch, folded_to, state) VALUES ($1, $2, $3, $4)
+            ON CONFLICT (client) DO UPDATE SET epoch = excluded.epoch, folded_to = excluded.folded_to,
+                state = excluded.state
+                WHERE socket_folds.epoch <> excluded.epoch OR socket_folds.folded_to < excluded.folded_to";
+        let folded_to = i64::try_from(folded_to).unwrap_or(i64::MAX);
+        tx.execute(sql, &[client.into(), epoch.into(), folded_to.into(), state.into()]).await?;
+        Ok(())
+    })
+}

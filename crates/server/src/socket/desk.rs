@@ -1,0 +1,180 @@
+//! How the runtime is to each client: folded from the client's stream, and kept in checkpoints.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError, Weak},
+};
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use trunkline_agent_socket::{Envelope, RuntimeState, envelope, parse};
+use trunkline_core::{
+    Error,
+    socket::{Permit, Sockets},
+};
+use trunkline_store::log::{Item, Record};
+
+/// Events that are folded at once, and after how many a checkpoint is kept.
+const FOLD_AT_ONCE: usize = 1000;
+const CHECKPOINT_EVENTS: u64 = 2000;
+
+/// Sockets of one client whose acknowledgements are remembered.
+const ACKS_MAX: usize = 1000;
+
+/// Those that somebody is busy with.
+#[derive(Default)]
+pub(super) struct Desks(SyncMutex<HashMap<String, Weak<Desk>>>);
+
+pub(super) struct Desk {
+    permit: Permit,
+    /// Held while it is folded, and while what follows from it is told.
+    known: Mutex<Known>,
+    /// What each of its sockets had.
+    acks: SyncMutex<HashMap<String, u64>>,
+}
+
+#[derive(Default)]
+struct Known {
+    is_open: bool,
+    state: RuntimeState,
+    /// The last event in it.
+    seq: u64,
+    /// Events since the checkpoint.
+    unkept: u64,
+}
+
+impl Desks {
+    pub(super) fn desk(&self, permit: &Permit) -> Arc<Desk> {
+        let mut desks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(desk) = desks.get(permit.client()).and_then(Weak::upgrade) {
+            return desk;
+        }
+        if desks.len().is_power_of_two() {
+            desks.retain(|_, desk| desk.strong_count() > 0);
+        }
+        let desk = Desk { permit: permit.note(), known: Mutex::default(), acks: SyncMutex::default() };
+        let desk = Arc::new(desk);
+        desks.insert(permit.client().to_owned(), Arc::downgrade(&desk));
+        desk
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Desk>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Desk {
+    pub(super) fn client(&self) -> &str {
+        self.permit.client()
+    }
+
+    /// How the runtime is now, and after which event.
+    pub(super) async fn state(&self, sockets: &Sockets) -> Result<(RuntimeState, u64), Error> {
+        let mut known = self.known.lock().await;
+        known.fold(sockets, &self.permit).await?;
+        Ok((known.state.clone(), known.seq))
+    }
+
+    /// Tells what a former generation left behind.
+    pub(super) async fn settle(
+        &self,
+        sockets: &Sockets,
+        generation: &str,
+        recovered: &HashSet<String>,
+    ) -> Result<(), Error> {
+        let mut known = self.known.lock().await;
+        known.fold(sockets, &self.permit).await?;
+        let events = known.state.left_behind(generation, recovered, true);
+        if events.is_empty() {
+            return Ok(());
+        }
+        let told = events.iter().map(|event| (self.permit.clone(), body(event))).collect();
+        sockets.tell(told, None).await?;
+        known.fold(sockets, &self.permit).await
+    }
+
+    pub(super) fn acked(&self, socket: &str, seq: u64) {
+        let mut acks = self.acks();
+        if acks.len() >= ACKS_MAX && !acks.contains_key(socket) {
+            acks.clear();
+        }
+        let own = acks.entry(socket.to_owned()).or_insert(seq);
+        *own = (*own).max(seq);
+    }
+
+    /// What a socket had when it was last heard of.
+    pub(super) fn had(&self, socket: &str) -> Option<u64> {
+        self.acks().get(socket).copied()
+    }
+
+    fn acks(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    async fn fold(&mut self, sockets: &Sockets, permit: &Permit) -> Result<(), Error> {
+        if !self.is_open {
+            *self = Self::default();
+            if let Some((seq, state)) = sockets.checkpoint(permit).await?
+                && let Ok(state) = serde_json::from_str(&state)
+            {
+                (self.seq, self.state) = (seq, state);
+            }
+        }
+        let (mut reader, mut items) = (sockets.follow(permit, self.seq)?, Vec::new());
+        loop {
+            reader.available_batch(FOLD_AT_ONCE, &mut items).await?;
+            if items.is_empty() {
+                break;
+            }
+            for item in items.drain(..) {
+                match item {
+                    Item::Record(record) => self.take(&record),
+                    // What followed from what is gone is in the checkpoint, or nobody knows it any more.
+                    Item::Gap(gap) => self.seq = self.seq.max(gap.through.0),
+                    Item::Transient(_) | Item::End { .. } => {}
+                }
+            }
+        }
+        self.is_open = true;
+        if self.unkept >= CHECKPOINT_EVENTS
+            && let Ok(state) = serde_json::to_string(&self.state)
+        {
+            sockets.put_checkpoint(permit, self.seq, state).await?;
+            self.unkept = 0;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, record: &Record) {
+        self.seq = record.offset.0;
+        self.unkept += 1;
+        match read(record) {
+            Some(event) => self.state.apply(&event),
+            None => tracing::error!(offset = %record.offset, "an event of a client cannot be read"),
+        }
+    }
+}
+
+/// What is kept of an event: all that does not follow from where it is.
+pub(super) fn body(event: &Envelope) -> Bytes {
+    let mut body = String::with_capacity(128 + event.payload.as_ref().map_or(0, |payload| payload.get().len()));
+    event.body(&mut body);
+    body.into()
+}
+
+/// As it is kept.
+pub(super) fn text(record: &Record) -> &str {
+    str::from_utf8(&record.payload).unwrap_or_default()
+}
+
+/// An event from what is kept of it.
+pub(super) fn read(record: &Record) -> Option<Envelope> {
+    let mut whole = String::with_capacity(64 + record.payload.len());
+    envelope::begin(&mut whole, None, None);
+    whole.push_str(text(record));
+    let mut event = parse(whole.as_bytes()).ok()?;
+    event.seq = Some(record.offset.0);
+    Some(event)
+}

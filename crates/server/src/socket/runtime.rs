@@ -1,0 +1,197 @@
+//! Somebody who runs turns of clients: what it tells is kept before it is acknowledged, and what clients ask reaches it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
+use tokio::time::sleep_until;
+use trunkline_agent_socket::{
+    Close, Envelope, Type,
+    close::code,
+    envelope,
+    link::{Hello, Said},
+    transport::{Receiver, Sender},
+};
+use trunkline_core::{
+    Error,
+    socket::{Ask, Duty, Need, Permit},
+};
+
+use super::{Socket, desk, failed, stops};
+
+/// Events of one append, and their size: below what the log takes at once.
+const TELL_AT_ONCE: usize = 4000;
+const TELL_BYTES: usize = 8 * 1024 * 1024;
+
+struct Runtime<'a, S> {
+    socket: &'a mut Socket<S>,
+    duty: Arc<Duty>,
+    generation: String,
+    recovered: HashSet<String>,
+    /// Clients that it told something: their streams are settled.
+    clients: HashMap<String, Permit>,
+    /// What waits for the append before it.
+    told: Vec<(Permit, Bytes)>,
+    told_bytes: usize,
+    /// The last number of what was heard.
+    heard_to: u64,
+    is_numbered: bool,
+}
+
+pub(super) async fn serve<S: Sender>(
+    socket: &mut Socket<S>,
+    receiver: &mut impl Receiver,
+    hello: Hello,
+) -> Result<(), Close> {
+    let generation = hello.runtime_generation.clone().filter(|generation| !generation.is_empty());
+    let generation = generation.ok_or_else(|| Close::new(code::UNREADABLE, "runtimeGeneration: missing"))?;
+    let shared = socket.shared.clone();
+    let duty = shared.sockets.attach(&socket.caller, &generation).map_err(|e| failed(&e))?;
+    let heard_to = shared.sockets.told_to(&generation).await.map_err(|e| failed(&e))?;
+    let welcome = Envelope::new(Type::Welcome).with(&socket.link.welcome(&hello, heard_to));
+    socket.send(vec![Envelope { runtime_generation: Some(generation.clone()), ..welcome }.to_json()]).await?;
+    let mut runtime = Runtime {
+        socket,
+        duty: duty.into(),
+        generation,
+        recovered: hello.recovered_turns.into_iter().collect(),
+        clients: HashMap::new(),
+        told: Vec::new(),
+        told_bytes: 0,
+        heard_to,
+        is_numbered: false,
+    };
+    for desk in shared.desks.all() {
+        if shared.sockets.generation(desk.client()).as_ref() == Some(&runtime.generation) {
+            let settled = desk.settle(&shared.sockets, &runtime.generation, &runtime.recovered).await;
+            settled.map_err(|e| failed(&e))?;
+        }
+    }
+    runtime.run(receiver).await
+}
+
+impl<S: Sender> Runtime<'_, S> {
+    async fn run(&mut self, receiver: &mut impl Receiver) -> Result<(), Close> {
+        // Both go on however often something else comes first.
+        let mut asks = next(self.duty.clone());
+        let mut telling: Option<BoxFuture<'static, Result<u64, Error>>> = None;
+        loop {
+            if telling.is_none() && !self.told.is_empty() {
+                telling = Some(self.tell());
+            }
+            self.socket.beat(|| Envelope::new(Type::Heartbeat)).await?;
+            let due = self.socket.until_due()?;
+            let has_room = self.told.len() < TELL_AT_ONCE && self.told_bytes < TELL_BYTES;
+            tokio::select! {
+                kept = told(&mut telling) => {
+                    telling = None;
+                    let through = kept.map_err(|e| failed(&e))?;
+                    if self.is_numbered {
+                        self.socket.send(vec![Envelope { ack: Some(through), ..Envelope::new(Type::Ack) }.to_json()]).await?;
+                    }
+                }
+                frame = receiver.next(), if has_room => {
+                    let mut frame = Some(frame);
+                    // What else is there goes into the same append.
+                    while let Some(next) = frame {
+                        match self.socket.hear(next)? {
+                            Some(said) => self.take(said).await?,
+                            None => return self.leave(telling).await,
+                        }
+                        let has_room = self.told.len() < TELL_AT_ONCE && self.told_bytes < TELL_BYTES;
+                        frame = if has_room { receiver.next().now_or_never() } else { None };
+                    }
+                }
+                asked = &mut asks => {
+                    self.pass_on(asked.map_err(|e| failed(&e))?).await?;
+                    asks = next(self.duty.clone());
+                }
+                () = sleep_until(due) => {}
+                () = &mut self.socket.ending => {
+                    self.leave(telling).await?;
+                    return Err(stops());
+                }
+            }
+        }
+    }
+
+    /// What was said before it went is kept, though nobody hears so.
+    async fn leave(&mut self, telling: Option<BoxFuture<'static, Result<u64, Error>>>) -> Result<(), Close> {
+        if let Some(telling) = telling {
+            telling.await.map_err(|e| failed(&e))?;
+        }
+        if !self.told.is_empty() {
+            self.tell().await.map_err(|e| failed(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Appends what waits.
+    fn tell(&mut self) -> BoxFuture<'static, Result<u64, Error>> {
+        let (sockets, generation) = (self.socket.shared.sockets.clone(), self.generation.clone());
+        let (told, through, is_numbered) = (std::mem::take(&mut self.told), self.heard_to, self.is_numbered);
+        self.told_bytes = 0;
+        Box::pin(async move {
+            sockets.tell(told, is_numbered.then_some((&*generation, through))).await?;
+            Ok(through)
+        })
+    }
+
+    async fn take(&mut self, said: Said) -> Result<(), Close> {
+        let Said::Event(mut event) = said else { return Ok(()) };
+        if let Some(number) = event.seq {
+            self.is_numbered = true;
+            if number <= self.heard_to {
+                return Ok(());
+            }
+            self.heard_to = number;
+        }
+        let client = event.client_id.take().unwrap_or_default();
+        let permit = match self.clients.get(&client) {
+            Some(permit) => permit.clone(),
+            None => self.meet(&client).await?,
+        };
+        event.runtime_generation.get_or_insert_with(|| self.generation.clone());
+        let body = desk::body(&event);
+        self.told_bytes += body.len();
+        self.told.push((permit, body));
+        Ok(())
+    }
+
+    /// A client that it tells something for the first time.
+    async fn meet(&mut self, client: &str) -> Result<Permit, Close> {
+        let shared = self.socket.shared.clone();
+        let permit = shared.sockets.enter(&self.socket.caller, client, Need::Serve).map_err(|e| failed(&e))?;
+        let desk = shared.desks.desk(&permit);
+        desk.settle(&shared.sockets, &self.generation, &self.recovered).await.map_err(|e| failed(&e))?;
+        self.clients.insert(client.to_owned(), permit.clone());
+        Ok(permit)
+    }
+
+    /// What clients ask.
+    async fn pass_on(&mut self, asks: Vec<Ask>) -> Result<(), Close> {
+        let numbers = asks.iter().map(|ask| ask.number).collect();
+        let frame = |ask: Ask| {
+            let mut frame = String::with_capacity(128 + ask.body.len());
+            envelope::begin(&mut frame, Some(&ask.client), Some(&ask.socket));
+            frame.extend([",\"ask\":", &ask.number.to_string(), &ask.body]);
+            frame
+        };
+        self.socket.send(asks.into_iter().map(frame).collect()).await?;
+        self.duty.took(numbers).await.map_err(|e| failed(&e))
+    }
+}
+
+fn next(duty: Arc<Duty>) -> BoxFuture<'static, Result<Vec<Ask>, Error>> {
+    Box::pin(async move { duty.next().await })
+}
+
+async fn told(telling: &mut Option<BoxFuture<'static, Result<u64, Error>>>) -> Result<u64, Error> {
+    match telling {
+        Some(telling) => telling.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,69 @@
+//! axum's WebSocket as a transport.
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket as Inner};
+use bytes::Bytes;
+use futures_util::{
+    SinkExt as _, StreamExt as _,
+    stream::{SplitSink, SplitStream},
+};
+use tokio_tungstenite::tungstenite::Error as WireError;
+use trunkline_agent_socket::{
+    Close,
+    transport::{Broken, Frame, Receiver, Sender, Transport},
+};
+
+pub(super) struct WebSocket(pub(super) Inner);
+
+pub(super) struct Sends(SplitSink<Inner, Message>);
+
+pub(super) struct Receives(SplitStream<Inner>);
+
+impl Transport for WebSocket {
+    type Sender = Sends;
+    type Receiver = Receives;
+
+    fn split(self) -> (Sends, Receives) {
+        let (sender, receiver) = self.0.split();
+        (Sends(sender), Receives(receiver))
+    }
+}
+
+impl Sender for Sends {
+    async fn feed(&mut self, frame: String) -> Result<(), Broken> {
+        Ok(self.0.feed(Message::text(frame)).await?)
+    }
+
+    async fn flush(&mut self) -> Result<(), Broken> {
+        Ok(self.0.flush().await?)
+    }
+
+    async fn ping(&mut self) -> Result<(), Broken> {
+        Ok(self.0.send(Message::Ping(Bytes::new())).await?)
+    }
+
+    async fn close(&mut self, close: Close) {
+        let frame = CloseFrame { code: close.code, reason: close.reason.into() };
+        // Who is gone need not be told.
+        let _ = self.0.send(Message::Close(Some(frame))).await;
+    }
+}
+
+impl Receiver for Receives {
+    async fn next(&mut self) -> Option<Result<Frame, Broken>> {
+        Some(match self.0.next().await? {
+            Ok(Message::Text(text)) => Ok(Frame::Envelope(text.into())),
+            Ok(Message::Binary(bytes)) => Ok(Frame::Envelope(bytes)),
+            Ok(Message::Ping(_) | Message::Pong(_)) => Ok(Frame::Alive),
+            Ok(Message::Close(frame)) => {
+                Ok(Frame::Closed(frame.map(|frame| Close::new(frame.code, frame.reason.to_string()))))
+            }
+            Err(error) => match error.into_inner().downcast::<WireError>() {
+                Ok(error) => match *error {
+                    WireError::Capacity(error) => Ok(Frame::TooLarge(error.to_string())),
+                    error => Err(error.into()),
+                },
+                Err(error) => Err(error),
+            },
+        })
+    }
+}
