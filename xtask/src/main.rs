@@ -34,7 +34,7 @@ enum Command {
         #[arg(long, default_value_t = 1200)]
         seconds: u64,
     },
-    /// Runs the benches and prints their table: `agent`, `sandbox`, `store` or `tasks`, and sections of it.
+    /// Runs the benches and prints their table: `agent`, `sandbox`, `socket`, `store` or `tasks`, and sections of it.
     Bench {
         /// Which bench.
         name: String,
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         }
         Command::Bench { name, args } => {
             let mut bench = match name.as_str() {
-                "agent" | "sandbox" | "tasks" => {
+                "agent" | "sandbox" | "socket" | "tasks" => {
                     run::cargo(&["bench", "--quiet", "--package", "trunkline", "--bench", &name, "--"])
                 }
                 name => run::cargo(&["bench", "--quiet", "--package", &format!("trunkline-{name}"), "--benches", "--"]),

@@ -1,6 +1,7 @@
 //! The socket surface: `/agent-socket`. See docs/protocol/agent-socket.md.
 
 mod desk;
+mod record;
 mod runtime;
 mod transport;
 mod ui;

@@ -5,14 +5,15 @@ use std::{
     sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError, Weak},
 };
 
-use bytes::Bytes;
 use tokio::sync::Mutex;
-use trunkline_agent_socket::{Envelope, RuntimeState, envelope, parse};
+use trunkline_agent_socket::RuntimeState;
 use trunkline_core::{
     Error,
     socket::{Permit, Sockets},
 };
 use trunkline_store::log::{Item, Record};
+
+use super::record;
 
 /// Events that are folded at once, and after how many a checkpoint is kept.
 const FOLD_AT_ONCE: usize = 1000;
@@ -88,7 +89,7 @@ impl Desk {
         if events.is_empty() {
             return Ok(());
         }
-        let told = events.iter().map(|event| (self.permit.clone(), body(event))).collect();
+        let told = events.iter().map(|event| (self.permit.clone(), record::alone(event))).collect();
         sockets.tell(told, None).await?;
         known.fold(sockets, &self.permit).await
     }
@@ -122,7 +123,7 @@ impl Known {
                 (self.seq, self.state) = (seq, state);
             }
         }
-        let (mut reader, mut items) = (sockets.follow(permit, self.seq)?, Vec::new());
+        let (mut reader, mut items) = (sockets.follow(permit, record::offset(self.seq))?, Vec::new());
         loop {
             reader.available_batch(FOLD_AT_ONCE, &mut items).await?;
             if items.is_empty() {
@@ -132,7 +133,7 @@ impl Known {
                 match item {
                     Item::Record(record) => self.take(&record),
                     // What followed from what is gone is in the checkpoint, or nobody knows it any more.
-                    Item::Gap(gap) => self.seq = self.seq.max(gap.through.0),
+                    Item::Gap(gap) => self.seq = self.seq.max(record::last_of(gap.through)),
                     Item::Transient(_) | Item::End { .. } => {}
                 }
             }
@@ -148,33 +149,12 @@ impl Known {
     }
 
     fn take(&mut self, record: &Record) {
-        self.seq = record.offset.0;
-        self.unkept += 1;
-        match read(record) {
-            Some(event) => self.state.apply(&event),
-            None => tracing::error!(offset = %record.offset, "an event of a client cannot be read"),
+        for (seq, body) in record::events(record) {
+            (self.seq, self.unkept) = (seq, self.unkept + 1);
+            match record::read(seq, body) {
+                Some(event) => self.state.apply(&event),
+                None => tracing::error!(seq, "an event of a client cannot be read"),
+            }
         }
     }
-}
-
-/// What is kept of an event: all that does not follow from where it is.
-pub(super) fn body(event: &Envelope) -> Bytes {
-    let mut body = String::with_capacity(128 + event.payload.as_ref().map_or(0, |payload| payload.get().len()));
-    event.body(&mut body);
-    body.into()
-}
-
-/// As it is kept.
-pub(super) fn text(record: &Record) -> &str {
-    str::from_utf8(&record.payload).unwrap_or_default()
-}
-
-/// An event from what is kept of it.
-pub(super) fn read(record: &Record) -> Option<Envelope> {
-    let mut whole = String::with_capacity(64 + record.payload.len());
-    envelope::begin(&mut whole, None, None);
-    whole.push_str(text(record));
-    let mut event = parse(whole.as_bytes()).ok()?;
-    event.seq = Some(record.offset.0);
-    Some(event)
 }

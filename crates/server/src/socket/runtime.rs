@@ -5,7 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::time::sleep_until;
 use trunkline_agent_socket::{
@@ -20,10 +19,11 @@ use trunkline_core::{
     socket::{Ask, Duty, Need, Permit},
 };
 
-use super::{Socket, desk, failed, stops};
+use super::{Socket, failed, record::Pack, stops};
 
-/// Events of one append, and their size: below what the log takes at once.
-const TELL_AT_ONCE: usize = 4000;
+/// Records of one append, their events, and their size: below what the log takes at once.
+const RECORDS_AT_ONCE: usize = 4000;
+const TELL_AT_ONCE: usize = 16_000;
 const TELL_BYTES: usize = 8 * 1024 * 1024;
 
 struct Runtime<'a, S> {
@@ -33,8 +33,11 @@ struct Runtime<'a, S> {
     recovered: HashSet<String>,
     /// Clients that it told something: their streams are settled.
     clients: HashMap<String, Permit>,
-    /// What waits for the append before it.
-    told: Vec<(Permit, Bytes)>,
+    /// What waits for the append before it, by client: one record for each, or a few.
+    told: Vec<(Permit, Pack)>,
+    /// The record in the making of each client.
+    packs: HashMap<String, usize>,
+    told_events: usize,
     told_bytes: usize,
     /// The last number of what was heard.
     heard_to: u64,
@@ -60,6 +63,8 @@ pub(super) async fn serve<S: Sender>(
         recovered: hello.recovered_turns.into_iter().collect(),
         clients: HashMap::new(),
         told: Vec::new(),
+        packs: HashMap::new(),
+        told_events: 0,
         told_bytes: 0,
         heard_to,
         is_numbered: false,
@@ -84,7 +89,7 @@ impl<S: Sender> Runtime<'_, S> {
             }
             self.socket.beat(|| Envelope::new(Type::Heartbeat)).await?;
             let due = self.socket.until_due()?;
-            let has_room = self.told.len() < TELL_AT_ONCE && self.told_bytes < TELL_BYTES;
+            let has_room = self.has_room();
             tokio::select! {
                 kept = told(&mut telling) => {
                     telling = None;
@@ -101,8 +106,7 @@ impl<S: Sender> Runtime<'_, S> {
                             Some(said) => self.take(said).await?,
                             None => return self.leave(telling).await,
                         }
-                        let has_room = self.told.len() < TELL_AT_ONCE && self.told_bytes < TELL_BYTES;
-                        frame = if has_room { receiver.next().now_or_never() } else { None };
+                        frame = if self.has_room() { receiver.next().now_or_never() } else { None };
                     }
                 }
                 asked = &mut asks => {
@@ -133,7 +137,9 @@ impl<S: Sender> Runtime<'_, S> {
     fn tell(&mut self) -> BoxFuture<'static, Result<u64, Error>> {
         let (sockets, generation) = (self.socket.shared.sockets.clone(), self.generation.clone());
         let (told, through, is_numbered) = (std::mem::take(&mut self.told), self.heard_to, self.is_numbered);
-        self.told_bytes = 0;
+        let told = told.into_iter().map(|(permit, pack)| (permit, pack.freeze())).collect();
+        self.packs.clear();
+        (self.told_events, self.told_bytes) = (0, 0);
         Box::pin(async move {
             sockets.tell(told, is_numbered.then_some((&*generation, through))).await?;
             Ok(through)
@@ -150,15 +156,26 @@ impl<S: Sender> Runtime<'_, S> {
             self.heard_to = number;
         }
         let client = event.client_id.take().unwrap_or_default();
-        let permit = match self.clients.get(&client) {
-            Some(permit) => permit.clone(),
-            None => self.meet(&client).await?,
-        };
         event.runtime_generation.get_or_insert_with(|| self.generation.clone());
-        let body = desk::body(&event);
-        self.told_bytes += body.len();
-        self.told.push((permit, body));
+        let at = match self.packs.get(&client) {
+            Some(at) if self.told[*at].1.has_room() => *at,
+            _ => {
+                let permit = match self.clients.get(&client) {
+                    Some(permit) => permit.clone(),
+                    None => self.meet(&client).await?,
+                };
+                self.told.push((permit, Pack::default()));
+                self.packs.insert(client, self.told.len() - 1);
+                self.told.len() - 1
+            }
+        };
+        self.told_events += 1;
+        self.told_bytes += self.told[at].1.push(&event);
         Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.told.len() < RECORDS_AT_ONCE && self.told_events < TELL_AT_ONCE && self.told_bytes < TELL_BYTES
     }
 
     /// A client that it tells something for the first time.

@@ -1,6 +1,6 @@
 //! Somebody who shows a client's stream, and asks its runtime.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -10,22 +10,19 @@ use trunkline_agent_socket::{
     transport::{Receiver, Sender},
 };
 use trunkline_core::{
+    Error,
     limits::TokenBucket,
-    socket::{Aim, Ask, Asked, Need, Permit},
+    socket::{Aim, Ask, Asked, Need, Permit, Sockets},
 };
-use trunkline_store::log::{Item, Reader, Record};
+use trunkline_store::log::{Item, Reader};
 
-use super::{
-    Socket,
-    desk::{self, Desk},
-    failed, stops,
-};
+use super::{Socket, desk::Desk, failed, record, stops};
 
-/// Events that are read and sent at once.
-const SEND_AT_ONCE: usize = 256;
+/// Records that are read and sent at once.
+const SEND_AT_ONCE: usize = 64;
 
-/// Whoever is this many events behind does not keep up, and gets pieces of text joined.
-const BEHIND: usize = 128;
+/// Whoever takes so long to take what it is sent does not keep up, and gets pieces of text joined.
+const SLOW: Duration = Duration::from_millis(50);
 
 struct Ui<'a, S> {
     socket: &'a mut Socket<S>,
@@ -36,6 +33,7 @@ struct Ui<'a, S> {
     /// The last event that was sent without being asked for.
     sent: u64,
     generation: String,
+    is_slow: bool,
 }
 
 pub(super) async fn serve<S: Sender>(
@@ -52,10 +50,10 @@ pub(super) async fn serve<S: Sender>(
         desk.settle(&shared.sockets, &generation, &Default::default()).await.map_err(|e| failed(&e))?;
     }
     let (state, sent) = desk.state(&shared.sockets).await.map_err(|e| failed(&e))?;
-    let reader = shared.sockets.follow(&permit, sent).map_err(|e| failed(&e))?;
+    let reader = shared.sockets.follow(&permit, record::offset(sent)).map_err(|e| failed(&e))?;
     let socket_id = said.socket_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let generation = state.runtime_generation.clone();
-    let mut ui = Ui { socket, permit, socket_id, desk, reader, sent, generation };
+    let mut ui = Ui { socket, permit, socket_id, desk, reader, sent, generation, is_slow: false };
     ui.welcome(hello).await?;
     ui.run(receiver).await
 }
@@ -145,14 +143,20 @@ impl<S: Sender> Ui<'_, S> {
 
     /// What is new, to be sent.
     async fn pass_on(&mut self, items: &mut Vec<Item>) -> Result<(), Close> {
-        let is_behind = items.len() >= BEHIND;
-        let (mut frames, mut joins) = (Vec::with_capacity(items.len()), Vec::new());
+        let (mut frames, mut joins) = (Vec::new(), Vec::new());
         for item in items.drain(..) {
             match item {
-                Item::Record(record) if is_behind => joins.extend(desk::read(&record)),
-                Item::Record(record) => frames.push(self.frame(&record)),
+                Item::Record(record) if self.is_slow => {
+                    joins.extend(record::events(&record).filter_map(|(seq, body)| record::read(seq, body)));
+                }
+                Item::Record(record) => {
+                    for (seq, body) in record::events(&record) {
+                        let before = std::mem::replace(&mut self.sent, seq);
+                        frames.push(frame(self.permit.client(), seq, Some(before), body));
+                    }
+                }
                 Item::Gap(gap) => {
-                    let (since, until) = (self.sent, gap.through.0);
+                    let (since, until) = (self.sent, record::last_of(gap.through));
                     let part = ReplayEvents { since, until, gone: Some((since, until)), ..ReplayEvents::default() };
                     frames.push(replay_frame(self.permit.client(), &part, &[]));
                     self.sent = until;
@@ -160,24 +164,16 @@ impl<S: Sender> Ui<'_, S> {
                 Item::Transient(_) | Item::End { .. } => {}
             }
         }
-        let joined_bytes_max = self.socket.shared.terms.joined_bytes_max;
-        for mut event in join(joins, joined_bytes_max) {
+        for mut event in join(joins, self.socket.shared.terms.joined_bytes_max) {
             event.extra.add("prev", &Value::from(self.sent));
             self.sent = event.seq.unwrap_or(self.sent);
             event.client_id = Some(self.permit.client().to_owned());
             frames.push(event.to_json());
         }
-        self.socket.send(frames).await
-    }
-
-    /// A record as its frame.
-    fn frame(&mut self, record: &Record) -> String {
-        let (body, seq) = (desk::text(record), record.offset.0);
-        let mut frame = String::with_capacity(128 + body.len());
-        envelope::begin(&mut frame, Some(self.permit.client()), None);
-        frame.extend([",\"seq\":", &seq.to_string(), ",\"prev\":", &self.sent.to_string(), body]);
-        self.sent = seq;
-        frame
+        let begun = Instant::now();
+        self.socket.send(frames).await?;
+        self.is_slow = begun.elapsed() >= SLOW;
+        Ok(())
     }
 
     /// What was missed, up to what is sent without being asked for.
@@ -185,36 +181,17 @@ impl<S: Sender> Ui<'_, S> {
         let shared = self.socket.shared.clone();
         let until = asked.until.unwrap_or(self.sent).min(self.sent);
         let max = asked.max.unwrap_or(usize::MAX).min(shared.terms.replay_events_max);
-        let mut reader = shared.sockets.follow(&self.permit, asked.since).map_err(|e| failed(&e))?;
-        let (mut events, mut items, mut gone, mut rest) = (Vec::new(), Vec::new(), None, false);
-        'reading: loop {
-            reader.available_batch(SEND_AT_ONCE, &mut items).await.map_err(|e| failed(&e.into()))?;
-            if items.is_empty() {
-                break;
-            }
-            for item in items.drain(..) {
-                match item {
-                    Item::Record(record) if record.offset.0 > until => break 'reading,
-                    Item::Record(_) if events.len() >= max => {
-                        rest = true;
-                        break 'reading;
-                    }
-                    Item::Record(record) => {
-                        let mut frame = String::with_capacity(128 + record.payload.len());
-                        envelope::begin(&mut frame, Some(self.permit.client()), None);
-                        frame.extend([",\"seq\":", &record.offset.0.to_string(), desk::text(&record)]);
-                        events.push((record.offset.0, frame));
-                    }
-                    Item::Gap(gap) => gone = Some((asked.since, gap.through.0)),
-                    Item::Transient(_) | Item::End { .. } => {}
-                }
-            }
-        }
-        let last = events.last().map_or(asked.since, |(seq, _)| *seq);
-        let until = if rest { last } else { until.max(asked.since) };
-        let of = ReplayEvents { since: asked.since, until, gone, more: false, rest };
+        let missed = missed(&shared.sockets, &self.permit, asked.since, until, max).await.map_err(|e| failed(&e))?;
+        let last = missed.events.last().map_or(asked.since, |(seq, _)| *seq);
+        let of = ReplayEvents {
+            since: asked.since,
+            until: if missed.rest { last } else { until.max(asked.since) },
+            gone: missed.gone,
+            more: false,
+            rest: missed.rest,
+        };
         let client = self.permit.client().to_owned();
-        for (part, events) in parts(&of, events, shared.terms.frame_bytes_max) {
+        for (part, events) in parts(&of, missed.events, shared.terms.frame_bytes_max) {
             self.socket.send(vec![replay_frame(&client, &part, &events)]).await?;
         }
         if of.gone.is_some() { self.snapshot().await } else { Ok(()) }
@@ -243,8 +220,64 @@ impl<S: Sender> Ui<'_, S> {
             turn: envelope.turn_id.clone().unwrap_or_default(),
             body,
         };
-        let asked = sockets.ask(&self.permit, ask, aim, told.as_ref().map(desk::body)).await.map_err(|e| failed(&e))?;
+        let asked =
+            sockets.ask(&self.permit, ask, aim, told.as_ref().map(record::alone)).await.map_err(|e| failed(&e))?;
         // It runs already, or it ran: that is what the asker wants to know.
         if asked == Asked::Known { self.snapshot().await } else { Ok(()) }
     }
+}
+
+/// What a client missed.
+#[derive(Default)]
+struct Missed {
+    events: Vec<(u64, String)>,
+    gone: Option<(u64, u64)>,
+    /// There is more than was asked for.
+    rest: bool,
+}
+
+/// What is behind one event and not behind another.
+async fn missed(sockets: &Sockets, permit: &Permit, since: u64, until: u64, max: usize) -> Result<Missed, Error> {
+    // The record of the last one that was seen may have more.
+    let behind = record::offset(since).saturating_sub(1);
+    let mut reader = sockets.follow(permit, behind)?;
+    let (mut missed, mut items) = (Missed::default(), Vec::new());
+    loop {
+        reader.available_batch(SEND_AT_ONCE, &mut items).await?;
+        if items.is_empty() {
+            return Ok(missed);
+        }
+        for item in items.drain(..) {
+            match item {
+                Item::Record(record) => {
+                    for (seq, body) in record::events(&record).filter(|(seq, _)| *seq > since) {
+                        if seq > until {
+                            return Ok(missed);
+                        }
+                        if missed.events.len() >= max {
+                            missed.rest = true;
+                            return Ok(missed);
+                        }
+                        missed.events.push((seq, frame(permit.client(), seq, None, body)));
+                    }
+                }
+                Item::Gap(gap) if record::last_of(gap.through) > since => {
+                    missed.gone = Some((since, record::last_of(gap.through)));
+                }
+                Item::Gap(_) | Item::Transient(_) | Item::End { .. } => {}
+            }
+        }
+    }
+}
+
+/// An event as its frame.
+fn frame(client: &str, seq: u64, prev: Option<u64>, body: &str) -> String {
+    let mut frame = String::with_capacity(128 + body.len());
+    envelope::begin(&mut frame, Some(client), None);
+    frame.extend([",\"seq\":", &seq.to_string()]);
+    if let Some(prev) = prev {
+        frame.extend([",\"prev\":", &prev.to_string()]);
+    }
+    frame.push_str(body);
+    frame
 }

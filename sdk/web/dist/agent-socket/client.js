@@ -1,0 +1,298 @@
+/** The UI's side: every event once and in order, whatever happens to the socket. */
+import { AGENT_SOCKET_VERSION, isEventType, makeEnvelope, parseEnvelope, serializeEnvelope, } from './envelope.js';
+import { foldRuntimeState } from './state.js';
+import { isTransport, webSocketTransport } from './transport.js';
+/** Events that wait for what is before them; what was said and is said again; heartbeats of silence that end a connection. */
+const HELD_MAX = 1000;
+const PENDING_MAX = 256;
+const SILENT_BEATS = 3;
+/** Close codes after which it does not come back: it would say the same again. */
+const FINAL = new Set([1002, 1007, 1009]);
+const REPEATED = new Set(['turn_start', 'turn_aborted', 'approval_resolve']);
+const ENDS = new Set(['turn_done', 'turn_error', 'turn_aborted', 'turn_lost']);
+export class AgentSocketClient {
+    /** The last event that the handlers had. To be set before a connection is made, or asked for again from there. */
+    lastSeenSeq;
+    #options;
+    #handlers = new Map();
+    #transport;
+    #socketId;
+    #generation;
+    #isIn = false;
+    #isReplaying = false;
+    #held = [];
+    #pending = [];
+    #state;
+    #stateSeq = 0;
+    #unacked = 0;
+    #heardAt = 0;
+    #heartbeatMs = 15_000;
+    #beats;
+    #pauseMs;
+    #isClosed = false;
+    constructor(options) {
+        this.#options = options;
+        this.lastSeenSeq = options.lastSeenSeq ?? 0;
+        this.#generation = options.runtimeGeneration ?? null;
+        this.#pauseMs = options.pauseMs ?? 200;
+    }
+    /** The last event that the handlers had. */
+    get seq() {
+        return this.lastSeenSeq;
+    }
+    /** The runtime that it knows. */
+    get generation() {
+        return this.#generation;
+    }
+    /** How the runtime is, if that is known. */
+    get state() {
+        return this.#state;
+    }
+    /** Whether it was let in, and the connection is there. */
+    get connected() {
+        return this.#isIn;
+    }
+    /** Calls `handler` for each envelope of a type, or of every type for `*`: events once each, in order. */
+    on(type, handler) {
+        const handlers = this.#handlers.get(type) ?? [];
+        this.#handlers.set(type, [...handlers, handler]);
+    }
+    /** Connects, and says hello. */
+    connect() {
+        this.#isClosed = false;
+        const { transport: given } = this.#options;
+        const connection = typeof given === 'function' ? given() : given;
+        const transport = isTransport(connection) ? connection : webSocketTransport(connection);
+        if (transport !== this.#transport) {
+            transport.onMessage((data) => transport === this.#transport && this.handleRaw(data));
+            transport.onClose((event) => transport === this.#transport && this.#left(event));
+            // A close follows, which says all that there is to say.
+            transport.onError?.(() => undefined);
+        }
+        this.#transport = transport;
+        this.#heardAt = Date.now();
+        this.#beat();
+        const payload = { lastSeenSeq: this.lastSeenSeq, runtimeGeneration: this.#generation, versions: [AGENT_SOCKET_VERSION] };
+        this.#put(makeEnvelope('hello', payload));
+    }
+    /** Ends the connection, for good. */
+    close() {
+        this.#isClosed = true;
+        clearInterval(this.#beats);
+        this.#transport?.close(1000, 'the client ends');
+    }
+    requestState() {
+        this.#put(makeEnvelope('state_request'));
+    }
+    /** Asks for what was missed. What was seen already is not handled again, unless `lastSeenSeq` was set back. */
+    requestReplay(since = this.lastSeenSeq) {
+        this.#isReplaying = true;
+        this.#put(makeEnvelope('replay_request', { since }));
+    }
+    /** Begins a turn. It is said again after a lost connection until something is heard of it, and runs once. */
+    startTurn(payload, turnId) {
+        this.send('turn_start', payload, { turnId });
+    }
+    abortTurn(turnId) {
+        this.send('turn_aborted', undefined, { turnId });
+    }
+    ack(seq = this.lastSeenSeq) {
+        this.#unacked = 0;
+        this.#put(makeEnvelope('ack', undefined, { ack: seq }));
+    }
+    /** Says anything else. Without a connection, what is an event waits for one. */
+    send(type, payload, meta = {}) {
+        const envelope = makeEnvelope(type, payload, meta);
+        if (isEventType(type) && (REPEATED.has(type) || !this.#isIn)) {
+            if (this.#pending.length >= PENDING_MAX)
+                throw new Error(`${PENDING_MAX} requests wait for a connection already`);
+            this.#pending.push(envelope);
+            if (!this.#isIn)
+                return;
+        }
+        this.#put(envelope);
+    }
+    /** A frame came. Called by the transport. */
+    handleRaw(raw) {
+        this.#heardAt = Date.now();
+        let envelope;
+        try {
+            envelope = parseEnvelope(raw);
+        }
+        catch (error) {
+            this.#isClosed = true;
+            this.#transport?.close(4007, String(error).slice(0, 100));
+            return;
+        }
+        if (envelope.type === 'welcome')
+            this.#welcomed(envelope);
+        else if (envelope.type === 'state_snapshot')
+            this.#snapshot(envelope);
+        else if (envelope.type === 'replay_events')
+            this.#replayed(envelope.payload);
+        else if (envelope.type === 'heartbeat') {
+            const latest = envelope.payload?.latestSeq;
+            if (latest !== undefined && latest > this.lastSeenSeq)
+                this.#askForMissed();
+        }
+        if (envelope.seq !== undefined && isEventType(envelope.type)) {
+            this.#event(envelope);
+            return;
+        }
+        if (envelope.type === 'runtime_generation_changed') {
+            this.#knows(envelope);
+            this.#askForMissed();
+        }
+        this.#handle(envelope);
+    }
+    #welcomed(envelope) {
+        this.#isIn = true;
+        this.#pauseMs = this.#options.pauseMs ?? 200;
+        this.#socketId = envelope.socketId;
+        this.#knows(envelope);
+        const { latestSeq, heartbeatMs } = (envelope.payload ?? {});
+        if (heartbeatMs !== undefined && heartbeatMs > 0 && heartbeatMs !== this.#heartbeatMs) {
+            this.#heartbeatMs = heartbeatMs;
+            this.#beat();
+        }
+        if (latestSeq !== undefined && latestSeq > 0 && latestSeq < this.lastSeenSeq) {
+            // Its numbers begin again: it is another stream than the one that was seen.
+            this.lastSeenSeq = 0;
+            this.#state = undefined;
+        }
+        if (latestSeq !== undefined && latestSeq > this.lastSeenSeq)
+            this.#askForMissed();
+        for (const said of this.#pending)
+            this.#put(said);
+        // The others are said once.
+        this.#pending = this.#pending.filter(({ type }) => REPEATED.has(type));
+    }
+    #snapshot(envelope) {
+        const { seq, ...state } = envelope.payload;
+        this.#state = state;
+        this.#stateSeq = seq ?? this.lastSeenSeq;
+    }
+    #replayed(part) {
+        for (const raw of part?.events ?? []) {
+            const event = parseEnvelope(JSON.stringify(raw));
+            if (event.seq !== undefined && event.seq > this.lastSeenSeq)
+                this.#accept(event);
+        }
+        this.lastSeenSeq = Math.max(this.lastSeenSeq, part?.until ?? 0);
+        // What followed from what is gone comes with a fresh one.
+        if (part?.gone)
+            this.#state = undefined;
+        if (part?.rest)
+            this.requestReplay();
+        else if (!part?.more) {
+            this.#isReplaying = false;
+            for (const event of this.#held.splice(0))
+                this.#event(event);
+        }
+    }
+    /** An event that was not asked for. */
+    #event(event) {
+        const seq = event.seq ?? 0;
+        if (seq <= this.lastSeenSeq)
+            return;
+        const { prev } = event;
+        if (!this.#isReplaying && (prev === undefined || prev <= this.lastSeenSeq)) {
+            this.#accept(event);
+            return;
+        }
+        if (this.#held.length < HELD_MAX && (this.#held.at(-1)?.seq ?? 0) < seq)
+            this.#held.push(event);
+        this.#askForMissed();
+    }
+    #accept(event) {
+        this.lastSeenSeq = event.seq ?? this.lastSeenSeq;
+        this.#knows(event);
+        if (this.#state && this.lastSeenSeq > this.#stateSeq)
+            this.#state = foldRuntimeState(this.#state, event);
+        this.#pending = this.#pending.filter((said) => !answers(event, said));
+        this.#handle(event);
+        this.#unacked += 1;
+        const every = this.#options.ackEvery ?? 16;
+        if (every > 0 && this.#unacked >= every)
+            this.ack();
+    }
+    #handle(envelope) {
+        for (const type of [envelope.type, '*']) {
+            for (const handler of this.#handlers.get(type) ?? []) {
+                try {
+                    handler(envelope);
+                }
+                catch (error) {
+                    // One that fails spoils nothing for the others, and is not hidden either.
+                    queueMicrotask(() => {
+                        throw error;
+                    });
+                }
+            }
+        }
+    }
+    #knows(envelope) {
+        if (envelope.runtimeGeneration !== undefined)
+            this.#generation = envelope.runtimeGeneration;
+    }
+    #askForMissed() {
+        if (!this.#isReplaying)
+            this.requestReplay();
+    }
+    #put(envelope) {
+        const own = { ...envelope, clientId: this.#options.clientId };
+        if (this.#socketId !== undefined)
+            own.socketId = this.#socketId;
+        try {
+            this.#transport?.send(serializeEnvelope(own));
+        }
+        catch {
+            // It is closed, which is told another way, and what matters is said again.
+        }
+    }
+    #beat() {
+        clearInterval(this.#beats);
+        this.#beats = setInterval(() => {
+            if (Date.now() - this.#heardAt >= this.#heartbeatMs * SILENT_BEATS) {
+                this.#transport?.close(4001, 'nothing was heard');
+                this.#left(undefined);
+                return;
+            }
+            this.#put(makeEnvelope('heartbeat'));
+            if (!this.#isIn)
+                return;
+            if (this.#unacked > 0 && this.#options.ackEvery !== 0)
+                this.ack();
+            // What got lost on the way is said again.
+            if (this.#isReplaying)
+                this.requestReplay();
+            if (this.#state === undefined)
+                this.requestState();
+            for (const said of this.#pending)
+                if (said.type === 'turn_start')
+                    this.#put(said);
+        }, this.#heartbeatMs);
+        this.#beats.unref?.();
+    }
+    #left(event) {
+        clearInterval(this.#beats);
+        this.#transport = undefined;
+        this.#isIn = false;
+        this.#isReplaying = false;
+        this.#held = [];
+        const code = event?.code ?? 1006;
+        if (this.#isClosed || FINAL.has(code) || typeof this.#options.transport !== 'function')
+            return;
+        setTimeout(() => this.#isClosed || this.connect(), this.#pauseMs * (1 - Math.random() / 2));
+        this.#pauseMs = Math.min(this.#pauseMs * 2, this.#options.pauseMaxMs ?? 10_000);
+    }
+}
+/** Whether an event says what became of what was said. */
+function answers(event, said) {
+    if (said.type === 'turn_start')
+        return said.turnId === undefined || said.turnId === event.turnId;
+    if (said.type === 'turn_aborted')
+        return ENDS.has(event.type) && said.turnId === event.turnId;
+    return said.operationId === event.operationId;
+}
+//# sourceMappingURL=client.js.map

@@ -1,0 +1,141 @@
+/** Both sides, in one program: the quick starts of the protocol, and what must not get lost. */
+
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+
+import { AgentSocketClient } from '../agent-socket/client.js'
+import {
+  InMemoryTransport,
+  initialRuntimeState,
+  makeEnvelope,
+  MemoryEventStore,
+  serializeEnvelope,
+  type AgentSocketEnvelope,
+  type AgentSocketTransport,
+} from '../agent-socket/index.js'
+import { createAgentSocketServerSession, type AgentSocketServerSession } from '../agent-socket/server.js'
+
+/** Everything that is on its way arrives. */
+const settled = (): Promise<void> => new Promise((done) => setTimeout(done, 5))
+
+function session(transport: AgentSocketTransport, store: MemoryEventStore, generation = 'g1'): AgentSocketServerSession {
+  return createAgentSocketServerSession(transport, {
+    runtimeGeneration: generation,
+    store,
+    handlers: {
+      getState: () => initialRuntimeState(generation),
+      onStartTurn: ({ turnId = '', payload, emit }) => {
+        emit({ type: 'turn_queued', turnId, payload })
+        emit({ type: 'turn_text_delta', turnId, payload: { delta: 'hi' } })
+        emit({ type: 'turn_done', turnId })
+      },
+    },
+  })
+}
+
+function watch(client: AgentSocketClient): AgentSocketEnvelope[] {
+  const seen: AgentSocketEnvelope[] = []
+  client.on('*', (event) => event.seq !== undefined && seen.push(event))
+  return seen
+}
+
+test('a turn from its start to its end', async () => {
+  const [here, there] = InMemoryTransport.pair()
+  const server = session(there, new MemoryEventStore())
+  const client = new AgentSocketClient({ clientId: 'c', transport: here })
+  const seen = watch(client)
+  const deltas: unknown[] = []
+  client.on<{ delta: string }>('turn_text_delta', ({ payload }) => deltas.push(payload?.delta))
+  client.connect()
+  client.startTurn({ text: 'hello' }, 't-1')
+  client.startTurn({ text: 'hello' }, 't-1')
+  await settled()
+  server.emit('turn_start', {}, { turnId: 't-2' })
+  await settled()
+  assert.deepEqual(seen.map(({ type }) => type), ['turn_queued', 'turn_text_delta', 'turn_done', 'turn_start'])
+  assert.deepEqual(seen.map(({ seq }) => seq), [1, 2, 3, 4])
+  assert.deepEqual(deltas, ['hi'])
+  assert.equal(client.generation, 'g1')
+  assert.equal(client.state?.activeTurn?.id, 't-2')
+  client.close()
+})
+
+test('who was away gets the rest once', async () => {
+  const store = new MemoryEventStore()
+  let server: AgentSocketServerSession | undefined
+  let cut: InMemoryTransport | undefined
+  const client = new AgentSocketClient({
+    clientId: 'c',
+    pauseMs: 1,
+    transport: () => {
+      const [here, there] = InMemoryTransport.pair()
+      cut = there
+      server = session(there, store)
+      return here
+    },
+  })
+  const seen = watch(client)
+  client.connect()
+  await settled()
+  server?.emit('turn_phase', { phase: '1' })
+  await settled()
+  cut?.close(1001)
+  client.startTurn({}, 't-1')
+  store.append({ ...makeEnvelope('turn_phase', {}, { clientId: 'c', seq: 2 }) })
+  for (let tries = 0; tries < 100 && seen.length < 5; tries += 1) await settled()
+  assert.deepEqual(seen.map(({ seq }) => seq), [1, 2, 3, 4, 5])
+  client.lastSeenSeq = 3
+  client.requestReplay(3)
+  await settled()
+  assert.deepEqual(seen.map(({ seq }) => seq), [1, 2, 3, 4, 5, 4, 5], 'asked for again on purpose')
+  client.close()
+})
+
+test('what is missing is noticed, and what is gone is told', async () => {
+  const [here, there] = InMemoryTransport.pair()
+  const client = new AgentSocketClient({ clientId: 'c', transport: here, ackEvery: 2 })
+  const said: AgentSocketEnvelope[] = []
+  there.onMessage((data) => said.push(JSON.parse(data as string) as AgentSocketEnvelope))
+  const tell = async (type: 'welcome' | 'turn_phase' | 'replay_events', payload: unknown, fields = {}): Promise<void> => {
+    there.send(serializeEnvelope({ ...makeEnvelope(type, payload), ...fields }))
+    await settled()
+  }
+  const seen = watch(client)
+  client.connect()
+  await tell('welcome', { latestSeq: 0, heartbeatMs: 15_000 })
+  await tell('turn_phase', {}, { seq: 1, prev: 0 })
+  await tell('turn_phase', {}, { seq: 3, prev: 2 })
+  assert.equal(seen.length, 1, 'it waits for what is before it')
+  assert.equal(said.at(-1)?.type, 'replay_request')
+  await tell('replay_events', { since: 1, until: 2, more: false, events: [{ ...makeEnvelope('turn_phase'), seq: 2 }] })
+  await tell('turn_phase', {}, { seq: 3, prev: 2 })
+  assert.deepEqual(seen.map(({ seq }) => seq), [1, 2, 3])
+  assert.deepEqual(said.filter(({ type }) => type === 'ack').map(({ ack }) => ack), [2])
+  client.close()
+
+  const store = new MemoryEventStore({ maxEvents: 2 })
+  const [ours, theirs] = InMemoryTransport.pair()
+  session(theirs, store)
+  for (let seq = 1; seq <= 5; seq += 1) store.append(makeEnvelope('turn_phase', {}, { clientId: 'c', seq }))
+  const late = new AgentSocketClient({ clientId: 'c', transport: ours })
+  const gone: unknown[] = []
+  late.on<{ gone?: unknown }>('replay_events', ({ payload }) => gone.push(payload?.gone))
+  late.connect()
+  await settled()
+  assert.deepEqual([gone, late.seq, store.nextSeq('c')], [[[0, 3]], 5, 6])
+  late.close()
+})
+
+test('what is not allowed closes the connection', async () => {
+  for (const [frame, code] of [
+    ['nothing', 1007],
+    [serializeEnvelope(makeEnvelope('turn_start')), 1008],
+    [serializeEnvelope({ ...makeEnvelope('hello'), version: 2 as 1 }), 1002],
+  ] as const) {
+    const [here, there] = InMemoryTransport.pair()
+    session(there, new MemoryEventStore())
+    const closed = new Promise((done) => here.onClose(done))
+    here.send(frame)
+    assert.equal(((await closed) as { code: number }).code, code)
+  }
+})
