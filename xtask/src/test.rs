@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use crate::{
     conformance,
     run::{Result, cargo, checked},
-    tidy, tools,
+    tidy, tools, web,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -26,6 +26,8 @@ pub(crate) enum Step {
     Deny,
     /// The published client against a running server.
     Conformance,
+    /// The browser SDK, also in a real browser; and the examples.
+    Web,
 }
 
 pub(crate) fn run(steps: &[Step]) -> Result {
@@ -74,6 +76,7 @@ impl Step {
                 checked(deny)
             }
             Self::Conformance => conformance::run(),
+            Self::Web => web::run(),
         }
     }
 }

@@ -11,6 +11,9 @@ use crate::run::{Result, cargo, checked, target};
 /// The version that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
 
+/// Where systems have it.
+const CHROMIUMS: [&str; 3] = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+
 /// cargo-deny of the pinned version, built once.
 pub(crate) fn cargo_deny() -> Result<PathBuf> {
     let root = target().join("tools");
@@ -54,7 +57,16 @@ pub(crate) fn node() -> Result {
     if !is_complete() {
         apt_install("Node.js", &["nodejs", "npm"])?;
     }
-    if is_complete() { Ok(()) } else { Err("node and npm are needed for the conformance step".into()) }
+    if is_complete() { Ok(()) } else { Err("node and npm are needed for the conformance and web steps".into()) }
+}
+
+/// A browser.
+pub(crate) fn chromium() -> Result<PathBuf> {
+    let found = || CHROMIUMS.iter().map(PathBuf::from).find(|program| program.is_file());
+    if found().is_none() {
+        apt_install("Chromium", &["chromium"])?;
+    }
+    found().ok_or_else(|| "Chromium is needed for the tests of the browser SDK".into())
 }
 
 /// The environment that tells the tests where PostgreSQL's programs are; the tests start a private server of their own.

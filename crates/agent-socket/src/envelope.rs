@@ -411,7 +411,7 @@ impl<'de> Deserialize<'de> for Wire<'de> {
                 while let Some(Name(name)) = map.next_key()? {
                     let value: &RawValue = map.next_value()?;
                     // Of two with one name the later counts, as in browsers.
-                    match FIELDS.iter().position(|known| *known == name) {
+                    match place(&name) {
                         Some(at) => wire.known[at] = Some(value).filter(|value| value.get() != "null"),
                         None => {
                             wire.extra.push(',');
@@ -427,6 +427,11 @@ impl<'de> Deserialize<'de> for Wire<'de> {
     }
 }
 
+/// Where a field stands among the known ones: by its length first, which tells most apart.
+fn place(name: &str) -> Option<usize> {
+    FIELDS.iter().position(|known| known.len() == name.len() && *known == name)
+}
+
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -434,13 +439,15 @@ impl Wire<'_> {
     fn check(self) -> Result<Envelope, ParseError> {
         let [protocol, version, kind, client_id, socket_id, generation, turn_id, operation_id, seq, ack, ts, payload] =
             self.known;
-        if protocol.is_none_or(|protocol| read::<Cow<'_, str>>(protocol).is_none_or(|name| name != PROTOCOL)) {
+        if protocol.and_then(words).is_none_or(|name| name != PROTOCOL) {
             return Err(ParseError::Protocol);
         }
-        if version.and_then(read::<f64>) != Some(VERSION as f64) {
+        // It may be written as 1.0.
+        if version.is_none_or(|version| version.get() != "1" && read::<f64>(version) != Some(VERSION as f64)) {
             return Err(ParseError::Version);
         }
-        let kind = text("type", kind)?.ok_or_else(|| wrong("type", "missing"))?;
+        let kind = kind.ok_or_else(|| wrong("type", "missing"))?;
+        let kind = words(kind).ok_or_else(|| wrong("type", "no text"))?;
         let kind = kind.parse().map_err(|()| wrong("type", &format!("{kind:?} is none of the protocol's types")))?;
         let ts = ts.ok_or_else(|| wrong("ts", "missing"))?;
         Ok(Envelope {
@@ -453,12 +460,27 @@ impl Wire<'_> {
             seq: number("seq", seq)?,
             ack: number("ack", ack)?,
             // Some clocks tell fractions.
-            ts: read::<i64>(ts)
-                .or_else(|| read::<f64>(ts).map(|ts| ts as i64))
-                .ok_or_else(|| wrong("ts", "no number"))?,
+            ts: whole(ts).or_else(|| read::<f64>(ts).map(|ts| ts as i64)).ok_or_else(|| wrong("ts", "no number"))?,
             payload: payload.map(ToOwned::to_owned),
             extra: Extra(self.extra),
         })
+    }
+}
+
+/// Text; most has no escapes, and then needs no parser.
+fn words(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let plain = raw.get().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    match plain.filter(|text| !text.contains('\\')) {
+        Some(plain) => Some(Cow::Borrowed(plain)),
+        None => read(raw),
+    }
+}
+
+/// A whole number; most are written as digits, and then need no parser.
+fn whole<T: FromStr + for<'a> Deserialize<'a>>(raw: &RawValue) -> Option<T> {
+    match raw.get() {
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok(),
+        _ => read(raw),
     }
 }
 
@@ -471,12 +493,12 @@ fn wrong(field: &'static str, why: &str) -> ParseError {
 }
 
 fn text(field: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, ParseError> {
-    raw.map(|raw| read(raw).ok_or_else(|| wrong(field, "no text"))).transpose()
+    raw.map(|raw| words(raw).map(Cow::into_owned).ok_or_else(|| wrong(field, "no text"))).transpose()
 }
 
 fn number(field: &'static str, raw: Option<&RawValue>) -> Result<Option<u64>, ParseError> {
     let read = |raw: &RawValue| {
-        let number = read::<u64>(raw).filter(|number| *number <= NUMBER_MAX);
+        let number = whole::<u64>(raw).filter(|number| *number <= NUMBER_MAX);
         number.ok_or_else(|| wrong(field, "no whole number from 0 to 2^53-1"))
     };
     raw.map(read).transpose()

@@ -223,7 +223,10 @@ async fn own_deltas(clients: usize) -> (f64, f64) {
         }
         std::future::pending().await
     });
-    measure(&peer, &flow).await
+    let measured = measure(&peer, &flow).await;
+    // Before the server is gone, which they would complain about.
+    work.shutdown().await;
+    measured
 }
 
 async fn measure(peer: &Peer, flow: &Flow) -> (f64, f64) {
@@ -246,7 +249,10 @@ async fn bare_deltas(clients: usize) -> (f64, f64) {
         let (sends, receives) = connect(peer.http).await.split();
         work.spawn(echoes(sends, receives, flow.clone(), own, client));
     }
-    measure(&peer, &flow).await
+    let measured = measure(&peer, &flow).await;
+    // Before the server is gone, which they would complain about.
+    work.shutdown().await;
+    measured
 }
 
 async fn echoes(mut sends: Sends, mut receives: Receives, flow: Arc<Flow>, own: usize, client: usize) {

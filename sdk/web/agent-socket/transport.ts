@@ -53,7 +53,8 @@ export type WebSocketLike = {
   binaryType?: string
   send(data: string): void
   close(code?: number, reason?: string): void
-  addEventListener(type: 'open' | 'message' | 'close' | 'error', listener: (event: never) => void): void
+  // Events of browsers and of libraries differ in type.
+  addEventListener(type: 'open' | 'message' | 'close' | 'error', listener: (event: any) => void): void
 }
 
 /** A WebSocket as a transport. What is sent before it is open waits. */

@@ -1,0 +1,28 @@
+//! The browser SDK: its own tests, and its pages in a real browser, with a real server.
+
+use std::process::Command;
+
+use crate::{
+    run::{Result, cargo, checked, root, target},
+    tools,
+};
+
+pub(crate) fn run() -> Result {
+    tools::node()?;
+    let chromium = tools::chromium()?;
+    checked(cargo(&["run", "--quiet", "--package", "trunkline-agent-socket", "--example", "quick_start"]))?;
+    checked(cargo(&["build", "--quiet", "--package", "trunkline", "--bin", "trunkline"]))?;
+    let runtime = ["--package", "trunkline-agent-socket", "--all-features", "--example", "runtime"];
+    checked(cargo(&[&["build", "--quiet"], &runtime[..]].concat()))?;
+    let npm = |args: &[&str]| {
+        let mut npm = Command::new("npm");
+        npm.args(args).current_dir(root().join("sdk/web"));
+        npm
+    };
+    checked(npm(&["ci", "--no-fund", "--no-audit", "--loglevel=error"]))?;
+    let mut test = npm(&["run", "--silent", "test:browser"]);
+    let built = target().join("debug");
+    test.env("TRUNKLINE_BIN", built.join("trunkline")).env("TRUNKLINE_CHROMIUM", chromium);
+    test.env("TRUNKLINE_RUNTIME", built.join("examples").join("runtime"));
+    checked(test)
+}
