@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people at a terminal")]
 
 mod conformance;
+mod fuzz;
 mod run;
 mod test;
 mod tidy;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use clap::ValueEnum as _;
 
 use crate::{
-    conformance,
+    conformance, fuzz,
     run::{Result, cargo, checked},
     tidy, tools, web,
 };
@@ -28,6 +28,8 @@ pub(crate) enum Step {
     Conformance,
     /// The browser SDK, also in a real browser; and the examples.
     Web,
+    /// A minute of frames that nobody would send.
+    Fuzz,
 }
 
 pub(crate) fn run(steps: &[Step]) -> Result {
@@ -77,6 +79,7 @@ impl Step {
             }
             Self::Conformance => conformance::run(),
             Self::Web => web::run(),
+            Self::Fuzz => fuzz::run(),
         }
     }
 }

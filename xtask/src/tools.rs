@@ -51,6 +51,14 @@ pub(crate) fn make() -> Result {
     if is_there("make") { Ok(()) } else { Err("make is needed to build the server".into()) }
 }
 
+/// What libFuzzer is built with.
+pub(crate) fn cpp() -> Result {
+    if !is_there("c++") {
+        apt_install("a C++ compiler", &["g++"])?;
+    }
+    if is_there("c++") { Ok(()) } else { Err("a C++ compiler is needed to build the fuzzer".into()) }
+}
+
 /// Node.js with npm, of a version that the stories run on.
 pub(crate) fn node() -> Result {
     let is_complete = || is_there("node") && is_there("npm");

@@ -257,6 +257,10 @@ pub fn make(kind: Type, payload: &impl Serialize, meta: Meta) -> Result<Envelope
 /// [`ParseError`], which names the field.
 pub fn parse(frame: &[u8]) -> Result<Envelope, ParseError> {
     let text = str::from_utf8(frame).map_err(|e| ParseError::NoObject(e.to_string()))?;
+    // The parser would repeat whatever else it is.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(ParseError::NoObject("it begins otherwise".to_owned()));
+    }
     let wire: Wire<'_> = serde_json::from_str(text).map_err(|e| ParseError::NoObject(e.to_string()))?;
     wire.check()
 }
@@ -365,7 +369,8 @@ fn push_text(out: &mut String, text: &str) {
     if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
         return out.extend(["\"", text, "\""]);
     }
-    out.push_str(&Value::from(text).to_string());
+    // Text can always be written.
+    out.push_str(&serde_json::to_string(text).unwrap_or_default());
 }
 
 /// Unix milliseconds.
