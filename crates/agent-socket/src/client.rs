@@ -33,6 +33,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Options {
     /// Whose stream it shows.
     pub client_id: String,
+    /// At a Trunkline server: the agent that is to be its runtime, such as `ag::prod::chat::one`.
+    pub agent: Option<String>,
     /// The last event that it saw; 0 for none.
     pub last_seen_seq: u64,
     /// The runtime that it knows.
@@ -53,6 +55,7 @@ impl Options {
     pub fn new(client_id: impl Into<String>) -> Self {
         Self {
             client_id: client_id.into(),
+            agent: None,
             last_seen_seq: 0,
             runtime_generation: None,
             ack_every: 16,

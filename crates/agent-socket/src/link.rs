@@ -67,6 +67,9 @@ pub struct Hello {
     /// Versions that it speaks besides that of the envelope.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub versions: Vec<u64>,
+    /// Of a UI at a Trunkline server: the agent that is to be its runtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// Of a runtime: turns that it goes on with, though its generation is new.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub recovered_turns: Vec<String>,

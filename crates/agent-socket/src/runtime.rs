@@ -179,6 +179,7 @@ impl<H: Handlers, C: Connector> Run<H, C> {
             runtime_generation: Some(self.options.generation.clone()),
             role: Role::Runtime,
             versions: vec![VERSION],
+            agent: None,
             recovered_turns: self.options.recovered_turns.clone(),
         };
         if say(&mut sender, vec![Envelope::new(Type::Hello).with(&hello).to_json()]).await.is_err() {

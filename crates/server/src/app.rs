@@ -33,7 +33,7 @@ use crate::{
     metrics::Metrics,
     ops::{self, Operations},
     sandbox,
-    socket::{Inside, Surface},
+    socket::{Agents, Inside, Surface},
     sse::Streams,
     tls::Tls,
 };
@@ -138,7 +138,7 @@ impl Server {
         let operations = Operations::new(known, sessions.clone(), sandboxes.clone(), metrics.clone(), ends);
         let auth = Auth::new(gate.clone(), tasks.clone(), config.dev);
         let gateway = Gateway {
-            sessions,
+            sessions: sessions.clone(),
             metrics: metrics.clone(),
             gate: gate.clone(),
             auth: auth.clone(),
@@ -152,7 +152,8 @@ impl Server {
         background.spawn(sandboxes.clone().run());
         let streams = Streams::new(limits.event_streams_per_token, metrics.event_streams.clone());
         let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams };
-        let socket = Surface::new(sockets.clone(), web.clone(), background.clone());
+        let agents = Agents { sessions, tasks: tasks.clone() };
+        let socket = Surface::new(sockets.clone(), agents, web.clone(), background.clone());
         let surfaces = sandbox::router(sandboxes.clone(), web).merge(socket.clone().router());
         let server = Self {
             admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },

@@ -1,5 +1,6 @@
 //! The socket surface: `/agent-socket`. See docs/protocol/agent-socket.md.
 
+mod agent;
 mod desk;
 mod record;
 mod runtime;
@@ -26,6 +27,7 @@ use trunkline_agent_socket::{
 };
 use trunkline_core::{Error, Kind, caller::Caller, socket::Sockets};
 
+pub(crate) use self::agent::Agents;
 use self::{desk::Desks, transport::WebSocket};
 use crate::{
     error::Refusal,
@@ -43,6 +45,7 @@ pub(crate) struct Surface(Arc<Shared>);
 
 struct Shared {
     sockets: Sockets,
+    agents: Agents,
     desks: Desks,
     web: Web,
     terms: Terms,
@@ -50,9 +53,9 @@ struct Shared {
 }
 
 impl Surface {
-    pub(crate) fn new(sockets: Sockets, web: Web, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(sockets: Sockets, agents: Agents, web: Web, tasks: TaskTracker) -> Self {
         let terms = Terms { frame_bytes_max: web.limits.payload_bytes_max, ..Terms::default() };
-        Self(Arc::new(Shared { sockets, desks: Desks::default(), web, terms, tasks }))
+        Self(Arc::new(Shared { sockets, agents, desks: Desks::default(), web, terms, tasks }))
     }
 
     pub(crate) fn router(self) -> Router {

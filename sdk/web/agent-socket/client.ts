@@ -20,6 +20,8 @@ type Connection = AgentSocketTransport | WebSocketLike
 export type AgentSocketClientOptions = {
   /** Whose stream it shows. */
   clientId: string
+  /** At a Trunkline server: the agent that is to be its runtime, such as `ag::prod::chat::one`. */
+  agent?: string
   /** A connection; or what makes one, which is then asked again, after a pause, whenever a connection is lost. */
   transport: Connection | (() => Connection)
   lastSeenSeq?: number
@@ -116,7 +118,9 @@ export class AgentSocketClient {
     this.#transport = transport
     this.#heardAt = Date.now()
     this.#beat()
-    const payload = { lastSeenSeq: this.lastSeenSeq, runtimeGeneration: this.#generation, versions: [AGENT_SOCKET_VERSION] }
+    const { agent } = this.#options
+    const known = { lastSeenSeq: this.lastSeenSeq, runtimeGeneration: this.#generation, versions: [AGENT_SOCKET_VERSION] }
+    const payload = agent === undefined ? known : { ...known, agent }
     this.#put(makeEnvelope('hello', payload))
   }
 

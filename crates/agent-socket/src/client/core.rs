@@ -27,6 +27,7 @@ pub(super) enum Effect {
 
 pub(super) struct Core {
     client_id: String,
+    agent: Option<String>,
     socket_id: Option<String>,
     generation: Option<String>,
     seen: u64,
@@ -48,6 +49,7 @@ impl Core {
     pub(super) fn new(options: &Options) -> Self {
         Self {
             client_id: options.client_id.clone(),
+            agent: options.agent.clone(),
             socket_id: None,
             generation: options.runtime_generation.clone(),
             seen: options.last_seen_seq,
@@ -80,6 +82,7 @@ impl Core {
             runtime_generation: self.generation.clone(),
             role: Role::Ui,
             versions: vec![VERSION],
+            agent: self.agent.clone(),
             recovered_turns: Vec::new(),
         };
         self.own(Envelope::new(Type::Hello).with(&hello))

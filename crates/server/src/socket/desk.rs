@@ -13,7 +13,7 @@ use trunkline_core::{
 };
 use trunkline_store::log::{Item, Record};
 
-use super::record;
+use super::{agent::Line, record};
 
 /// Events that are folded at once, and after how many a checkpoint is kept.
 const FOLD_AT_ONCE: usize = 1000;
@@ -32,6 +32,8 @@ pub(super) struct Desk {
     known: Mutex<Known>,
     /// What each of its sockets had.
     acks: SyncMutex<HashMap<String, u64>>,
+    /// Its line to an agent, if it has one.
+    pub(super) line: Mutex<Weak<Line>>,
 }
 
 #[derive(Default)]
@@ -53,7 +55,8 @@ impl Desks {
         if desks.len().is_power_of_two() {
             desks.retain(|_, desk| desk.strong_count() > 0);
         }
-        let desk = Desk { permit: permit.note(), known: Mutex::default(), acks: SyncMutex::default() };
+        let (known, acks, line) = (Mutex::default(), SyncMutex::default(), Mutex::default());
+        let desk = Desk { permit: permit.note(), known, acks, line };
         let desk = Arc::new(desk);
         desks.insert(permit.client().to_owned(), Arc::downgrade(&desk));
         desk
@@ -65,6 +68,11 @@ impl Desks {
 }
 
 impl Desk {
+    /// To say what the server itself has to say.
+    pub(super) fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
     pub(super) fn client(&self) -> &str {
         self.permit.client()
     }

@@ -16,7 +16,7 @@ use trunkline_core::{
 };
 use trunkline_store::log::{Item, Reader};
 
-use super::{Socket, desk::Desk, failed, record, stops};
+use super::{Socket, agent::Line, desk::Desk, failed, record, stops};
 
 /// Records that are read and sent at once.
 const SEND_AT_ONCE: usize = 64;
@@ -34,6 +34,8 @@ struct Ui<'a, S> {
     sent: u64,
     generation: String,
     is_slow: bool,
+    /// To the agent that it asked for, if it did.
+    line: Option<Arc<Line>>,
 }
 
 pub(super) async fn serve<S: Sender>(
@@ -49,11 +51,15 @@ pub(super) async fn serve<S: Sender>(
     if let Some(generation) = shared.sockets.generation(&client) {
         desk.settle(&shared.sockets, &generation, &Default::default()).await.map_err(|e| failed(&e))?;
     }
+    let line = match &hello.agent {
+        Some(agent) => Some(Line::open(&shared, &socket.caller, &desk, agent).await.map_err(|e| failed(&e))?),
+        None => None,
+    };
     let (state, sent) = desk.state(&shared.sockets).await.map_err(|e| failed(&e))?;
     let reader = shared.sockets.follow(&permit, record::offset(sent)).map_err(|e| failed(&e))?;
     let socket_id = said.socket_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let generation = state.runtime_generation.clone();
-    let mut ui = Ui { socket, permit, socket_id, desk, reader, sent, generation, is_slow: false };
+    let mut ui = Ui { socket, permit, socket_id, desk, reader, sent, generation, is_slow: false, line };
     ui.welcome(hello).await?;
     ui.run(receiver).await
 }
@@ -123,7 +129,7 @@ impl<S: Sender> Ui<'_, S> {
         self.generation.clone_from(&state.runtime_generation);
         let mut payload = serde_json::to_value(state).unwrap_or_default();
         payload["seq"] = seq.into();
-        let is_there = shared.sockets.generation(self.permit.client()).is_some();
+        let is_there = self.line.is_some() || shared.sockets.generation(self.permit.client()).is_some();
         payload["runtime"] = if is_there { "attached" } else { "away" }.into();
         self.say(Envelope::new(Type::StateSnapshot).with(&payload)).await
     }
@@ -199,6 +205,9 @@ impl<S: Sender> Ui<'_, S> {
 
     /// Something for the runtime.
     async fn asked(&mut self, envelope: Envelope) -> Result<(), Close> {
+        if let Some(line) = &self.line {
+            return line.ask(envelope).await.map_err(|e| failed(&e));
+        }
         let sockets = self.socket.shared.sockets.clone();
         let Envelope { kind, turn_id, payload, .. } = &envelope;
         let event = |kind| Envelope { turn_id: turn_id.clone(), payload: payload.clone(), ..Envelope::new(kind) };

@@ -24,6 +24,7 @@ use trunkline_agent_socket::{
 
 use crate::{process::Process, sandbox::Web};
 
+mod agents;
 mod rights;
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,303 @@
+//! An agent on gRPC as a client's runtime: what the client asks becomes messages of a user, and what the agent answers becomes
+//! events of the client. The agent knows nothing of it.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message as _;
+use serde_json::{Value, json};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+use trunkline_agent_socket::{Envelope, Type};
+use trunkline_core::{
+    Error, Kind,
+    caller::Caller,
+    identity::Identity,
+    message::{self, Said, Sender},
+    session::{Session, Sessions},
+    socket::Permit,
+    task::Tasks,
+};
+use trunkline_proto::v1::{MessageType, ProgressReport};
+use trunkline_store::log::{Item, Record};
+
+use super::{Shared, desk::Desk, record};
+
+/// What a client asks and its line did not get to.
+const ASKS_MAX: usize = 64;
+
+/// Messages that are read at once.
+const READ_AT_ONCE: usize = 64;
+
+/// How long a page that was left may take to be left, when it comes again.
+const LEAVES: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Where agents are.
+#[derive(Clone)]
+pub(crate) struct Agents {
+    pub(crate) sessions: Sessions,
+    pub(crate) tasks: Tasks,
+}
+
+/// A client's line to its agent, for all of the client's sockets; ends with the last of them.
+pub(super) struct Line {
+    agent: String,
+    asks: mpsc::Sender<Envelope>,
+}
+
+impl Line {
+    /// The client's line to this agent; the one that there is, if it is to the same.
+    pub(super) async fn open(
+        shared: &Arc<Shared>,
+        caller: &Caller,
+        desk: &Arc<Desk>,
+        agent: &str,
+    ) -> Result<Arc<Self>, Error> {
+        if !matches!(Identity::parse(agent), Ok(Identity::Agent(_))) {
+            return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "payload.agent: no agent's identity"));
+        }
+        let mut known = desk.line.lock().await;
+        if let Some(line) = known.upgrade() {
+            if line.agent == agent {
+                return Ok(line);
+            }
+            let why = "this client has another agent, as long as its other sockets are there";
+            return Err(Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", why));
+        }
+        let Identity::User { user, .. } = &caller.identity else {
+            return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", "only users have agents"));
+        };
+        let session = attach(&shared.agents.sessions, Identity::user(user, desk.client())?, caller).await?;
+        let lane = session.caller.identity.to_string();
+        let told_to = shared.sockets.told_to(&lane).await?;
+        let no_metrics = |_: &[u8]| Err("a client of the socket surface sends none".to_owned());
+        let Agents { sessions, tasks } = shared.agents.clone();
+        let sender = Sender::new(sessions, tasks, &session, &shared.web.limits, no_metrics)?;
+        let (asks, asked) = mpsc::channel(ASKS_MAX);
+        let agent = agent.to_owned();
+        let run =
+            Run { shared: shared.clone(), session, sender, agent: agent.clone(), lane, desk: desk.clone(), told_to };
+        shared.tasks.spawn(run.run(asked));
+        let line = Arc::new(Self { agent, asks });
+        *known = Arc::downgrade(&line);
+        Ok(line)
+    }
+
+    /// Something for the agent.
+    pub(super) async fn ask(&self, envelope: Envelope) -> Result<(), Error> {
+        let ended = |_| Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the line to the agent has ended");
+        self.asks.send(envelope).await.map_err(ended)
+    }
+}
+
+/// The user's window, once a page that was just left has left it.
+async fn attach(sessions: &Sessions, identity: Identity, caller: &Caller) -> Result<Session, Error> {
+    let until = Instant::now() + LEAVES;
+    loop {
+        match sessions.attach(identity.clone(), caller.credential.clone(), "").await {
+            Err(error) if error.kind == Kind::Exists && Instant::now() < until => sleep(PAUSE).await,
+            attached => return attached,
+        }
+    }
+}
+
+struct Run {
+    shared: Arc<Shared>,
+    session: Session,
+    sender: Sender,
+    agent: String,
+    /// The user's window, and so what the agent answers to.
+    lane: String,
+    desk: Arc<Desk>,
+    /// The last message that became events.
+    told_to: u64,
+}
+
+impl Run {
+    async fn run(mut self, mut asks: mpsc::Receiver<Envelope>) {
+        let (stop, mut items) = (self.shared.web.stop.clone(), Vec::new());
+        let ended = loop {
+            let done = tokio::select! {
+                ask = asks.recv() => match ask {
+                    Some(ask) => self.ask(ask).await,
+                    None => break Ok(()),
+                },
+                read = self.session.reader.next_batch(READ_AT_ONCE, &mut items) => match read {
+                    Ok(()) => self.hear(&mut items).await,
+                    Err(error) => break Err(error.into()),
+                },
+                _ = self.session.lease.lost() => break Ok(()),
+                () = stop.cancelled() => break Ok(()),
+            };
+            if done.is_err() {
+                break done;
+            }
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, lane = self.lane, "a line to an agent ends; the next one goes on where it was");
+        }
+        if let Err(error) = self.session.save().await {
+            tracing::debug!(%error, lane = self.lane, "what it had is read again, and not told again");
+        }
+    }
+
+    /// What the client asks becomes a message.
+    async fn ask(&mut self, ask: Envelope) -> Result<(), Error> {
+        let turn = ask.turn_id.clone();
+        let event =
+            |kind: Type, payload: &Value| Envelope { turn_id: turn.clone(), ..Envelope::new(kind).with(payload) };
+        let (kind, body) = match ask.kind {
+            Type::TurnStart => (MessageType::Chat, words(&ask.value())),
+            Type::TurnAborted => (MessageType::Control, json!({"type": ask.kind.as_str(), "turnId": turn}).to_string()),
+            _ => (MessageType::Opaque, ask.to_json()),
+        };
+        let key = turn.as_deref().filter(|_| ask.kind == Type::TurnStart).unwrap_or_default();
+        let sent = self.sender.send(&self.session, &self.agent, kind.into(), body.as_bytes(), key);
+        let sent = match sent {
+            Ok(()) => self.submit().await,
+            Err(error) => Err(error),
+        };
+        let answer = match (sent, ask.kind) {
+            (Err(error), Type::TurnStart) => {
+                event(Type::TurnError, &json!({"error": error.message, "code": error.code}))
+            }
+            (Err(error), _) => return Err(error),
+            (Ok(()), Type::TurnStart) if self.is_there() => event(Type::TurnRunning, &ask.value()),
+            (Ok(()), Type::TurnStart) => event(Type::TurnQueued, &ask.value()),
+            (Ok(()), Type::TurnAborted) => event(Type::TurnAborted, &json!({})),
+            (Ok(()), _) => return Ok(()),
+        };
+        self.tell(vec![answer], None).await
+    }
+
+    async fn submit(&mut self) -> Result<(), Error> {
+        let Ok(sent) = self.sender.submit().await else { return Err(message::publish_failed()) };
+        let lost = match sent {
+            Some(sent) => sent.await,
+            None => Vec::new(),
+        };
+        if lost.is_empty() { Ok(()) } else { Err(message::publish_failed()) }
+    }
+
+    fn is_there(&self) -> bool {
+        let kind = trunkline_core::identity::PrincipalKind::Agent;
+        self.shared.agents.sessions.presence().is_connected(kind, &self.agent)
+    }
+
+    /// What is said to the client becomes events.
+    async fn hear(&mut self, items: &mut Vec<Item>) -> Result<(), Error> {
+        for item in items.drain(..) {
+            let Item::Record(record) = item else { continue };
+            if record.offset.0 > self.told_to {
+                let events = self.events(&record).await?;
+                self.tell(events, Some(record.offset.0)).await?;
+                self.told_to = record.offset.0;
+            }
+            self.session.delivery(record.offset).done();
+        }
+        self.session.save().await
+    }
+
+    async fn events(&self, record: &Record) -> Result<Vec<Envelope>, Error> {
+        let (state, _) = self.desk.state(&self.shared.sockets).await?;
+        let turn = state.active_turn.map(|turn| turn.id).filter(|turn| !turn.is_empty());
+        Ok(match message::decode(record)? {
+            Said::Message(message) => events_of(message.kind, &message.payload, turn.as_deref()),
+            Said::Progress(progress) if progress.is_for(&self.lane) => phase(&progress.body, turn.as_deref()),
+            Said::Progress(_) | Said::Notice(..) => Vec::new(),
+        })
+    }
+
+    async fn tell(&self, mut events: Vec<Envelope>, through: Option<u64>) -> Result<(), Error> {
+        let permit: &Permit = self.desk.permit();
+        // Agents have no generations: it is the same one for as long as it has that name.
+        events.iter_mut().for_each(|event| event.runtime_generation = Some(self.agent.clone()));
+        let told: Vec<(Permit, Bytes)> = events.iter().map(|event| (permit.clone(), record::alone(event))).collect();
+        if told.is_empty() && through.is_none() {
+            return Ok(());
+        }
+        self.shared.sockets.tell(told, through.map(|through| (&*self.lane, through))).await
+    }
+}
+
+/// What a turn is begun with, as text: what most programs call it, or all of it.
+fn words(payload: &Value) -> String {
+    let named = ["text", "prompt", "message", "content"].into_iter().find_map(|name| payload.get(name)?.as_str());
+    named.or(payload.as_str()).map_or_else(|| payload.to_string(), ToOwned::to_owned)
+}
+
+/// An agent's message as events: JSON that names one of the protocol's events is that event; other text is an answer.
+fn events_of(kind: i32, payload: &[u8], turn: Option<&str>) -> Vec<Envelope> {
+    let json = serde_json::from_slice::<Value>(payload).ok().filter(Value::is_object);
+    let named = json.as_ref().and_then(|json| json.get("type")?.as_str()?.parse::<Type>().ok());
+    let text = |json: &Value, name: &str| json.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
+    let turn = turn.map(ToOwned::to_owned);
+    if let (Some(kind), Some(json)) = (named.filter(|kind| kind.is_event()), &json) {
+        let event = match json.get("payload") {
+            Some(payload) => Envelope::new(kind).with(payload),
+            None => Envelope::new(kind),
+        };
+        let turn_id = text(json, "turnId").or(turn);
+        return vec![Envelope { turn_id, operation_id: text(json, "operationId"), ..event }];
+    }
+    if kind != i32::from(MessageType::Chat) && kind != i32::from(MessageType::Unspecified) {
+        tracing::debug!(kind, "a message that is no event and no answer");
+        return Vec::new();
+    }
+    let answer = String::from_utf8_lossy(payload);
+    let event = |kind: Type, payload: Value| Envelope { turn_id: turn.clone(), ..Envelope::new(kind).with(&payload) };
+    vec![event(Type::TurnTextDelta, json!({"delta": answer})), event(Type::TurnDone, json!({"text": answer}))]
+}
+
+/// An agent's report of progress.
+fn phase(body: &[u8], turn: Option<&str>) -> Vec<Envelope> {
+    let Ok(report) = ProgressReport::decode(body) else { return Vec::new() };
+    let step = report.step.map(|step| step.name).filter(|name| !name.is_empty());
+    let phase = step.unwrap_or(if report.summary.is_empty() { report.state } else { report.summary });
+    let payload = json!({"phase": phase, "completion": report.completion});
+    vec![Envelope { turn_id: turn.map(ToOwned::to_owned), ..Envelope::new(Type::TurnPhase).with(&payload) }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MessageType, events_of, words};
+    use serde_json::{Value, json};
+    use trunkline_agent_socket::Type;
+
+    #[test]
+    fn what_an_agent_says_is_an_event_or_an_answer() {
+        let check = |kind: MessageType, payload: &[u8], expected: &[(Type, Option<&str>, Value)]| {
+            let found = events_of(kind.into(), payload, Some("active"));
+            let found: Vec<_> = found.iter().map(|e| (e.kind, e.turn_id.as_deref(), e.value())).collect();
+            assert_eq!(found, expected);
+        };
+        let active = Some("active");
+        check(
+            MessageType::Chat,
+            b"hi",
+            &[(Type::TurnTextDelta, active, json!({"delta": "hi"})), (Type::TurnDone, active, json!({"text": "hi"}))],
+        );
+        let delta = br#"{"type": "turn_text_delta", "turnId": "t", "payload": {"delta": "h"}}"#;
+        check(MessageType::Opaque, delta, &[(Type::TurnTextDelta, Some("t"), json!({"delta": "h"}))]);
+        check(MessageType::Chat, br#"{"type": "turn_done"}"#, &[(Type::TurnDone, active, Value::Null)]);
+        // What is said once is nothing that an agent says.
+        check(MessageType::Opaque, br#"{"type": "welcome"}"#, &[]);
+        check(MessageType::Opaque, b"\xff", &[]);
+    }
+
+    #[test]
+    fn a_turn_begins_with_text() {
+        for (payload, expected) in [
+            (json!({"text": "a", "more": 1}), "a"),
+            (json!({"prompt": "b"}), "b"),
+            (json!("c"), "c"),
+            (json!({"parts": ["d"]}), r#"{"parts":["d"]}"#),
+            (Value::Null, "null"),
+        ] {
+            assert_eq!(words(&payload), expected);
+        }
+    }
+}
