@@ -7,6 +7,8 @@ type Connection = AgentSocketTransport | WebSocketLike;
 export type AgentSocketClientOptions = {
     /** Whose stream it shows. */
     clientId: string;
+    /** At a Trunkline server: the agent that is to be its runtime, such as `ag::prod::chat::one`. */
+    agent?: string;
     /** A connection; or what makes one, which is then asked again, after a pause, whenever a connection is lost. */
     transport: Connection | (() => Connection);
     lastSeenSeq?: number;

@@ -72,7 +72,9 @@ export class AgentSocketClient {
         this.#transport = transport;
         this.#heardAt = Date.now();
         this.#beat();
-        const payload = { lastSeenSeq: this.lastSeenSeq, runtimeGeneration: this.#generation, versions: [AGENT_SOCKET_VERSION] };
+        const { agent } = this.#options;
+        const known = { lastSeenSeq: this.lastSeenSeq, runtimeGeneration: this.#generation, versions: [AGENT_SOCKET_VERSION] };
+        const payload = agent === undefined ? known : { ...known, agent };
         this.#put(makeEnvelope('hello', payload));
     }
     /** Ends the connection, for good. */

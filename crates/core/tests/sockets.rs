@@ -1,0 +1,161 @@
+//! What clients of the socket surface ask, and who gets it: the same on every ledger.
+
+#![allow(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used, reason = "test code")]
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{task::JoinHandle, time::timeout};
+use trunkline_core::{
+    Kind,
+    caller::{Caller, Credential},
+    gate::Gate,
+    identity::Identity,
+    socket::{Aim, Ask, Asked, Duty, Need, Sockets},
+};
+use trunkline_store::{
+    Store,
+    ledger::{self, Ledger, Relay},
+    log::{Clock, Item},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct World {
+    sockets: Sockets,
+    relay: JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(database: Option<String>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let migrations = trunkline_core::migrations();
+        let options = trunkline_store::Options { migrations: migrations.clone(), ..trunkline_store::Options::default() };
+        let mut store = Store::open(dir.path(), options).unwrap();
+        if let Some(url) = database {
+            store.ledger = Ledger::open_postgres(&url, &migrations, ledger::Options::default()).await.unwrap();
+        }
+        let relay = tokio::spawn(Relay::new(store.ledger.clone(), store.log.clone()).run());
+        let sockets = Sockets::new(Gate::open(store).await.unwrap(), Clock::system());
+        Self { sockets, relay, _dir: dir }
+    }
+
+    async fn ask(&self, client: &str, turn: &str, aim: Aim, told: &'static str) -> Result<Asked, Kind> {
+        let permit = self.sockets.enter(&admin(), client, Need::Show).unwrap();
+        let ask = Ask {
+            number: 0,
+            client: String::new(),
+            socket: "tab".into(),
+            kind: format!("{aim:?}"),
+            turn: turn.into(),
+            body: format!("{client} {turn}"),
+        };
+        let told = (!told.is_empty()).then(|| told.into());
+        self.sockets.ask(&permit, ask, aim, told).await.map_err(|error| error.kind)
+    }
+
+    /// What the client's stream has.
+    async fn stream(&self, client: &str, count: usize) -> Vec<String> {
+        let permit = self.sockets.enter(&admin(), client, Need::Show).unwrap();
+        let (mut reader, mut told) = (self.sockets.follow(&permit, 0).unwrap(), Vec::new());
+        while told.len() < count {
+            if let Item::Record(record) = timeout(PATIENCE, reader.next()).await.unwrap().unwrap() {
+                told.push(String::from_utf8(record.payload.to_vec()).unwrap());
+            }
+        }
+        told
+    }
+}
+
+fn caller(serves: &[&str]) -> Caller {
+    let serves: Arc<[_]> = serves.iter().map(|pattern| glob::Pattern::new(pattern).unwrap()).collect();
+    let credential = Credential { serves, ..Credential::none(false) };
+    Caller::new(Identity::user("ann", "http").unwrap(), "session".into(), credential)
+}
+
+fn admin() -> Caller {
+    Caller::new(Identity::user("root", "http").unwrap(), "session".into(), Credential::none(true))
+}
+
+async fn next(duty: &Duty) -> Vec<Ask> {
+    timeout(PATIENCE, duty.next()).await.unwrap().unwrap()
+}
+
+fn bodies(asks: &[Ask]) -> Vec<&str> {
+    asks.iter().map(|ask| ask.body.as_str()).collect()
+}
+
+async fn suite(world: World) {
+    // A turn is asked for once, for each client.
+    assert_eq!(world.ask("a", "t", Aim::Begin, "a waits").await, Ok(Asked::Waits));
+    assert_eq!(world.ask("a", "t", Aim::Begin, "a waits again").await, Ok(Asked::Known));
+    assert_eq!(world.ask("b", "t", Aim::Begin, "").await, Ok(Asked::Waits));
+    assert_eq!(world.ask("a", "", Aim::Begin, "").await, Ok(Asked::Waits), "without an id, all are different");
+    assert_eq!(world.ask("a", "", Aim::Begin, "").await, Ok(Asked::Waits));
+    // One that nobody took is taken back; its id is used up.
+    assert_eq!(world.ask("c", "u", Aim::Begin, "c waits").await, Ok(Asked::Waits));
+    assert_eq!(world.ask("c", "u", Aim::Stop, "c stops").await, Ok(Asked::Stopped));
+    assert_eq!(world.ask("c", "u", Aim::Begin, "").await, Ok(Asked::Known));
+    assert_eq!(world.stream("a", 1).await, ["a waits"]);
+    assert_eq!(world.stream("c", 2).await, ["c waits", "c stops"]);
+
+    // Each runtime gets what is its, in order; the one that came last comes first.
+    assert!(world.sockets.attach(&caller(&[]), "g0").is_err_and(|error| error.kind == Kind::Denied));
+    let all = world.sockets.attach(&caller(&["*"]), "g1").unwrap();
+    let only_b = world.sockets.attach(&caller(&["b"]), "g2").unwrap();
+    assert_eq!(world.sockets.generation("b").as_deref(), Some("g2"));
+    assert_eq!(world.sockets.generation("a").as_deref(), Some("g1"));
+    let asks = next(&all).await;
+    assert_eq!(bodies(&asks), ["a t", "a ", "a "]);
+    let for_b = next(&only_b).await;
+    assert_eq!(bodies(&for_b), ["b t"]);
+    all.took(asks.iter().map(|ask| ask.number).collect()).await.unwrap();
+    // One that is running is asked to stop.
+    assert_eq!(world.ask("a", "t", Aim::Stop, "").await, Ok(Asked::Waits));
+    assert_eq!(next(&all).await[0].kind, "Stop");
+    // What a runtime did not take, another one gets.
+    drop(only_b);
+    assert_eq!(bodies(&next(&all).await), ["b t", "a t"]);
+    drop(all);
+    assert_eq!(world.sockets.generation("b"), None);
+
+    // What waits has a bound, and each client its own.
+    let mut last = Ok(Asked::Waits);
+    for turn in 0..1001 {
+        last = world.ask("full", &turn.to_string(), Aim::Begin, "").await;
+    }
+    assert_eq!(last, Err(Kind::Exhausted));
+    assert_eq!(world.ask("other", "t", Aim::Begin, "").await, Ok(Asked::Waits));
+    world.sockets.sweep().await.unwrap();
+    assert_eq!(world.ask("a", "t", Aim::Begin, "").await, Ok(Asked::Known), "for a day");
+
+    // How far a runtime is, and checkpoints.
+    assert_eq!(world.sockets.told_to("g1").await.unwrap(), 0);
+    let permit = world.sockets.enter(&caller(&["d"]), "d", Need::Serve).unwrap();
+    let told = |text: &'static str| vec![(permit.clone(), text.into())];
+    world.sockets.tell(told("one"), Some(("g1", 7))).await.unwrap();
+    world.sockets.tell(told("two"), Some(("g1", 9))).await.unwrap();
+    assert_eq!(world.sockets.told_to("g1").await.unwrap(), 9);
+    assert_eq!(world.stream("d", 2).await, ["one", "two"]);
+    let shows = world.sockets.enter(&admin(), "d", Need::Show).unwrap();
+    let refused = world.sockets.tell(vec![(shows.clone(), "no".into())], None).await;
+    assert!(refused.is_err_and(|error| error.kind == Kind::Denied), "who shows a stream tells nothing in it");
+    assert!(world.sockets.enter(&caller(&["d"]), "e", Need::Serve).is_err());
+    assert_eq!(world.sockets.checkpoint(&shows).await.unwrap(), None);
+    for (folded_to, state) in [(5, "five"), (9, "nine"), (7, "seven")] {
+        world.sockets.put_checkpoint(&shows, folded_to, state.into()).await.unwrap();
+    }
+    assert_eq!(world.sockets.checkpoint(&shows).await.unwrap(), Some((9, "nine".to_owned())));
+    world.relay.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_sqlite() {
+    suite(World::new(None).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres() {
+    let database = trunkline_store::conformance::postgres::database().await;
+    suite(World::new(Some(database)).await).await;
+}
