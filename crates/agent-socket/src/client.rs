@@ -345,6 +345,9 @@ impl<C: Connector> Run<C> {
                     if !self.core.is_in() || heard.elapsed() >= silence {
                         return Ended::Lost;
                     }
+                    if self.ordered.is_closed() && self.ordered.is_empty() {
+                        return Ended::Unwanted;
+                    }
                     self.core.beat()
                 }
             };

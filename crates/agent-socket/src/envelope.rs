@@ -165,6 +165,20 @@ impl Extra {
         fields.get(name).cloned()
     }
 
+    /// Takes out those of these names.
+    pub fn remove(&mut self, names: &[&str]) {
+        if self.0.is_empty() {
+            return;
+        }
+        let fields: Map<String, Value> = serde_json::from_str(&format!("{{{}}}", &self.0[1..])).unwrap_or_default();
+        if names.iter().any(|name| fields.contains_key(*name)) {
+            self.0.clear();
+            for (name, value) in fields.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
+                self.add(name, value);
+            }
+        }
+    }
+
     /// Adds one that is not there.
     pub fn add(&mut self, name: &str, value: &Value) {
         self.0.push(',');

@@ -39,6 +39,10 @@ impl Default for Terms {
 /// Heartbeats of silence after which the other side is gone.
 pub const SILENT_BEATS: u64 = 3;
 
+/// Fields that a server adds to what it passes on, and the bytes that it may add, ids included.
+const ADDED: [&str; 3] = ["ask", "prev", "joined"];
+const ADDED_BYTES_MAX: usize = 4 * 1024;
+
 /// Longest id of a client, a socket, a turn or an operation, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
 
@@ -85,8 +89,9 @@ fn is_ui(role: &Role) -> bool {
 pub struct Welcome {
     /// The version that is spoken from here on: the highest that both know.
     pub version: u64,
-    /// The last event of the client's stream; what comes without being asked for comes behind it.
-    pub latest_seq: u64,
+    /// The last event of the client's stream; what comes without being asked for comes behind it. Servers of other makes may
+    /// not say.
+    pub latest_seq: Option<u64>,
     /// The heartbeat's interval, and the silence that ends the socket.
     pub heartbeat_ms: u64,
     /// See [`Welcome::heartbeat_ms`].
@@ -120,6 +125,8 @@ pub enum Said {
     Replay(Replay),
     /// It had everything up to this number.
     Ack(u64),
+    /// Of a runtime: it has what it was asked under this number.
+    Has(i64),
     /// Something for the other side: to begin a turn, to answer a question.
     Event(Envelope),
     /// Nothing but that it is there, or what a server has no use for.
@@ -175,10 +182,24 @@ impl Link {
         Ok(match envelope.kind {
             Type::StateRequest => Said::State,
             Type::ReplayRequest => Said::Replay(replay(&envelope)?),
-            Type::Ack => envelope.ack.map_or(Said::Nothing, Said::Ack),
-            kind if kind.is_event() => Said::Event(envelope),
+            Type::Ack => match (envelope.ack, envelope.extra.get("ask").and_then(|ask| ask.as_i64())) {
+                (Some(seq), _) => Said::Ack(seq),
+                (None, Some(ask)) => Said::Has(ask),
+                (None, None) => Said::Nothing,
+            },
+            kind if kind.is_event() => Said::Event(self.event(envelope, frame.len())?),
             _ => Said::Nothing,
         })
+    }
+
+    /// What is passed on becomes longer by what the server adds, and says nothing in its place.
+    fn event(&self, mut envelope: Envelope, bytes: usize) -> Result<Envelope, Close> {
+        let most = self.terms.frame_bytes_max - (self.terms.frame_bytes_max / 8).min(ADDED_BYTES_MAX);
+        if bytes > most {
+            return Err(Close::new(code::TOO_LARGE, format!("an event of {bytes} bytes; {most} are allowed")));
+        }
+        envelope.extra.remove(&ADDED);
+        Ok(envelope)
     }
 
     fn hello(&mut self, envelope: Envelope) -> Result<Said, Close> {
@@ -224,7 +245,7 @@ impl Link {
     pub fn welcome(&self, hello: &Hello, latest_seq: u64) -> Welcome {
         Welcome {
             version: version_for(&hello.versions),
-            latest_seq,
+            latest_seq: Some(latest_seq),
             heartbeat_ms: self.terms.heartbeat_ms,
             silence_ms: self.terms.heartbeat_ms * SILENT_BEATS,
             frame_bytes_max: self.terms.frame_bytes_max as u64,

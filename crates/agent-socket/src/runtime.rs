@@ -174,15 +174,7 @@ impl<H: Handlers, C: Connector> Run<H, C> {
 
     async fn converse(&mut self, transport: C::Transport) -> Ended {
         let (mut sender, mut receiver) = transport.split();
-        let hello = Hello {
-            last_seen_seq: None,
-            runtime_generation: Some(self.options.generation.clone()),
-            role: Role::Runtime,
-            versions: vec![VERSION],
-            agent: None,
-            recovered_turns: self.options.recovered_turns.clone(),
-        };
-        if say(&mut sender, vec![Envelope::new(Type::Hello).with(&hello).to_json()]).await.is_err() {
+        if say(&mut sender, vec![self.hello().to_json()]).await.is_err() {
             return Ended::Lost;
         }
         let mut heartbeat = self.options.heartbeat;
@@ -209,8 +201,13 @@ impl<H: Handlers, C: Connector> Run<H, C> {
                                 beats = interval_at(Instant::now() + heartbeat, heartbeat);
                             }
                             // What it has not got.
-                            self.settle(welcome.latest_seq);
+                            self.settle(welcome.latest_seq.unwrap_or(0));
                             self.on_their_way.iter().map(|order| order.event.to_json()).collect()
+                        }
+                        Ok(Heard::Ask(number)) => {
+                            let mut has = Envelope::new(Type::Ack);
+                            has.extra.add("ask", &number.into());
+                            vec![has.to_json()]
                         }
                         Ok(Heard::Nothing) => Vec::new(),
                         Err(close) => return Ended::Refused(close),
@@ -237,6 +234,18 @@ impl<H: Handlers, C: Connector> Run<H, C> {
                 return Ended::Unwanted;
             }
         }
+    }
+
+    fn hello(&self) -> Envelope {
+        let hello = Hello {
+            last_seen_seq: None,
+            runtime_generation: Some(self.options.generation.clone()),
+            role: Role::Runtime,
+            versions: vec![VERSION],
+            agent: None,
+            recovered_turns: self.options.recovered_turns.clone(),
+        };
+        Envelope::new(Type::Hello).with(&hello)
     }
 
     /// Numbers what is to be told, with what else there is by now.
@@ -266,14 +275,19 @@ impl<H: Handlers, C: Connector> Run<H, C> {
         match envelope.kind {
             Type::Welcome => return Ok(Heard::Welcome(envelope.read().unwrap_or_default())),
             Type::Ack => self.settle(envelope.ack.unwrap_or(0)),
-            kind if kind.is_event() => self.asked(envelope),
+            kind if kind.is_event() => {
+                let number = envelope.extra.get("ask").as_ref().and_then(Value::as_u64);
+                let begins = kind == Type::TurnStart && envelope.turn_id.is_some();
+                self.asked(envelope, number);
+                // That it has a turn, it says by the turn's first event: until then, another runtime may have to begin it.
+                return Ok(number.filter(|_| !begins).map_or(Heard::Nothing, Heard::Ask));
+            }
             _ => {}
         }
         Ok(Heard::Nothing)
     }
 
-    fn asked(&mut self, envelope: Envelope) {
-        let number = envelope.extra.get("ask").as_ref().and_then(Value::as_u64);
+    fn asked(&mut self, envelope: Envelope, number: Option<u64>) {
         if number.is_some_and(|number| !self.is_new(number)) {
             return;
         }
@@ -301,5 +315,7 @@ impl<H: Handlers, C: Connector> Run<H, C> {
 
 enum Heard {
     Welcome(Welcome),
+    /// It has what it was asked under this number.
+    Ask(u64),
     Nothing,
 }

@@ -167,14 +167,14 @@ impl RuntimeState {
     }
 
     /// What is to be said when another generation of the runtime goes on from here: that it is another one, and what was lost
-    /// or goes on. Nothing, if it is the same, or the first. A turn that waits is lost too, unless what waits is kept by
-    /// somebody else than the runtime.
+    /// or goes on. Nothing, if it is the same, or the first. A turn that waits is lost too, unless it is
+    /// `kept` by somebody else than the runtime.
     #[must_use]
     pub fn left_behind(
         &self,
         generation: &str,
         recovered_turns: &HashSet<String>,
-        is_queue_kept: bool,
+        kept: &HashSet<String>,
     ) -> Vec<Envelope> {
         let from = &self.runtime_generation;
         if from.is_empty() || from == generation {
@@ -184,22 +184,28 @@ impl RuntimeState {
             vec![Envelope::new(Type::RuntimeGenerationChanged).with(&json!({"from": from, "to": generation}))];
         let is_running = matches!(self.tool.status, ToolStatus::Running | ToolStatus::WaitingApproval);
         let tool = Some(&self.tool).filter(|_| is_running);
-        let turn_id = self.active_turn.as_ref().map(|turn| turn.id.clone());
-        let is_queued = self.active_turn.as_ref().is_some_and(|turn| turn.status == TurnStatus::Queued);
-        if turn_id.as_ref().is_some_and(|turn| recovered_turns.contains(turn)) {
-            let payload = json!({"turnId": turn_id, "operationId": tool.and_then(|tool| tool.id.clone())});
-            events.push(Envelope { turn_id, ..Envelope::new(Type::RuntimeRecovered).with(&payload) });
-        } else if !(is_queued && is_queue_kept) {
-            if let Some(tool) = tool {
-                let (operation_id, turn_id) = (tool.id.clone(), turn_id.clone());
-                let lost = Envelope::new(Type::ToolLost).with(&json!({"name": tool.name}));
-                events.push(Envelope { operation_id, turn_id, ..lost });
+        let lost = |turn_id: &str| {
+            let payload = json!({"reason": "the runtime was started again"});
+            Envelope { turn_id: Some(turn_id.to_owned()), ..Envelope::new(Type::TurnLost).with(&payload) }
+        };
+        match self.active_turn.as_ref().map(|turn| turn.id.clone()) {
+            Some(turn) if recovered_turns.contains(&turn) => {
+                let payload = json!({"turnId": turn, "operationId": tool.and_then(|tool| tool.id.clone())});
+                let recovered = Envelope::new(Type::RuntimeRecovered).with(&payload);
+                events.push(Envelope { turn_id: Some(turn), ..recovered });
             }
-            if turn_id.is_some() {
-                let payload = json!({"reason": "the runtime was started again"});
-                events.push(Envelope { turn_id, ..Envelope::new(Type::TurnLost).with(&payload) });
+            Some(turn) if kept.contains(&turn) => {}
+            turn_id => {
+                if let Some(tool) = tool {
+                    let (operation_id, turn_id) = (tool.id.clone(), turn_id.clone());
+                    let lost = Envelope::new(Type::ToolLost).with(&json!({"name": tool.name}));
+                    events.push(Envelope { operation_id, turn_id, ..lost });
+                }
+                events.extend(turn_id.as_deref().map(lost));
             }
         }
+        let queued = self.brain_queue.iter().flatten().filter_map(Value::as_str);
+        events.extend(queued.filter(|turn| !recovered_turns.contains(*turn) && !kept.contains(*turn)).map(lost));
         for event in &mut events {
             event.runtime_generation = Some(generation.to_owned());
         }

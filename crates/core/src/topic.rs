@@ -310,9 +310,9 @@ pub(crate) fn socket_events(client: &str) -> Result<Topic, Error> {
     Ok(Topic::new(&format!("sk::{client}::events"))?)
 }
 
-/// `sk::{generation}::told`: how far a runtime of the socket surface is with what it tells.
-pub(crate) fn socket_runtime(generation: &str) -> Result<Topic, Error> {
-    Ok(Topic::new(&format!("sk::{generation}::told"))?)
+/// `sk::{teller}::told`: how far somebody is with what it tells clients of the socket surface.
+pub(crate) fn socket_teller(teller: &str) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("sk::{teller}::told"))?)
 }
 
 /// Topics of identities and broadcasts: kept for a day, by the published contract.

@@ -2,9 +2,10 @@
 
 #![allow(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::task::TaskTracker;
 use trunkline_core::{
     Kind,
     caller::{Caller, Credential},
@@ -30,13 +31,15 @@ impl World {
     async fn new(database: Option<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let migrations = trunkline_core::migrations();
-        let options = trunkline_store::Options { migrations: migrations.clone(), ..trunkline_store::Options::default() };
+        let options =
+            trunkline_store::Options { migrations: migrations.clone(), ..trunkline_store::Options::default() };
         let mut store = Store::open(dir.path(), options).unwrap();
         if let Some(url) = database {
             store.ledger = Ledger::open_postgres(&url, &migrations, ledger::Options::default()).await.unwrap();
         }
         let relay = tokio::spawn(Relay::new(store.ledger.clone(), store.log.clone()).run());
-        let sockets = Sockets::new(Gate::open(store).await.unwrap(), Clock::system());
+        let gate = Gate::open(store).await.unwrap();
+        let sockets = Sockets::open(gate, Clock::system(), TaskTracker::new()).await.unwrap();
         Self { sockets, relay, _dir: dir }
     }
 
@@ -100,25 +103,48 @@ async fn suite(world: World) {
     assert_eq!(world.stream("c", 2).await, ["c waits", "c stops"]);
 
     // Each runtime gets what is its, in order; the one that came last comes first.
-    assert!(world.sockets.attach(&caller(&[]), "g0").is_err_and(|error| error.kind == Kind::Denied));
-    let all = world.sockets.attach(&caller(&["*"]), "g1").unwrap();
-    let only_b = world.sockets.attach(&caller(&["b"]), "g2").unwrap();
-    assert_eq!(world.sockets.generation("b").as_deref(), Some("g2"));
-    assert_eq!(world.sockets.generation("a").as_deref(), Some("g1"));
+    assert!(world.sockets.attach(&caller(&[]), "g0", HashSet::new()).is_err_and(|error| error.kind == Kind::Denied));
+    let all = world.sockets.attach(&caller(&["*"]), "g1", ["r".to_owned()].into()).unwrap();
+    let only_b = world.sockets.attach(&caller(&["b"]), "g2", HashSet::new()).unwrap();
+    assert_eq!(world.sockets.generation("b"), Some(("g2".to_owned(), HashSet::new())));
+    assert_eq!(world.sockets.generation("a"), Some(("g1".to_owned(), ["r".to_owned()].into())));
+    assert!(only_b.serves("b") && !all.serves("b") && all.serves("a"));
+    let a = world.sockets.enter(&admin(), "a", Need::Show).unwrap();
+    assert!(world.sockets.waiting_turns(&a).await.unwrap().contains("t"));
     let asks = next(&all).await;
     assert_eq!(bodies(&asks), ["a t", "a ", "a "]);
     let for_b = next(&only_b).await;
     assert_eq!(bodies(&for_b), ["b t"]);
-    all.took(asks.iter().map(|ask| ask.number).collect()).await.unwrap();
+    // It says something of the turn, and that it has one of the others.
+    all.heard_of("a", "t");
+    all.has(asks[1].number);
+    while world.sockets.waiting_turns(&a).await.unwrap().contains("t") {
+        tokio::task::yield_now().await;
+    }
     // One that is running is asked to stop.
     assert_eq!(world.ask("a", "t", Aim::Stop, "").await, Ok(Asked::Waits));
     assert_eq!(next(&all).await[0].kind, "Stop");
-    // What a runtime did not take, another one gets.
+    // What a runtime said nothing of, another one gets.
     drop(only_b);
-    assert_eq!(bodies(&next(&all).await), ["b t", "a t"]);
+    assert_eq!(bodies(&next(&all).await), ["b t"]);
     drop(all);
     assert_eq!(world.sockets.generation("b"), None);
+    let again = world.sockets.attach(&caller(&["*"]), "g3", HashSet::new()).unwrap();
+    let mut asked = Vec::new();
+    while asked.len() < 3 {
+        asked.extend(bodies(&next(&again).await).into_iter().map(ToOwned::to_owned));
+    }
+    assert_eq!(asked, ["b t", "a ", "a t"]);
+    drop(again);
+    assert_eq!(world.ask("n", "t", Aim::Note, "").await, Ok(Asked::Waits));
+    assert_eq!(world.ask("n", "t", Aim::Note, "").await, Ok(Asked::Known));
 
+    bounds(&world).await;
+    numbers(&world).await;
+    world.relay.abort();
+}
+
+async fn bounds(world: &World) {
     // What waits has a bound, and each client its own.
     let mut last = Ok(Asked::Waits);
     for turn in 0..1001 {
@@ -128,17 +154,23 @@ async fn suite(world: World) {
     assert_eq!(world.ask("other", "t", Aim::Begin, "").await, Ok(Asked::Waits));
     world.sockets.sweep().await.unwrap();
     assert_eq!(world.ask("a", "t", Aim::Begin, "").await, Ok(Asked::Known), "for a day");
+}
 
+async fn numbers(world: &World) {
     // How far a runtime is, and checkpoints.
-    assert_eq!(world.sockets.told_to("g1").await.unwrap(), 0);
+    let teller = world.sockets.teller("g1").await.unwrap();
+    assert_eq!(teller.told_to(), 0);
     let permit = world.sockets.enter(&caller(&["d"]), "d", Need::Serve).unwrap();
     let told = |text: &'static str| vec![(permit.clone(), text.into())];
-    world.sockets.tell(told("one"), Some(("g1", 7))).await.unwrap();
-    world.sockets.tell(told("two"), Some(("g1", 9))).await.unwrap();
-    assert_eq!(world.sockets.told_to("g1").await.unwrap(), 9);
+    world.sockets.tell_numbered(told("one"), &teller, 7).await.unwrap();
+    world.sockets.tell_numbered(told("two"), &teller, 9).await.unwrap();
+    // A later connection goes on there, and the former one is over.
+    assert_eq!(world.sockets.teller("g1").await.unwrap().told_to(), 9);
+    let late = world.sockets.tell_numbered(told("late"), &teller, 10).await;
+    assert!(late.is_err_and(|error| error.kind == Kind::Exists));
     assert_eq!(world.stream("d", 2).await, ["one", "two"]);
     let shows = world.sockets.enter(&admin(), "d", Need::Show).unwrap();
-    let refused = world.sockets.tell(vec![(shows.clone(), "no".into())], None).await;
+    let refused = world.sockets.tell(vec![(shows.clone(), "no".into())]).await;
     assert!(refused.is_err_and(|error| error.kind == Kind::Denied), "who shows a stream tells nothing in it");
     assert!(world.sockets.enter(&caller(&["d"]), "e", Need::Serve).is_err());
     assert_eq!(world.sockets.checkpoint(&shows).await.unwrap(), None);
@@ -146,7 +178,6 @@ async fn suite(world: World) {
         world.sockets.put_checkpoint(&shows, folded_to, state.into()).await.unwrap();
     }
     assert_eq!(world.sockets.checkpoint(&shows).await.unwrap(), Some((9, "nine".to_owned())));
-    world.relay.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -128,7 +128,7 @@ impl Server {
         let (known, ends) = (gate.clone(), stop.clone());
         let sandboxes =
             Sandboxes::new(known, config.sandbox, limits, background.clone(), ends, clock.clone(), session_store);
-        let sockets = Sockets::new(gate.clone(), clock.clone());
+        let sockets = Sockets::open(gate.clone(), clock.clone(), background.clone()).await?;
         let sessions = Sessions::new(gate.clone(), sessions);
         let registry = Registry::open(gate.clone()).await?;
         let tasks = Tasks::new(gate.clone(), registry, config.tasks, background.clone(), clock.clone());

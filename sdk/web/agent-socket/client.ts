@@ -46,7 +46,7 @@ const FINAL: ReadonlySet<number> = new Set([1002, 1007, 1009])
 const REPEATED: ReadonlySet<string> = new Set(['turn_start', 'turn_aborted', 'approval_resolve'])
 const ENDS: ReadonlySet<string> = new Set(['turn_done', 'turn_error', 'turn_aborted', 'turn_lost'])
 
-type ReplayPayload = { until?: number; more?: boolean; rest?: boolean; gone?: [number, number]; events?: unknown[] }
+type ReplayPayload = { since?: number; until?: number; more?: boolean; rest?: boolean; gone?: [number, number]; events?: unknown[] }
 
 export class AgentSocketClient {
   /** The last event that the handlers had. To be set before a connection is made, or asked for again from there. */
@@ -205,15 +205,16 @@ export class AgentSocketClient {
       this.#heartbeatMs = heartbeatMs
       this.#beat()
     }
-    if (latestSeq !== undefined && latestSeq > 0 && latestSeq < this.lastSeenSeq) {
+    if (latestSeq !== undefined && latestSeq < this.lastSeenSeq) {
       // Its numbers begin again: it is another stream than the one that was seen.
       this.lastSeenSeq = 0
       this.#state = undefined
     }
-    if (latestSeq !== undefined && latestSeq > this.lastSeenSeq) this.#askForMissed()
+    // Whoever does not say how far it is may have something.
+    if (latestSeq === undefined || latestSeq > this.lastSeenSeq) this.#askForMissed()
     for (const said of this.#pending) this.#put(said)
-    // The others are said once.
-    this.#pending = this.#pending.filter(({ type }) => REPEATED.has(type))
+    // The others are not said again and again: nothing may ever answer them.
+    this.#pending = this.#pending.filter(({ type }) => type === 'turn_start')
   }
 
   #snapshot(envelope: AgentSocketEnvelope): void {
@@ -226,6 +227,11 @@ export class AgentSocketClient {
     for (const raw of part?.events ?? []) {
       const event = parseEnvelope(JSON.stringify(raw))
       if (event.seq !== undefined && event.seq > this.lastSeenSeq) this.#accept(event)
+    }
+    if ((part?.since ?? 0) > this.lastSeenSeq) {
+      // Told of what is gone further on, while what is before it is on its way, or has to be asked for.
+      this.#askForMissed()
+      return
     }
     this.lastSeenSeq = Math.max(this.lastSeenSeq, part?.until ?? 0)
     // What followed from what is gone comes with a fresh one.

@@ -184,18 +184,17 @@ impl Core {
         if welcome.heartbeat_ms > 0 {
             self.terms = Some(Duration::from_millis(welcome.heartbeat_ms));
         }
-        if welcome.latest_seq > 0 && welcome.latest_seq < self.seen {
+        if welcome.latest_seq.is_some_and(|latest| latest < self.seen) {
             // Its numbers begin again: it is another stream than the one that was seen.
             (self.seen, self.state, self.state_seq) = (0, None, 0);
         }
-        if welcome.latest_seq > self.seen {
+        // Whoever does not say how far it is may have something.
+        if welcome.latest_seq.is_none_or(|latest| latest > self.seen) {
             self.ask_for_missed(effects);
         }
         effects.extend(self.pending.iter().cloned().map(Effect::Send));
-        // The others are said once.
-        let repeats =
-            |said: &Envelope| matches!(said.kind, Type::TurnStart | Type::TurnAborted | Type::ApprovalResolve);
-        self.pending.retain(repeats);
+        // The others are not said again and again: nothing may ever answer them.
+        self.pending.retain(|said| said.kind == Type::TurnStart);
     }
 
     fn snapshot(&mut self, envelope: &Envelope) {
@@ -217,6 +216,11 @@ impl Core {
             {
                 self.accept(seq, event, effects);
             }
+        }
+        if part.since > self.seen {
+            // Told of what is gone further on, while what is before it is on its way, or has to be asked for.
+            self.ask_for_missed(effects);
+            return Ok(());
         }
         self.seen = self.seen.max(part.until);
         if part.gone.is_some() {

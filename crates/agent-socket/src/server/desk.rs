@@ -90,7 +90,8 @@ impl Desk {
             }
         }
         known.seq = known.seq.max(store.latest_seq(client_id).await?);
-        for mut event in known.state.left_behind(&options.runtime_generation, &options.recovered_turns, false) {
+        for mut event in known.state.left_behind(&options.runtime_generation, &options.recovered_turns, &HashSet::new())
+        {
             event.client_id = Some(client_id.to_owned());
             known.take(&store.append(event).await?);
         }

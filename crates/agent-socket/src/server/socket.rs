@@ -13,12 +13,15 @@ use crate::{
     close::{Close, code},
     envelope::{Envelope, Type},
     link::{Due, Hello, Link, Replay, ReplayEvents, SILENT_BEATS, Said, join, parts, replay_frame},
-    store::StoreError,
+    store::{EventStore, Range, StoreError},
     transport::{Frame, Receiver, Sender},
 };
 
 /// Events that are read and sent at once.
 const SEND_AT_ONCE: usize = 256;
+
+/// Bytes of payloads in the answer to one request for replay, about; who wants more asks again.
+const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Whoever is this many events behind does not keep up, and gets pieces of text joined.
 const BEHIND: usize = 32;
@@ -140,7 +143,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
             Said::Replay(asked) => self.replay(asked).await,
             Said::Ack(seq) => self.acked(seq).await,
             Said::Event(envelope) => self.asked(envelope).await,
-            Said::Nothing => Ok(()),
+            Said::Has(_) | Said::Nothing => Ok(()),
         }
     }
 
@@ -190,7 +193,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
         let until = asked.until.unwrap_or(client.sent).min(client.sent);
         let max = asked.max.unwrap_or(terms.replay_events_max).min(terms.replay_events_max);
         let store = &self.server.hub.0.store;
-        let range = store.get_since_range(&client.id, asked.since, Some(until), max).await.map_err(|e| failed(&e))?;
+        let range = part_of(&**store, &client.id, asked.since, until, max).await.map_err(|e| failed(&e))?;
         let last = range.events.last().and_then(|event| event.seq);
         let of = ReplayEvents {
             since: asked.since,
@@ -250,6 +253,30 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
         let (handlers, emitter) = (self.server.handlers.clone(), self.server.emitter());
         self.server.tasks.spawn(async move { handlers.asked(ask, emitter).await });
         Ok(())
+    }
+}
+
+/// Events of a client, no more than are sent at once without being asked for again.
+async fn part_of(
+    store: &dyn EventStore,
+    client: &str,
+    since: u64,
+    until: u64,
+    max: usize,
+) -> Result<Range, StoreError> {
+    let (mut all, mut bytes, mut from) = (Range::default(), 0, since);
+    loop {
+        let at_once = SEND_AT_ONCE.min(max - all.events.len());
+        let mut range = store.get_since_range(client, from, Some(until), at_once).await?;
+        all.gone_through = all.gone_through.or(range.gone_through);
+        bytes +=
+            range.events.iter().filter_map(|event| event.payload.as_ref()).map(|json| json.get().len()).sum::<usize>();
+        from = range.events.last().and_then(|event| event.seq).unwrap_or(from);
+        all.events.append(&mut range.events);
+        all.more = range.more;
+        if !range.more || all.events.len() >= max || bytes >= REPLAY_BYTES_MAX {
+            return Ok(all);
+        }
     }
 }
 

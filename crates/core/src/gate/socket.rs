@@ -6,7 +6,7 @@ use trunkline_store::log::{Append, Item, Offset, Reader, Topic};
 use super::Gate;
 use crate::{
     error::{Error, Kind},
-    topic::{socket_events, socket_runtime},
+    topic::{socket_events, socket_teller},
 };
 
 /// To do something with a client's stream.
@@ -58,7 +58,7 @@ impl Gate {
         Ok(reader)
     }
 
-    /// Appends what a runtime, or the server itself, tells clients, and how far the runtime is.
+    /// Appends what a runtime, or the server itself, tells clients, and how far it is.
     pub(crate) async fn tell_sockets(
         &self,
         told: Vec<(SocketPermit, Bytes)>,
@@ -78,14 +78,14 @@ impl Gate {
             appends.push(Append::new(&topic, body));
             last = Some((permit.client, topic));
         }
-        if let Some((generation, number)) = number {
-            appends.push(Append::new(&socket_runtime(generation)?, number.to_string()));
+        if let Some((teller, number)) = number {
+            appends.push(Append::new(&socket_teller(teller)?, number.to_string()));
         }
         Ok(self.0.store.log.append_batch(appends).await.map(drop)?)
     }
 
-    pub(crate) async fn sockets_told_to(&self, generation: &str) -> Result<u64, Error> {
-        let topic = socket_runtime(generation)?;
+    pub(crate) async fn sockets_told_to(&self, teller: &str) -> Result<u64, Error> {
+        let topic = socket_teller(teller)?;
         let tail = self.0.store.log.status(&topic).await?.tail;
         let mut reader = self.0.store.log.reader();
         reader.follow_from(&topic, Offset(tail.0.saturating_sub(1)))?;

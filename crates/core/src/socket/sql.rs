@@ -1,5 +1,7 @@
 //! Rows of what clients ask of runtimes, and checkpoints of what was told them.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use trunkline_store::{
     ledger::{Error as LedgerError, Migration, Outgoing, ReadTx, Row, TxFuture, WriteTx},
@@ -19,6 +21,11 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         CREATE TABLE socket_folds (client TEXT PRIMARY KEY, epoch TEXT NOT NULL, folded_to BIGINT NOT NULL,
             state TEXT NOT NULL)",
 }];
+
+/// What `taken` says: nobody has it; a runtime was sent it; that runtime said something of it.
+const WAITS: i64 = 0;
+const CLAIMED: i64 = 2;
+const TAKEN: i64 = 1;
 
 /// Keeps what is asked, or finds that it need not be kept.
 pub(super) fn ask(
@@ -43,7 +50,7 @@ pub(super) fn ask(
             return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", why));
         }
         let sql = "INSERT INTO socket_asks (client, socket, kind, turn, body, asked_at, begins, taken)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, 0) ON CONFLICT (client, turn) WHERE begins = 1 AND turn <> '' DO NOTHING";
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (client, turn) WHERE begins = 1 AND turn <> '' DO NOTHING";
         let params = [
             ask.client.into(),
             ask.socket.into(),
@@ -51,7 +58,8 @@ pub(super) fn ask(
             ask.turn.into(),
             ask.body.into(),
             now.into(),
-            i64::from(aim == Aim::Begin).into(),
+            i64::from(matches!(aim, Aim::Begin | Aim::Note)).into(),
+            if aim == Aim::Note { TAKEN } else { WAITS }.into(),
         ];
         if tx.execute(sql, &params).await? == 0 {
             return Ok(Asked::Known);
@@ -80,6 +88,44 @@ pub(super) fn waiting(tx: &mut ReadTx, after: i64, most: i64) -> TxFuture<'_, Ve
             Ok(Ask { number, client, socket, kind: text(3)?, turn: text(4)?, body: text(5)? })
         };
         rows.iter().map(ask).collect()
+    })
+}
+
+/// Those of them that nobody had, which are now somebody's.
+pub(super) fn claim(tx: &mut WriteTx, numbers: Vec<i64>) -> TxFuture<'_, Vec<i64>, Error> {
+    Box::pin(async move {
+        let mut claimed = Vec::new();
+        for number in numbers {
+            let sql = "UPDATE socket_asks SET taken = $2 WHERE number = $1 AND taken = $3";
+            if tx.execute(sql, &[number.into(), CLAIMED.into(), WAITS.into()]).await? > 0 {
+                claimed.push(number);
+            }
+        }
+        Ok(claimed)
+    })
+}
+
+/// Those of them that were claimed and never taken, or all such, are nobody's again.
+pub(super) fn release(tx: &mut WriteTx, numbers: Option<Vec<i64>>) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        let Some(numbers) = numbers else {
+            tx.execute("UPDATE socket_asks SET taken = $1 WHERE taken = $2", &[WAITS.into(), CLAIMED.into()]).await?;
+            return Ok(());
+        };
+        for number in numbers {
+            let sql = "UPDATE socket_asks SET taken = $2 WHERE number = $1 AND taken = $3";
+            tx.execute(sql, &[number.into(), WAITS.into(), CLAIMED.into()]).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Turns of a client that nobody took.
+pub(super) fn waiting_turns(tx: &mut ReadTx, client: String) -> TxFuture<'_, HashSet<String>, LedgerError> {
+    Box::pin(async move {
+        let sql = "SELECT turn FROM socket_asks WHERE client = $1 AND begins = 1 AND taken <> $2";
+        let rows = tx.query(sql, &[client.into(), TAKEN.into()]).await?;
+        rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
     })
 }
 

@@ -17,7 +17,7 @@ use trunkline_core::{
     identity::Identity,
     message::{self, Said, Sender},
     session::{Session, Sessions},
-    socket::Permit,
+    socket::{Aim, Ask, Asked, Permit, Teller},
     task::Tasks,
 };
 use trunkline_proto::v1::{MessageType, ProgressReport};
@@ -60,7 +60,7 @@ impl Line {
             return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "payload.agent: no agent's identity"));
         }
         let mut known = desk.line.lock().await;
-        if let Some(line) = known.upgrade() {
+        if let Some(line) = known.upgrade().filter(|line| !line.asks.is_closed()) {
             if line.agent == agent {
                 return Ok(line);
             }
@@ -72,18 +72,31 @@ impl Line {
         };
         let session = attach(&shared.agents.sessions, Identity::user(user, desk.client())?, caller).await?;
         let lane = session.caller.identity.to_string();
-        let told_to = shared.sockets.told_to(&lane).await?;
+        let teller = shared.sockets.teller(&format!("ag::{lane}")).await?;
         let no_metrics = |_: &[u8]| Err("a client of the socket surface sends none".to_owned());
         let Agents { sessions, tasks } = shared.agents.clone();
         let sender = Sender::new(sessions, tasks, &session, &shared.web.limits, no_metrics)?;
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let agent = agent.to_owned();
-        let run =
-            Run { shared: shared.clone(), session, sender, agent: agent.clone(), lane, desk: desk.clone(), told_to };
+        let run = Run {
+            shared: shared.clone(),
+            session,
+            sender,
+            agent: agent.clone(),
+            lane,
+            desk: desk.clone(),
+            told_to: teller.told_to(),
+            teller,
+        };
         shared.tasks.spawn(run.run(asked));
         let line = Arc::new(Self { agent, asks });
         *known = Arc::downgrade(&line);
         Ok(line)
+    }
+
+    /// Waits until it ends.
+    pub(super) async fn ended(&self) {
+        self.asks.closed().await;
     }
 
     /// Something for the agent.
@@ -112,7 +125,8 @@ struct Run {
     /// The user's window, and so what the agent answers to.
     lane: String,
     desk: Arc<Desk>,
-    /// The last message that became events.
+    /// By which each message becomes events once, and the last one that did.
+    teller: Teller,
     told_to: u64,
 }
 
@@ -164,13 +178,33 @@ impl Run {
             (Err(error), Type::TurnStart) => {
                 event(Type::TurnError, &json!({"error": error.message, "code": error.code}))
             }
-            (Err(error), _) => return Err(error),
+            (Err(error), kind) => {
+                tracing::debug!(%error, %kind, lane = self.lane, "the agent was not told");
+                return Ok(());
+            }
+            // It was begun before, and has been told of.
+            (Ok(()), Type::TurnStart) if !self.is_new(&ask).await? => return Ok(()),
             (Ok(()), Type::TurnStart) if self.is_there() => event(Type::TurnRunning, &ask.value()),
             (Ok(()), Type::TurnStart) => event(Type::TurnQueued, &ask.value()),
             (Ok(()), Type::TurnAborted) => event(Type::TurnAborted, &json!({})),
             (Ok(()), _) => return Ok(()),
         };
         self.tell(vec![answer], None).await
+    }
+
+    /// Whether a turn was not begun before, which it is now.
+    async fn is_new(&self, ask: &Envelope) -> Result<bool, Error> {
+        let Some(turn) = ask.turn_id.clone() else { return Ok(true) };
+        let note = Ask {
+            number: 0,
+            client: String::new(),
+            socket: String::new(),
+            kind: ask.kind.to_string(),
+            turn,
+            body: String::new(),
+        };
+        let noted = self.shared.sockets.ask(self.desk.permit(), note, Aim::Note, None).await?;
+        Ok(noted != Asked::Known)
     }
 
     async fn submit(&mut self) -> Result<(), Error> {
@@ -216,10 +250,10 @@ impl Run {
         // Agents have no generations: it is the same one for as long as it has that name.
         events.iter_mut().for_each(|event| event.runtime_generation = Some(self.agent.clone()));
         let told: Vec<(Permit, Bytes)> = events.iter().map(|event| (permit.clone(), record::alone(event))).collect();
-        if told.is_empty() && through.is_none() {
-            return Ok(());
+        match through {
+            Some(through) => self.shared.sockets.tell_numbered(told, &self.teller, through).await,
+            None => self.shared.sockets.tell(told).await,
         }
-        self.shared.sockets.tell(told, through.map(|through| (&*self.lane, through))).await
     }
 }
 

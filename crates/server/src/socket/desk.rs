@@ -93,12 +93,16 @@ impl Desk {
     ) -> Result<(), Error> {
         let mut known = self.known.lock().await;
         known.fold(sockets, &self.permit).await?;
-        let events = known.state.left_behind(generation, recovered, true);
+        if known.state.runtime_generation == generation {
+            return Ok(());
+        }
+        let waiting = sockets.waiting_turns(&self.permit).await?;
+        let events = known.state.left_behind(generation, recovered, &waiting);
         if events.is_empty() {
             return Ok(());
         }
         let told = events.iter().map(|event| (self.permit.clone(), record::alone(event))).collect();
-        sockets.tell(told, None).await?;
+        sockets.tell(told).await?;
         known.fold(sockets, &self.permit).await
     }
 

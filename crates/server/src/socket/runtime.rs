@@ -16,7 +16,7 @@ use trunkline_agent_socket::{
 };
 use trunkline_core::{
     Error,
-    socket::{Ask, Duty, Need, Permit},
+    socket::{Ask, Duty, Need, Permit, Teller},
 };
 
 use super::{Socket, failed, record::Pack, stops};
@@ -31,8 +31,11 @@ struct Runtime<'a, S> {
     duty: Arc<Duty>,
     generation: String,
     recovered: HashSet<String>,
-    /// Clients that it told something: their streams are settled.
-    clients: HashMap<String, Permit>,
+    teller: Arc<Teller>,
+    /// Clients that it told something, and whether it serves them: then their streams are settled.
+    clients: HashMap<String, Option<Permit>>,
+    /// As of which that is so.
+    changes: u64,
     /// What waits for the append before it, by client: one record for each, or a few.
     told: Vec<(Permit, Pack)>,
     /// The record in the making of each client.
@@ -41,6 +44,7 @@ struct Runtime<'a, S> {
     told_bytes: usize,
     /// The last number of what was heard.
     heard_to: u64,
+    acked: u64,
     is_numbered: bool,
 }
 
@@ -52,25 +56,32 @@ pub(super) async fn serve<S: Sender>(
     let generation = hello.runtime_generation.clone().filter(|generation| !generation.is_empty());
     let generation = generation.ok_or_else(|| Close::new(code::UNREADABLE, "runtimeGeneration: missing"))?;
     let shared = socket.shared.clone();
-    let duty = shared.sockets.attach(&socket.caller, &generation).map_err(|e| failed(&e))?;
-    let heard_to = shared.sockets.told_to(&generation).await.map_err(|e| failed(&e))?;
+    let recovered: HashSet<String> = hello.recovered_turns.iter().cloned().collect();
+    let duty = shared.sockets.attach(&socket.caller, &generation, recovered.clone()).map_err(|e| failed(&e))?;
+    // Nobody else's, whatever it calls itself.
+    let name = format!("rt::{}::{generation}", socket.caller.subject.id);
+    let teller = shared.sockets.teller(&name).await.map_err(|e| failed(&e))?;
+    let heard_to = teller.told_to();
     let welcome = Envelope::new(Type::Welcome).with(&socket.link.welcome(&hello, heard_to));
     socket.send(vec![Envelope { runtime_generation: Some(generation.clone()), ..welcome }.to_json()]).await?;
     let mut runtime = Runtime {
         socket,
         duty: duty.into(),
         generation,
-        recovered: hello.recovered_turns.into_iter().collect(),
+        recovered,
+        teller: teller.into(),
         clients: HashMap::new(),
+        changes: shared.sockets.changes(),
         told: Vec::new(),
         packs: HashMap::new(),
         told_events: 0,
         told_bytes: 0,
         heard_to,
+        acked: heard_to,
         is_numbered: false,
     };
     for desk in shared.desks.all() {
-        if shared.sockets.generation(desk.client()).as_ref() == Some(&runtime.generation) {
+        if runtime.duty.serves(desk.client()) {
             let settled = desk.settle(&shared.sockets, &runtime.generation, &runtime.recovered).await;
             settled.map_err(|e| failed(&e))?;
         }
@@ -87,6 +98,10 @@ impl<S: Sender> Runtime<'_, S> {
             if telling.is_none() && !self.told.is_empty() {
                 telling = Some(self.tell());
             }
+            if telling.is_none() && self.is_numbered && self.heard_to > self.acked {
+                // What another one has to tell now is not kept, and need not be told again.
+                self.ack(self.heard_to).await?;
+            }
             self.socket.beat(|| Envelope::new(Type::Heartbeat)).await?;
             let due = self.socket.until_due()?;
             let has_room = self.has_room();
@@ -95,7 +110,7 @@ impl<S: Sender> Runtime<'_, S> {
                     telling = None;
                     let through = kept.map_err(|e| failed(&e))?;
                     if self.is_numbered {
-                        self.socket.send(vec![Envelope { ack: Some(through), ..Envelope::new(Type::Ack) }.to_json()]).await?;
+                        self.ack(through).await?;
                     }
                 }
                 frame = receiver.next(), if has_room => {
@@ -133,21 +148,36 @@ impl<S: Sender> Runtime<'_, S> {
         Ok(())
     }
 
+    async fn ack(&mut self, through: u64) -> Result<(), Close> {
+        self.acked = through;
+        self.socket.send(vec![Envelope { ack: Some(through), ..Envelope::new(Type::Ack) }.to_json()]).await
+    }
+
     /// Appends what waits.
     fn tell(&mut self) -> BoxFuture<'static, Result<u64, Error>> {
-        let (sockets, generation) = (self.socket.shared.sockets.clone(), self.generation.clone());
+        let (sockets, teller) = (self.socket.shared.sockets.clone(), self.teller.clone());
         let (told, through, is_numbered) = (std::mem::take(&mut self.told), self.heard_to, self.is_numbered);
         let told = told.into_iter().map(|(permit, pack)| (permit, pack.freeze())).collect();
         self.packs.clear();
         (self.told_events, self.told_bytes) = (0, 0);
         Box::pin(async move {
-            sockets.tell(told, is_numbered.then_some((&*generation, through))).await?;
+            match is_numbered {
+                true => sockets.tell_numbered(told, &teller, through).await?,
+                false => sockets.tell(told).await?,
+            }
             Ok(through)
         })
     }
 
     async fn take(&mut self, said: Said) -> Result<(), Close> {
-        let Said::Event(mut event) = said else { return Ok(()) };
+        let mut event = match said {
+            Said::Event(event) => event,
+            Said::Has(number) => {
+                self.duty.has(number);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
         if let Some(number) = event.seq {
             self.is_numbered = true;
             if number <= self.heard_to {
@@ -156,13 +186,25 @@ impl<S: Sender> Runtime<'_, S> {
             self.heard_to = number;
         }
         let client = event.client_id.take().unwrap_or_default();
-        event.runtime_generation.get_or_insert_with(|| self.generation.clone());
+        event.runtime_generation = Some(self.generation.clone());
+        if let Some(turn) = &event.turn_id {
+            self.duty.heard_of(&client, turn);
+        }
+        if self.changes != self.socket.shared.sockets.changes() {
+            self.changes = self.socket.shared.sockets.changes();
+            self.clients.clear();
+            self.packs.clear();
+        }
         let at = match self.packs.get(&client) {
             Some(at) if self.told[*at].1.has_room() => *at,
             _ => {
                 let permit = match self.clients.get(&client) {
                     Some(permit) => permit.clone(),
                     None => self.meet(&client).await?,
+                };
+                let Some(permit) = permit else {
+                    tracing::debug!(client, "a runtime tells what another one has to tell now");
+                    return Ok(());
                 };
                 self.told.push((permit, Pack::default()));
                 self.packs.insert(client, self.told.len() - 1);
@@ -179,26 +221,27 @@ impl<S: Sender> Runtime<'_, S> {
     }
 
     /// A client that it tells something for the first time.
-    async fn meet(&mut self, client: &str) -> Result<Permit, Close> {
+    async fn meet(&mut self, client: &str) -> Result<Option<Permit>, Close> {
         let shared = self.socket.shared.clone();
         let permit = shared.sockets.enter(&self.socket.caller, client, Need::Serve).map_err(|e| failed(&e))?;
-        let desk = shared.desks.desk(&permit);
-        desk.settle(&shared.sockets, &self.generation, &self.recovered).await.map_err(|e| failed(&e))?;
+        let permit = Some(permit).filter(|_| self.duty.serves(client));
+        if let Some(permit) = &permit {
+            let desk = shared.desks.desk(permit);
+            desk.settle(&shared.sockets, &self.generation, &self.recovered).await.map_err(|e| failed(&e))?;
+        }
         self.clients.insert(client.to_owned(), permit.clone());
         Ok(permit)
     }
 
     /// What clients ask.
     async fn pass_on(&mut self, asks: Vec<Ask>) -> Result<(), Close> {
-        let numbers = asks.iter().map(|ask| ask.number).collect();
         let frame = |ask: Ask| {
             let mut frame = String::with_capacity(128 + ask.body.len());
             envelope::begin(&mut frame, Some(&ask.client), Some(&ask.socket));
             frame.extend([",\"ask\":", &ask.number.to_string(), &ask.body]);
             frame
         };
-        self.socket.send(asks.into_iter().map(frame).collect()).await?;
-        self.duty.took(numbers).await.map_err(|e| failed(&e))
+        self.socket.send(asks.into_iter().map(frame).collect()).await
     }
 }
 

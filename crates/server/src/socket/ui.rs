@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 use trunkline_agent_socket::{
-    Close, Envelope, Type, envelope,
+    Close, Envelope, Type,
+    close::code,
+    envelope,
     link::{Hello, Replay, ReplayEvents, Said, join, parts, replay_frame},
     transport::{Receiver, Sender},
 };
@@ -20,6 +22,9 @@ use super::{Socket, agent::Line, desk::Desk, failed, record, stops};
 
 /// Records that are read and sent at once.
 const SEND_AT_ONCE: usize = 64;
+
+/// Bytes of events in the answer to one request for replay, about; who wants more asks again.
+const REPLAY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Whoever takes so long to take what it is sent does not keep up, and gets pieces of text joined.
 const SLOW: Duration = Duration::from_millis(50);
@@ -48,8 +53,8 @@ pub(super) async fn serve<S: Sender>(
     let client = said.client_id.unwrap_or_default();
     let permit = shared.sockets.enter(&socket.caller, &client, Need::Show).map_err(|e| failed(&e))?;
     let desk = shared.desks.desk(&permit);
-    if let Some(generation) = shared.sockets.generation(&client) {
-        desk.settle(&shared.sockets, &generation, &Default::default()).await.map_err(|e| failed(&e))?;
+    if let Some((generation, recovered)) = shared.sockets.generation(&client) {
+        desk.settle(&shared.sockets, &generation, &recovered).await.map_err(|e| failed(&e))?;
     }
     let line = match &hello.agent {
         Some(agent) => Some(Line::open(&shared, &socket.caller, &desk, agent).await.map_err(|e| failed(&e))?),
@@ -70,13 +75,11 @@ impl<S: Sender> Ui<'_, S> {
         let mut bucket = TokenBucket::new(limits.messages_per_second, limits.message_burst, Instant::now().into_std());
         let mut items = Vec::new();
         loop {
-            let (client, sent) = (self.permit.client().to_owned(), self.sent);
-            self.socket
-                .beat(|| {
-                    let beat = Envelope::new(Type::Heartbeat).with(&json!({"latestSeq": sent}));
-                    Envelope { client_id: Some(client), ..beat }
-                })
-                .await?;
+            let beat = || {
+                let beat = Envelope::new(Type::Heartbeat).with(&json!({"latestSeq": self.sent}));
+                Envelope { client_id: Some(self.permit.client().to_owned()), ..beat }
+            };
+            self.socket.beat(beat).await?;
             let due = self.socket.until_due()?;
             tokio::select! {
                 frame = receiver.next() => {
@@ -95,6 +98,7 @@ impl<S: Sender> Ui<'_, S> {
                     self.pass_on(&mut items).await?;
                 }
                 () = sleep_until(due) => {}
+                () = ended(self.line.as_deref()) => return Err(Close::new(code::FAILED, "the line to the agent has ended")),
                 () = &mut self.socket.ending => return Err(stops()),
             }
         }
@@ -143,13 +147,13 @@ impl<S: Sender> Ui<'_, S> {
                 Ok(())
             }
             Said::Event(envelope) => self.asked(envelope).await,
-            Said::Hello(..) | Said::Nothing => Ok(()),
+            Said::Hello(..) | Said::Has(_) | Said::Nothing => Ok(()),
         }
     }
 
     /// What is new, to be sent.
     async fn pass_on(&mut self, items: &mut Vec<Item>) -> Result<(), Close> {
-        let (mut frames, mut joins) = (Vec::new(), Vec::new());
+        let (mut frames, mut joins, mut is_gone) = (Vec::new(), Vec::new(), false);
         for item in items.drain(..) {
             match item {
                 Item::Record(record) if self.is_slow => {
@@ -162,6 +166,8 @@ impl<S: Sender> Ui<'_, S> {
                     }
                 }
                 Item::Gap(gap) => {
+                    frames.append(&mut self.joined(std::mem::take(&mut joins)));
+                    is_gone = true;
                     let (since, until) = (self.sent, record::last_of(gap.through));
                     let part = ReplayEvents { since, until, gone: Some((since, until)), ..ReplayEvents::default() };
                     frames.push(replay_frame(self.permit.client(), &part, &[]));
@@ -170,16 +176,23 @@ impl<S: Sender> Ui<'_, S> {
                 Item::Transient(_) | Item::End { .. } => {}
             }
         }
-        for mut event in join(joins, self.socket.shared.terms.joined_bytes_max) {
+        frames.append(&mut self.joined(joins));
+        let begun = Instant::now();
+        self.socket.send(frames).await?;
+        self.is_slow = begun.elapsed() >= SLOW;
+        if is_gone { self.snapshot().await } else { Ok(()) }
+    }
+
+    /// For somebody who does not keep up.
+    fn joined(&mut self, events: Vec<Envelope>) -> Vec<String> {
+        let mut frames = Vec::new();
+        for mut event in join(events, self.socket.shared.terms.joined_bytes_max) {
             event.extra.add("prev", &Value::from(self.sent));
             self.sent = event.seq.unwrap_or(self.sent);
             event.client_id = Some(self.permit.client().to_owned());
             frames.push(event.to_json());
         }
-        let begun = Instant::now();
-        self.socket.send(frames).await?;
-        self.is_slow = begun.elapsed() >= SLOW;
-        Ok(())
+        frames
     }
 
     /// What was missed, up to what is sent without being asked for.
@@ -240,6 +253,7 @@ impl<S: Sender> Ui<'_, S> {
 #[derive(Default)]
 struct Missed {
     events: Vec<(u64, String)>,
+    bytes: usize,
     gone: Option<(u64, u64)>,
     /// There is more than was asked for.
     rest: bool,
@@ -263,10 +277,11 @@ async fn missed(sockets: &Sockets, permit: &Permit, since: u64, until: u64, max:
                         if seq > until {
                             return Ok(missed);
                         }
-                        if missed.events.len() >= max {
+                        if missed.events.len() >= max || missed.bytes >= REPLAY_BYTES_MAX {
                             missed.rest = true;
                             return Ok(missed);
                         }
+                        missed.bytes += body.len();
                         missed.events.push((seq, frame(permit.client(), seq, None, body)));
                     }
                 }
@@ -289,4 +304,12 @@ fn frame(client: &str, seq: u64, prev: Option<u64>, body: &str) -> String {
     }
     frame.push_str(body);
     frame
+}
+
+/// Waits until the line to the agent ends, if there is one.
+async fn ended(line: Option<&Line>) {
+    match line {
+        Some(line) => line.ended().await,
+        None => std::future::pending().await,
+    }
 }

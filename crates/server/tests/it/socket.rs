@@ -25,6 +25,7 @@ use trunkline_agent_socket::{
 use crate::{process::Process, sandbox::Web};
 
 mod agents;
+mod faults;
 mod rights;
 
 const PATIENCE: Duration = Duration::from_secs(20);

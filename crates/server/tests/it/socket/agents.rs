@@ -49,6 +49,8 @@ async fn an_agent_answers_a_client_and_knows_nothing_of_it() {
         }
         assert_eq!(last["runtimeGeneration"], lane("one"));
     }
+    // Said again, it is not begun again.
+    tab.say(json!({"type": "turn_start", "turnId": "t-1", "payload": {"text": "hello"}})).await;
     tab.say(json!({"type": "turn_start", "turnId": "t-2", "payload": "now"})).await;
     tab.expect("turn_running").await;
     assert_eq!(&one.message().await.payload[..], b"now");
