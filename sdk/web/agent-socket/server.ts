@@ -38,6 +38,7 @@ export type AgentSocketServerOptions = {
 
 const HEARTBEAT_MS = 15_000
 const TURNS_MAX = 1000
+const EARLY_MAX = 1000
 
 export class AgentSocketServerSession {
   readonly #transport: AgentSocketTransport
@@ -47,6 +48,7 @@ export class AgentSocketServerSession {
   #clientId: string | undefined
   #socketId: string | undefined
   #last = 0
+  #early: (() => void)[] = []
   /** What came or is to be kept, one after the other. */
   #work: Promise<void> = Promise.resolve()
 
@@ -57,10 +59,14 @@ export class AgentSocketServerSession {
     transport.onMessage((data) => this.#then(() => this.#hear(data)))
   }
 
-  /** Keeps an event, and then sends it. Before the client said hello there is nobody whose event it could be. */
+  /** Keeps an event, and then sends it. What is emitted before the client said hello waits for that, and has no number yet. */
   emit<T>(type: AgentSocketEventType, payload?: T, meta: AgentSocketMeta = {}): AgentSocketEnvelope<T> {
     if (!isEventType(type)) throw new Error(`${type} is no event`)
-    if (this.#clientId === undefined) throw new Error('nobody said hello yet')
+    if (this.#clientId === undefined) {
+      if (this.#early.length >= EARLY_MAX) throw new Error(`${EARLY_MAX} events wait for a hello already`)
+      this.#early.push(() => this.emit(type, payload, meta))
+      return makeEnvelope(type, payload, meta)
+    }
     const prev = this.#last
     this.#last += 1
     const envelope = this.#own(makeEnvelope(type, payload, { ...meta, seq: this.#last }))
@@ -121,6 +127,7 @@ export class AgentSocketServerSession {
     const to = this.#options.runtimeGeneration
     if (from !== null && from !== to) this.#put(this.#own(makeEnvelope('runtime_generation_changed', { from, to })))
     await this.#snapshot()
+    this.#early.splice(0).forEach((emit) => emit())
   }
 
   async #snapshot(): Promise<void> {

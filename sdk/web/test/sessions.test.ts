@@ -42,6 +42,7 @@ function watch(client: AgentSocketClient): AgentSocketEnvelope[] {
 test('a turn from its start to its end', async () => {
   const [here, there] = InMemoryTransport.pair()
   const server = session(there, new MemoryEventStore())
+  server.emit('turn_phase', { phase: 'before anybody came' })
   const client = new AgentSocketClient({ clientId: 'c', transport: here })
   const seen = watch(client)
   const deltas: unknown[] = []
@@ -52,8 +53,8 @@ test('a turn from its start to its end', async () => {
   await settled()
   server.emit('turn_start', {}, { turnId: 't-2' })
   await settled()
-  assert.deepEqual(seen.map(({ type }) => type), ['turn_queued', 'turn_text_delta', 'turn_done', 'turn_start'])
-  assert.deepEqual(seen.map(({ seq }) => seq), [1, 2, 3, 4])
+  assert.deepEqual(seen.map(({ type }) => type), ['turn_phase', 'turn_queued', 'turn_text_delta', 'turn_done', 'turn_start'])
+  assert.deepEqual(seen.map(({ seq }) => seq), [1, 2, 3, 4, 5])
   assert.deepEqual(deltas, ['hi'])
   assert.equal(client.generation, 'g1')
   assert.equal(client.state?.activeTurn?.id, 't-2')

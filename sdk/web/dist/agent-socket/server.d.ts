@@ -33,7 +33,7 @@ export type AgentSocketServerOptions = {
 export declare class AgentSocketServerSession {
     #private;
     constructor(transport: AgentSocketTransport, options: AgentSocketServerOptions);
-    /** Keeps an event, and then sends it. Before the client said hello there is nobody whose event it could be. */
+    /** Keeps an event, and then sends it. What is emitted before the client said hello waits for that, and has no number yet. */
     emit<T>(type: AgentSocketEventType, payload?: T, meta?: AgentSocketMeta): AgentSocketEnvelope<T>;
 }
 export declare function createAgentSocketServerSession(transport: AgentSocketTransport, options: AgentSocketServerOptions): AgentSocketServerSession;

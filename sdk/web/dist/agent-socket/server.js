@@ -3,6 +3,7 @@ import { isEventType, makeEnvelope, parseEnvelope, serializeEnvelope, } from './
 import { MemoryEventStore } from './store.js';
 const HEARTBEAT_MS = 15_000;
 const TURNS_MAX = 1000;
+const EARLY_MAX = 1000;
 export class AgentSocketServerSession {
     #transport;
     #options;
@@ -11,6 +12,7 @@ export class AgentSocketServerSession {
     #clientId;
     #socketId;
     #last = 0;
+    #early = [];
     /** What came or is to be kept, one after the other. */
     #work = Promise.resolve();
     constructor(transport, options) {
@@ -19,12 +21,16 @@ export class AgentSocketServerSession {
         this.#store = options.store ?? new MemoryEventStore();
         transport.onMessage((data) => this.#then(() => this.#hear(data)));
     }
-    /** Keeps an event, and then sends it. Before the client said hello there is nobody whose event it could be. */
+    /** Keeps an event, and then sends it. What is emitted before the client said hello waits for that, and has no number yet. */
     emit(type, payload, meta = {}) {
         if (!isEventType(type))
             throw new Error(`${type} is no event`);
-        if (this.#clientId === undefined)
-            throw new Error('nobody said hello yet');
+        if (this.#clientId === undefined) {
+            if (this.#early.length >= EARLY_MAX)
+                throw new Error(`${EARLY_MAX} events wait for a hello already`);
+            this.#early.push(() => this.emit(type, payload, meta));
+            return makeEnvelope(type, payload, meta);
+        }
         const prev = this.#last;
         this.#last += 1;
         const envelope = this.#own(makeEnvelope(type, payload, { ...meta, seq: this.#last }));
@@ -85,6 +91,7 @@ export class AgentSocketServerSession {
         if (from !== null && from !== to)
             this.#put(this.#own(makeEnvelope('runtime_generation_changed', { from, to })));
         await this.#snapshot();
+        this.#early.splice(0).forEach((emit) => emit());
     }
     async #snapshot() {
         const state = await this.#options.handlers.getState(this.#clientId ?? '');
