@@ -19,7 +19,7 @@ use crate::{
     envelope::{Envelope, Meta, Type, make},
     link::SILENT_BEATS,
     state::RuntimeState,
-    transport::{Broken, Frame, Receiver, Sender, Transport},
+    transport::{Broken, Frame, Receiver, Sender, Transport, send},
 };
 
 /// Requests that wait for the run of the client; who makes more waits.
@@ -361,7 +361,7 @@ impl<C: Connector> Run<C> {
         }
     }
 
-    async fn carry_out(&mut self, effects: Vec<Effect>, sender: &mut impl Sender) -> Result<(), Broken> {
+    async fn carry_out(&mut self, effects: Vec<Effect>, sender: &mut impl Sender) -> Result<(), Close> {
         let mut frames = Vec::new();
         for effect in effects {
             match effect {
@@ -398,12 +398,6 @@ async fn take_orders<T>(
     }
 }
 
-pub(crate) async fn say(sender: &mut impl Sender, frames: Vec<String>) -> Result<(), Broken> {
-    let said = timeout(PATIENCE, async {
-        for frame in frames {
-            sender.feed(frame).await?;
-        }
-        sender.flush().await
-    });
-    said.await?
+pub(crate) async fn say(sender: &mut impl Sender, frames: Vec<String>) -> Result<(), Close> {
+    send(sender, frames, PATIENCE).await
 }

@@ -4,7 +4,11 @@ mod memory;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 
-use crate::close::Close;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::close::{Close, code};
 
 pub use memory::{MemoryReceiver, MemorySender, MemoryTransport};
 
@@ -54,4 +58,20 @@ pub trait Sender: Send + 'static {
 pub trait Receiver: Send + 'static {
     /// What comes next; nothing if there will be nothing any more. Cancel-safe.
     fn next(&mut self) -> impl Future<Output = Option<Result<Frame, Broken>>> + Send;
+}
+
+/// Sends frames, and waits until the other end took them.
+///
+/// # Errors
+/// [`code::AWAY`] if it is gone, or does not within `patience`.
+pub async fn send(sender: &mut impl Sender, frames: Vec<String>, patience: Duration) -> Result<(), Close> {
+    let sent = timeout(patience, async {
+        for frame in frames {
+            sender.feed(frame).await?;
+        }
+        sender.flush().await
+    });
+    let gone = |_| Close::new(code::AWAY, "the other end is gone");
+    let too_slow = |_| Close::new(code::AWAY, "the other end takes nothing");
+    sent.await.map_err(too_slow)?.map_err(gone)
 }

@@ -23,7 +23,7 @@ use trunkline_agent_socket::{
     client::Connector,
     close::code,
     link::{Due, Hello, Link, Role, SILENT_BEATS, Said, Terms},
-    transport::{Broken, Frame, MemoryTransport, Receiver, Sender, Transport},
+    transport::{Broken, Frame, MemoryTransport, Receiver, Sender, Transport, send},
 };
 use trunkline_core::{Error, Kind, caller::Caller, socket::Sockets};
 
@@ -208,16 +208,7 @@ impl<S: Sender> Socket<S> {
 
     async fn send(&mut self, frames: Vec<String>) -> Result<(), Close> {
         let patience = self.patience();
-        let sender = &mut self.sender;
-        let sent = timeout(patience, async {
-            for frame in frames {
-                sender.feed(frame).await?;
-            }
-            sender.flush().await
-        });
-        let gone = |_| Close::new(code::AWAY, "the other end is gone");
-        let too_slow = |_| Close::new(code::AWAY, "the other end takes nothing");
-        sent.await.map_err(too_slow)?.map_err(gone)?;
+        send(&mut self.sender, frames, patience).await?;
         self.link.told(self.now());
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::{
     envelope::{Envelope, Type},
     link::{Due, Hello, Link, Replay, ReplayEvents, SILENT_BEATS, Said, join, parts, replay_frame},
     store::{EventStore, Range, StoreError},
-    transport::{Frame, Receiver, Sender},
+    transport::{Frame, Receiver, Sender, send},
 };
 
 /// Events that are read and sent at once.
@@ -107,16 +107,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
 
     async fn send(&mut self, frames: Vec<String>) -> Result<(), Close> {
         let patience = self.patience();
-        let sender = &mut self.sender;
-        let sent = timeout(patience, async {
-            for frame in frames {
-                sender.feed(frame).await?;
-            }
-            sender.flush().await
-        });
-        let gone = |_| Close::new(code::AWAY, "the other end is gone");
-        let too_slow = |_| Close::new(code::AWAY, "the other end takes nothing");
-        sent.await.map_err(too_slow)?.map_err(gone)?;
+        send(&mut self.sender, frames, patience).await?;
         self.link.told(self.now());
         Ok(())
     }
