@@ -30,7 +30,7 @@ pub(crate) use sql::MIGRATIONS;
 /// Longest id of a client.
 const CLIENT_BYTES_MAX: usize = 128;
 
-/// What one client asked and nobody took.
+/// What one client asked and no runtime has: it waits, or was sent and not answered.
 pub(crate) const ASKS_MAX: i64 = 1000;
 
 /// What is handed to a runtime at once.

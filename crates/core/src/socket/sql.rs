@@ -16,7 +16,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
     sql: "CREATE TABLE socket_asks (number AUTO_ID, client TEXT NOT NULL, socket TEXT NOT NULL, kind TEXT NOT NULL,
             turn TEXT NOT NULL, body TEXT NOT NULL, asked_at BIGINT NOT NULL, begins BIGINT NOT NULL, taken BIGINT NOT NULL);
         CREATE UNIQUE INDEX socket_asks_turn ON socket_asks (client, turn) WHERE begins = 1 AND turn <> '';
-        CREATE INDEX socket_asks_waiting ON socket_asks (client) WHERE taken = 0;
+        CREATE INDEX socket_asks_waiting ON socket_asks (client) WHERE taken <> 1;
         CREATE INDEX socket_asks_asked_at ON socket_asks (asked_at);
         CREATE TABLE socket_folds (client TEXT PRIMARY KEY, epoch TEXT NOT NULL, folded_to BIGINT NOT NULL,
             state TEXT NOT NULL)",
@@ -43,10 +43,12 @@ pub(super) fn ask(
                 return Ok(Asked::Stopped);
             }
         }
-        let sql = "SELECT COUNT(*) FROM socket_asks WHERE client = $1 AND taken = 0";
+        let sql = "SELECT COUNT(*) FROM socket_asks WHERE client = $1 AND taken <> 1";
         let waiting = tx.query_opt(sql, &[ask.client.as_str().into()]).await?;
         if waiting.map_or(Ok(0), |row| row.int(0))? >= ASKS_MAX {
-            let why = format!("{ASKS_MAX} things that this client asked wait for a runtime");
+            let why = format!(
+                "{ASKS_MAX} things that this client asked wait for a runtime, or for its word that it has them"
+            );
             return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", why));
         }
         let sql = "INSERT INTO socket_asks (client, socket, kind, turn, body, asked_at, begins, taken)
@@ -123,8 +125,8 @@ pub(super) fn release(tx: &mut WriteTx, numbers: Option<Vec<i64>>) -> TxFuture<'
 /// Turns of a client that nobody took.
 pub(super) fn waiting_turns(tx: &mut ReadTx, client: String) -> TxFuture<'_, HashSet<String>, LedgerError> {
     Box::pin(async move {
-        let sql = "SELECT turn FROM socket_asks WHERE client = $1 AND begins = 1 AND taken <> $2";
-        let rows = tx.query(sql, &[client.into(), TAKEN.into()]).await?;
+        let sql = "SELECT turn FROM socket_asks WHERE client = $1 AND begins = 1 AND taken <> 1";
+        let rows = tx.query(sql, &[client.into()]).await?;
         rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
     })
 }

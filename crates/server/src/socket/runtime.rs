@@ -26,6 +26,9 @@ const RECORDS_AT_ONCE: usize = 4000;
 const TELL_AT_ONCE: usize = 16_000;
 const TELL_BYTES: usize = 8 * 1024 * 1024;
 
+/// Clients that are remembered; beyond it all are met anew.
+const CLIENTS_MAX: usize = 10_000;
+
 struct Runtime<'a, S> {
     socket: &'a mut Socket<S>,
     duty: Arc<Duty>,
@@ -228,6 +231,9 @@ impl<S: Sender> Runtime<'_, S> {
         if let Some(permit) = &permit {
             let desk = shared.desks.desk(permit);
             desk.settle(&shared.sockets, &self.generation, &self.recovered).await.map_err(|e| failed(&e))?;
+        }
+        if self.clients.len() >= CLIENTS_MAX {
+            self.clients.clear();
         }
         self.clients.insert(client.to_owned(), permit.clone());
         Ok(permit)

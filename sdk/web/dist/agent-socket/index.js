@@ -1,9 +1,0 @@
-/** The agent-socket protocol, version 1: a UI and a long-running runtime stay in step. See docs/protocol/agent-socket.md. */
-export * from './envelope.js';
-export * from './reconcile.js';
-export * from './state.js';
-export * from './store.js';
-export * from './transport.js';
-export { AgentSocketClient } from './client.js';
-export { AgentSocketServerSession, createAgentSocketServerSession, } from './server.js';
-//# sourceMappingURL=index.js.map
