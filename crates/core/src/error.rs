@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use trunkline_store::{lease, ledger, log};
+use trunkline_store::{files, lease, ledger, log};
 
 /// What a caller should make of an error. Closed: the surfaces map each to their status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +82,12 @@ impl From<ledger::Error> for Error {
             _ => Kind::Internal,
         };
         Self::new(kind, "ERR_LEDGER", error.to_string())
+    }
+}
+
+impl From<files::Error> for Error {
+    fn from(error: files::Error) -> Self {
+        Self::new(Kind::Unavailable, "ERR_FILES_UNAVAILABLE", error.to_string())
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Gate::authorize`] turns a caller and an [`Intent`] into the intent's permit. A permit has no constructor outside of
 //! this module, so that whoever forgets to ask cannot go on.
 
+mod conversation;
 mod policy;
 pub mod rules;
 mod sandbox;
@@ -22,6 +23,7 @@ use trunkline_store::{
     log::{self, Append, Cursor, Reader, SubmittedEach, Topic},
 };
 
+pub use self::conversation::{ConversationPermit, TakePart, UseConversation};
 use self::rules::{Fallback, Level, Name, Rule, Rules};
 pub use self::sandbox::{SandboxNeed, SandboxPermit, UseSandbox};
 pub use self::socket::{SocketNeed, SocketPermit, UseSocket};

@@ -4,9 +4,11 @@
 //! A request enters with a [`caller::Caller`], asks the [`gate`] for a permit, and does with it what a slice
 //! ([`message`], [`session`], [`checkpoint`]) says.
 
+pub mod app;
 pub mod audit;
 pub mod caller;
 pub mod checkpoint;
+pub mod conversation;
 mod due;
 pub mod error;
 pub mod gate;
@@ -45,6 +47,8 @@ pub fn migrations() -> Vec<Migration> {
         task::MIGRATIONS,
         sandbox::MIGRATIONS,
         socket::MIGRATIONS,
+        app::MIGRATIONS,
+        conversation::MIGRATIONS,
     ]
     .concat()
 }

@@ -102,6 +102,13 @@ impl TokenBucket {
         (rate > 0).then(|| Self { rate: f64::from(rate), burst, tokens: burst, refilled: now })
     }
 
+    /// So many a minute, and as many at once; `None` for 0, which is no limit.
+    #[must_use]
+    pub fn per_minute(rate: u32, now: Instant) -> Option<Self> {
+        let rate = f64::from(rate);
+        (rate > 0.0).then(|| Self { rate: rate / 60.0, burst: rate, tokens: rate, refilled: now })
+    }
+
     /// Takes one token, or says how long to wait: at least the published 10 ms.
     ///
     /// # Errors

@@ -28,6 +28,9 @@ const FORMAT: u8 = 1;
 /// The same, around a notice.
 const NOTICE: u8 = 2;
 
+/// An envelope with something about the message before its payload.
+const ABOUT: u8 = 3;
+
 /// A message as it lies in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
@@ -39,6 +42,8 @@ pub struct Envelope {
     pub kind: i32,
     /// What was sent, byte for byte.
     pub payload: Bytes,
+    /// What the server says about it; most messages speak for themselves.
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Envelope {
@@ -64,7 +69,34 @@ impl Envelope {
     /// # Errors
     /// [`Kind::Internal`] if the record is none.
     pub fn decode(record: &Record) -> Result<Self, Error> {
-        Self::decode_as(FORMAT, record)
+        if record.payload.first() != Some(&ABOUT) {
+            return Self::decode_as(FORMAT, record);
+        }
+        let mut envelope = Self::decode_as(ABOUT, record)?;
+        let about = envelope.payload.split_first_chunk().and_then(|(length, rest)| {
+            let length = u32::from_be_bytes(*length) as usize;
+            Some((serde_json::from_slice(rest.get(..length)?).ok()?, 4 + length))
+        });
+        let (metadata, length) = about.ok_or_else(|| no_message(record))?;
+        envelope.metadata = metadata;
+        envelope.payload = envelope.payload.slice(length..);
+        Ok(envelope)
+    }
+
+    /// A message of somebody who has no session, and what the server says about it.
+    pub(crate) fn with_metadata(
+        source: &str,
+        workspace: &str,
+        kind: i32,
+        payload: &[u8],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Vec<u8>, Error> {
+        let metadata = json(metadata)?;
+        let mut all = Vec::with_capacity(4 + metadata.len() + payload.len());
+        all.extend((metadata.len() as u32).to_be_bytes());
+        all.extend(metadata);
+        all.extend_from_slice(payload);
+        Ok(Self::encode_as(ABOUT, source, workspace, kind, &all))
     }
 
     fn decode_as(format: u8, record: &Record) -> Result<Self, Error> {
@@ -82,14 +114,20 @@ impl Envelope {
                 workspace: String::from_utf8(bytes.get(source_end..workspace_end)?.to_vec()).ok()?,
                 kind: i32::from_be_bytes([k0, k1, k2, k3]),
                 payload: bytes.slice(workspace_end..),
+                metadata: BTreeMap::new(),
             })
         };
-        parse().ok_or_else(|| {
-            let message = format!("record {} of topic {} is no message", record.offset, record.topic);
-            Error::new(Kind::Internal, "ERR_INTERNAL", message)
-        })
+        parse().ok_or_else(|| no_message(record))
     }
 }
+
+fn no_message(record: &Record) -> Error {
+    let message = format!("record {} of topic {} is no message", record.offset, record.topic);
+    Error::new(Kind::Internal, "ERR_INTERNAL", message)
+}
+
+/// The published contract's number for chat.
+pub(crate) const CHAT: i32 = 1;
 
 /// The published contract's number for metrics.
 const METRIC: i32 = 5;
@@ -208,11 +246,7 @@ impl Sender {
             Some(last) if last.name == target => last,
             _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None },
         };
-        if payload.len() > self.payload_bytes_max {
-            let (size, most) = (payload.len(), self.payload_bytes_max);
-            let message = format!("message payload size {size} exceeds maximum of {most} bytes");
-            return Err(Error::new(Kind::Invalid, "ERR_PAYLOAD_TOO_LARGE", message));
-        }
+        self.check_size(payload.len())?;
         self.take_token("message rate limit exceeded")?;
         let as_of = self.gate.as_of();
         let is_task = matches!(route.target, Target::TaskMessages { .. });
@@ -243,6 +277,24 @@ impl Sender {
         }
         self.last = Some(route);
         Ok(())
+    }
+
+    /// Takes account of a message that goes to a conversation and not through here.
+    ///
+    /// # Errors
+    /// `ERR_PAYLOAD_TOO_LARGE`, `ERR_RATE_LIMITED`.
+    pub fn take_account(&mut self, bytes: usize) -> Result<(), Error> {
+        self.check_size(bytes)?;
+        self.take_token("message rate limit exceeded")
+    }
+
+    fn check_size(&self, size: usize) -> Result<(), Error> {
+        let most = self.payload_bytes_max;
+        if size <= most {
+            return Ok(());
+        }
+        let message = format!("message payload size {size} exceeds maximum of {most} bytes");
+        Err(Error::new(Kind::Invalid, "ERR_PAYLOAD_TOO_LARGE", message))
     }
 
     /// To be asked before each message about a task, which is looked up.
@@ -499,7 +551,7 @@ mod tests {
     use bytes::Bytes;
     use trunkline_store::log::{Offset, Record, Topic};
 
-    use super::Envelope;
+    use super::{BTreeMap, Envelope};
 
     fn record(payload: Vec<u8>) -> Record {
         Record { topic: Topic::new("t").unwrap(), offset: Offset(1), timestamp_ms: 0, payload: payload.into() }
@@ -509,8 +561,13 @@ mod tests {
         #[test]
         fn envelopes_are_decoded_as_encoded(source in ".{0,200}", workspace in ".{0,120}", kind: i32, payload: Vec<u8>) {
             let encoded = Envelope::encode(&source, &workspace, kind, &payload);
-            let envelope = Envelope { source, workspace, kind, payload: Bytes::from(payload) };
-            proptest::prop_assert_eq!(Envelope::decode(&record(encoded)).unwrap(), envelope);
+            let about = [("key".to_owned(), source.clone())].into();
+            let with = Envelope::with_metadata(&source, &workspace, kind, &payload, &about).unwrap();
+            let mut envelope =
+                Envelope { source, workspace, kind, payload: Bytes::from(payload), metadata: BTreeMap::new() };
+            proptest::prop_assert_eq!(&Envelope::decode(&record(encoded)).unwrap(), &envelope);
+            envelope.metadata = about;
+            proptest::prop_assert_eq!(Envelope::decode(&record(with)).unwrap(), envelope);
         }
 
         #[test]

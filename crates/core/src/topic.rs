@@ -315,6 +315,25 @@ pub(crate) fn socket_teller(teller: &str) -> Result<Topic, Error> {
     Ok(Topic::new(&format!("sk::{teller}::told"))?)
 }
 
+/// `cv::{id}::events`: what happens in a conversation.
+pub(crate) fn conversation_events(id: Uuid) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("cv::{id}::events"))?)
+}
+
+/// `cv::{id}::deltas`: what is being said in it, piece by piece.
+pub(crate) fn conversation_deltas(id: Uuid) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("cv::{id}{DELTAS}"))?)
+}
+
+/// Whether records of this topic are pieces of what is being said.
+#[must_use]
+pub(crate) fn is_conversation_deltas(topic: &Topic) -> bool {
+    topic.as_str().ends_with(DELTAS)
+}
+
+/// What names of those end with.
+const DELTAS: &str = "::deltas";
+
 /// Topics of identities and broadcasts: kept for a day, by the published contract.
 pub const CLASS_LANE: Class = Class(0);
 
@@ -328,6 +347,8 @@ pub fn class(name: &str) -> Class {
     match prefix {
         "ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "pg" | "tk" | "event" | "metric" | "br"
         | "sv" | "sk" | ROLL => CLASS_LANE,
+        // What was said is in the conversation itself.
+        "cv" if name.ends_with(DELTAS) => CLASS_LANE,
         _ => CLASS_KEPT,
     }
 }

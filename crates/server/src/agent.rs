@@ -13,7 +13,7 @@ use std::{net::IpAddr, sync::Arc};
 use rustls::pki_types::CertificateDer;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
-use trunkline_core::{gate::Gate, limits::Limits, session::Sessions, task::Tasks};
+use trunkline_core::{conversation::Conversations, gate::Gate, limits::Limits, session::Sessions, task::Tasks};
 use trunkline_proto::v1::{UpstreamMessage, aether_gateway_server::AetherGateway};
 
 use crate::{auth::Auth, metrics::Metrics};
@@ -30,6 +30,8 @@ pub(crate) struct Gateway {
     pub(crate) stop: CancellationToken,
     /// What clients have others do.
     pub(crate) tasks: Tasks,
+    /// What users of apps say, and are told.
+    pub(crate) conversations: Conversations,
     /// What this program is doing.
     pub(crate) tracker: TaskTracker,
 }

@@ -5,8 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_core::{
+    app::Apps,
     audit,
     caller::{Caller, Credential},
+    conversation::{self, Conversations},
     gate::Gate,
     identity::Identity,
     kv,
@@ -28,6 +30,7 @@ use crate::{
     agent::Gateway,
     auth::Auth,
     config::{Config, ConfigError, Durability, Listen, RetentionConfig},
+    conversation as conversations,
     http::{self, Pages, Site, Web},
     listen::{Doors, Listeners, bind},
     metrics::Metrics,
@@ -116,23 +119,19 @@ impl Server {
         let (listen, limits) = (config.listen, config.limits);
         check_dev(&config)?;
         let origins = http::origins(&config.http.allowed_origins)?;
-        let sessions = session::Options {
-            connections_per_workspace: limits.connections_per_workspace,
-            broadcast_tasks: config.messages.broadcast_tasks()?,
-        };
+        config.messages.broadcast_tasks()?;
         let tls = Tls::load(&config.tls)?;
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
-        let gate = Gate::open(store.clone()).await?;
         let (stop, background, clock) = (CancellationToken::new(), TaskTracker::new(), log::Clock::system());
-        let (known, ends) = (gate.clone(), stop.clone());
-        let sandboxes =
-            Sandboxes::new(known, config.sandbox, limits, background.clone(), ends, clock.clone(), session_store);
-        let sockets = Sockets::open(gate.clone(), clock.clone(), background.clone()).await?;
-        let sessions = Sessions::new(gate.clone(), sessions);
-        let registry = Registry::open(gate.clone()).await?;
-        let tasks = Tasks::new(gate.clone(), registry, config.tasks, background.clone(), clock.clone());
-        tasks.recover().await?;
+        let own = Own {
+            stop: stop.clone(),
+            tracker: background.clone(),
+            clock: clock.clone(),
+            url: format!("{}://{}", if tls.is_some() { "https" } else { "http" }, http.1),
+        };
+        let rooms = Rooms::open(&config, store.clone(), own, session_store).await?;
+        let Rooms { gate, sandboxes, sockets, sessions, tasks, talks } = rooms.clone();
         let metrics = Arc::new(Metrics::new());
         let (known, ends) = (gate.clone(), stop.clone());
         let operations = Operations::new(known, sessions.clone(), sandboxes.clone(), metrics.clone(), ends);
@@ -146,14 +145,14 @@ impl Server {
             started_at: i64::try_from(clock.now_ms() / 1000).unwrap_or(i64::MAX),
             stop: stop.clone(),
             tasks: tasks.clone(),
+            conversations: talks.clone(),
             tracker: background.clone(),
         };
-        sandboxes.recover().await?;
-        background.spawn(sandboxes.clone().run());
-        let streams = Streams::new(limits.event_streams_per_token, metrics.event_streams.clone());
-        let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams };
-        let agents = Agents { sessions, tasks: tasks.clone() };
-        let socket = Surface::new(sockets.clone(), agents, web.clone(), background.clone());
+        let (streams, is_tls) =
+            (Streams::new(limits.event_streams_per_token, metrics.event_streams.clone()), tls.is_some());
+        let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams, is_tls };
+        let socket = Surface::new(sockets, Agents { sessions, tasks }, web.clone(), background.clone());
+        let apps = conversations::router(talks, web.clone());
         let surfaces = sandbox::router(sandboxes.clone(), web).merge(socket.clone().router());
         let server = Self {
             admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
@@ -170,13 +169,13 @@ impl Server {
         };
         let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
         listeners.grpc(grpc.0, gateway);
-        let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev });
+        let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev }).with_apps(apps);
         listeners.http(http.0, site, metrics.doors(limits.http_connections));
         server.operators(ops.0, operations);
         if let Some(tls) = tls {
             server.tasks.spawn(tls.watch(server.stop.clone()));
         }
-        server.keep_going(store, gate, tasks, sockets, config.retention);
+        server.keep_going(store, rooms, config.retention);
         Ok(server)
     }
 
@@ -299,14 +298,17 @@ impl Server {
     }
 
     /// What goes on besides, for as long as it runs.
-    fn keep_going(&self, store: Store, gate: Gate, tasks: Tasks, sockets: Sockets, retention: RetentionConfig) {
+    fn keep_going(&self, store: Store, rooms: Rooms, retention: RetentionConfig) {
         self.relay(store.clone());
-        self.pump(tasks.clone());
-        self.sweep(store.log, gate, tasks, sockets, retention);
+        self.pump(rooms.tasks.clone());
+        self.tasks.spawn(rooms.sandboxes.clone().run());
+        self.tasks.spawn(rooms.talks.clone().run());
+        self.sweep(store.log, rooms, retention);
     }
 
     /// Trims what is older than it is kept, and removes audit events and keys that have expired.
-    fn sweep(&self, log: log::Log, gate: Gate, tasks: Tasks, sockets: Sockets, retention: RetentionConfig) {
+    fn sweep(&self, log: log::Log, rooms: Rooms, retention: RetentionConfig) {
+        let Rooms { gate, tasks, sockets, talks, .. } = rooms;
         let stop = self.stop.clone();
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
         self.tasks.spawn(async move {
@@ -323,11 +325,71 @@ impl Server {
                 if let Err(error) = sockets.sweep().await {
                     tracing::warn!(%error, "what clients asked long ago was not removed; the next sweep goes on");
                 }
+                if let Err(error) = talks.sweep().await {
+                    tracing::warn!(%error, "drafts that were not sent were not removed; the next sweep goes on");
+                }
                 if let Err(error) = kv::sweep(&gate).await {
                     tracing::warn!(%error, "expired keys were not removed; the next sweep goes on");
                 }
             }
         });
+    }
+}
+
+/// What core is made of.
+#[derive(Clone)]
+struct Rooms {
+    gate: Gate,
+    sandboxes: Sandboxes,
+    sockets: Sockets,
+    sessions: Sessions,
+    tasks: Tasks,
+    talks: Conversations,
+}
+
+/// What these need of the process.
+struct Own {
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    clock: log::Clock,
+    /// Where it is, for whoever is told no better.
+    url: String,
+}
+
+impl Rooms {
+    async fn open(
+        config: &Config,
+        store: Store,
+        own: Own,
+        session_store: Option<Arc<dyn SessionStore>>,
+    ) -> Result<Self, StartError> {
+        let Own { stop, tracker, clock, url } = own;
+        let (gate, limits) = (Gate::open(store).await?, config.limits);
+        let (known, owner, ends) = (gate.clone(), tracker.clone(), stop.clone());
+        let sandboxes = Sandboxes::new(known, config.sandbox, limits, owner, ends, clock.clone(), session_store);
+        let sockets = Sockets::open(gate.clone(), clock.clone(), tracker.clone()).await?;
+        let options = session::Options {
+            connections_per_workspace: limits.connections_per_workspace,
+            broadcast_tasks: config.messages.broadcast_tasks()?,
+        };
+        let sessions = Sessions::new(gate.clone(), options);
+        let registry = Registry::open(gate.clone()).await?;
+        let tasks = Tasks::new(gate.clone(), registry, config.tasks, tracker.clone(), clock.clone());
+        tasks.recover().await?;
+        let parts = conversation::Parts {
+            apps: Apps::open(gate.clone(), config.apps.clone()).await?,
+            sessions: sessions.clone(),
+            tasks: tasks.clone(),
+            options: config.conversation.clone(),
+            text_bytes_max: limits.payload_bytes_max,
+            own_url: url,
+            clock,
+            tracker,
+            stop,
+        };
+        let talks = Conversations::open(gate.clone(), parts).await?;
+        sandboxes.recover().await?;
+        Ok(Self { gate, sandboxes, sockets, sessions, tasks, talks })
     }
 }
 
@@ -364,6 +426,7 @@ async fn open_store(config: &Config) -> Result<Store, trunkline_store::OpenError
         log: log::Options { durability, classify: topic::class, classes, ..log::Options::default() },
         ledger: ledger::Options { durability, ..ledger::Options::default() },
         migrations: trunkline_core::migrations(),
+        bucket: Some(config.files.clone()).filter(|bucket| !bucket.name.is_empty()),
     };
     let dir = config.data_dir.clone();
     let opened = tokio::task::spawn_blocking(move || Store::open(&dir, options)).await;

@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 
+pub(crate) mod app;
 pub(crate) mod client;
 pub(crate) mod messages;
 pub(crate) mod orchestrate;

@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use trunkline_core::{limits::Limits, sandbox, task};
-use trunkline_store::log::Retention;
+use trunkline_core::{app::App, conversation, limits::Limits, sandbox, task};
+use trunkline_store::{files::Bucket, log::Retention};
 
 const PREFIX: &str = "TRUNKLINE__";
 
@@ -33,6 +33,12 @@ pub struct Config {
     pub messages: MessagesConfig,
     /// Browsers.
     pub http: HttpConfig,
+    /// How much users of apps may say, and how long anything about conversations may take.
+    pub conversation: conversation::Options,
+    /// Apps, besides those that an operator makes.
+    pub apps: Vec<App>,
+    /// Where files are kept, if not in the data directory: a bucket, if it has a name.
+    pub files: Bucket,
     /// How long sandboxes may take for what.
     pub sandbox: sandbox::Options,
     /// How tasks are handed out, and how long everything about them may take.
@@ -142,6 +148,9 @@ impl Default for Config {
             limits: Limits::default(),
             messages: MessagesConfig::default(),
             http: HttpConfig::default(),
+            conversation: conversation::Options::default(),
+            apps: Vec::new(),
+            files: Bucket::default(),
             sandbox: sandbox::Options::default(),
             tasks: task::Options::default(),
             retention: RetentionConfig::default(),

@@ -6,7 +6,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tonic::{Code, Status};
-use trunkline_core::{Error, Kind, sandbox::UNKNOWN_COMMAND};
+use trunkline_core::{
+    Error, Kind,
+    conversation::{EMPTY, KEY_REUSED, files},
+    sandbox::UNKNOWN_COMMAND,
+};
 use trunkline_proto::v1::ErrorResponse;
 
 /// The gRPC code of a kind.
@@ -30,8 +34,9 @@ pub(crate) fn grpc_code(kind: Kind) -> Code {
 /// The HTTP status of an error: its kind's, but for a few that HTTP tells apart.
 pub(crate) fn http_status(error: &Error) -> StatusCode {
     match error.code {
-        UNKNOWN_COMMAND => return StatusCode::UNPROCESSABLE_ENTITY,
-        TOO_LARGE => return StatusCode::PAYLOAD_TOO_LARGE,
+        UNKNOWN_COMMAND | EMPTY | KEY_REUSED | files::TOO_MANY => return StatusCode::UNPROCESSABLE_ENTITY,
+        files::UNSUPPORTED => return StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        TOO_LARGE | files::TOO_LARGE => return StatusCode::PAYLOAD_TOO_LARGE,
         TOO_SLOW => return StatusCode::REQUEST_TIMEOUT,
         _ => {}
     }

@@ -43,6 +43,9 @@ const TOKEN_PAUSE: Duration = Duration::from_secs(30);
 /// By which a browser's event stream says what it had last.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
+/// Under which the users of apps ask.
+const APPS: &str = "/api/v2/";
+
 /// The cookie that carries a token where a browser sends no header.
 const COOKIE: &str = "trunkline_token";
 
@@ -54,12 +57,16 @@ pub(crate) struct Web {
     pub(crate) stop: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) streams: Streams,
+    /// Browsers come with TLS.
+    pub(crate) is_tls: bool,
 }
 
 /// What a request says besides its body. Whom it is from is not looked at yet.
 pub(crate) struct Asked {
     headers: HeaderMap,
     query: Vec<(String, String)>,
+    /// Whom it is for, where HTTP/2 says that in the address.
+    authority: Option<String>,
     peer: Option<Peer>,
 }
 
@@ -73,7 +80,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
             None => Vec::new(),
         };
         // Nobody looks for them behind this.
-        Ok(Self { headers: std::mem::take(&mut parts.headers), query, peer })
+        let authority = parts.uri.authority().map(ToString::to_string);
+        Ok(Self { headers: std::mem::take(&mut parts.headers), query, authority, peer })
     }
 }
 
@@ -123,6 +131,18 @@ impl Asked {
             let message = format!("an Idempotency-Key is text of at most {KEY_BYTES_MAX} bytes");
             Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message)
         })
+    }
+
+    /// What an event stream had last, as it was told it.
+    pub(crate) fn last_event(&self) -> Option<&str> {
+        self.headers.get(LAST_EVENT_ID)?.to_str().ok().map(str::trim)
+    }
+
+    /// How whoever asks reached this server.
+    pub(crate) fn own_address(&self, is_tls: bool) -> String {
+        let host = self.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = host.or(self.authority.as_deref()).unwrap_or("localhost");
+        format!("{}://{host}", if is_tls { "https" } else { "http" })
     }
 
     /// The number that an event stream had last; nothing for what is no number.
@@ -224,7 +244,7 @@ pub(crate) fn site(surfaces: Router, pages: Pages) -> Site {
         Refusal(Error::new(Kind::Denied, "ERR_HOST", message))
     });
     // Whoever is no page does not pay for them.
-    Site { plain, for_pages, elsewhere: own_hosts_only.then_some(elsewhere) }
+    Site { plain, for_pages, apps: None, elsewhere: own_hosts_only.then_some(elsewhere) }
 }
 
 /// What a listener serves, by who asks.
@@ -232,6 +252,8 @@ pub(crate) fn site(surfaces: Router, pages: Pages) -> Site {
 pub(crate) struct Site {
     plain: Router,
     for_pages: Router,
+    /// What looks after its pages by itself.
+    apps: Option<Router>,
     /// For whoever does not mean this machine, where that matters.
     elsewhere: Option<Router>,
 }
@@ -239,13 +261,19 @@ pub(crate) struct Site {
 impl Site {
     /// The same for everybody.
     pub(crate) fn same(router: Router) -> Self {
-        Self { plain: router.clone(), for_pages: router, elsewhere: None }
+        Self { plain: router.clone(), for_pages: router, apps: None, elsewhere: None }
+    }
+
+    /// With what is under [`APPS`], which looks after its pages by itself.
+    pub(crate) fn with_apps(self, apps: Router) -> Self {
+        Self { apps: Some(apps), ..self }
     }
 
     /// What answers a request.
     pub(crate) fn router(&self, headers: &HeaderMap, uri: &Uri) -> &Router {
         match &self.elsewhere {
             Some(elsewhere) if !is_for_loopback(headers, uri) => elsewhere,
+            _ if uri.path().starts_with(APPS) => self.apps.as_ref().unwrap_or(&self.plain),
             _ if headers.contains_key(header::ORIGIN) => &self.for_pages,
             _ => &self.plain,
         }
@@ -274,7 +302,8 @@ async fn own_pages(State(origins): State<Arc<[HeaderValue]>>, request: Request, 
     next.run(request).await
 }
 
-fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>, authority: Option<&str>) -> bool {
+/// Whether a page is this server's own.
+pub(crate) fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>, authority: Option<&str>) -> bool {
     let origin = origin.to_str().unwrap_or_default();
     let Some((_, origin)) = origin.split_once("://") else { return false };
     host.is_some_and(|host| host.as_bytes() == origin.as_bytes()) || authority == Some(origin)

@@ -17,6 +17,7 @@ mod app;
 mod auth;
 mod builder;
 pub mod config;
+mod conversation;
 pub mod doctor;
 mod error;
 mod http;

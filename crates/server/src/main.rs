@@ -28,6 +28,9 @@ enum Command {
     /// Makes, lists and revokes API keys.
     #[command(subcommand)]
     Token(cli::token::Token),
+    /// Manages apps, whose end users talk with agents in their browsers.
+    #[command(subcommand)]
+    App(cli::app::Apps),
     /// Sends one message, and returns when it is durable.
     Send(cli::messages::Send),
     /// Prints what is sent to a topic, without taking it from anybody.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Config(args) => cli::serve::show(&args),
         Command::Doctor(args) => cli::serve::doctor(&args),
         Command::Token(args) => cli::token::run(args),
+        Command::App(args) => cli::app::run(args),
         Command::Send(args) => cli::messages::send(args),
         Command::Tail(args) => cli::messages::tail(args),
         Command::Task(args) => cli::tasks::run(args),

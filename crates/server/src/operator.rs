@@ -1,5 +1,7 @@
 //! The operators' service beside the agents' one: `trunkline.v1.Operator`.
 
+mod apps;
+
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
 use futures_util::stream;
@@ -12,7 +14,11 @@ use trunkline_core::{
     message::{Envelope, Progress},
     topic::is_progress,
 };
-use trunkline_proto::own::{TailItem, TailRequest, operator_server::Operator};
+use trunkline_proto::own::{
+    App, AppAgent, AppSecret, AppToken, CreateAppRequest, EraseAppUserReply, EraseAppUserRequest, ListAppsReply,
+    ListAppsRequest, PutAppAgentRequest, RemoveAppAgentRequest, RemoveAppRequest, RotateAppSecretRequest,
+    SetAppOriginsRequest, SignAppTokenRequest, TailItem, TailRequest, operator_server::Operator,
+};
 use trunkline_store::log::{Item, Record};
 
 use crate::{agent::Gateway, error::status};
@@ -21,6 +27,13 @@ use crate::{agent::Gateway, error::status};
 pub(crate) struct Desk(pub(crate) Arc<Gateway>);
 
 impl Desk {
+    /// The administrator who calls, and for what.
+    async fn called<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
+        let peer = request.remote_addr().map(|address| address.ip());
+        let (metadata, _, asked) = request.into_parts();
+        Ok((self.admit(&metadata, peer).await?, asked))
+    }
+
     /// The administrator who calls.
     async fn admit(&self, metadata: &MetadataMap, peer: Option<std::net::IpAddr>) -> Result<Caller, Status> {
         let operator = Identity::orchestrator("operator", "desk").map_err(|e| status(&e))?;
@@ -36,9 +49,7 @@ impl Operator for Desk {
     type TailStream = Pin<Box<dyn Stream<Item = Result<TailItem, Status>> + Send>>;
 
     async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Self::TailStream>, Status> {
-        let peer = request.remote_addr().map(|address| address.ip());
-        let (metadata, _, TailRequest { topic, from_start }) = request.into_parts();
-        let caller = self.admit(&metadata, peer).await?;
+        let (caller, TailRequest { topic, from_start }) = self.called(request).await?;
         let permit = self.0.gate.authorize(&caller, Administer("topics")).map_err(|e| status(&e))?;
         let reader = self.0.gate.tap(&permit, &topic, from_start).map_err(|e| status(&e))?;
         let stop = self.0.stop.clone();
@@ -57,6 +68,59 @@ impl Operator for Desk {
         });
         Ok(Response::new(Box::pin(items)))
     }
+
+    async fn list_apps(&self, request: Request<ListAppsRequest>) -> Result<Response<ListAppsReply>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::list(self.0.conversations.apps(), &caller, &asked))
+    }
+
+    async fn create_app(&self, request: Request<CreateAppRequest>) -> Result<Response<AppSecret>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::create(self.0.conversations.apps(), &caller, asked).await)
+    }
+
+    async fn set_app_origins(&self, request: Request<SetAppOriginsRequest>) -> Result<Response<App>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::set_origins(self.0.conversations.apps(), &caller, asked).await)
+    }
+
+    async fn put_app_agent(&self, request: Request<PutAppAgentRequest>) -> Result<Response<AppAgent>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::put_agent(self.0.conversations.apps(), &caller, asked).await)
+    }
+
+    async fn remove_app_agent(&self, request: Request<RemoveAppAgentRequest>) -> Result<Response<App>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::remove_agent(self.0.conversations.apps(), &caller, &asked).await)
+    }
+
+    async fn rotate_app_secret(&self, request: Request<RotateAppSecretRequest>) -> Result<Response<AppSecret>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::rotate(self.0.conversations.apps(), &caller, &asked).await)
+    }
+
+    async fn remove_app(&self, request: Request<RemoveAppRequest>) -> Result<Response<App>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::remove(self.0.conversations.apps(), &caller, &asked).await)
+    }
+
+    async fn sign_app_token(&self, request: Request<SignAppTokenRequest>) -> Result<Response<AppToken>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        answer(apps::sign(self.0.conversations.apps(), &caller, &asked))
+    }
+
+    async fn erase_app_user(
+        &self,
+        request: Request<EraseAppUserRequest>,
+    ) -> Result<Response<EraseAppUserReply>, Status> {
+        let (caller, EraseAppUserRequest { app, user }) = self.called(request).await?;
+        let erased = self.0.conversations.erase(&caller, &app, &user).await;
+        answer(erased.map(|count| EraseAppUserReply { conversations: u32::try_from(count).unwrap_or(u32::MAX) }))
+    }
+}
+
+fn answer<T>(answer: Result<T, trunkline_core::Error>) -> Result<Response<T>, Status> {
+    answer.map(Response::new).map_err(|e| status(&e))
 }
 
 /// A record that is neither message nor progress is shown as it lies in the log.
@@ -68,7 +132,7 @@ fn item(record: &Record) -> TailItem {
         return TailItem { source_topic: source, workspace, payload: body, ..raw };
     }
     match Envelope::decode(record) {
-        Ok(Envelope { source, workspace, kind, payload }) => {
+        Ok(Envelope { source, workspace, kind, payload, .. }) => {
             TailItem { source_topic: source, workspace, message_type: kind, payload, ..raw }
         }
         Err(_) => TailItem { payload: record.payload.clone(), ..raw },

@@ -60,6 +60,12 @@ impl Streams {
         Ok(Held { streams: self.clone(), token, tells })
     }
 
+    /// Another one of somebody who has other limits.
+    pub(crate) fn count(&self, tells: &'static str) -> Held {
+        self.0.gauge.get_or_create(&Tells { tells }).inc();
+        Held { streams: self.clone(), token: None, tells }
+    }
+
     fn tokens(&self) -> MutexGuard<'_, HashMap<String, u32>> {
         self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,12 +100,17 @@ pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Writes one event. Its data is one line, because JSON has none of its own.
 pub(crate) fn event(out: &mut BytesMut, name: &str, id: Option<u64>, data: &impl Serialize) {
+    event_at(out, name, id.map(|id| id.to_string()).as_deref(), data);
+}
+
+/// As [`event`], with an id that is any text on one line.
+pub(crate) fn event_at(out: &mut BytesMut, name: &str, id: Option<&str>, data: &impl Serialize) {
     let start = out.len();
     out.put_slice(b"event: ");
     out.put_slice(name.as_bytes());
     if let Some(id) = id {
         out.put_slice(b"\nid: ");
-        out.put_slice(id.to_string().as_bytes());
+        out.put_slice(id.as_bytes());
     }
     out.put_slice(b"\ndata: ");
     if let Err(error) = serde_json::to_writer(out.writer(), data) {

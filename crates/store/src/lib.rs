@@ -3,11 +3,13 @@
 //! - [`log`]: topics of records, appended durably, read forward, replayable.
 //! - [`ledger`]: rows that are looked up and changed, and the outbox that makes records of them.
 //! - [`lease`]: who holds a key right now.
+//! - [`files`]: what is too large for a record.
 //!
-//! [`Store::open`] gives all three over one data directory. This crate knows nothing of agents, HTTP or gRPC.
+//! [`Store::open`] gives all of them over one data directory. This crate knows nothing of agents, HTTP or gRPC.
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
+pub mod files;
 pub mod lease;
 pub mod ledger;
 pub mod log;
@@ -15,10 +17,12 @@ pub mod log;
 use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use files::{Bucket, Files};
 use lease::Leases;
 use ledger::{Ledger, Migration};
 use log::Log;
@@ -26,7 +30,7 @@ use log::Log;
 /// Version of the data directory's layout. One that says a higher number was written by a newer version.
 const FORMAT: u32 = 1;
 
-/// Log, leases and ledger over one data directory; clones share them.
+/// Log, leases, ledger and files over one data directory; clones share them.
 #[derive(Clone)]
 pub struct Store {
     /// The log.
@@ -35,6 +39,8 @@ pub struct Store {
     pub leases: Leases,
     /// The ledger.
     pub ledger: Ledger,
+    /// The files.
+    pub files: Files,
     _lock: Arc<DirectoryLock>,
 }
 
@@ -58,6 +64,8 @@ pub struct Options {
     pub ledger: ledger::Options,
     /// The ledger's schema.
     pub migrations: Vec<Migration>,
+    /// Where files are kept instead of in the directory.
+    pub bucket: Option<Bucket>,
 }
 
 /// Why a store was not opened.
@@ -94,6 +102,9 @@ pub enum OpenError {
     /// The ledger cannot be opened.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    /// Files cannot be kept.
+    #[error(transparent)]
+    Files(#[from] files::Error),
 }
 
 impl Store {
@@ -103,12 +114,19 @@ impl Store {
     /// # Errors
     /// [`OpenError`]; nothing was changed in a directory that is in use or newer.
     pub fn open(dir: &Path, options: Options) -> Result<Self, OpenError> {
-        fs::create_dir_all(dir).map_err(|e| io_error(dir, e))?;
+        // What lies there is nobody else's business: the secrets of apps among it.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|e| io_error(dir, e))?;
         let lock = DirectoryLock::take(dir)?;
         check_format(dir)?;
+        let fsync = options.log.durability == Durability::Machine;
         let log = Log::open(&dir.join("log"), options.log)?;
         let ledger = Ledger::open_sqlite(&dir.join("ledger.sqlite"), &options.migrations, options.ledger)?;
-        Ok(Self { log, leases: Leases::in_memory(), ledger, _lock: Arc::new(lock) })
+        let files = match &options.bucket {
+            Some(bucket) => Files::in_bucket(bucket)?,
+            None => Files::in_directory(&dir.join("files"), fsync)?,
+        };
+        Ok(Self { log, leases: Leases::in_memory(), ledger, files, _lock: Arc::new(lock) })
     }
 
     /// Finishes what waits and closes everything; later calls are answered with an error that says so.

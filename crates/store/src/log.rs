@@ -279,6 +279,12 @@ impl Append {
         Self { topic: topic.clone(), payload: payload.into(), dedup: None, expected_tail: None }
     }
 
+    /// How large its payload is.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.payload.len()
+    }
+
     /// Writes the record only if `id` was not used on this topic before; otherwise the append answers with the first
     /// one's offset and [`Appended::duplicate`]. Ids are remembered for at least [`Options::dedup_window`], counted
     /// while the log is open, so that a restart forgets nothing early.

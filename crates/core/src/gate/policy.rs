@@ -17,10 +17,10 @@
 //! the others by a rule on the key (`kv_key`), or else on the scope (`kv_scope`).
 
 use super::{
-    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, CreateTask, CreditMetrics, Enter, EnterPermit, Inspect,
-    Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail, ReadTrailPermit, Report,
-    ReportOn, RulesPermit, SandboxNeed, SandboxPermit, SayOf, Send, SendPermit, SocketNeed, SocketPermit, SubmitTrail,
-    SubmitTrailPermit, TouchTask, UseKeys, UseSandbox, UseSocket,
+    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, ConversationPermit, CreateTask, CreditMetrics, Enter,
+    EnterPermit, Inspect, Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail,
+    ReadTrailPermit, Report, ReportOn, RulesPermit, SandboxNeed, SandboxPermit, SayOf, Send, SendPermit, SocketNeed,
+    SocketPermit, SubmitTrail, SubmitTrailPermit, TakePart, TouchTask, UseConversation, UseKeys, UseSandbox, UseSocket,
     rules::{Decision, Level, Name, Rules},
 };
 use crate::{
@@ -152,6 +152,40 @@ impl Intent for UseSocket<'_> {
     fn decide(self, caller: &Caller, _rules: &Rules) -> Result<SocketPermit, Error> {
         let permit = SocketPermit { client: self.client.to_owned(), need: self.need };
         if self.fits(caller) { Ok(permit) } else { Err(super::socket::refused()) }
+    }
+}
+
+impl Intent for UseConversation<'_> {
+    type Permit = ConversationPermit;
+
+    /// By the token alone. What is somebody else's is not there.
+    fn decide(self, _caller: &Caller, _rules: &Rules) -> Result<ConversationPermit, Error> {
+        let Self { visitor, row } = self;
+        if row.app == visitor.app.name && row.agent == visitor.agent.id && row.user == visitor.user {
+            return Ok(ConversationPermit { id: row.id });
+        }
+        Err(crate::conversation::missing())
+    }
+}
+
+impl Intent for TakePart<'_> {
+    type Permit = ConversationPermit;
+
+    /// The agent whose conversation it is, and whoever may write in that one's workspace: programs that live there, operators,
+    /// and whom a rule lets in. A fallback lets nobody from elsewhere speak to end users.
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<ConversationPermit, Error> {
+        let is_its_agent = caller.identity.to_string() == self.agent;
+        let may_write = || {
+            let decision = look_up(caller, rules, "workspace", self.workspace);
+            let is_here = caller.identity.workspace() == Some(self.workspace);
+            let may = is_here || decision.by_rule || caller.identity.kind() == PrincipalKind::User;
+            caller.opens(self.workspace) && may && decision.level >= Level::READ_WRITE
+        };
+        if is_its_agent || may_write() {
+            return Ok(ConversationPermit { id: self.row.id });
+        }
+        let (user, id) = (&self.row.user, self.row.id);
+        Err(denied(format!("not authorized to send to topic us::{user}::{id}")))
     }
 }
 

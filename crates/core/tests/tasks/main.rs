@@ -613,6 +613,7 @@ fn tasks_keep_their_promises_on_postgres() {
 fn check(home: impl FnOnce(Store) -> Home, sequences: u64) {
     let dir = tempfile::tempdir().unwrap();
     let options = trunkline_store::Options {
+        bucket: None,
         log: log::Options { durability: Durability::Process, ..log::Options::default() },
         ledger: ledger::Options { durability: Durability::Process, ..ledger::Options::default() },
         migrations: trunkline_core::migrations(),

@@ -302,7 +302,7 @@ impl Connection<'_> {
     }
 
     /// Sends the messages that were accepted on their way to the disk.
-    async fn submit(&mut self) {
+    pub(super) async fn submit(&mut self) {
         match self.sender.submit().await {
             Ok(Some(sent)) => {
                 self.messages += sent.count();

@@ -8,9 +8,12 @@ use trunkline_core::{
     identity::Identity,
     message::{self, Envelope, Metric, Progress, Said},
 };
-use trunkline_proto::v1::{
-    AuthorizationContext, IncomingMessage, InitConnection, ProgressReport, ProgressUpdate,
-    downstream_message::Payload as Down, init_connection::ClientType,
+use trunkline_proto::{
+    own::About,
+    v1::{
+        AuthorizationContext, IncomingMessage, InitConnection, ProgressReport, ProgressUpdate,
+        downstream_message::Payload as Down, init_connection::ClientType,
+    },
 };
 use trunkline_store::log::Record;
 
@@ -79,11 +82,14 @@ pub(super) fn metric(bytes: &[u8]) -> Result<Metric, String> {
 
 /// A message as its receiver gets it.
 pub(super) fn incoming(envelope: Envelope) -> IncomingMessage {
+    let metadata = envelope.metadata;
+    let about = (!metadata.is_empty()).then(|| About { entries: metadata.into_iter().collect() });
     IncomingMessage {
         source_topic: envelope.source,
         payload: envelope.payload,
         message_type: envelope.kind,
         workspace: envelope.workspace,
+        about: about.map(Box::new),
         ..IncomingMessage::default()
     }
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod agents;
 mod audit;
+mod conversations;
 mod kv;
 mod rules;
 mod sessions;
@@ -12,7 +13,7 @@ mod workspaces;
 
 use prost::Message as _;
 use tonic::Status;
-use trunkline_core::{Error, Kind, caller::Caller, checkpoint, gate::Gate};
+use trunkline_core::{Error, Kind, caller::Caller, checkpoint, conversation::conversation_of, gate::Gate};
 use trunkline_proto::{
     own::Acknowledgement,
     v1::{
@@ -34,6 +35,9 @@ pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessa
                     connection.refuse_message(&error, &message.idempotency_key);
                     return Ok(());
                 }
+            }
+            if conversation_of(&message.target_topic).is_some() && conversations::send(connection, &message).await {
+                return Ok(());
             }
             send(connection, &message);
             connection.submit_if_full().await;
@@ -183,6 +187,9 @@ fn send(connection: &mut Connection<'_>, message: &SendMessage) {
 async fn progress(connection: &mut Connection<'_>, mut report: ProgressReport) {
     // The recipient is kept beside the rest of the report.
     let recipient = std::mem::take(&mut report.recipient);
+    if conversation_of(&recipient).is_some() && conversations::types(connection, &recipient, &report).await {
+        return;
+    }
     let reported = connection.sender.report(&connection.session, &recipient, &report.encode_to_vec());
     if !report.task_id.is_empty() && connection.is_writing() {
         // What it asked before may make it a party.

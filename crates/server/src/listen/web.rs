@@ -36,6 +36,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// do not use.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long what was sent may stay unacknowledged. Streams send something every 15 seconds.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// Pause when no connection can be accepted, or the first bytes of one are few.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -114,7 +117,9 @@ impl Connections {
             let Ok(stream) = accepted else { continue };
             let Some(inside) = self.doors.enter() else { continue };
             let (tcp, session) = stream.get_ref();
-            if let Ok(peer) = tcp.peer_addr() {
+            if let Ok(peer) = tcp.peer_addr()
+                && gives_up(tcp).is_ok()
+            {
                 let is_http2 = session.alpn_protocol() == Some(b"h2");
                 let peer = Peer(peer.ip());
                 // Tasks of their own kinds, so that each takes only what it needs.
@@ -130,7 +135,7 @@ impl Connections {
     async fn sniffed(self, stream: TcpStream, peer: Peer, inside: Inside) {
         let begins = timeout(HEAD_TIMEOUT, is_http2(&stream));
         let Some(Ok(Ok(is_http2))) = self.stop.run_until_cancelled(begins).await else { return };
-        if stream.set_nodelay(true).is_err() {
+        if stream.set_nodelay(true).is_err() || gives_up(&stream).is_err() {
             return;
         }
         // In tasks of their own: this one was as large as both.
@@ -190,6 +195,11 @@ fn answer(
     router.oneshot(request.map(Body::new)).inspect_ok(move |answer| {
         answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
     })
+}
+
+/// Whoever does not say that something came is gone: its streams hold places that others wait for.
+fn gives_up(stream: &TcpStream) -> rustix::io::Result<()> {
+    rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// Whether a connection begins as HTTP/2 does. Takes nothing from it.

@@ -6,6 +6,7 @@ mod acks;
 mod audit;
 mod cli;
 mod client;
+mod conversation;
 mod credentials;
 mod durability;
 mod handshake;

@@ -43,7 +43,7 @@ impl Web {
         Self { base: format!("http://{http}"), client: reqwest::Client::new(), token: None }
     }
 
-    fn with(&self, token: &str) -> Self {
+    pub(crate) fn with(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
@@ -55,7 +55,7 @@ impl Web {
         }
     }
 
-    async fn ask(&self, request: RequestBuilder) -> (u16, Value) {
+    pub(crate) async fn ask(&self, request: RequestBuilder) -> (u16, Value) {
         let response = request.timeout(PATIENCE).send().await.unwrap();
         let status = response.status();
         let text = response.text().await.unwrap();
@@ -70,7 +70,7 @@ impl Web {
         self.ask(self.request(Method::DELETE, path)).await
     }
 
-    async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {
         self.ask(self.request(Method::POST, path).body(body)).await
     }
 
@@ -106,11 +106,11 @@ impl Web {
         }
     }
 
-    async fn open(&self, path: &str) -> Events {
+    pub(crate) async fn open(&self, path: &str) -> Events {
         self.open_after(path, None).await
     }
 
-    async fn open_after(&self, path: &str, last: Option<&str>) -> Events {
+    pub(crate) async fn open_after(&self, path: &str, last: Option<&str>) -> Events {
         let mut request = self.request(Method::GET, path);
         if let Some(last) = last {
             request = request.header("last-event-id", last);
@@ -127,22 +127,22 @@ impl Web {
 }
 
 /// A stream of events as a client reads it.
-struct Events(std::pin::Pin<Box<dyn Stream<Item = Option<Event>> + Send>>);
+pub(crate) struct Events(std::pin::Pin<Box<dyn Stream<Item = Option<Event>> + Send>>);
 
 #[derive(Clone, Debug)]
-struct Event {
-    name: String,
-    id: String,
-    data: Value,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) data: Value,
 }
 
 impl Events {
     /// The next one; nothing if the stream ended, however it did.
-    async fn next(&mut self) -> Option<Event> {
+    pub(crate) async fn next(&mut self) -> Option<Event> {
         tokio::time::timeout(PATIENCE, self.0.next()).await.expect("an event, or the end").flatten()
     }
 
-    async fn expect(&mut self, name: &str) -> Event {
+    pub(crate) async fn expect(&mut self, name: &str) -> Event {
         let next = self.next().await.unwrap_or_else(|| panic!("{name}, not the end"));
         assert_eq!(next.name, name, "{next:?}");
         next
@@ -153,7 +153,7 @@ impl Events {
         (command.id, command.data["text"].as_str().unwrap_or_default().to_owned())
     }
 
-    async fn ends(&mut self) {
+    pub(crate) async fn ends(&mut self) {
         let next = self.next().await;
         assert!(next.is_none(), "{next:?}");
     }

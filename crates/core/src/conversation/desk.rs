@@ -1,0 +1,528 @@
+//! Who writes to a conversation: one task for each that is written to, so that every record knows where the conversation
+//! stands. What comes while it writes is written together.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use tokio::sync::{mpsc, oneshot};
+use trunkline_store::log::{Append, Item, Offset, Topic};
+use uuid::Uuid;
+
+use super::{
+    Conversations, Row, iso,
+    record::{self, Delta},
+    said::{Activity, Phase, Said, Text, Typing},
+    state::{Act, Event, File, Kind, Message, Participant, Refused, Standing, decide},
+};
+use crate::{
+    app::{Agent, Payload},
+    error::{Error, Kind as ErrorKind},
+    gate::ConversationPermit,
+    message::{CHAT, Envelope, json},
+    topic::{conversation_deltas, conversation_events},
+};
+
+/// What waits to be written to one conversation; whoever has more waits.
+const OPS_MAX: usize = 64;
+
+/// Bytes that are written at once, about.
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// Messages of one conversation that are being streamed at once, and their length in bytes together. Of more, the oldest is
+/// forgotten: its agent went away in the middle of it.
+const STREAMS_MAX: usize = 16;
+
+/// A conversation that is in use.
+pub(super) struct Desk {
+    pub(super) row: Row,
+    ops: OnceLock<mpsc::Sender<Op>>,
+}
+
+/// Who takes part besides the user.
+#[derive(Clone, Debug)]
+pub struct Party {
+    /// Where it is.
+    pub(super) lane: String,
+    pub(super) participant: Participant,
+}
+
+/// A message of the user.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) id: Uuid,
+    pub(super) content: String,
+    pub(super) files: Vec<File>,
+    /// It may come twice.
+    pub(super) is_named: bool,
+}
+
+/// Something that is to be done.
+#[derive(Debug)]
+pub(super) enum What {
+    Post(Post),
+    /// Something that somebody else says, with the name that it has for it, empty for none.
+    Say(Party, Said, String),
+    /// Something of the server's own.
+    Act(Act),
+}
+
+pub(super) struct Op {
+    /// Keeps the conversation in use, so that nobody else writes.
+    _desk: Arc<Desk>,
+    what: What,
+    answer: oneshot::Sender<Result<(), Error>>,
+}
+
+/// What an act becomes.
+struct Prepared {
+    appends: Vec<Append>,
+    events: Vec<Event>,
+}
+
+/// A message that is being streamed.
+struct Streamed {
+    message_id: Uuid,
+    text: String,
+    count: u64,
+    /// The place of its beginning among the others.
+    order: u64,
+}
+
+impl Desk {
+    pub(super) fn new(row: Row) -> Self {
+        Self { row, ops: OnceLock::new() }
+    }
+
+    /// Has something done, in the order of the calls; what this resolves to says when it is durable. It is done though nobody
+    /// waits for that.
+    pub(super) async fn submit(
+        self: &Arc<Self>,
+        conversations: &Conversations,
+        what: What,
+    ) -> Result<oneshot::Receiver<Result<(), Error>>, Error> {
+        let ops = self.ops.get_or_init(|| {
+            let (sender, ops) = mpsc::channel(OPS_MAX);
+            let writer = Writer::new(conversations.clone(), self.row.clone());
+            conversations.spawn(writer.run(ops));
+            sender
+        });
+        let (answer, answered) = oneshot::channel();
+        let op = Op { _desk: self.clone(), what, answer };
+        ops.send(op).await.map_err(|_| Error::new(ErrorKind::Unavailable, "ERR_UNAVAILABLE", "the server stops"))?;
+        Ok(answered)
+    }
+
+    /// As [`Desk::submit`], until it is durable.
+    pub(super) async fn run(self: &Arc<Self>, conversations: &Conversations, what: What) -> Result<(), Error> {
+        let answered = self.submit(conversations, what).await?;
+        let gone = |_| Error::new(ErrorKind::Unavailable, "ERR_UNAVAILABLE", "the server stops");
+        answered.await.map_err(gone)?
+    }
+}
+
+struct Writer {
+    conversations: Conversations,
+    row: Row,
+    permit: ConversationPermit,
+    lane: String,
+    /// Nothing when it has to be looked up.
+    standing: Option<Standing>,
+    /// What is being streamed, by who and by what that one calls it. Nothing when it has to be looked up.
+    streams: Option<HashMap<(String, String), Streamed>>,
+}
+
+impl Writer {
+    fn new(conversations: Conversations, row: Row) -> Self {
+        let permit = ConversationPermit::own(row.id);
+        let lane = row.lane();
+        Self { conversations, row, permit, lane, standing: None, streams: None }
+    }
+
+    async fn run(mut self, mut ops: mpsc::Receiver<Op>) {
+        let (mut waiting, stop) = (Vec::new(), self.conversations.stop().clone());
+        loop {
+            // What waits is written; whoever comes later hears that the server stops.
+            match stop.run_until_cancelled(ops.recv_many(&mut waiting, OPS_MAX)).await {
+                Some(0) => return,
+                Some(_) => {}
+                None => {
+                    ops.close();
+                    if ops.recv_many(&mut waiting, OPS_MAX).await == 0 {
+                        return;
+                    }
+                }
+            }
+            let mut rest = waiting.drain(..).peekable();
+            while let Some(first) = rest.next() {
+                let mut together = vec![first];
+                while let Some(next) = rest.next_if(|next| !together[0].what.is_named() && !next.what.is_named()) {
+                    together.push(next);
+                }
+                self.write(together).await;
+            }
+        }
+    }
+
+    /// Writes what goes together: one thing that may come twice, or several others.
+    async fn write(&mut self, ops: Vec<Op>) {
+        let mut ops = ops.into_iter().peekable();
+        while ops.peek().is_some() {
+            let (mut appends, mut taken, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut standing = match self.load().await {
+                Ok(standing) => standing,
+                Err(error) => return ops.for_each(|op| op.answer(Err(error.clone()))),
+            };
+            while bytes < BATCH_BYTES
+                && let Some(op) = ops.next()
+            {
+                match self.prepare(&op.what, &mut standing).await {
+                    Ok(Prepared { appends: own, .. }) if own.is_empty() => op.answer(Ok(())),
+                    Ok(prepared) => {
+                        bytes += prepared.appends.iter().map(Append::bytes).sum::<usize>();
+                        appends.extend(prepared.appends);
+                        taken.push((op, prepared.events));
+                    }
+                    Err(error) => op.answer(Err(error)),
+                }
+            }
+            if taken.is_empty() {
+                continue;
+            }
+            match self.conversations.gate().append_to_conversation(&self.permit, appends).await {
+                Ok(appended) if appended.first().is_some_and(|first| first.duplicate) => {
+                    // It was alone, and changes nothing.
+                    let offset = appended[0].offset;
+                    for (op, _) in taken {
+                        let answer = self.confirm(&op.what, offset).await;
+                        op.answer(answer);
+                    }
+                }
+                Ok(_) => {
+                    self.standing = Some(standing);
+                    for (op, events) in taken {
+                        self.told(&events);
+                        op.answer(Ok(()));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, conversation = %self.row.id, "nothing was written to a conversation");
+                    (self.standing, self.streams) = (None, None);
+                    taken.into_iter().for_each(|(op, _)| op.answer(Err(error.clone())));
+                }
+            }
+        }
+    }
+
+    /// Where it stands, by its last record.
+    async fn load(&mut self) -> Result<Standing, Error> {
+        if let Some(standing) = &self.standing {
+            return Ok(standing.clone());
+        }
+        let standing = self.conversations.standing(&self.permit).await?;
+        self.standing = Some(standing.clone());
+        Ok(standing)
+    }
+
+    async fn prepare(&mut self, what: &What, standing: &mut Standing) -> Result<Prepared, Error> {
+        let now = self.conversations.now();
+        match what {
+            What::Post(post) => {
+                let message = Message {
+                    id: post.id,
+                    content: post.content.clone(),
+                    from: Kind::User,
+                    turn_number: 0,
+                    created_at: iso(now),
+                    participant: None,
+                    files: post.files.clone(),
+                };
+                let act = Act::Say { message: message.into(), more: false };
+                self.act(act, standing, None, post.is_named.then(|| format!("m:{}", post.id)))
+            }
+            What::Act(act) => self.act(act.clone(), standing, None, None),
+            What::Say(party, said, name) => {
+                let name = (!name.is_empty()).then(|| format!("{}\n{name}", party.lane));
+                self.say(party, said, standing, name).await
+            }
+        }
+    }
+
+    async fn say(
+        &mut self,
+        party: &Party,
+        said: &Said,
+        standing: &mut Standing,
+        name: Option<String>,
+    ) -> Result<Prepared, Error> {
+        match said {
+            Said::Text(text) => {
+                let streamed = match &text.id {
+                    Some(id) => self.streams().await?.remove(&(party.lane.clone(), id.clone())),
+                    None => None,
+                };
+                let end = match (&text.id, &streamed) {
+                    (Some(id), Some(streamed)) => Some(self.end(party, id, streamed)?),
+                    _ => None,
+                };
+                let id = streamed.map_or_else(Uuid::now_v7, |streamed| streamed.message_id);
+                let mut prepared = self.text(party, text, id, standing, name)?;
+                prepared.appends.extend(end);
+                Ok(prepared)
+            }
+            Said::Delta { id, text } => self.delta(party, id, text).await,
+            Said::Done { id, more } => {
+                let Some(streamed) = self.streams().await?.remove(&(party.lane.clone(), id.clone())) else {
+                    let why = format!("nothing was streamed as {id:?}");
+                    return Err(Error::new(ErrorKind::Invalid, "ERR_INVALID_ARGUMENT", why));
+                };
+                let end = self.end(party, id, &streamed)?;
+                let text = Text { text: streamed.text, more: *more, ..Text::default() };
+                let mut prepared = self.text(party, &text, streamed.message_id, standing, name)?;
+                prepared.appends.push(end);
+                Ok(prepared)
+            }
+            Said::EndTurn(reason) => self.act(Act::EndTurn(*reason), standing, None, name),
+            Said::Be(state, words) => self.act(Act::Be(*state, words.clone()), standing, None, name),
+            Said::Join => self.act(Act::Join(party.lane.clone()), standing, None, name),
+            Said::Leave => self.act(Act::Leave(party.lane.clone()), standing, None, name),
+            // They are no records.
+            Said::Typing(_) | Said::LockOut(_) => Ok(Prepared { appends: Vec::new(), events: Vec::new() }),
+        }
+    }
+
+    fn text(
+        &self,
+        party: &Party,
+        text: &Text,
+        id: Uuid,
+        standing: &mut Standing,
+        name: Option<String>,
+    ) -> Result<Prepared, Error> {
+        let mut participant = party.participant.clone();
+        if let Some(name) = &text.name {
+            participant = Participant::new(&participant.id, participant.kind, name, participant.photo_url);
+        }
+        participant.photo_url = text.photo_url.clone().or(participant.photo_url);
+        let message = Message {
+            id,
+            content: text.text.clone(),
+            from: participant.kind,
+            turn_number: 0,
+            created_at: iso(self.conversations.now()),
+            participant: Some(participant),
+            files: Vec::new(),
+        };
+        self.act(Act::Say { message: message.into(), more: text.more }, standing, Some(party), name)
+    }
+
+    /// What follows from an act, for the conversation and for whoever hears it.
+    fn act(
+        &self,
+        act: Act,
+        standing: &mut Standing,
+        by: Option<&Party>,
+        name: Option<String>,
+    ) -> Result<Prepared, Error> {
+        let now = self.conversations.now().max(standing.last_message_ms);
+        let events = decide(standing, act, now).map_err(refused)?;
+        let (topic, mut appends) = (conversation_events(self.row.id)?, Vec::new());
+        for event in &events {
+            standing.apply(event, now);
+            appends.push(Append::new(&topic, record::encode(standing, event)?));
+            if let Event::Message(message) = event {
+                self.copies(message, standing, by, &mut appends)?;
+            }
+        }
+        if let Some(name) = name {
+            appends = appends.into_iter().enumerate().map(|(n, append)| append.dedup(format!("{name}\n{n}"))).collect();
+        }
+        Ok(Prepared { appends, events })
+    }
+
+    /// What the agent and the operators are told of a message.
+    fn copies(
+        &self,
+        message: &Message,
+        standing: &Standing,
+        by: Option<&Party>,
+        appends: &mut Vec<Append>,
+    ) -> Result<(), Error> {
+        let Some((_, agent)) = self.conversations.apps().agent(&self.row.app, self.row.agent) else {
+            return Ok(());
+        };
+        let workspace = agent.identity.split("::").nth(1).unwrap_or_default();
+        let about = self.conversations.about(&self.row, message)?;
+        let mut copy = |lane: &str, payload: &[u8], about: &_| {
+            let envelope = Envelope::with_metadata(&self.lane, workspace, CHAT, payload, about)?;
+            appends.push(Append::new(&Topic::new(lane)?, envelope));
+            Ok::<_, Error>(())
+        };
+        if message.from == Kind::User {
+            let (payload, content_type) = payload_for(&agent, self.row.id, message, &about)?;
+            let mut about = about.clone();
+            about.insert("content_type".to_owned(), content_type.to_owned());
+            copy(&agent.identity, &payload, &about)?;
+        }
+        let own = by.map(|party| party.lane.as_str());
+        for lane in standing.operators.iter().filter(|lane| Some(lane.as_str()) != own) {
+            copy(lane, message.content.as_bytes(), &about)?;
+        }
+        Ok(())
+    }
+
+    async fn delta(&mut self, party: &Party, id: &str, text: &str) -> Result<Prepared, Error> {
+        let most = self.conversations.text_bytes_max();
+        let key = (party.lane.clone(), id.to_owned());
+        let (topic, permit) = (conversation_deltas(self.row.id)?, self.permit.clone());
+        let streams = self.streams().await?;
+        if !streams.contains_key(&key) && streams.len() >= STREAMS_MAX {
+            let oldest = streams.iter().min_by_key(|(_, streamed)| streamed.order).map(|(key, _)| key.clone());
+            oldest.map(|oldest| streams.remove(&oldest));
+        }
+        let order = streams.values().map(|streamed| streamed.order + 1).max().unwrap_or(0);
+        let fresh = || Streamed { message_id: Uuid::now_v7(), text: String::new(), count: 0, order };
+        let streamed = streams.entry(key.clone()).or_insert_with(fresh);
+        if streamed.text.len() + text.len() > most {
+            let why = format!("what was streamed as {id:?} has more than {most} bytes");
+            return Err(Error::new(ErrorKind::Invalid, "ERR_PAYLOAD_TOO_LARGE", why));
+        }
+        let (message_id, index) = (streamed.message_id, streamed.count);
+        streamed.text.push_str(text);
+        streamed.count += 1;
+        let delta = Delta { message_id, index, text: text.to_owned(), is_end: false, by: key };
+        if index == 0 {
+            // Whoever sees no pieces sees that there will be something.
+            let label = party.participant.name.clone().unwrap_or_default();
+            let typing = Typing { kind: Activity::Typing, state: Phase::Start, label };
+            self.conversations.publish(&permit, &typing)?;
+        }
+        Ok(Prepared { appends: vec![Append::new(&topic, json(&delta)?)], events: Vec::new() })
+    }
+
+    fn end(&self, party: &Party, id: &str, streamed: &Streamed) -> Result<Append, Error> {
+        let by = (party.lane.clone(), id.to_owned());
+        let end =
+            Delta { message_id: streamed.message_id, index: streamed.count, text: String::new(), is_end: true, by };
+        Ok(Append::new(&conversation_deltas(self.row.id)?, json(&end)?))
+    }
+
+    /// What is being streamed: after a restart, what was before.
+    async fn streams(&mut self) -> Result<&mut HashMap<(String, String), Streamed>, Error> {
+        if self.streams.is_none() {
+            let mut reader = self.conversations.gate().conversation_deltas(&self.permit)?;
+            let (mut streams, mut items, mut order) = (HashMap::new(), Vec::new(), 0);
+            loop {
+                reader.available_batch(256, &mut items).await?;
+                if items.is_empty() {
+                    break;
+                }
+                for item in items.drain(..) {
+                    let Item::Record(record) = item else { continue };
+                    let Ok(Delta { message_id, text, is_end, by, .. }) = record::delta(&record) else { continue };
+                    if is_end {
+                        streams.remove(&by);
+                        continue;
+                    }
+                    order += 1;
+                    let fresh = || Streamed { message_id, text: String::new(), count: 0, order };
+                    let streamed = streams.entry(by).or_insert_with(fresh);
+                    streamed.text.push_str(&text);
+                    streamed.count += 1;
+                }
+            }
+            self.streams = Some(streams);
+        }
+        Ok(self.streams.get_or_insert_default())
+    }
+
+    /// What was written already, and came again: the same, or something else under its name.
+    async fn confirm(&self, what: &What, offset: Offset) -> Result<(), Error> {
+        let What::Post(post) = what else { return Ok(()) };
+        match self.conversations.event_at(&self.permit, offset).await? {
+            Some(Event::Message(message)) if message.content == post.content && message.files == post.files => Ok(()),
+            _ => {
+                let why = "this Idempotency-Key, or message_id, was used for another message";
+                Err(Error::new(ErrorKind::Invalid, super::KEY_REUSED, why))
+            }
+        }
+    }
+
+    /// Others are to know what was written.
+    fn told(&self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Message(message) if message.from == Kind::User => self.conversations.turn_begun(&self.row),
+                Event::TurnDone { .. } => self.conversations.turn_ended(&self.row),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl What {
+    /// Whether it may come twice, and is to take effect once.
+    fn is_named(&self) -> bool {
+        match self {
+            Self::Post(post) => post.is_named,
+            Self::Say(_, _, name) => !name.is_empty(),
+            Self::Act(_) => false,
+        }
+    }
+}
+
+impl Op {
+    fn answer(self, answer: Result<(), Error>) {
+        // Nobody need wait for it.
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// What an agent is told of a user's message, and what that is.
+fn payload_for(
+    agent: &Agent,
+    id: Uuid,
+    message: &Message,
+    about: &std::collections::BTreeMap<String, String>,
+) -> Result<(Vec<u8>, &'static str), Error> {
+    if agent.payload == Payload::Text {
+        return Ok((message.content.clone().into_bytes(), "text/plain"));
+    }
+    let files: serde_json::Value = about
+        .get("files")
+        .and_then(|files| serde_json::from_str(files).ok())
+        .unwrap_or_else(|| Vec::<()>::new().into());
+    let told = serde_json::json!({
+        "text": message.content,
+        "convo_id": id,
+        "message_id": message.id,
+        "turn_number": message.turn_number,
+        "files": files,
+    });
+    Ok((json(&told)?, "application/json"))
+}
+
+fn refused(refused: Refused) -> Error {
+    match refused {
+        Refused::Closed(state) => {
+            let state = serde_json::to_value(state).unwrap_or_default();
+            let why = format!("the conversation is closed: {}", state.as_str().unwrap_or_default());
+            Error::new(ErrorKind::Precondition, super::CLOSED, why)
+        }
+        Refused::Crowded => {
+            Error::new(ErrorKind::Exhausted, "ERR_QUOTA_001", "so many operators are in the conversation already")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::conversation::state::State;
+
+    #[test]
+    fn refusals_name_the_state() {
+        let error = super::refused(super::Refused::Closed(State::AutoResolved));
+        assert_eq!(error.message, "the conversation is closed: auto_resolved");
+    }
+}

@@ -1,0 +1,207 @@
+//! What somebody sees who watches a conversation, and what was said before.
+
+use std::str::FromStr as _;
+
+use serde::{Deserialize, Serialize};
+use trunkline_store::log::{Cursor, Item, Offset, Reader};
+use uuid::Uuid;
+
+use super::{
+    Conversations, Permit,
+    record::{self, Delta},
+    said::Typing,
+    state::{Event, Message, Reason},
+};
+use crate::{
+    error::{Error, Kind},
+    topic::is_conversation_deltas,
+};
+
+/// Records that are read at once.
+const AT_ONCE: usize = 64;
+
+/// What is published, and not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Passing {
+    /// Somebody types, or stops.
+    Typing(Typing),
+    /// A turn came to nothing.
+    TurnDone { reason: Reason, at: i64, retry_after_seconds: Option<u64> },
+}
+
+/// What somebody sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// What happened, and where that is.
+    Event(Cursor, Event),
+    /// A piece of what is being said, and where that is.
+    Delta(Cursor, Delta),
+    /// Somebody types, or stops.
+    Typing(Typing),
+    /// It was erased.
+    Over,
+}
+
+/// Somebody who watches.
+pub struct Watch {
+    reader: Reader,
+    items: Vec<Item>,
+    resumed: bool,
+}
+
+impl Conversations {
+    /// Watches a conversation: from behind where the watcher was last, if it says so and that is known, or else from now on.
+    /// With `deltas`, also what is being said.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub fn watch(&self, permit: &Permit, last: Option<&str>, deltas: bool) -> Result<Watch, Error> {
+        let tail = self.gate().conversations_tail();
+        let known = last.and_then(|text| Cursor::from_str(text).ok());
+        let known = known.filter(|cursor| cursor.epoch == tail.epoch && cursor.offset <= tail.offset);
+        let after = known.unwrap_or(tail).offset;
+        let reader = self.gate().follow_conversation(permit, after, deltas)?;
+        Ok(Watch { reader, items: Vec::new(), resumed: known.is_some() })
+    }
+
+    /// What was said in a conversation, oldest first.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub fn history(&self, permit: &Permit) -> Result<History, Error> {
+        let until = self.gate().conversations_tail().offset;
+        let reader = self.gate().follow_conversation(permit, Offset::START, false)?;
+        Ok(History { reader, items: Vec::new(), until })
+    }
+
+    /// The messages behind one of them, or the last ones before one or at all: so many at most.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a message that is not there, [`Kind::Unavailable`].
+    pub async fn page(&self, permit: &Permit, page: Page) -> Result<Vec<Message>, Error> {
+        let (mut history, mut kept) = (self.history(permit)?, std::collections::VecDeque::new());
+        let Page { after, before, limit } = page;
+        let mut is_behind = after.is_none();
+        let mut is_found = before.is_none();
+        'all: loop {
+            let messages = history.next().await?;
+            if messages.is_empty() {
+                break;
+            }
+            for message in messages {
+                if before == Some(message.id) {
+                    is_found = true;
+                    break 'all;
+                }
+                if !is_behind {
+                    is_behind = after == Some(message.id);
+                    continue;
+                }
+                if after.is_some() && kept.len() == limit {
+                    break 'all;
+                }
+                if kept.len() == limit {
+                    kept.pop_front();
+                }
+                kept.push_back(message);
+            }
+        }
+        if !is_behind || !is_found {
+            return Err(Error::new(
+                Kind::Invalid,
+                "ERR_INVALID_ARGUMENT",
+                "after, before: no message of this conversation",
+            ));
+        }
+        Ok(kept.into())
+    }
+}
+
+/// Some of what was said.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// What is behind this message.
+    pub after: Option<Uuid>,
+    /// What is before this message.
+    pub before: Option<Uuid>,
+    /// So many at most: behind `after` the first ones, otherwise the last.
+    pub limit: usize,
+}
+
+/// What was said, as it is read.
+pub struct History {
+    reader: Reader,
+    items: Vec<Item>,
+    until: Offset,
+}
+
+impl History {
+    /// Some more of it; nothing at the end.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn next(&mut self) -> Result<Vec<Message>, Error> {
+        let mut messages = Vec::new();
+        while messages.is_empty() {
+            self.reader.available_batch(AT_ONCE, &mut self.items).await?;
+            if self.items.is_empty() {
+                break;
+            }
+            for item in self.items.drain(..) {
+                // What comes while it is read is told to those who watch.
+                if let Item::Record(record) = item
+                    && record.offset <= self.until
+                    && let Event::Message(message) = record::event(&record)?
+                {
+                    messages.push(*message);
+                }
+            }
+        }
+        Ok(messages)
+    }
+}
+
+impl Watch {
+    /// Whether it goes on where the watcher was.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// What is next, as much as is there; waits for it. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn next(&mut self) -> Result<Vec<Seen>, Error> {
+        let mut seen = Vec::new();
+        while seen.is_empty() {
+            self.reader.next_batch(AT_ONCE, &mut self.items).await?;
+            let epoch = self.reader.cursor().epoch;
+            for item in self.items.drain(..) {
+                match item {
+                    Item::Record(record) => {
+                        let cursor = Cursor { epoch, offset: record.offset };
+                        if is_conversation_deltas(&record.topic) {
+                            seen.push(Seen::Delta(cursor, record::delta(&record)?));
+                        } else {
+                            seen.push(Seen::Event(cursor, record::event(&record)?));
+                        }
+                    }
+                    Item::Transient(passing) => match serde_json::from_slice(&passing.payload) {
+                        Ok(Passing::Typing(typing)) => seen.push(Seen::Typing(typing)),
+                        Ok(Passing::TurnDone { reason, at, retry_after_seconds }) => {
+                            let event = Event::TurnDone { reason, at, retry_after_seconds };
+                            seen.push(Seen::Event(Cursor { epoch, offset: passing.after }, event));
+                        }
+                        Err(error) => tracing::error!(%error, "what was published cannot be read"),
+                    },
+                    // Pieces of what was said long ago.
+                    Item::Gap(_) => {}
+                    Item::End { .. } => seen.push(Seen::Over),
+                }
+            }
+        }
+        Ok(seen)
+    }
+}

@@ -1,0 +1,199 @@
+//! Tokens of apps' users: JSON Web Tokens that the app's backend signs with HMAC-SHA256.
+//!
+//! Whatever is wrong with one is told in the same words, so that nobody learns which apps there are; only whoever has the
+//! secret learns more.
+
+use std::{
+    sync::{LazyLock, Once},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation,
+    crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils},
+    dangerous::insecure_decode_claims,
+    decode, encode,
+    errors::{Error as JwtError, ErrorKind},
+};
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+use signature::{Signer, Verifier};
+use trunkline_core::{
+    Error, Kind,
+    app::{App, Apps, Visitor},
+};
+use uuid::Uuid;
+
+/// Whom tokens are for. The published word.
+const AUDIENCE: &str = "valet-sdk";
+
+/// How far clocks may differ, in seconds. The published figure.
+const LEEWAY: u64 = 30;
+
+/// A token that is good for longer is none, in seconds: whoever finds it has it for too long.
+const LIFETIME_MAX: i64 = 24 * 60 * 60;
+
+/// Longest token, in bytes.
+const TOKEN_BYTES_MAX: usize = 4096;
+
+/// What a token says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    company_api_key: String,
+    agent_uuid: String,
+    source_key: String,
+    #[serde(default)]
+    iat: Option<i64>,
+    exp: i64,
+}
+
+/// Who asks, and until when.
+#[derive(Clone, Debug)]
+pub(crate) struct Admitted {
+    pub(crate) visitor: Visitor,
+    /// In Unix seconds.
+    pub(crate) expires_at: i64,
+}
+
+/// HMAC-SHA256 as the rest of the server does it; nothing else.
+struct Hs256(hmac::Key);
+
+impl Signer<Vec<u8>> for Hs256 {
+    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, signature::Error> {
+        Ok(hmac::sign(&self.0, message).as_ref().to_vec())
+    }
+}
+
+impl JwtSigner for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+impl Verifier<Vec<u8>> for Hs256 {
+    /// In constant time.
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
+        hmac::verify(&self.0, message, signature).map_err(|_| signature::Error::new())
+    }
+}
+
+impl JwtVerifier for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>, JwtError> {
+    match algorithm {
+        Algorithm::HS256 => Ok(Box::new(Hs256(hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes())))),
+        _ => Err(ErrorKind::InvalidAlgorithm.into()),
+    }
+}
+
+fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, JwtError> {
+    match algorithm {
+        Algorithm::HS256 => Ok(Box::new(Hs256(hmac::Key::new(hmac::HMAC_SHA256, key.try_get_as_bytes()?)))),
+        _ => Err(ErrorKind::InvalidAlgorithm.into()),
+    }
+}
+
+static PROVIDER: CryptoProvider =
+    CryptoProvider { signer_factory: signer, verifier_factory: verifier, key_utils: KeyUtils::new_unimplemented() };
+
+/// A program that has a server inside may have its own already, which does as well.
+fn provide() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let _ = PROVIDER.install_default();
+    });
+}
+
+static VALIDATION: LazyLock<Validation> = LazyLock::new(|| {
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.set_audience(&[AUDIENCE]);
+    validation.set_required_spec_claims(&["exp", "aud", "iss"]);
+    validation.leeway = LEEWAY;
+    validation.validate_nbf = true;
+    validation
+});
+
+fn refused() -> Error {
+    Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", "the token is not good")
+}
+
+/// The app that a token claims to be from. It is not known yet whether that is so.
+pub(crate) fn claimed(apps: &Apps, token: &str) -> Option<std::sync::Arc<App>> {
+    #[derive(Deserialize)]
+    struct Issued {
+        company_api_key: String,
+    }
+    let issued: Issued = insecure_decode_claims(token).ok()?;
+    apps.by_key(&issued.company_api_key)
+}
+
+/// Whose token it is.
+///
+/// # Errors
+/// [`Kind::Unauthenticated`]; [`Kind::Denied`] for an agent that is none of the app's.
+pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, Error> {
+    provide();
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(refused());
+    }
+    let app = claimed(apps, token);
+    // As much is done for an app that is not there.
+    let nobodys: &[&[u8]] = &[&[0; 32]];
+    let secrets: Vec<&[u8]> = app.as_ref().map_or(nobodys.to_vec(), |app| app.secrets().collect());
+    let decoded = secrets.into_iter().map(|secret| {
+        decode::<Claims>(token, &DecodingKey::from_secret(secret), &VALIDATION).map(|decoded| decoded.claims)
+    });
+    // The last refusal is that of the older secret; an expired token of the newer one is told as such.
+    let (mut claims, mut is_expired) = (None, false);
+    for each in decoded {
+        match each {
+            Ok(found) => claims = claims.or(Some(found)),
+            Err(error) => is_expired |= matches!(error.kind(), ErrorKind::ExpiredSignature),
+        }
+    }
+    let (Some(app), Some(claims)) = (app, claims) else {
+        if is_expired {
+            return Err(Error::new(Kind::Unauthenticated, "ERR_TOKEN_EXPIRED", "the token has expired"));
+        }
+        return Err(refused());
+    };
+    let begins = claims.iat.unwrap_or_else(now);
+    if claims.iss != claims.company_api_key || claims.exp.saturating_sub(begins) > LIFETIME_MAX {
+        return Err(refused());
+    }
+    let denied = |_| Error::new(Kind::Denied, "ERR_AGENT", "agent_uuid is none of this app's agents");
+    let agent = Uuid::try_parse(&claims.agent_uuid).map_err(denied)?;
+    let visitor = apps.visitor(app, agent, &claims.source_key)?;
+    Ok(Admitted { visitor, expires_at: claims.exp })
+}
+
+/// A token as the app's backend would sign it.
+pub(crate) fn sign(app: &App, agent: Uuid, user: &str, seconds: u32) -> Result<String, Error> {
+    provide();
+    let internal = |e: String| Error::new(Kind::Internal, "ERR_INTERNAL", e);
+    let secret = app.secrets().next().ok_or_else(|| internal("an app without a secret".to_owned()))?;
+    let issued = now();
+    let claims = Claims {
+        iss: app.key.clone(),
+        aud: AUDIENCE.to_owned(),
+        company_api_key: app.key.clone(),
+        agent_uuid: agent.to_string(),
+        source_key: user.to_owned(),
+        iat: Some(issued),
+        exp: issued + i64::from(seconds),
+    };
+    let signed = encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret));
+    signed.map_err(|e| internal(e.to_string()))
+}
+
+/// Unix seconds.
+pub(crate) fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,157 @@
+//! What users attach, on its way in and out. Neither way holds a file whole.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::{Path, Query, State},
+    http::{HeaderMap, HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use multer::{Constraints, Field, Multipart, SizeLimit};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use trunkline_core::{
+    Error, Kind,
+    conversation::{
+        Seat,
+        files::{Asker, Kept},
+    },
+};
+use uuid::Uuid;
+
+use super::{Answer, Surface, seat, token::Admitted};
+
+/// Names of the parts that are files. The published one, and what programs make of it.
+const NAMES: [&str; 3] = ["files[]", "files", "file"];
+
+/// How long nothing may come of an upload, and how long it may take altogether.
+const SILENCE: Duration = Duration::from_secs(30);
+const ALTOGETHER: Duration = Duration::from_secs(15 * 60);
+
+/// Bytes of an upload besides its files.
+const BESIDES: u64 = 64 * 1024;
+
+#[derive(Serialize)]
+pub(super) struct Draft {
+    message_id: Uuid,
+}
+
+pub(super) async fn upload(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+    admitted: Option<Extension<Admitted>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<Json<Draft>> {
+    let seat = seat(&surface, admitted, &id).await?;
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let boundary = multer::parse_boundary(kind).map_err(|e| unreadable(&e))?;
+    let policy = &seat.visitor().agent.attachments;
+    let most = policy.max_file_size_bytes.saturating_mul(u64::from(policy.max_files_per_message).saturating_add(1));
+    let limit = SizeLimit::new().whole_stream(most.saturating_add(BESIDES));
+    let parts = Multipart::with_constraints(body.into_data_stream(), boundary, Constraints::new().size_limit(limit));
+    let draft = Uuid::now_v7();
+    let taken = timeout(ALTOGETHER, take(&surface, &seat, draft, parts)).await.unwrap_or_else(|_| Err(late()));
+    let count = match taken {
+        Ok(count) if count > 0 => count,
+        other => {
+            surface.conversations.abandon(&seat, draft).await;
+            let none = || Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "the body has no part files[]");
+            return Err(other.err().unwrap_or_else(none).into());
+        }
+    };
+    tracing::debug!(%draft, count, "files were uploaded");
+    Ok(Json(Draft { message_id: draft }))
+}
+
+/// Takes every file; answers how many those were.
+async fn take(surface: &Surface, seat: &Seat, draft: Uuid, mut parts: Multipart<'_>) -> Result<usize, Error> {
+    let mut count = 0;
+    while let Some(field) =
+        timeout(SILENCE, parts.next_field()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))?
+    {
+        if !field.name().is_some_and(|name| NAMES.contains(&name)) || field.file_name().is_none() {
+            continue;
+        }
+        let (name, kind) = (field.file_name().unwrap_or_default(), field.content_type().map(ToString::to_string));
+        let mut incoming = surface.conversations.receive(seat, draft, name, &kind.unwrap_or_default()).await?;
+        match fill(&mut incoming, field).await {
+            Ok(()) => incoming.finish().await?,
+            Err(error) => {
+                incoming.abandon().await;
+                return Err(error);
+            }
+        }
+        count += 1;
+    }
+    Ok(count)
+}
+
+async fn fill(incoming: &mut trunkline_core::conversation::files::Incoming, mut field: Field<'_>) -> Result<(), Error> {
+    while let Some(part) = timeout(SILENCE, field.chunk()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))? {
+        incoming.write(&part).await?;
+    }
+    Ok(())
+}
+
+fn late() -> Error {
+    Error::new(Kind::Invalid, crate::error::TOO_SLOW, "the upload took too long")
+}
+
+fn unreadable(error: &multer::Error) -> Error {
+    match error {
+        multer::Error::StreamSizeExceeded { limit } | multer::Error::FieldSizeExceeded { limit, .. } => {
+            Error::new(Kind::Invalid, crate::error::TOO_LARGE, format!("the upload has more than {limit} bytes"))
+        }
+        other => Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the upload cannot be read: {other}")),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Link {
+    expires: Option<i64>,
+    signature: Option<String>,
+}
+
+pub(super) async fn fetch(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+    Query(link): Query<Link>,
+    admitted: Option<Extension<Admitted>>,
+) -> Answer<Response> {
+    let (kept, content) = match (&link, &admitted) {
+        (Link { expires: Some(expires), signature: Some(signature) }, _) => {
+            surface.conversations.fetch(&id, Asker::Link(*expires, signature)).await?
+        }
+        (_, Some(Extension(admitted))) => surface.conversations.fetch(&id, Asker::Visitor(&admitted.visitor)).await?,
+        _ => return Err(super::unauthenticated().into()),
+    };
+    let mut response = Body::from_stream(content).into_response();
+    let headers = response.headers_mut();
+    let text = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
+    headers.insert(header::CONTENT_TYPE, text(kept.content_type.clone()));
+    headers.insert(header::CONTENT_LENGTH, kept.byte_size.into());
+    headers.insert(header::CONTENT_DISPOSITION, text(disposition(&kept)));
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // Whatever it is, it runs nothing.
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+        (header::CACHE_CONTROL, "private, max-age=3600"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "cross-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    Ok(response)
+}
+
+/// Pictures, sounds and films are shown; everything else is saved.
+fn disposition(kept: &Kept) -> String {
+    let kind = &kept.content_type;
+    let is_shown =
+        ["image/", "audio/", "video/"].iter().any(|family| kind.starts_with(family)) && kind != "image/svg+xml";
+    let how = if is_shown { "inline" } else { "attachment" };
+    format!("{how}; filename*=UTF-8''{}", utf8_percent_encode(&kept.filename, NON_ALPHANUMERIC))
+}

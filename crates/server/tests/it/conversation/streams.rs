@@ -1,0 +1,97 @@
+//! Streams: how many, for how long, and that nothing is lost between two.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+use trunkline_core::conversation::Options;
+
+use super::{
+    AGENT, OTHER_AGENT, SECRET, begin, claims, hs256, now, say, server, server_with, sign, user, watch, watch_after,
+};
+use crate::sandbox::Web;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_streams_a_user_and_the_third_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let http = server.addresses().http;
+    let (ann, bob) = (user(http, "ann"), user(http, "bob"));
+    let (convo, second) = (begin(&ann).await, begin(&ann).await);
+    let first = watch(&ann, &convo).await;
+    let _other = watch(&ann, &second).await;
+    let path = format!("/api/v2/agent_convos/{convo}/events");
+    let refused = ann.request(Method::GET, &path).send().await.unwrap();
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"30".parse().unwrap()));
+    // Others, and the same user before another agent, have places of their own.
+    watch(&bob, &begin(&bob).await).await;
+    let before_other = Web::new(http).with(&sign(&hs256(), &claims("ann", OTHER_AGENT), SECRET));
+    watch(&before_other, &begin(&before_other).await).await;
+    drop(first);
+    let begun = Instant::now();
+    while ann.request(Method::GET, &path).send().await.unwrap().status() != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(1), "a place is free as soon as its stream is closed");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_go_on_where_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    let mut tab = watch(&ann, &convo).await;
+    say(&ann, &convo, "one").await;
+    let one = tab.expect("message").await;
+    drop(tab);
+    say(&ann, &convo, "two").await;
+    server.stop().await;
+    let server = self::server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    say(&ann, &convo, "three").await;
+    let mut tab = watch_after(&ann, &convo, Some(&one.id)).await;
+    assert_eq!(tab.expect("message").await.data["message"]["content"], "two");
+    assert_eq!(tab.expect("message").await.data["message"]["content"], "three");
+    // What is of another log, or nothing at all, is told as such.
+    for last in [format!("{}-1", "0".repeat(32)), "7".to_owned(), "x".to_owned()] {
+        drop(tab);
+        tab = ann.open_after(&format!("/api/v2/agent_convos/{convo}/events"), Some(&last)).await;
+        assert_eq!(tab.expect("ready").await.data["resumed"], false, "{last}");
+    }
+    say(&ann, &convo, "four").await;
+    assert_eq!(tab.expect("message").await.data["message"]["content"], "four");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_say_why_they_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server_with(dir.path(), Options { stream_seconds: 1, ..Options::default() }).await;
+    let http = server.addresses().http;
+    let ann = user(http, "ann");
+    let convo = begin(&ann).await;
+    let mut tab = watch(&ann, &convo).await;
+    assert_eq!(tab.expect("closed").await.data, json!({"type": "closed", "reason": "server_cap"}));
+    tab.ends().await;
+    server.stop().await;
+    let server = self::server(dir.path()).await;
+    let http = server.addresses().http;
+    let ending = |seconds: i64| {
+        let mut claims = claims("ann", AGENT);
+        claims["exp"] = json!(now() + seconds);
+        Web::new(http).with(&sign(&hs256(), &claims, SECRET))
+    };
+    // Just behind the mark, and with less than that only with the token.
+    let begun = Instant::now();
+    let (mut long, mut short) = (watch(&ending(301), &convo).await, watch(&ending(3), &convo).await);
+    assert_eq!(long.expect("closed").await.data["reason"], "auth_expiring");
+    assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_millis(2900));
+    assert_eq!(short.expect("closed").await.data["reason"], "auth_expiring");
+    assert!(begun.elapsed() >= Duration::from_millis(1500));
+    let mut tab = watch(&user(http, "ann"), &convo).await;
+    let stop = tokio::spawn(server.stop());
+    assert_eq!(tab.expect("closed").await.data["reason"], "shutdown");
+    tab.ends().await;
+    stop.await.unwrap();
+}
