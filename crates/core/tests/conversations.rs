@@ -1,0 +1,168 @@
+//! Apps, conversations, what is attached and who is locked out: the same on every ledger.
+
+#![allow(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used, reason = "test code")]
+
+use futures_util::TryStreamExt as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use trunkline_core::{
+    Kind,
+    app::{Agent, Apps, AttachmentPolicy, Change, Payload, Visitor},
+    caller::{Caller, Credential},
+    conversation::{Conversations, Options, Parts, files::Asker},
+    gate::Gate,
+    identity::Identity,
+    registry::Registry,
+    session::{self, Sessions},
+    task::{self, Tasks},
+};
+use trunkline_store::{
+    Store,
+    ledger::{self, Ledger},
+    log::Clock,
+};
+use uuid::Uuid;
+
+const CHAT: i32 = 1;
+const CONTROL: i32 = 2;
+
+fn admin() -> Caller {
+    Caller::new(Identity::orchestrator("root", "x").unwrap(), "session".into(), Credential::none(true))
+}
+
+fn agent() -> Agent {
+    Agent {
+        id: Uuid::from_u128(7),
+        identity: "ag::ws::bot::main".into(),
+        name: "Ada".into(),
+        photo_url: None,
+        greeting: Some("Hello!".into()),
+        payload: Payload::Text,
+        attachments: AttachmentPolicy { max_files_per_convo: 2, ..AttachmentPolicy::default() },
+    }
+}
+
+async fn open(store: Store) -> Conversations {
+    let gate = Gate::open(store).await.unwrap();
+    let (tracker, clock) = (TaskTracker::new(), Clock::system());
+    let registry = Registry::open(gate.clone()).await.unwrap();
+    let parts = Parts {
+        apps: Apps::open(gate.clone(), Vec::new()).await.unwrap(),
+        sessions: Sessions::new(gate.clone(), session::Options::default()),
+        tasks: Tasks::new(gate.clone(), registry, task::Options::default(), tracker.clone(), clock.clone()),
+        options: Options { draft_hours: 0, ..Options::default() },
+        text_bytes_max: 1024,
+        own_url: "http://here".into(),
+        clock,
+        tracker,
+        stop: CancellationToken::new(),
+    };
+    Conversations::open(gate, parts).await.unwrap()
+}
+
+fn visitor(talks: &Conversations, user: &str) -> Visitor {
+    let app = talks.apps().get(&admin(), "shop").unwrap();
+    talks.apps().visitor(app, agent().id, user).unwrap()
+}
+
+async fn contents(talks: &Conversations, visitor: &Visitor, id: Uuid) -> Vec<String> {
+    let seat = talks.find(visitor, &id.to_string()).await.unwrap();
+    let (mut history, mut all) = (talks.history(seat.permit()).unwrap(), Vec::new());
+    loop {
+        let some = history.next().await.unwrap();
+        if some.is_empty() {
+            return all;
+        }
+        all.extend(some.into_iter().map(|message| message.content));
+    }
+}
+
+async fn everything(database: Option<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let migrations = trunkline_core::migrations();
+    let options = trunkline_store::Options { migrations: migrations.clone(), ..trunkline_store::Options::default() };
+    let mut store = Store::open(dir.path(), options).unwrap();
+    if let Some(url) = database {
+        store.ledger = Ledger::open_postgres(&url, &migrations, ledger::Options::default()).await.unwrap();
+    }
+    let talks = open(store.clone()).await;
+    let apps = talks.apps();
+    let nobody = Caller::new(Identity::user("x", "y").unwrap(), String::new(), Credential::none(false));
+    assert_eq!(apps.create(&nobody, "shop", "", Vec::new()).await.err().unwrap().kind, Kind::Denied);
+    let origins = vec!["https://shop.example.org".to_owned()];
+    apps.create(&admin(), "shop", "", origins.clone()).await.unwrap();
+    assert_eq!(apps.create(&admin(), "shop", "", Vec::new()).await.err().unwrap().kind, Kind::Exists);
+    let wrong = Agent { identity: "us::ann::x".into(), ..agent() };
+    assert_eq!(apps.change(&admin(), "shop", Change::Agent(wrong.into())).await.err().unwrap().kind, Kind::Invalid);
+    apps.change(&admin(), "shop", Change::Agent(agent().into())).await.unwrap();
+    let secret = apps.rotate(&admin(), "shop").await.unwrap();
+
+    // Another server on the same rows knows all of it.
+    let talks = open(store.clone()).await;
+    let app = talks.apps().get(&admin(), "shop").unwrap();
+    assert_eq!((&app.origins, &app.agents, app.secrets().count()), (&origins, &vec![agent()], 2));
+    assert_eq!(app.secrets().next().unwrap(), secret.as_bytes());
+
+    let (ann, bob) = (visitor(&talks, "ann"), visitor(&talks, "bob"));
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(talks.create(&ann).await.unwrap().id);
+    }
+    ids.reverse();
+    let listed = async |before, most| {
+        let all = talks.list(&ann, before, most).await.unwrap();
+        all.into_iter().map(|(row, _)| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!((listed(None, 10).await, listed(Some(ids[0]), 1).await), (ids.clone(), vec![ids[1]]));
+    assert!(talks.list(&bob, None, 10).await.unwrap().is_empty());
+    assert_eq!(talks.find(&bob, &ids[0].to_string()).await.err().unwrap().kind, Kind::NotFound);
+
+    // Attached, sent, fetched; and no more than may be.
+    let seat = talks.find(&ann, &ids[0].to_string()).await.unwrap();
+    let (draft, stale) = (Uuid::now_v7(), Uuid::now_v7());
+    for draft in [draft, stale] {
+        let mut incoming = talks.receive(&seat, draft, "a.txt", "text/plain").await.unwrap();
+        incoming.write(b"hello").await.unwrap();
+        incoming.finish().await.unwrap();
+    }
+    assert!(talks.receive(&seat, draft, "b.txt", "text/plain").await.is_err());
+    for _ in 0..2 {
+        assert_eq!(talks.post(&seat, "look", Some(draft), "").await.unwrap(), draft);
+    }
+    assert_eq!(contents(&talks, &ann, ids[0]).await, ["Hello!", "look"]);
+    talks.sweep().await.unwrap();
+    assert_eq!(talks.post(&seat, "look", Some(stale), "").await.err().unwrap().kind, Kind::NotFound);
+    let page = trunkline_core::conversation::Page { after: None, before: None, limit: 1 };
+    let last = talks.page(seat.permit(), page).await.unwrap().remove(0);
+    let (kept, content) = talks.fetch(&last.files[0].id.to_string(), Asker::Visitor(&ann)).await.unwrap();
+    let content: Vec<_> = content.try_collect().await.unwrap();
+    assert_eq!((kept.byte_size, content.concat()), (5, b"hello".to_vec()));
+
+    // Locked out, also for the next server, until it is let in.
+    let bot = Caller::new(Identity::parse("ag::ws::bot::main").unwrap(), String::new(), Credential::none(false));
+    let lane = seat.row().lane();
+    let part = talks.part(&bot, &lane).await.unwrap().unwrap();
+    talks.say(&part, CHAT, b"hi", "").await.unwrap().done().await.unwrap();
+    talks.say(&part, CONTROL, br#"{"type":"lockout","reason":"hack"}"#, "").await.unwrap().done().await.unwrap();
+    let other = open(store.clone()).await;
+    assert!(other.lockout(&visitor(&other, "ann")).is_some() && other.lockout(&visitor(&other, "bob")).is_none());
+    talks.say(&part, CONTROL, br#"{"type":"lockout","reason":"none"}"#, "").await.unwrap().done().await.unwrap();
+    assert!(talks.lockout(&ann).is_none());
+
+    assert_eq!(talks.erase(&nobody, "shop", "ann").await.err().unwrap().kind, Kind::Denied);
+    assert_eq!(talks.erase(&admin(), "shop", "ann").await.unwrap(), 3);
+    assert!(talks.list(&ann, None, 10).await.unwrap().is_empty());
+    assert!(talks.fetch(&last.files[0].id.to_string(), Asker::Visitor(&ann)).await.is_err());
+    talks.apps().remove(&admin(), "shop").await.unwrap();
+    assert!(open(store).await.apps().list(&admin()).unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_sqlite() {
+    everything(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres() {
+    let database = trunkline_store::conformance::postgres::database().await;
+    everything(Some(database)).await;
+}
