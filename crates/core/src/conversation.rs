@@ -422,7 +422,7 @@ impl Conversations {
         permit: &Permit,
         offset: Offset,
     ) -> Result<Option<Arc<trunkline_store::log::Record>>, Error> {
-        let mut reader = self.gate().follow_conversation(permit, Offset(offset.0.saturating_sub(1)), false)?;
+        let mut reader = self.gate().follow_conversation(permit, Offset(offset.0.saturating_sub(1)), None)?;
         let mut items = Vec::new();
         reader.available_batch(1, &mut items).await?;
         Ok(items.into_iter().find_map(|item| match item {

@@ -52,16 +52,22 @@ pub struct Watch {
 
 impl Conversations {
     /// Watches a conversation: from behind where the watcher was last, if it says so and that is known, or else from now on.
-    /// With `deltas`, also what is being said.
+    /// With `deltas`, also what is being said, from its beginning.
     ///
     /// # Errors
     /// [`Kind::Unavailable`].
-    pub fn watch(&self, permit: &Permit, last: Option<&str>, deltas: bool) -> Result<Watch, Error> {
+    pub async fn watch(&self, permit: &Permit, last: Option<&str>, deltas: bool) -> Result<Watch, Error> {
         let tail = self.gate().conversations_tail();
         let known = last.and_then(|text| Cursor::from_str(text).ok());
         let known = known.filter(|cursor| cursor.epoch == tail.epoch && cursor.offset <= tail.offset);
         let after = known.unwrap_or(tail).offset;
-        let reader = self.gate().follow_conversation(permit, after, deltas)?;
+        let pieces_after = match (deltas, known) {
+            (false, _) => None,
+            (true, Some(known)) => Some(known.offset),
+            // What is being said began behind what was said.
+            (true, None) => Some(self.gate().conversation_status(permit).await?.tail),
+        };
+        let reader = self.gate().follow_conversation(permit, after, pieces_after)?;
         Ok(Watch { reader, items: Vec::new(), resumed: known.is_some() })
     }
 
@@ -71,7 +77,7 @@ impl Conversations {
     /// [`Kind::Unavailable`].
     pub fn history(&self, permit: &Permit) -> Result<History, Error> {
         let until = self.gate().conversations_tail().offset;
-        let reader = self.gate().follow_conversation(permit, Offset::START, false)?;
+        let reader = self.gate().follow_conversation(permit, Offset::START, None)?;
         Ok(History { reader, items: Vec::new(), until })
     }
 

@@ -73,16 +73,16 @@ impl Gate {
         Ok(self.0.store.log.status(&conversation_events(permit.id)?).await?)
     }
 
-    /// What happens in a conversation from behind an offset; with what is being said, if asked for.
+    /// What happens in a conversation from behind an offset; with what is being said, from behind another one.
     pub(crate) fn follow_conversation(
         &self,
         permit: &ConversationPermit,
         after: Offset,
-        deltas: bool,
+        deltas_after: Option<Offset>,
     ) -> Result<Reader, Error> {
         let mut reader = self.0.store.log.reader();
         reader.follow_from(&conversation_events(permit.id)?, after)?;
-        if deltas {
+        if let Some(after) = deltas_after {
             reader.follow_from(&conversation_deltas(permit.id)?, after)?;
         }
         Ok(reader)

@@ -1,0 +1,374 @@
+/**
+ * `<trunkline-chat base-url agent-id token-url convo-id? theme? history?>`: a chat with an agent. For other ways to get a token
+ * and for another language, set `fetchJwt` and `strings`.
+ */
+
+import { ConversationClient, ConvoView, type Convo, type Message, type View } from '../conversation/index.js'
+import { ENGLISH, type Strings } from './strings.js'
+import { STYLE } from './style.js'
+
+/** Messages that are shown at first, and more of before each time they are asked for. */
+const PAGE = 50
+/** So near to its end, in pixels, a list follows what comes. */
+const NEAR_END = 80
+
+type Opened = { client: ConversationClient; convo: Convo; view: ConvoView }
+
+function element<K extends keyof HTMLElementTagNameMap>(name: K, set: Partial<HTMLElementTagNameMap[K]> = {}, attributes: Record<string, string> = {}): HTMLElementTagNameMap[K] {
+  const made = Object.assign(document.createElement(name), set)
+  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value)
+  return made
+}
+
+export class TrunklineChat extends HTMLElement {
+  static readonly observedAttributes = ['base-url', 'agent-id', 'token-url', 'convo-id']
+
+  /** Answers a fresh token; instead of `token-url`. */
+  fetchJwt: (() => Promise<string>) | undefined
+  #strings: Strings = ENGLISH
+  #opened: Opened | undefined
+  #opening = 0
+  readonly #root = this.attachShadow({ mode: 'open' })
+  readonly #title = element('h2')
+  readonly #status = element('span', { className: 'status' }, { role: 'status' })
+  readonly #log = element('div', { className: 'log', tabIndex: 0 }, { role: 'log', 'aria-live': 'polite', 'aria-relevant': 'additions' })
+  readonly #earlier = element('button', { className: 'plain', type: 'button', hidden: true })
+  readonly #typing = element('div', { className: 'typing' }, { role: 'status' })
+  readonly #error = element('div', { className: 'error', hidden: true }, { role: 'alert' })
+  readonly #notice = element('div', { className: 'notice', hidden: true }, { role: 'status' })
+  readonly #drafts = element('ul', { className: 'drafts', hidden: true })
+  readonly #form = element('form')
+  readonly #text = element('textarea', { rows: 1 }, { 'enterkeyhint': 'send' })
+  readonly #file = element('input', { type: 'file', multiple: true, hidden: true })
+  readonly #attach = element('button', { type: 'button', className: 'plain', textContent: '📎' })
+  readonly #send = element('button', { type: 'submit' })
+  readonly #shown = new Map<string, HTMLElement>()
+  #files: File[] = []
+  #hasEarlier = true
+
+  constructor() {
+    super()
+    const header = element('header')
+    header.append(this.#title, this.#status)
+    this.#form.append(this.#file, this.#attach, this.#text, this.#send)
+    const frame = element('section', { className: 'frame' })
+    this.#log.append(this.#earlier)
+    frame.append(header, this.#log, this.#typing, this.#error, this.#notice, this.#drafts, this.#form)
+    this.#root.append(element('style', { textContent: STYLE }), frame)
+    this.#words()
+    this.#form.addEventListener('submit', (event) => {
+      event.preventDefault()
+      void this.#say()
+    })
+    this.#text.addEventListener('keydown', (event) => {
+      // While an input method composes, Enter is its own.
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
+      event.preventDefault()
+      this.#form.requestSubmit()
+    })
+    this.#text.addEventListener('input', () => this.#fit())
+    this.#attach.addEventListener('click', () => this.#file.click())
+    this.#file.addEventListener('change', () => this.#choose([...(this.#file.files ?? [])]))
+    this.#earlier.addEventListener('click', () => void this.#loadEarlier())
+  }
+
+  /** What it says in its own words. */
+  get strings(): Strings {
+    return this.#strings
+  }
+
+  set strings(strings: Partial<Strings>) {
+    this.#strings = { ...ENGLISH, ...strings }
+    this.#words()
+    if (this.#opened) this.#render(this.#opened.view.get())
+  }
+
+  /** The conversation that is open. */
+  get convo(): Convo | undefined {
+    return this.#opened?.convo
+  }
+
+  connectedCallback(): void {
+    void this.#open()
+  }
+
+  disconnectedCallback(): void {
+    this.#close()
+  }
+
+  attributeChangedCallback(name: string, before: string | null, after: string | null): void {
+    if (!this.isConnected || before === after) return
+    // It is its own that it keeps.
+    if (name === 'convo-id' && after === this.#opened?.convo.convoId) return
+    void this.#open()
+  }
+
+  override focus(options?: FocusOptions): void {
+    this.#text.focus(options)
+  }
+
+  /** Begins another conversation. */
+  async startOver(): Promise<void> {
+    this.removeAttribute('convo-id')
+    try {
+      localStorage.removeItem(this.#place)
+    } catch {
+      // There is nothing to forget.
+    }
+    await this.#open()
+    this.focus()
+  }
+
+  get #place(): string {
+    return `trunkline:${this.getAttribute('agent-id') ?? ''}:convo`
+  }
+
+  #words(): void {
+    const say = this.#strings
+    this.#title.textContent = this.getAttribute('title-text') ?? say.title
+    this.#log.setAttribute('aria-label', say.title)
+    this.#earlier.textContent = say.earlier
+    this.#text.setAttribute('aria-label', say.message)
+    this.#text.placeholder = say.placeholder
+    this.#send.textContent = say.send
+    this.#attach.setAttribute('aria-label', say.attach)
+    this.#attach.title = say.attach
+  }
+
+  async #open(): Promise<void> {
+    this.#close()
+    const opening = ++this.#opening
+    const agentId = this.getAttribute('agent-id')
+    const tokenUrl = this.getAttribute('token-url')
+    const fromUrl = async () => {
+      const response = await fetch(tokenUrl ?? '')
+      if (!response.ok) throw new Error(`the token's address answered ${response.status}`)
+      return response.text()
+    }
+    const fetchJwt = this.fetchJwt ?? (tokenUrl ? fromUrl : undefined)
+    if (!agentId || !fetchJwt) return
+    this.#status.textContent = this.#strings.connecting
+    const client = new ConversationClient({ agentId, fetchJwt, baseUrl: this.getAttribute('base-url') ?? '' })
+    for (let wait = 250; ; wait = Math.min(wait * 2, 30_000)) {
+      try {
+        const convoId = await this.#convoId(client)
+        if (opening !== this.#opening) return
+        const convo = await client.openConvo({ convoId, history: Number(this.getAttribute('history') ?? PAGE) })
+        const view = new ConvoView(convo)
+        this.#opened = { client, convo, view }
+        this.#hasEarlier = true
+        view.subscribe(() => this.#render(view.get()))
+        this.#render(view.get())
+        this.dispatchEvent(new CustomEvent('opened', { detail: { convoId } }))
+        return
+      } catch (error) {
+        if (opening !== this.#opening) return
+        this.#fail(error)
+        await new Promise((resolve) => setTimeout(resolve, wait))
+        if (opening !== this.#opening) return
+      }
+    }
+  }
+
+  /** The conversation that the attribute names, the one that this browser had last, or a new one. */
+  async #convoId(client: ConversationClient): Promise<string> {
+    const named = this.getAttribute('convo-id')
+    if (named) return named
+    try {
+      const known = localStorage.getItem(this.#place)
+      const all = known ? await client.listConvos({ limit: 50 }) : []
+      if (known && all.some(({ id, closed }) => id === known && !closed)) return known
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error
+    }
+    const { convoId } = await client.startSession()
+    try {
+      localStorage.setItem(this.#place, convoId)
+    } catch {
+      // The next page begins anew.
+    }
+    return convoId
+  }
+
+  #close(): void {
+    this.#opening += 1
+    this.#opened?.view.close()
+    this.#opened?.convo.close()
+    this.#opened = undefined
+    this.#shown.forEach((shown) => shown.remove())
+    this.#shown.clear()
+  }
+
+  async #say(): Promise<void> {
+    const opened = this.#opened
+    const text = this.#text.value
+    const files = this.#files
+    if (!opened || (text.trim() === '' && files.length === 0)) return
+    this.#error.hidden = true
+    this.#send.disabled = true
+    try {
+      const draft = files.length > 0 ? await opened.convo.upload(files) : undefined
+      this.#text.value = ''
+      this.#choose(undefined)
+      this.#fit()
+      this.#send.disabled = false
+      this.#scroll()
+      await opened.convo.send(text, draft ?? {})
+    } catch (error) {
+      // What was written is not lost.
+      if (this.#text.value === '') this.#text.value = text
+      this.#fail(error)
+    } finally {
+      this.#send.disabled = false
+    }
+  }
+
+  /** Adds files to what will be sent; with nothing, there are none. */
+  #choose(files: File[] | undefined): void {
+    this.#files = files ? [...this.#files, ...files] : []
+    this.#file.value = ''
+    this.#drafts.hidden = this.#files.length === 0
+    this.#drafts.replaceChildren(
+      ...this.#files.map((file) => {
+        const item = element('li', { textContent: file.name })
+        const remove = element('button', { type: 'button', className: 'plain', textContent: '✕' }, { 'aria-label': this.#strings.remove(file.name) })
+        remove.addEventListener('click', () => {
+          this.#files = this.#files.filter((other) => other !== file)
+          this.#choose([])
+          this.#text.focus()
+        })
+        item.append(remove)
+        return item
+      }),
+    )
+  }
+
+  #fail(error: unknown): void {
+    this.#error.hidden = false
+    this.#error.textContent = this.#strings.failed(error instanceof Error ? error.message : String(error))
+  }
+
+  #fit(): void {
+    this.#text.style.blockSize = 'auto'
+    this.#text.style.blockSize = `${this.#text.scrollHeight + 2}px`
+  }
+
+  #scroll(): void {
+    this.#log.scrollTop = this.#log.scrollHeight
+  }
+
+  async #loadEarlier(): Promise<void> {
+    const opened = this.#opened
+    const first = opened?.view.get().messages[0]
+    if (!opened || !first) return
+    this.#earlier.disabled = true
+    try {
+      const height = this.#log.scrollHeight
+      const messages = await opened.convo.loadBefore(first.id, PAGE)
+      this.#hasEarlier = messages.length === PAGE
+      opened.view.prepend(messages)
+      this.#render(opened.view.get())
+      this.#log.scrollTop += this.#log.scrollHeight - height
+    } catch (error) {
+      this.#fail(error)
+    } finally {
+      this.#earlier.disabled = false
+    }
+  }
+
+  #render(view: View): void {
+    const say = this.#strings
+    const isNear = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < NEAR_END
+    const sent = new Set(view.messages.map(({ id }) => id))
+    const all = [
+      ...view.messages.map((message) => ({ id: message.id, make: () => this.#message(message) })),
+      ...[...view.partials].filter(([id]) => !sent.has(id)).map(([id, text]) => ({ id: `partial:${id}`, make: () => this.#partial(text) })),
+      ...view.pending.map(({ key, text }) => ({ id: `pending:${key}`, make: () => this.#pending(text) })),
+    ]
+    const wanted = new Set(all.map(({ id }) => id))
+    for (const [id, shown] of this.#shown) {
+      if (wanted.has(id)) continue
+      shown.remove()
+      this.#shown.delete(id)
+    }
+    let before: Element = this.#earlier
+    for (const { id, make } of all) {
+      let shown = this.#shown.get(id)
+      if (!shown) this.#shown.set(id, (shown = make()))
+      else if (id.startsWith('partial:')) shown.querySelector('.bubble')!.textContent = view.partials.get(id.slice(8)) ?? ''
+      if (before.nextElementSibling !== shown) before.after(shown)
+      before = shown
+    }
+    this.#earlier.hidden = !(this.#hasEarlier && view.messages.length >= Number(this.getAttribute('history') ?? PAGE))
+    const { typing } = view
+    this.#typing.textContent = typing ? typing.label || `${say.assistant} ${say.thinking}` : ''
+    const statuses = { connecting: say.connecting, live: '', waiting: say.waiting, paused: '', offline: say.offline, closed: '' }
+    this.#status.textContent = statuses[view.status]
+    this.#end(view)
+    if (isNear) this.#scroll()
+  }
+
+  /** What is left to do when nothing can be said any more. */
+  #end(view: View): void {
+    const isOver = view.state !== undefined && !['open', 'escalated', 'pending_feedback'].includes(view.state)
+    this.#form.hidden = isOver
+    const wasOver = !this.#notice.hidden
+    this.#notice.hidden = !isOver
+    if (!isOver || wasOver) return
+    const again = element('button', { type: 'button', className: 'plain', textContent: this.#strings.startOver })
+    again.addEventListener('click', () => void this.startOver())
+    this.#notice.replaceChildren(element('span', { textContent: view.notice ?? this.#strings.ended }), again)
+  }
+
+  #message(message: Message): HTMLElement {
+    const { from, participant, content, created_at: at, files } = message
+    const name = from === 'appuser' ? this.#strings.you : participant?.name ?? this.#strings.assistant
+    const shown = this.#bubble(from, content, name)
+    const time = element('time', { dateTime: at, textContent: new Date(at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' }) })
+    const meta = element('div', { className: 'meta' })
+    meta.append(`${name} · `, time)
+    shown.append(meta)
+    if (files.length > 0) {
+      const list = element('ul', { className: 'files' })
+      for (const file of files) list.append(this.#attachment(file))
+      shown.querySelector('.bubble')!.append(list)
+    }
+    return shown
+  }
+
+  #attachment({ url, filename, content_type: type }: Message['files'][number]): HTMLElement {
+    const item = element('li')
+    const link = element('a', { href: url, target: '_blank', rel: 'noopener noreferrer' })
+    if (type.startsWith('image/')) link.append(element('img', { src: url, alt: filename, loading: 'lazy' }))
+    else link.textContent = filename
+    item.append(link)
+    return item
+  }
+
+  /** What grows is not read aloud piece by piece: the whole is, when it is there. */
+  #partial(text: string): HTMLElement {
+    const shown = this.#bubble('ai_agent', text, this.#strings.assistant)
+    shown.dataset['partial'] = ''
+    shown.setAttribute('aria-hidden', 'true')
+    return shown
+  }
+
+  #pending(text: string): HTMLElement {
+    const shown = this.#bubble('appuser', text, this.#strings.you)
+    shown.dataset['pending'] = ''
+    shown.append(element('div', { className: 'meta', textContent: this.#strings.sending }))
+    return shown
+  }
+
+  #bubble(from: string, content: string, name: string): HTMLElement {
+    const shown = element('div', { className: 'message' }, { 'data-from': from })
+    const bubble = element('div', { className: 'bubble', textContent: content, dir: 'auto' })
+    shown.append(element('span', { className: 'hidden', textContent: `${name}: ` }), bubble)
+    return shown
+  }
+}
+
+/** Defines the element, once. */
+export function define(name = 'trunkline-chat'): void {
+  if (!customElements.get(name)) customElements.define(name, TrunklineChat)
+}

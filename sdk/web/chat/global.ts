@@ -1,0 +1,4 @@
+/** For a script tag: everything of a chat under `Trunkline`. */
+
+export * from '../conversation/index.js'
+export * from './index.js'

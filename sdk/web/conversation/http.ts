@@ -1,0 +1,59 @@
+/** Requests with a token: once more with a new one if it was refused. */
+
+import { Tokens } from './token.js'
+import { RequestError } from './types.js'
+
+export type Request = { method?: string; headers?: Record<string, string>; body?: BodyInit; signal?: AbortSignal }
+
+export class Http {
+  readonly #base: string
+  readonly #tokens: Tokens
+  readonly #fetch: typeof fetch
+
+  constructor(base: string, tokens: Tokens, fetchWith: typeof fetch) {
+    this.#base = base.replace(/\/+$/, '')
+    this.#tokens = tokens
+    this.#fetch = fetchWith
+  }
+
+  /** The answer, whatever it is, to a token that was good a moment ago. */
+  async raw(path: string, request: Request = {}): Promise<Response> {
+    const token = await this.#tokens.get()
+    const headers = { ...request.headers, authorization: `Bearer ${token}` }
+    return this.#fetch(`${this.#base}/api/v2${path}`, { ...request, headers, cache: 'no-store' })
+  }
+
+  /** A new token is taken for the next request. */
+  refuse(): void {
+    this.#tokens.drop()
+  }
+
+  async json<T>(path: string, request: Request = {}): Promise<T> {
+    let response = await this.raw(path, request)
+    if (response.status === 401) {
+      this.refuse()
+      response = await this.raw(path, request)
+    }
+    if (!response.ok) throw await refusal(response)
+    return (await response.json()) as T
+  }
+}
+
+/** What a refusal says. */
+export async function refusal(response: Response): Promise<RequestError> {
+  let [code, message] = [String(response.status), response.statusText || `status ${response.status}`]
+  try {
+    const body = (await response.json()) as { error?: { code?: string; message?: string }; message?: string; status?: string }
+    code = body.error?.code ?? body.status ?? code
+    message = body.error?.message ?? body.message ?? message
+  } catch {
+    // It says nothing more.
+  }
+  return new RequestError(response.status, code, message, retryAfter(response))
+}
+
+/** How long to wait, in milliseconds. */
+export function retryAfter(response: Response): number | undefined {
+  const seconds = Number(response.headers.get('retry-after') ?? NaN)
+  return Number.isFinite(seconds) && seconds >= 0 ? seconds * 1000 : undefined
+}

@@ -1,0 +1,52 @@
+/** Reads server-sent events from a response. Browsers' own `EventSource` sends no header. */
+
+export type ServerEvent = { name: string; id: string | undefined; data: string }
+
+/** Characters of one event; a server that sends more is not ours. */
+const EVENT_CHARS_MAX = 16 * 1024 * 1024
+
+export class EventParser {
+  #rest = ''
+  #name = ''
+  #id: string | undefined
+  #data: string[] = []
+  #size = 0
+
+  /** The events that are whole now. */
+  push(text: string): ServerEvent[] {
+    const events: ServerEvent[] = []
+    const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/)
+    this.#rest = lines.pop() ?? ''
+    for (const line of lines) {
+      if (line === '') {
+        if (this.#data.length > 0) events.push({ name: this.#name || 'message', id: this.#id, data: this.#data.join('\n') })
+        this.#name = ''
+        this.#data = []
+        this.#size = 0
+        continue
+      }
+      const colon = line.indexOf(':')
+      const field = colon < 0 ? line : line.slice(0, colon)
+      const value = colon < 0 ? '' : line.slice(colon + 1).replace(/^ /, '')
+      if (field === 'event') this.#name = value
+      else if (field === 'data') this.#data.push(value)
+      else if (field === 'id') this.#id = value
+      this.#size += line.length
+    }
+    if (this.#size + this.#rest.length > EVENT_CHARS_MAX) throw new Error('an event is too large')
+    return events
+  }
+}
+
+/** Calls for each event of a response, until it ends. */
+export async function readEvents(response: Response, each: (event: ServerEvent) => void): Promise<void> {
+  if (!response.body) return
+  const reader = response.body.getReader()
+  const decoder = new TextDecoder()
+  const parser = new EventParser()
+  for (;;) {
+    const { done, value } = await reader.read()
+    if (done) return
+    for (const event of parser.push(decoder.decode(value, { stream: true }))) each(event)
+  }
+}
