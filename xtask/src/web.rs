@@ -24,5 +24,7 @@ pub(crate) fn run() -> Result {
     let built = target().join("debug");
     test.env("TRUNKLINE_BIN", built.join("trunkline")).env("TRUNKLINE_CHROMIUM", chromium);
     test.env("TRUNKLINE_RUNTIME", built.join("examples").join("runtime"));
+    // What is to be looked at is kept there.
+    test.env("TRUNKLINE_SCREENSHOTS", target().join("screenshots"));
     checked(test)
 }

@@ -4,6 +4,7 @@ use std::io::Read as _;
 
 pub(crate) mod app;
 pub(crate) mod client;
+pub(crate) mod demo;
 pub(crate) mod messages;
 pub(crate) mod orchestrate;
 pub(crate) mod sandbox;

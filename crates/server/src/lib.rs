@@ -18,6 +18,7 @@ mod auth;
 mod builder;
 pub mod config;
 mod conversation;
+pub mod demo;
 pub mod doctor;
 mod error;
 mod http;

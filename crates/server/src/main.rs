@@ -21,6 +21,8 @@ struct Args {
 enum Command {
     /// Runs the server until it is told to stop.
     Serve(cli::serve::Serve),
+    /// Shows what it is: a chat with an agent, a sandbox beside it, and a page to break both.
+    Demo(cli::demo::Demo),
     /// Prints the settings that are in force, as a file that could be given back.
     Config(cli::serve::Settings),
     /// Looks at what the server needs here, and says how to mend what is missing.
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
     log_to_stderr();
     let done = match command {
         Command::Serve(args) => cli::serve::run(&args),
+        Command::Demo(args) => cli::demo::run(args),
         Command::Config(args) => cli::serve::show(&args),
         Command::Doctor(args) => cli::serve::doctor(&args),
         Command::Token(args) => cli::token::run(args),

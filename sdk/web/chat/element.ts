@@ -12,6 +12,10 @@ const PAGE = 50
 /** So near to its end, in pixels, a list follows what comes. */
 const NEAR_END = 80
 
+/** A paper clip; not a character, for which a font may have no picture. */
+const CLIP =
+  '<svg viewBox="0 0 24 24" width="20" height="20" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" aria-hidden="true"><path d="M20 11.5 12 19.5a5 5 0 0 1-7-7l8.5-8.5a3.3 3.3 0 0 1 4.7 4.7l-8.5 8.4a1.7 1.7 0 0 1-2.3-2.3l7.8-7.8"/></svg>'
+
 type Opened = { client: ConversationClient; convo: Convo; view: ConvoView }
 
 function element<K extends keyof HTMLElementTagNameMap>(name: K, set: Partial<HTMLElementTagNameMap[K]> = {}, attributes: Record<string, string> = {}): HTMLElementTagNameMap[K] {
@@ -40,7 +44,7 @@ export class TrunklineChat extends HTMLElement {
   readonly #form = element('form')
   readonly #text = element('textarea', { rows: 1 }, { 'enterkeyhint': 'send' })
   readonly #file = element('input', { type: 'file', multiple: true, hidden: true })
-  readonly #attach = element('button', { type: 'button', className: 'plain', textContent: '📎' })
+  readonly #attach = element('button', { type: 'button', className: 'plain', innerHTML: CLIP })
   readonly #send = element('button', { type: 'submit' })
   readonly #shown = new Map<string, HTMLElement>()
   #files: File[] = []

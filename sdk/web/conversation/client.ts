@@ -139,6 +139,7 @@ export class Convo {
       elected: () => this.#on({ type: 'elected' }),
       demoted: () => this.#on({ type: 'demoted' }),
       heard: (what) => this.#heard(what),
+      asked: () => this.#passStatus(),
     })
     this.#listen()
     // Whoever opened it adds its handlers first.
@@ -245,15 +246,20 @@ export class Convo {
     if (this.#options.debug) console.debug('trunkline', this.#machine.name, event.type, '→', state.name)
     this.#machine = state
     actions.forEach((action) => this.#act(action))
-    // Whoever follows is as well as whoever leads.
+    // Whoever follows is told.
     if (state.name !== 'following') this.#is(STATUS[state.name])
   }
 
   #is(status: Status): void {
-    if (this.#tab.leads) this.#tab.pass({ name: 'status', id: undefined, data: JSON.stringify(status) } satisfies ServerEvent)
     if (this.#status === status) return
     this.#status = status
+    if (this.#tab.leads) this.#passStatus()
     this.#emit('status', status)
+  }
+
+  /** Whoever follows is as well as whoever leads. */
+  #passStatus(): void {
+    this.#tab.pass({ name: 'status', id: undefined, data: JSON.stringify(this.#status) } satisfies ServerEvent)
   }
 
   #act(action: Action): void {
@@ -390,7 +396,8 @@ export class Convo {
 
   #delta(piece: DeltaEvent): void {
     const { message_id: messageId, index, text: delta } = piece
-    const partial = this.#partials.get(messageId) ?? { next: 0, text: '' }
+    // A first piece begins anew: so does an agent that was started again.
+    const partial = (index > 0 && this.#partials.get(messageId)) || { next: 0, text: '' }
     // What is behind a piece that this tab missed is shown when it is whole.
     if (index !== partial.next || this.#seen.has(messageId)) return
     const text = partial.text + delta

@@ -26,6 +26,8 @@ type Options = {
   demoted: () => void
   /** What the tab with the stream passes on. */
   heard: (what: unknown) => void
+  /** Somebody came, and should know how the stream is. */
+  asked: () => void
 }
 
 /** One tab among others. Of two that claim it at once, the one with the smaller id keeps it. */
@@ -33,6 +35,7 @@ export class Tab {
   readonly #options: Options
   readonly #id: string
   #leads = false
+  #follows = false
   #takesPart = false
   #timer: ReturnType<typeof setTimeout> | undefined
   #beat: ReturnType<typeof setInterval> | undefined
@@ -50,6 +53,7 @@ export class Tab {
   /** Takes part: leads, if nobody says within a moment that it does. */
   elect(): void {
     this.#takesPart = true
+    this.#follows = false
     this.#after(ELECTION_MS)
     this.#say({ say: 'who' })
   }
@@ -86,6 +90,7 @@ export class Tab {
 
   #lead(): void {
     this.#leads = true
+    this.#follows = false
     clearInterval(this.#beat)
     this.#beat = setInterval(() => this.#say({ say: 'me' }), HEARTBEAT_MS)
     this.#options.elected()
@@ -93,12 +98,13 @@ export class Tab {
   }
 
   #follow(): void {
-    const led = this.#leads
+    const followed = this.#follows
     this.#leads = false
+    this.#follows = true
     clearInterval(this.#beat)
     // A moment of chance, so that not all who miss it claim it at once.
     this.#after(SILENCE_MS + Math.random() * 200)
-    if (led) this.#options.demoted()
+    if (!followed) this.#options.demoted()
   }
 
   #hear(data: Envelope): void {
@@ -109,7 +115,10 @@ export class Tab {
       if (!this.#leads) this.#after(Math.random() * 100)
       return
     }
-    if (data.say === 'who' && this.#leads) return this.#say({ say: 'me' })
+    if (data.say === 'who' && this.#leads) {
+      this.#say({ say: 'me' })
+      return this.#options.asked()
+    }
     if (data.say === 'who' || !data.leads) return
     if (!this.#leads) {
       this.#follow()

@@ -72,6 +72,7 @@ test('one tab leads, and another one when it is gone', () => {
       elected: () => void leaders.add(id),
       demoted: () => void leaders.delete(id),
       heard: (what) => heard[id]?.push(what),
+      asked: () => undefined,
     })
     tab.elect()
     return { tab, channel }

@@ -271,7 +271,7 @@ impl Writer {
                 prepared.appends.extend(end);
                 Ok(prepared)
             }
-            Said::Delta { id, text } => self.delta(party, id, text).await,
+            Said::Delta { id, text, is_start } => self.delta(party, id, text, *is_start).await,
             Said::Done { id, more } => {
                 let Some(streamed) = self.streams().await?.remove(&(party.lane.clone(), id.clone())) else {
                     let why = format!("nothing was streamed as {id:?}");
@@ -372,7 +372,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn delta(&mut self, party: &Party, id: &str, text: &str) -> Result<Prepared, Error> {
+    async fn delta(&mut self, party: &Party, id: &str, text: &str, is_start: bool) -> Result<Prepared, Error> {
         let most = self.conversations.text_bytes_max();
         let key = (party.lane.clone(), id.to_owned());
         let (topic, permit) = (conversation_deltas(self.row.id)?, self.permit.clone());
@@ -384,6 +384,9 @@ impl Writer {
         let order = streams.values().map(|streamed| streamed.order + 1).max().unwrap_or(0);
         let fresh = || Streamed { message_id: Uuid::now_v7(), text: String::new(), count: 0, order };
         let streamed = streams.entry(key.clone()).or_insert_with(fresh);
+        if is_start {
+            (streamed.count, streamed.text) = (0, String::new());
+        }
         if streamed.text.len() + text.len() > most {
             let why = format!("what was streamed as {id:?} has more than {most} bytes");
             return Err(Error::new(ErrorKind::Invalid, "ERR_PAYLOAD_TOO_LARGE", why));
@@ -420,7 +423,7 @@ impl Writer {
                 }
                 for item in items.drain(..) {
                     let Item::Record(record) = item else { continue };
-                    let Ok(Delta { message_id, text, is_end, by, .. }) = record::delta(&record) else { continue };
+                    let Ok(Delta { message_id, index, text, is_end, by }) = record::delta(&record) else { continue };
                     if is_end {
                         streams.remove(&by);
                         continue;
@@ -428,8 +431,11 @@ impl Writer {
                     order += 1;
                     let fresh = || Streamed { message_id, text: String::new(), count: 0, order };
                     let streamed = streams.entry(by).or_insert_with(fresh);
+                    if index == 0 {
+                        streamed.text.clear();
+                    }
                     streamed.text.push_str(&text);
-                    streamed.count += 1;
+                    streamed.count = index + 1;
                 }
             }
             self.streams = Some(streams);

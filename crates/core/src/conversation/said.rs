@@ -9,7 +9,7 @@
 //! | control | `{"type": "lockout", "reason", "seconds"? , "user_message"?}` | the user is locked out: for so long, or for good |
 //! | control | `{"type": "join"}`, `{"type": "leave"}` | an operator hears what is said, or does not any more |
 //! | control, opaque | `{"type": "typing", "state", "kind"?, "label"?}` | somebody types, or stops |
-//! | opaque | `{"type": "delta", "id", "text"}` | a piece of what is being said |
+//! | opaque | `{"type": "delta", "id", "text", "start"?}` | a piece of what is being said; with `start`, its first, in place of those before |
 //! | opaque | `{"type": "delta", "id", "done": true}` | what was streamed is said |
 
 use serde::Deserialize;
@@ -37,6 +37,8 @@ pub enum Said {
         id: String,
         /// The piece.
         text: String,
+        /// It is the first one, whatever came before.
+        is_start: bool,
     },
     /// What was streamed is said.
     Done {
@@ -151,6 +153,8 @@ struct Delta {
     #[serde(default)]
     text: String,
     #[serde(default)]
+    start: bool,
+    #[serde(default)]
     done: bool,
     #[serde(default)]
     more: bool,
@@ -200,11 +204,11 @@ fn named(payload: &[u8]) -> Result<Said, Error> {
     let Named { kind } = parse(payload, "type")?;
     Ok(match kind.as_str() {
         "delta" => {
-            let Delta { id, text, done, more } = parse(payload, "delta")?;
+            let Delta { id, text, start: is_start, done, more } = parse(payload, "delta")?;
             check_name(Some(&id))?;
             match (done, text.is_empty()) {
                 (true, true) => Said::Done { id, more },
-                (false, false) => Said::Delta { id, text },
+                (false, false) => Said::Delta { id, text, is_start },
                 _ => return Err(invalid("delta: either text, or done".to_owned())),
             }
         }
@@ -265,7 +269,16 @@ mod tests {
             ),
             (CONTROL, r#"{"type": "join"}"#, Said::Join),
             (CONTROL, r#"{"type": "leave"}"#, Said::Leave),
-            (OPAQUE, r#"{"type": "delta", "id": "m", "text": "h"}"#, Said::Delta { id: "m".into(), text: "h".into() }),
+            (
+                OPAQUE,
+                r#"{"type": "delta", "id": "m", "text": "h"}"#,
+                Said::Delta { id: "m".into(), text: "h".into(), is_start: false },
+            ),
+            (
+                OPAQUE,
+                r#"{"type": "delta", "id": "m", "text": "h", "start": true}"#,
+                Said::Delta { id: "m".into(), text: "h".into(), is_start: true },
+            ),
             (OPAQUE, r#"{"type": "delta", "id": "m", "done": true}"#, Said::Done { id: "m".into(), more: false }),
             (
                 OPAQUE,

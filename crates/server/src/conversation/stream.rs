@@ -115,7 +115,8 @@ impl Viewer {
             conn_id: &'a str,
             resumed: bool,
         }
-        let mut out = BytesMut::from(&sse::HELLO[..]);
+        // Nothing before it: there are readers that take every empty line for an event.
+        let mut out = BytesMut::new();
         let conn_id = uuid::Uuid::now_v7().to_string();
         let ready = Ready { r#type: "ready", conn_id: &conn_id, resumed: self.watch.is_resumed() };
         sse::event(&mut out, "ready", None, &ready);
@@ -174,7 +175,8 @@ impl Viewer {
 /// Says that the stream is alive. The published event, for whoever looks for that.
 const PING: Bytes = Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n");
 
-const SILENCE: Bytes = Bytes::from_static(b":\n\n");
+/// Says nothing, and is no event to anybody.
+const SILENCE: Bytes = Bytes::from_static(b":\n");
 
 /// How events look to whoever watches.
 struct View<'a> {

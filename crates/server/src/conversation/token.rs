@@ -175,15 +175,20 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, Error> {
 
 /// A token as the app's backend would sign it.
 pub(crate) fn sign(app: &App, agent: Uuid, user: &str, seconds: u32) -> Result<String, Error> {
+    let missing = || Error::new(Kind::Internal, "ERR_INTERNAL", "an app without a secret");
+    sign_with(&app.key, app.secrets().next().ok_or_else(missing)?, &agent.to_string(), user, seconds)
+}
+
+/// The same, by whoever has the secret.
+pub(crate) fn sign_with(key: &str, secret: &[u8], agent: &str, user: &str, seconds: u32) -> Result<String, Error> {
     provide();
     let internal = |e: String| Error::new(Kind::Internal, "ERR_INTERNAL", e);
-    let secret = app.secrets().next().ok_or_else(|| internal("an app without a secret".to_owned()))?;
     let issued = now();
     let claims = Claims {
-        iss: app.key.clone(),
+        iss: key.to_owned(),
         aud: AUDIENCE.to_owned(),
-        company_api_key: app.key.clone(),
-        agent_uuid: agent.to_string(),
+        company_api_key: key.to_owned(),
+        agent_uuid: agent.to_owned(),
         source_key: user.to_owned(),
         iat: Some(issued),
         exp: issued + i64::from(seconds),

@@ -2,67 +2,23 @@
 
 import assert from 'node:assert/strict'
 import { spawn, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join, normalize } from 'node:path'
-import { createInterface } from 'node:readline'
+import type { Server } from 'node:http'
 import { after, before, test } from 'node:test'
-import { fileURLToPath } from 'node:url'
 
-import { chromium, type Browser, type Page } from 'playwright-core'
+import type { Browser, Page } from 'playwright-core'
 
-const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
-const TYPES: Record<string, string> = { html: 'text/html', js: 'text/javascript' }
-/** Without these, a browser in a closed network waits for its maker's hosts. */
-const QUIET = [
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-]
+import { browser as launch, clean, env, kill, pages, start } from './harness.js'
 
-function env(name: string): string {
-  const value = process.env[name]
-  assert.ok(value, `${name} is set by cargo xtask test`)
-  return value
-}
-
-const dir = mkdtempSync(join(tmpdir(), 'trunkline-web-'))
-/** This page's own server: an origin that is not Trunkline's. */
-const files = createServer((request, response) => {
-  const path = normalize(new URL(request.url ?? '/', 'http://x').pathname)
-  try {
-    response.setHeader('content-type', TYPES[path.split('.').at(-1) ?? ''] ?? 'text/plain')
-    response.end(readFileSync(join(ROOT, path)))
-  } catch {
-    response.writeHead(404).end()
-  }
-})
 let [trunkline, runtime]: (ChildProcess | undefined)[] = []
 let browser: Browser
+let files: Server
 let [origin, http] = ['', '127.0.0.1:0']
 
 async function serve(): Promise<void> {
-  trunkline = spawn(env('TRUNKLINE_BIN'), ['serve', '--dev', '--grpc', '127.0.0.1:0', '--ops', '127.0.0.1:0', '--http', http], {
-    cwd: dir,
-    env: { ...process.env, TRUNKLINE__HTTP__ALLOWED_ORIGINS: JSON.stringify([origin]), TRUNKLINE_LOG: 'error' },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  assert.ok(trunkline.stdout)
-  const [line] = (await once(createInterface(trunkline.stdout), 'line')) as [string]
-  http = /http=(\S+)/.exec(line)?.[1] ?? assert.fail(line)
-}
-
-async function kill(child: ChildProcess | undefined): Promise<void> {
-  if (!child || child.exitCode !== null || child.signalCode !== null) return
-  child.kill('SIGKILL')
-  await once(child, 'exit')
+  const args = ['serve', '--dev', '--grpc', '127.0.0.1:0', '--ops', '127.0.0.1:0', '--http', http]
+  const [server, ready] = await start(args, /http=(\S+)/, { TRUNKLINE__HTTP__ALLOWED_ORIGINS: JSON.stringify([origin]) })
+  trunkline = server
+  http = ready[1]!
 }
 
 function run(): void {
@@ -70,12 +26,10 @@ function run(): void {
 }
 
 before(async () => {
-  files.listen(0, '127.0.0.1')
-  await once(files, 'listening')
-  origin = `http://127.0.0.1:${(files.address() as AddressInfo).port}`
+  ;[files, origin] = await pages()
   await serve()
   run()
-  browser = await chromium.launch({ executablePath: env('TRUNKLINE_CHROMIUM'), args: QUIET })
+  browser = await launch()
 })
 
 after(async () => {
@@ -83,7 +37,7 @@ after(async () => {
   await kill(runtime)
   await kill(trunkline)
   files.close()
-  rmSync(dir, { recursive: true })
+  clean()
 })
 
 async function open(page: Page): Promise<Page> {

@@ -140,13 +140,15 @@ async fn what_is_streamed_comes_piece_by_piece_and_whole() {
     let whole = tab.expect("message").await.data["message"].clone();
     assert_eq!((&whole["content"], &whole["id"]), (&json!("xyz"), &id));
     assert_eq!(texts(&show(&ann, &convo).await), ["hello", "a b c", "xyz"]);
-    // Whoever comes in the middle of it has it from its beginning.
+    // Whoever comes in the middle of it has it from its beginning; an agent that was started again begins it anew.
+    let again = json!({"type": "delta", "id": "o", "text": "0", "start": true});
+    tell(&one, &lane, MessageType::Opaque, again.to_string()).await;
     for text in ["1", "2"] {
         tell(&one, &lane, MessageType::Opaque, json!({"type": "delta", "id": "o", "text": text}).to_string()).await;
         one.barrier().await;
     }
-    let mut late = super::watch(&ann, &convo).await;
-    for text in ["1", "2"] {
+    let mut late = watch(&ann, &convo).await;
+    for text in ["0", "1", "2"] {
         assert_eq!(late.expect("delta").await.data["text"], text);
     }
     drop(late);

@@ -1,0 +1,312 @@
+/** Conversations in a real browser: the released SDK's contract, our SDK over tabs, faults and long histories, and the chat. */
+
+import assert from 'node:assert/strict'
+import type { Server } from 'node:http'
+import { after, afterEach, before, test } from 'node:test'
+
+import { buildSync } from 'esbuild'
+import type { Browser, BrowserContext, Page } from 'playwright-core'
+
+import type { ConversationClient, Convo, Message, Status } from '../../conversation/index.js'
+import { APP, browser as launch, clean, pages, ROOT, screenshot, World } from './harness.js'
+
+let [browser, files]: [Browser, Server] = [] as never
+let [origin, world]: [string, World] = [] as never
+const stockScript = buildSync({
+  entryPoints: [`${ROOT}test/browser/stock.ts`], bundle: true, format: 'iife', write: false, target: 'es2022',
+}).outputFiles[0]!.text
+
+before(async () => {
+  ;[files, origin] = await pages()
+  world = new World(origin, 'conversations')
+  await world.serve()
+  browser = await launch()
+})
+
+afterEach(async () => {
+  await world.killAgent()
+  await Promise.all(browser.contexts().map((context) => context.close()))
+})
+
+after(async () => {
+  await browser.close()
+  await world.end()
+  files.close()
+  clean()
+})
+
+/** What the scripts put on a page. */
+type Kept = { texts: string[]; tokens: string[]; statuses: Status[]; errors: string[]; readies: number; convo: Convo; client: ConversationClient }
+type Globals = { Trunkline: typeof import('../../conversation/index.js'); kept: Kept; stock: typeof import('./stock.js')['stock'] }
+
+async function blank(context: BrowserContext): Promise<Page> {
+  const page = await context.newPage()
+  await page.goto(`${origin}/nothing`)
+  return page
+}
+
+/** A page of the app with our SDK, on a conversation of a user. */
+async function open(context: BrowserContext, user: string, convoId?: string, seconds = 900): Promise<Page> {
+  const page = await blank(context)
+  await page.addScriptTag({ path: `${ROOT}dist/trunkline.js` })
+  await page.evaluate(
+    async ([base, user, convoId, seconds, agentId]) => {
+      const { Trunkline } = globalThis as unknown as Globals
+      const fetchJwt = async () => (await fetch(`/token?user=${user}&seconds=${seconds}`)).text()
+      const client = new Trunkline.ConversationClient({ agentId: agentId!, fetchJwt, baseUrl: base! })
+      const convo = await client.openConvo({ convoId: convoId ?? (await client.startSession()).convoId })
+      const kept: Kept = { texts: [], tokens: [], statuses: [], errors: [], readies: 0, convo, client }
+      convo.on('message', ({ message }) => kept.texts.push(message.content))
+      convo.on('token', ({ text }) => kept.tokens.push(text))
+      convo.on('status', (status) => kept.statuses.push(status))
+      convo.on('error', ({ phase, error }) => kept.errors.push(`${phase} ${error.message}`))
+      convo.on('ready', () => (kept.readies += 1))
+      Object.assign(globalThis, { kept })
+    },
+    [`http://${world.http}`, user, convoId, String(seconds), APP.agentId] as const,
+  )
+  return page
+}
+
+function kept<T>(page: Page, get: (kept: Kept) => T): Promise<T> {
+  return page.evaluate(`(${get.toString()})(globalThis.kept)`) as Promise<T>
+}
+
+async function until<T>(page: Page, what: string, get: (kept: Kept) => T, timeout = 20_000): Promise<void> {
+  await page.waitForFunction(`(${get.toString()})(globalThis.kept)`, undefined, { timeout }).catch(async (error: Error) => {
+    const state = await kept(page, ({ texts, statuses, errors }) => ({ texts: texts.slice(-5), statuses, errors }))
+    assert.fail(`${what}: ${error.message} ${JSON.stringify(state)}`)
+  })
+}
+
+const say = (page: Page, text: string) =>
+  page.evaluate((text) => (globalThis as unknown as Globals).kept.convo.send(text), text)
+
+const live = (page: Page) => until(page, 'live', ({ convo }) => convo.status === 'live')
+const idOf = (page: Page) => kept(page, ({ convo }) => convo.convoId)
+
+test('the contract of the released SDK', { timeout: 60_000 }, async () => {
+  world.answer('--fast')
+  const context = await browser.newContext()
+  const page = await blank(context)
+  await page.addScriptTag({ content: stockScript })
+  const base = `http://${world.http}`
+  page.on('console', (message) => console.log(message.text()))
+  await page.evaluate(async (base) => {
+    Object.assign(globalThis, { one: await (globalThis as unknown as Globals).stock(base, '/token?user=stock') })
+  }, base)
+  type One = { one: Awaited<ReturnType<Globals['stock']>> }
+  const one = <T>(get: (one: One['one']) => T) => page.evaluate(`(${get.toString()})(globalThis.one)`) as Promise<T>
+  const wait = (get: (one: One['one']) => boolean) => page.waitForFunction(`(${get.toString()})(globalThis.one)`)
+  await wait(({ events }) => events.some(({ name }) => name === 'ready'))
+  assert.equal(((await one(({ send }) => send('hello'))) as { status: number }).status, 200)
+  await wait(({ events }) => events.some(({ name }) => name === 'turn_done'))
+  const names = await one(({ events }) => events.map(({ name }) => name).filter((name) => name !== 'ping'))
+  assert.deepEqual(names, ['ready', 'message', 'typing', 'typing', 'message', 'turn_done'], 'no pieces for who does not ask')
+  const messages = await one(({ messages }) => messages)
+  assert.equal(messages[0], 'hello')
+  assert.match(messages[1]!, /^You said: “hello”/)
+  // A server that is killed is found again, and nothing is missing or doubled.
+  await world.killServer()
+  await world.serve()
+  await wait(({ events }) => events.filter(({ name }) => name === 'ready').length === 2)
+  await one(({ send }) => send('again'))
+  await wait(({ messages }) => messages.length === 4)
+  // The third stream of this user is refused, and the page may read for how long.
+  const third = await page.evaluate(async (base) => {
+    const { stock, one } = globalThis as unknown as Globals & One
+    const two = await stock(base, '/token?user=stock', one.convo)
+    while (two.status() !== 200) await new Promise((resolve) => setTimeout(resolve, 10))
+    const refused = await one.ask(`/agent_convos/${one.convo}/events`)
+    two.stop()
+    return { status: refused.status, retryAfter: refused.retryAfter }
+  }, base)
+  assert.deepEqual(third, { status: 429, retryAfter: '30' })
+  await world.killAgent()
+  await context.close()
+})
+
+test('a page of a foreign origin gets nothing', async () => {
+  const page = await browser.newPage()
+  await page.goto(`${origin.replace('127.0.0.1', 'localhost')}/nothing`)
+  const refused = await page.evaluate(async (base) => {
+    const token = await (await fetch('/token')).text()
+    const ask = { method: 'POST', headers: { authorization: `Bearer ${token}` } }
+    return fetch(`${base}/api/v2/sessions`, ask).then(() => 'answered', (error: Error) => error.name)
+  }, `http://${world.http}`)
+  assert.equal(refused, 'TypeError')
+  await page.close()
+})
+
+test('tokens come as they are said, and tabs share one stream', { timeout: 90_000 }, async () => {
+  world.answer()
+  const context = await browser.newContext()
+  const first = await open(context, 'tabs')
+  await live(first)
+  const convo = await idOf(first)
+  const [second, third] = [await open(context, 'tabs', convo), await open(context, 'tabs', convo)]
+  await Promise.all([live(second), live(third)])
+  await say(second, 'hello')
+  for (const page of [first, second, third]) {
+    await until(page, 'the answer', ({ texts }) => texts.length === 2)
+    const tokens = await kept(page, ({ tokens }) => tokens)
+    assert.ok(tokens.length > 20, `${tokens.length} pieces`)
+    assert.ok(tokens.every((text, n) => n === 0 || text.startsWith(tokens[n - 1]!)), 'each goes on from the last')
+  }
+  const leaders = async () => {
+    const all = await Promise.all(context.pages().map((page) => kept(page, ({ convo }) => convo.isLeader)))
+    return all.filter(Boolean).length
+  }
+  assert.equal(await leaders(), 1)
+  assert.equal(await kept(first, ({ convo }) => convo.isLeader), true)
+  // Whoever has the stream goes, and another one has it soon.
+  const begun = Date.now()
+  await first.close()
+  while ((await leaders()) !== 1) assert.ok(Date.now() - begun < 4000, 'nobody takes over')
+  await until(second, 'live', ({ convo }) => convo.status === 'live')
+  await world.killAgent()
+  await say(third, 'still there?')
+  for (const page of [second, third]) await until(page, 'what was said', ({ texts }) => texts.at(-1) === 'still there?')
+  // A reload shows all of it again, once.
+  await third.close()
+  const again = await open(context, 'tabs', convo)
+  await until(again, 'the history', ({ texts }) => texts.length === 3)
+  await context.close()
+})
+
+test('what is said without a network, or a server, is said later and once', { timeout: 90_000 }, async () => {
+  const context = await browser.newContext()
+  const page = await open(context, 'away')
+  await live(page)
+  await say(page, 'one')
+  await context.setOffline(true)
+  await until(page, 'offline', ({ convo }) => convo.status === 'offline')
+  const two = say(page, 'two')
+  await until(page, 'what waits', ({ convo }) => convo.pending.length === 1)
+  await context.setOffline(false)
+  await two
+  await live(page)
+  await world.killServer()
+  const three = say(page, 'three')
+  await until(page, 'the loss', ({ convo }) => convo.status === 'waiting')
+  await world.serve()
+  await three
+  await live(page)
+  await until(page, 'all of it', ({ texts }) => texts.length === 3)
+  // What waits outlives its page.
+  await world.killServer()
+  void say(page, 'four').catch(() => undefined)
+  await until(page, 'what waits', ({ convo }) => convo.pending.length === 1)
+  const convo = await idOf(page)
+  await page.close()
+  await world.serve()
+  const next = await open(context, 'away', convo)
+  await until(next, 'all of it', ({ texts }) => texts.length === 4)
+  assert.deepEqual(await kept(next, ({ texts }) => texts), ['one', 'two', 'three', 'four'])
+  await context.close()
+})
+
+test('a stream goes on when its token ends', { timeout: 60_000 }, async () => {
+  const context = await browser.newContext()
+  const page = await open(context, 'short', undefined, 3)
+  await until(page, 'a third token', ({ readies }) => readies >= 3)
+  await say(page, 'hello')
+  await until(page, 'what was said', ({ texts }) => texts.length === 1)
+  assert.deepEqual(await kept(page, ({ errors }) => errors), [])
+  await context.close()
+})
+
+test('what a user attaches is shown, and what it may not is refused', { timeout: 60_000 }, async () => {
+  const context = await browser.newContext()
+  const page = await open(context, 'files')
+  await live(page)
+  const sent = await page.evaluate(async () => {
+    const { convo } = (globalThis as unknown as Globals).kept
+    const messages: Message[] = []
+    convo.on('message', ({ message }) => messages.push(message))
+    const draft = await convo.upload([new File(['hello'], 'a b.txt', { type: 'text/plain' })])
+    await convo.send('look', draft)
+    while (messages.length === 0) await new Promise((resolve) => setTimeout(resolve, 10))
+    const file = messages[0]!.files[0]!
+    const refused = await convo.upload([new File(['MZ'], 'a.exe')]).catch((error: { status: number }) => error.status)
+    return { name: file.filename, content: await (await fetch(file.url)).text(), refused }
+  })
+  assert.deepEqual(sent, { name: 'a b.txt', content: 'hello', refused: 415 })
+  await context.close()
+})
+
+test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_000 }, async () => {
+  world.answer('--fast')
+  const context = await browser.newContext({ colorScheme: 'light', viewport: { width: 420, height: 640 } })
+  const page = await blank(context)
+  await page.addScriptTag({ path: `${ROOT}dist/trunkline.js` })
+  await page.evaluate(([base, agentId]) => {
+    document.body.innerHTML = `<trunkline-chat style="height: 600px" base-url="${base}" agent-id="${agentId}" token-url="/token?user=chat"></trunkline-chat>`
+  }, [`http://${world.http}`, APP.agentId] as const)
+  await page.getByRole('log', { name: 'Chat' }).waitFor()
+  const log = page.getByRole('log')
+  const text = page.getByRole('textbox', { name: 'Message' })
+  await text.waitFor()
+  await text.fill('Hello from the keyboard')
+  await text.press('Shift+Enter')
+  await page.keyboard.type('in two lines')
+  await text.press('Enter')
+  await log.locator('.message[data-from=appuser]').getByText('Hello from the keyboard\nin two lines').waitFor()
+  await log.getByText('You said: “Hello from the keyboard').waitFor()
+  assert.equal(await text.inputValue(), '')
+  assert.equal(await log.getAttribute('aria-live'), 'polite')
+  await screenshot(page, 'chat-light')
+  await page.emulateMedia({ colorScheme: 'dark' })
+  await screenshot(page, 'chat-dark')
+  // From right to left, in another language.
+  await page.evaluate(() => {
+    document.documentElement.dir = 'rtl'
+    Object.assign(document.querySelector('trunkline-chat')!, { strings: { title: 'محادثة', send: 'إرسال', placeholder: 'اكتب رسالة…', you: 'أنت' } })
+  })
+  await page.getByRole('button', { name: 'إرسال' }).waitFor()
+  await text.fill('مرحبا')
+  await text.press('Enter')
+  await log.getByText('مرحبا', { exact: true }).waitFor()
+  const own = await log.locator('.message[data-from=appuser]').last().boundingBox()
+  const frame = await log.boundingBox()
+  assert.ok(own && frame && own.x - frame.x < frame.width / 2, "one's own words are at the end of the line, which is on the left")
+  await screenshot(page, 'chat-rtl')
+  // It is the same conversation after a reload.
+  await page.reload()
+  await page.addScriptTag({ path: `${ROOT}dist/trunkline.js` })
+  await page.evaluate(([base, agentId]) => {
+    document.body.innerHTML = `<trunkline-chat base-url="${base}" agent-id="${agentId}" token-url="/token?user=chat"></trunkline-chat>`
+  }, [`http://${world.http}`, APP.agentId] as const)
+  await page.getByRole('log').getByText('مرحبا', { exact: true }).waitFor()
+  // Everything is reached by the keyboard alone.
+  await page.getByRole('textbox').focus()
+  const reached = []
+  for (let n = 0; n < 3; n += 1) {
+    reached.push(await page.evaluate(() => document.querySelector('trunkline-chat')!.shadowRoot!.activeElement?.tagName))
+    await page.keyboard.press(n === 0 ? 'Tab' : 'Shift+Tab')
+  }
+  assert.deepEqual(reached, ['TEXTAREA', 'BUTTON', 'TEXTAREA'])
+  await world.killAgent()
+  await context.close()
+})
+
+// The last one: no agent answers all of these.
+test('ten thousand messages are shown in their order', { timeout: 120_000 }, async () => {
+  const context = await browser.newContext()
+  const page = await open(context, 'long')
+  const convo = await idOf(page)
+  await page.close()
+  for (let from = 0; from < 10_000; from += 1) {
+    // Some at a time, each behind the last.
+    if (from % 100 === 0) await Promise.all(Array.from({ length: 100 }, (_, n) => world.ask('long', `/agent_convos/${convo}/stream_message`, { text: String(from + n) })))
+  }
+  const begun = Date.now()
+  const again = await open(context, 'long', convo)
+  await until(again, 'the history', ({ texts }) => texts.length === 10_000, 30_000)
+  console.log(`10,000 messages were shown after ${Date.now() - begun} ms`)
+  const texts = await kept(again, ({ texts }) => texts)
+  assert.equal(new Set(texts).size, 10_000)
+  const { messages } = await world.ask<{ messages: Message[] }>('long', `/agent_convos/${convo}`)
+  assert.deepEqual(texts, messages.map(({ content }) => content))
+  await context.close()
+})
