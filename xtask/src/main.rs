@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         }
         Command::Bench { name, args } => {
             let mut bench = match name.as_str() {
-                "agent" | "sandbox" | "socket" | "tasks" => {
+                "agent" | "conversation" | "sandbox" | "socket" | "tasks" => {
                     run::cargo(&["bench", "--quiet", "--package", "trunkline", "--bench", &name, "--"])
                 }
                 name => run::cargo(&["bench", "--quiet", "--package", &format!("trunkline-{name}"), "--benches", "--"]),

@@ -193,6 +193,13 @@ struct Rates {
     sessions: Option<TokenBucket>,
 }
 
+impl Rates {
+    /// Whether nothing is held back: then it need not be remembered.
+    fn is_idle(&self, now: Instant) -> bool {
+        [&self.messages, &self.sessions].into_iter().flatten().all(|bucket| bucket.is_full(now))
+    }
+}
+
 /// A conversation, for the user whose it is.
 #[derive(Clone)]
 pub struct Seat {
@@ -374,6 +381,50 @@ impl Conversations {
             let why = format!("a message may have {most} bytes");
             return Err(Error::new(Kind::Invalid, "ERR_TOO_LARGE", why));
         }
+        let is_named = draft.is_some() || !key.is_empty();
+        let id = match (draft, key) {
+            (Some(draft), _) => draft,
+            (None, "") => Uuid::now_v7(),
+            (None, key) => named(seat.row().id, key),
+        };
+        if is_named && let Some(offset) = self.gate().find_in_conversation(&seat.permit, &desk::dedup(id)).await? {
+            // It was said before, whatever is so now.
+            return self.confirm(&seat.permit, offset, text).await.map(|()| id);
+        }
+        self.admit(seat)?;
+        let Some(draft) = draft else {
+            let post = Post { id, content: text.to_owned(), files: Vec::new(), is_named };
+            return self.submit(seat, post).await.map(|()| id);
+        };
+        let files = self.send_draft(seat, draft).await?;
+        let sent = self.submit(seat, Post { id, content: text.to_owned(), files, is_named }).await;
+        if sent.is_err() {
+            // It may be sent again, or is forgotten in time.
+            self.gate().housekeep(move |tx| sql::take_back_draft(tx, draft)).await?;
+        }
+        sent.map(|()| id)
+    }
+
+    async fn submit(&self, seat: &Seat, post: Post) -> Result<(), Error> {
+        if post.content.trim().is_empty() && post.files.is_empty() {
+            return Err(Error::new(Kind::Invalid, EMPTY, "text: nothing is said"));
+        }
+        seat.desk.run(self, What::Post(post)).await
+    }
+
+    /// Whether what lies there is the same message.
+    async fn confirm(&self, permit: &Permit, offset: Offset, content: &str) -> Result<(), Error> {
+        match self.event_at(permit, offset).await? {
+            Some(Event::Message(message)) if message.content == content => Ok(()),
+            _ => {
+                let why = "this Idempotency-Key, or message_id, was used for another message";
+                Err(Error::new(Kind::Invalid, KEY_REUSED, why))
+            }
+        }
+    }
+
+    /// Whether the user may say anything now.
+    fn admit(&self, seat: &Seat) -> Result<(), Error> {
         if let Some(lockout) = self.lockout(&seat.visitor) {
             let wait = lockout.expires_at.map(|at| Duration::from_secs((at - self.now() / 1000).max(1).unsigned_abs()));
             let why = lockout.user_message.unwrap_or_else(|| "the user is locked out".to_owned());
@@ -382,23 +433,7 @@ impl Conversations {
             return Err(Error { retry_after: wait, ..Error::new(kind, code, why) });
         }
         let taken = self.take(&seat.visitor, |rates| rates.messages.as_mut());
-        taken.inspect_err(|error| self.say_limited(seat, error))?;
-        let id = match (draft, key) {
-            (Some(draft), _) => draft,
-            (None, "") => Uuid::now_v7(),
-            (None, key) => named(seat.row().id, key),
-        };
-        let files = match draft {
-            Some(draft) => self.send_draft(seat, draft).await?,
-            None => Vec::new(),
-        };
-        if text.trim().is_empty() && files.is_empty() {
-            return Err(Error::new(Kind::Invalid, EMPTY, "text: nothing is said"));
-        }
-        let is_named = draft.is_some() || !key.is_empty();
-        let post = Post { id, content: text.to_owned(), files, is_named };
-        seat.desk.run(self, What::Post(post)).await?;
-        Ok(id)
+        taken.inspect_err(|error| self.say_limited(seat, error))
     }
 
     /// How a conversation stands.
@@ -442,9 +477,7 @@ impl Conversations {
             let why = "the app, or the agent, of this conversation is gone";
             return Err(Error::new(Kind::Precondition, "ERR_FAILED_PRECONDITION", why));
         };
-        let workspace = agent.identity.split(SEPARATOR).nth(1).unwrap_or_default();
-        let part = TakePart { row: &desk.row, agent: &agent.identity, workspace };
-        let permit = self.gate().authorize(caller, part)?;
+        let permit = self.gate().authorize(caller, take_part(&desk.row, &agent))?;
         let lane = caller.identity.to_string();
         let party = match &caller.identity {
             Identity::User { user, .. } => {
@@ -453,6 +486,13 @@ impl Conversations {
             _ => Party::agent(&agent, &lane),
         };
         Ok(Some(Part { desk, permit, party }))
+    }
+
+    /// Whether somebody who joined may still take part.
+    fn may_take_part(&self, row: &Row, agent: &Agent, lane: &str) -> bool {
+        let Ok(identity) = Identity::parse(lane) else { return false };
+        let caller = Caller::new(identity, String::new(), Credential::none(false));
+        self.gate().authorize(&caller, take_part(row, agent)).is_ok()
     }
 
     /// What somebody sends to a conversation, in the order of the calls. Resolves, when it is durable, to whether it was.
@@ -547,20 +587,24 @@ impl Conversations {
     /// [`Kind::Denied`], [`Kind::Unavailable`]: then it is to be asked for again.
     pub async fn erase(&self, caller: &Caller, app: &str, user: &str) -> Result<usize, Error> {
         self.gate().authorize(caller, Administer("apps"))?;
-        let (app, user) = (app.to_owned(), user.to_owned());
-        let rows = self.gate().glance(move |tx| sql::of_user(tx, app.clone(), user.clone())).await?;
+        let of = (app.to_owned(), user.to_owned());
+        let asked = of.clone();
+        let rows = self.gate().glance(move |tx| sql::of_user(tx, asked.0.clone(), asked.1.clone())).await?;
         for row in &rows {
             let (id, permit) = (row.id, Permit::own(row.id));
-            self.remove_files(&permit, None).await?;
-            self.gate().housekeep(move |tx| sql::remove(tx, id)).await?;
-            {
-                let mut desks = lock(&self.0.desks);
-                desks.all.remove(&id);
-                desks.recent.retain(|desk| desk.row.id != id);
-            }
+            // Whoever holds it already writes nothing any more.
+            let desk = self.desk(row.clone());
+            desk.close(self).await?;
             self.turn_ended(row);
             self.gate().forget_conversation(&permit).await?;
+            self.remove_files(&permit, None).await?;
+            // The row last: by it the rest is found, should this end in between.
+            self.gate().housekeep(move |tx| sql::remove(tx, id)).await?;
+            lock(&self.0.desks).recent.retain(|desk| desk.row.id != id);
         }
+        let asked = of.clone();
+        self.gate().housekeep(move |tx| sql::forget_lockouts(tx, asked.0.clone(), asked.1.clone())).await?;
+        lock(&self.0.lockouts).retain(|whose, _| (&whose.app, &whose.user) != (&of.0, &of.1));
         Ok(rows.len())
     }
 
@@ -603,7 +647,7 @@ impl Conversations {
         let now = Instant::now();
         let mut rates = lock(&self.0.rates);
         if rates.len() >= RATES_MAX {
-            rates.clear();
+            rates.retain(|_, rate| !rate.is_idle(now));
         }
         let Options { messages_per_minute: messages, sessions_per_minute: sessions, .. } = self.0.options;
         let rate = rates.entry(key).or_insert_with(|| Rates {
@@ -617,7 +661,7 @@ impl Conversations {
 
     async fn look_up(&self, id: Uuid) -> Result<Option<Arc<Desk>>, Error> {
         if let Some(desk) = lock(&self.0.desks).all.get(&id).and_then(Weak::upgrade) {
-            return Ok(Some(desk));
+            return Ok(Some(desk).filter(|desk| !desk.is_gone()));
         }
         let row = self.gate().glance(move |tx| sql::find(tx, id)).await?;
         Ok(row.map(|row| self.desk(row)))
@@ -688,6 +732,11 @@ pub fn conversation_of(lane: &str) -> Option<(&str, Uuid)> {
     let (user, window) = lane.strip_prefix("us::")?.split_once(SEPARATOR)?;
     let id = Uuid::try_parse(window).ok().filter(|id| window.len() == 36 && id.get_version_num() == 7)?;
     Some((user, id))
+}
+
+fn take_part<'a>(row: &'a Row, agent: &'a Agent) -> TakePart<'a> {
+    let workspace = agent.identity.split(SEPARATOR).nth(1).unwrap_or_default();
+    TakePart { row, agent: &agent.identity, workspace }
 }
 
 /// The id of a message that its sender names: the same for the same name.

@@ -109,6 +109,13 @@ impl TokenBucket {
         (rate > 0.0).then(|| Self { rate: rate / 60.0, burst: rate, tokens: rate, refilled: now })
     }
 
+    /// Whether nothing was taken for long.
+    #[must_use]
+    pub fn is_full(&self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.refilled).as_secs_f64();
+        self.tokens + elapsed * self.rate >= self.burst
+    }
+
     /// Takes one token, or says how long to wait: at least the published 10 ms.
     ///
     /// # Errors

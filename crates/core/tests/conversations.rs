@@ -76,6 +76,30 @@ async fn contents(talks: &Conversations, visitor: &Visitor, id: Uuid) -> Vec<Str
     }
 }
 
+/// Attached, sent, fetched; and no more than may be. Answers the file.
+async fn attached(talks: &Conversations, ann: &Visitor, id: Uuid) -> String {
+    let seat = talks.find(ann, &id.to_string()).await.unwrap();
+    let (draft, stale) = (Uuid::now_v7(), Uuid::now_v7());
+    for draft in [draft, stale] {
+        let mut incoming = talks.receive(&seat, draft, "a.txt", "text/plain").await.unwrap();
+        incoming.write(b"hello").await.unwrap();
+        incoming.finish().await.unwrap();
+    }
+    assert!(talks.receive(&seat, draft, "b.txt", "text/plain").await.is_err());
+    for _ in 0..2 {
+        assert_eq!(talks.post(&seat, "look", Some(draft), "").await.unwrap(), draft);
+    }
+    assert_eq!(contents(talks, ann, id).await, ["Hello!", "look"]);
+    talks.sweep().await.unwrap();
+    assert_eq!(talks.post(&seat, "look", Some(stale), "").await.err().unwrap().kind, Kind::NotFound);
+    let page = trunkline_core::conversation::Page { after: None, before: None, limit: 1 };
+    let last = talks.page(seat.permit(), page).await.unwrap().remove(0);
+    let (kept, content) = talks.fetch(&last.files[0].id.to_string(), Asker::Visitor(ann)).await.unwrap();
+    let content: Vec<_> = content.try_collect().await.unwrap();
+    assert_eq!((kept.byte_size, content.concat()), (5, b"hello".to_vec()));
+    last.files[0].id.to_string()
+}
+
 async fn everything(database: Option<String>) {
     let dir = tempfile::tempdir().unwrap();
     let migrations = trunkline_core::migrations();
@@ -116,26 +140,8 @@ async fn everything(database: Option<String>) {
     assert!(talks.list(&bob, None, 10).await.unwrap().is_empty());
     assert_eq!(talks.find(&bob, &ids[0].to_string()).await.err().unwrap().kind, Kind::NotFound);
 
-    // Attached, sent, fetched; and no more than may be.
+    let file = attached(&talks, &ann, ids[0]).await;
     let seat = talks.find(&ann, &ids[0].to_string()).await.unwrap();
-    let (draft, stale) = (Uuid::now_v7(), Uuid::now_v7());
-    for draft in [draft, stale] {
-        let mut incoming = talks.receive(&seat, draft, "a.txt", "text/plain").await.unwrap();
-        incoming.write(b"hello").await.unwrap();
-        incoming.finish().await.unwrap();
-    }
-    assert!(talks.receive(&seat, draft, "b.txt", "text/plain").await.is_err());
-    for _ in 0..2 {
-        assert_eq!(talks.post(&seat, "look", Some(draft), "").await.unwrap(), draft);
-    }
-    assert_eq!(contents(&talks, &ann, ids[0]).await, ["Hello!", "look"]);
-    talks.sweep().await.unwrap();
-    assert_eq!(talks.post(&seat, "look", Some(stale), "").await.err().unwrap().kind, Kind::NotFound);
-    let page = trunkline_core::conversation::Page { after: None, before: None, limit: 1 };
-    let last = talks.page(seat.permit(), page).await.unwrap().remove(0);
-    let (kept, content) = talks.fetch(&last.files[0].id.to_string(), Asker::Visitor(&ann)).await.unwrap();
-    let content: Vec<_> = content.try_collect().await.unwrap();
-    assert_eq!((kept.byte_size, content.concat()), (5, b"hello".to_vec()));
 
     // Locked out, also for the next server, until it is let in.
     let bot = Caller::new(Identity::parse("ag::ws::bot::main").unwrap(), String::new(), Credential::none(false));
@@ -151,7 +157,10 @@ async fn everything(database: Option<String>) {
     assert_eq!(talks.erase(&nobody, "shop", "ann").await.err().unwrap().kind, Kind::Denied);
     assert_eq!(talks.erase(&admin(), "shop", "ann").await.unwrap(), 3);
     assert!(talks.list(&ann, None, 10).await.unwrap().is_empty());
-    assert!(talks.fetch(&last.files[0].id.to_string(), Asker::Visitor(&ann)).await.is_err());
+    assert!(talks.fetch(&file, Asker::Visitor(&ann)).await.is_err());
+    // Whoever held it still writes nothing.
+    assert_eq!(talks.post(&seat, "hello?", None, "").await.err().unwrap().kind, Kind::NotFound);
+    assert!(talks.receive(&seat, Uuid::now_v7(), "late.txt", "text/plain").await.is_err());
     talks.apps().remove(&admin(), "shop").await.unwrap();
     assert!(open(store).await.apps().list(&admin()).unwrap().is_empty());
 }

@@ -20,6 +20,7 @@ use axum::{
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream as streams;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use trunkline_core::{
     Error, Kind,
     app::AttachmentPolicy,
@@ -51,12 +52,15 @@ const BESIDES: usize = 4096;
 struct Surface {
     conversations: Conversations,
     web: Web,
+    /// Room for uploads.
+    uploads: Semaphore,
 }
 
 type Answer<T> = Result<T, Refusal>;
 
 pub(crate) fn router(conversations: Conversations, web: Web) -> Router {
-    let surface = Arc::new(Surface { conversations, web });
+    let uploads = Semaphore::new(upload::UPLOADS_MAX);
+    let surface = Arc::new(Surface { conversations, web, uploads });
     Router::new()
         .route("/api/v2/sessions", post(begin))
         .route("/api/v2/agent_convos", get(list))

@@ -16,8 +16,9 @@ use object_store::{
 };
 use tokio::io::AsyncWriteExt as _;
 
-/// What is held of an upload before it goes on: S3 takes no smaller parts than this but for the last.
+/// What is held of an upload before it goes on: S3 takes no smaller parts than this but for the last; a disk takes any.
 const PART_BYTES: usize = 5 * 1024 * 1024;
+const DISK_PART_BYTES: usize = 256 * 1024;
 
 /// Parts of one upload that are under way at once.
 const PARTS_MAX: usize = 2;
@@ -57,6 +58,7 @@ impl std::fmt::Debug for Bucket {
 pub struct Files {
     store: Arc<dyn ObjectStore>,
     prefix: Key,
+    part_bytes: usize,
 }
 
 /// A file that is being written.
@@ -93,7 +95,7 @@ impl Files {
     pub fn in_directory(dir: &Path, fsync: bool) -> Result<Self, Error> {
         std::fs::create_dir_all(dir)?;
         let store = LocalFileSystem::new_with_prefix(dir)?.with_fsync(fsync).with_automatic_cleanup(true);
-        Ok(Self { store: Arc::new(store), prefix: Key::default() })
+        Ok(Self { store: Arc::new(store), prefix: Key::default(), part_bytes: DISK_PART_BYTES })
     }
 
     /// Files in a bucket. Nothing is asked of the service yet.
@@ -111,7 +113,11 @@ impl Files {
             let is_plain = bucket.endpoint.starts_with("http://");
             builder = builder.with_endpoint(&bucket.endpoint).with_allow_http(is_plain);
         }
-        Ok(Self { store: Arc::new(builder.build()?), prefix: Key::from(bucket.prefix.as_str()) })
+        Ok(Self {
+            store: Arc::new(builder.build()?),
+            prefix: Key::from(bucket.prefix.as_str()),
+            part_bytes: PART_BYTES,
+        })
     }
 
     fn key(&self, name: &str) -> Key {
@@ -121,7 +127,7 @@ impl Files {
     /// Begins a file. What was there under this name is replaced when it is finished.
     #[must_use]
     pub fn create(&self, name: &str) -> Upload {
-        let writer = BufWriter::with_capacity(self.store.clone(), self.key(name), PART_BYTES);
+        let writer = BufWriter::with_capacity(self.store.clone(), self.key(name), self.part_bytes);
         Upload { writer: writer.with_max_concurrency(PARTS_MAX), bytes: 0 }
     }
 

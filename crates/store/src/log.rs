@@ -270,13 +270,14 @@ pub struct Append {
     pub(crate) topic: Topic,
     pub(crate) payload: Bytes,
     pub(crate) dedup: Option<Box<str>>,
+    pub(crate) with_first: bool,
     pub(crate) expected_tail: Option<Offset>,
 }
 
 impl Append {
     /// A record for `topic`.
     pub fn new(topic: &Topic, payload: impl Into<Bytes>) -> Self {
-        Self { topic: topic.clone(), payload: payload.into(), dedup: None, expected_tail: None }
+        Self { topic: topic.clone(), payload: payload.into(), dedup: None, with_first: false, expected_tail: None }
     }
 
     /// How large its payload is.
@@ -291,6 +292,14 @@ impl Append {
     #[must_use]
     pub fn dedup(mut self, id: impl Into<Box<str>>) -> Self {
         self.dedup = Some(id.into());
+        self
+    }
+
+    /// In [`Log::append_batch`], writes the record only if the first one of the batch is written: if that is a duplicate, this
+    /// one is answered as the same duplicate, whatever it has become meanwhile.
+    #[must_use]
+    pub fn with_first(mut self) -> Self {
+        self.with_first = true;
         self
     }
 

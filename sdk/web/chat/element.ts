@@ -48,6 +48,7 @@ export class TrunklineChat extends HTMLElement {
   readonly #send = element('button', { type: 'submit' })
   readonly #shown = new Map<string, HTMLElement>()
   #files: File[] = []
+  #isSaying = false
   #hasEarlier = true
 
   constructor() {
@@ -207,23 +208,32 @@ export class TrunklineChat extends HTMLElement {
     const opened = this.#opened
     const text = this.#text.value
     const files = this.#files
-    if (!opened || (text.trim() === '' && files.length === 0)) return
+    if (!opened || this.#isSaying || (text.trim() === '' && files.length === 0)) return
     this.#error.hidden = true
-    this.#send.disabled = true
+    this.#text.value = ''
+    this.#choose(undefined)
+    this.#fit()
     try {
-      const draft = files.length > 0 ? await opened.convo.upload(files) : undefined
-      this.#text.value = ''
-      this.#choose(undefined)
-      this.#fit()
-      this.#send.disabled = false
+      const draft = files.length > 0 ? await this.#upload(opened, files) : undefined
       this.#scroll()
       await opened.convo.send(text, draft ?? {})
     } catch (error) {
+      // Of another conversation than this one, by now.
+      if (opened !== this.#opened) return
       // What was written is not lost.
       if (this.#text.value === '') this.#text.value = text
+      if (this.#files.length === 0 && files.length > 0) this.#choose(files)
+      this.#fit()
       this.#fail(error)
+    }
+  }
+
+  async #upload({ convo }: Opened, files: File[]): Promise<{ messageId: string }> {
+    this.#isSaying = this.#send.disabled = true
+    try {
+      return await convo.upload(files)
     } finally {
-      this.#send.disabled = false
+      this.#isSaying = this.#send.disabled = false
     }
   }
 
@@ -309,6 +319,7 @@ export class TrunklineChat extends HTMLElement {
     const statuses = { connecting: say.connecting, live: '', waiting: say.waiting, paused: '', offline: say.offline, closed: '' }
     this.#status.textContent = statuses[view.status]
     this.#end(view)
+    if (view.error && view.status === 'closed') this.#fail(view.error)
     if (isNear) this.#scroll()
   }
 

@@ -8,7 +8,7 @@ export const STYLE = `
 :host([theme=dark]) { --accent: #8da2fb; --on-accent: #10131a; --back: #14171c; --text: #e6e9ee; --dim: #9aa4b2; --own: #26305a;
   --other: #22262e; --line: #333a45; --bad: #ff8a7a; color-scheme: dark; }
 * { box-sizing: border-box; }
-.frame { display: flex; flex-direction: column; block-size: 100%; min-block-size: 20rem; background: var(--back); color: var(--text);
+.frame { display: flex; flex-direction: column; block-size: 100%; min-block-size: 16rem; background: var(--back); color: var(--text);
   border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
 header { display: flex; align-items: center; gap: .5rem; padding: .6rem .9rem; border-block-end: 1px solid var(--line); }
 h2 { font-size: 1rem; margin: 0; flex: 1; }

@@ -78,6 +78,10 @@ function query(params: Record<string, string | number | undefined>): string {
 
 type Handler<K extends keyof Events> = (event: Events[K]) => void
 
+/** Whoever is told to wait for longer than this is told so, and is not waited for; in milliseconds. */
+const WAIT_MAX_MS = 60_000
+/** How long an upload may take. */
+const UPLOAD_MS = 15 * 60_000
 /** Messages of a page at most, as the server has it. */
 const PAGE = 10_000
 /** Messages whose ids are remembered. */
@@ -122,7 +126,11 @@ export class Convo {
   /** What came while something before it may be missing. */
   #held: Events['message'][] = []
   #isSending = false
-  #wake: (() => void) | undefined
+  readonly #wakers = new Set<() => void>()
+  /** How often the conversation was said to be something else. */
+  #changes = 0
+  /** Why the stream will not come back. */
+  #refusal: Error | undefined
   #state: ConvoState | undefined
   #isTyping = false
 
@@ -183,7 +191,7 @@ export class Convo {
    * with a `RequestError` if the server refuses it for good.
    */
   async send(text: string, options: { messageId?: string } = {}): Promise<{ messageId: string }> {
-    if (this.#machine.name === 'closed') throw new Error('the conversation was closed by this page')
+    if (this.#machine.name === 'closed') throw this.#refusal ?? new Error('the conversation was closed by this page')
     const pending = this.#outbox.add(text, options.messageId)
     const sent = new Promise<{ messageId: string }>((resolve, reject) => this.#waiters.set(pending.key, { resolve, reject }))
     this.#emit('outbox', this.#outbox.pending)
@@ -195,7 +203,7 @@ export class Convo {
   async upload(files: Iterable<File | Blob>): Promise<{ messageId: string }> {
     const form = new FormData()
     for (const file of files) form.append('files[]', file, file instanceof File ? file.name : 'file')
-    const draft = await this.#http.json<{ message_id: string }>(`${this.#path}/upload_file`, { method: 'POST', body: form })
+    const draft = await this.#http.json<{ message_id: string }>(`${this.#path}/upload_file`, { method: 'POST', body: form, patienceMs: UPLOAD_MS })
     return { messageId: draft.message_id }
   }
 
@@ -210,9 +218,20 @@ export class Convo {
     this.#on({ type: 'close' })
     this.#tab.close()
     this.#unlisten.forEach((unlisten) => unlisten())
-    this.#wake?.()
-    for (const { reject } of this.#waiters.values()) reject(new Error('the conversation was closed by this page'))
+    this.#giveUp(new Error('the conversation was closed by this page'))
+  }
+
+  /** Nothing is sent any more; what waits stays for another time. */
+  #giveUp(why: Error): void {
+    this.#hurry()
+    for (const { reject } of this.#waiters.values()) reject(why)
     this.#waiters.clear()
+  }
+
+  /** Whatever waits, or may wait in vain, is tried at once. */
+  #hurry(): void {
+    this.#http.hurry()
+    this.#wakers.forEach((wake) => wake())
   }
 
   get #path(): string {
@@ -229,13 +248,16 @@ export class Convo {
     listen(page, 'visibilitychange', () => {
       this.#on({ type: isHidden() ? 'hidden' : 'visible' })
       // What the other tabs were told in the meantime.
-      if (!isHidden()) void this.#reconcile()
+      if (!isHidden()) {
+        this.#hurry()
+        void this.#reconcile()
+      }
     })
     listen(view, 'pagehide', () => this.#on({ type: 'hidden' }))
     listen(view, 'pageshow', () => this.#on({ type: isHidden() ? 'hidden' : 'visible' }))
     listen(view, 'online', () => {
       this.#on({ type: 'online' })
-      this.#wake?.()
+      this.#hurry()
       void this.#reconcile()
     })
     listen(view, 'offline', () => this.#on({ type: 'offline' }))
@@ -280,7 +302,9 @@ export class Convo {
         this.#timer = setTimeout(() => this.#on({ type: 'timer' }), action.ms)
         return
       case 'fail':
-        this.#fail('stream', new RequestError(action.status, String(action.status), `the stream was refused: ${action.status}`))
+        this.#refusal = new RequestError(action.status, String(action.status), `the stream was refused: ${action.status}`)
+        this.#fail('stream', this.#refusal)
+        this.#giveUp(this.#refusal)
     }
   }
 
@@ -369,10 +393,11 @@ export class Convo {
         this.#isTyping = (data as Events['typing']).state === 'start'
         return this.#emit('typing', data as Events['typing'])
       case 'convo_state':
+        this.#changes += 1
         this.#state = (data as Events['convo_state']).state
         return this.#emit('convo_state', data as Events['convo_state'])
       case 'turn_done':
-        if ((data as Events['turn_done']).reason !== 'ok') this.#partials.clear()
+        if (!['ok', 'rate_limited'].includes((data as Events['turn_done']).reason)) this.#partials.clear()
         return this.#emit('turn_done', data as Events['turn_done'])
       case 'error':
         return this.#fail('agent', new Error('the agent failed'))
@@ -395,7 +420,11 @@ export class Convo {
   }
 
   #delta(piece: DeltaEvent): void {
-    const { message_id: messageId, index, text: delta } = piece
+    const { message_id: messageId, index, text: delta, done } = piece
+    if (done) {
+      this.#partials.delete(messageId)
+      return this.#emit('token', { messageId, delta: '', text: '', done })
+    }
     // A first piece begins anew: so does an agent that was started again.
     const partial = (index > 0 && this.#partials.get(messageId)) || { next: 0, text: '' }
     // What is behind a piece that this tab missed is shown when it is whole.
@@ -410,9 +439,18 @@ export class Convo {
     this.#reconcilesAgain = true
     this.#reconciling ??= this.#catchUp().finally(() => {
       this.#reconciling = undefined
-      this.#held.splice(0).forEach((event) => this.#message(event.message, event))
+      this.#release()
     })
     return this.#reconciling
+  }
+
+  /** Shows what was held back. */
+  #release(): void {
+    this.#held.splice(0).forEach((event) => this.#message(event.message, event))
+  }
+
+  #isClosed(): boolean {
+    return this.#machine.name === 'closed'
   }
 
   async #catchUp(): Promise<void> {
@@ -428,9 +466,12 @@ export class Convo {
         type Page = { state: ConvoState; messages: Message[] }
         const after = this.#isLoaded ? this.#lastMessageId : undefined
         const limit = after || !this.#history ? undefined : this.#history
-        const page = await this.#http.json<Page>(`${this.#path}${query({ after, limit })}`)
+        const changes = this.#changes
+        const page = await this.#http.json<Page>(`${this.#path}${query({ after, limit })}`, { hurries: true })
+        if (this.#isClosed()) return
         this.#isLoaded = true
-        if (this.#state !== page.state) {
+        // What came over the stream meanwhile is newer.
+        if (changes === this.#changes && this.#state !== page.state) {
           const prev = this.#state
           this.#state = page.state
           const event = { type: 'convo_state', agent_id: this.agentId, convo_id: this.convoId, state: page.state } as const
@@ -450,6 +491,8 @@ export class Convo {
           }
           return this.#fail('history', error)
         }
+        // What comes is shown, though something before it is missing: longer than this nobody waits.
+        if (this.#isLoaded) this.#release()
         await this.#pause(Math.min(BACKOFF_MS * 2 ** attempt, BACKOFF_MAX_MS))
       }
     }
@@ -463,13 +506,18 @@ export class Convo {
       for (let attempt = 0; this.#machine.name !== 'closed'; ) {
         const pending = this.#outbox.pending[0]
         if (!pending) return
+        if (this.#outbox.isOld(pending)) {
+          this.#settle(pending.key, (waiter) => waiter.reject(new Error('it waited for too long to be sent')))
+          continue
+        }
         try {
           const sent = await this.#post(pending)
           this.#settle(pending.key, (waiter) => waiter.resolve(sent))
           attempt = 0
         } catch (error) {
           this.#debug(error)
-          const isFinal = error instanceof RequestError && !error.isRetryable && error.status !== 401
+          const isFinal =
+            error instanceof RequestError && ((!error.isRetryable && error.status !== 401) || (error.retryAfterMs ?? 0) > WAIT_MAX_MS)
           if (isFinal) {
             if (!this.#waiters.has(pending.key)) this.#fail('send', error)
             this.#settle(pending.key, (waiter) => waiter.reject(error))
@@ -491,6 +539,7 @@ export class Convo {
       method: 'POST',
       headers: { 'content-type': 'application/json', 'idempotency-key': key },
       body: JSON.stringify({ text, ...(messageId ? { message_id: messageId } : {}) }),
+      hurries: true,
     })
     return { messageId: sent.message_id }
   }
@@ -506,11 +555,13 @@ export class Convo {
   /** Waits, or until there is reason to try at once. */
   #pause(ms: number): Promise<void> {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms)
-      this.#wake = () => {
+      const wake = () => {
         clearTimeout(timer)
+        this.#wakers.delete(wake)
         resolve()
       }
+      const timer = setTimeout(wake, ms)
+      this.#wakers.add(wake)
     })
   }
 

@@ -5,6 +5,9 @@ import { RequestError } from './types.js'
 
 export type Request = { method?: string; headers?: Record<string, string>; body?: BodyInit; signal?: AbortSignal }
 
+/** How long an answer may take, in milliseconds: connections die without a word. */
+const PATIENCE_MS = 30_000
+
 export class Http {
   readonly #base: string
   readonly #tokens: Tokens
@@ -28,7 +31,28 @@ export class Http {
     this.#tokens.drop()
   }
 
-  async json<T>(path: string, request: Request = {}): Promise<T> {
+  /** Ends what is under way, as if it had failed: what it goes over may be dead. */
+  readonly #underWay = new Set<AbortController>()
+
+  hurry(): void {
+    this.#underWay.forEach((request) => request.abort())
+  }
+
+  async json<T>(path: string, request: Request & { patienceMs?: number; hurries?: boolean } = {}): Promise<T> {
+    const { patienceMs = PATIENCE_MS, hurries, ...asked } = request
+    const over = new AbortController()
+    const timer = setTimeout(() => over.abort(), patienceMs)
+    // Only what is asked again when it fails.
+    if (hurries) this.#underWay.add(over)
+    try {
+      return await this.#json<T>(path, { ...asked, signal: over.signal })
+    } finally {
+      clearTimeout(timer)
+      this.#underWay.delete(over)
+    }
+  }
+
+  async #json<T>(path: string, request: Request): Promise<T> {
     let response = await this.raw(path, request)
     if (response.status === 401) {
       this.refuse()

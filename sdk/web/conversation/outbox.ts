@@ -41,6 +41,11 @@ export class Outbox {
     return this.#pending
   }
 
+  /** Whether the server may have forgotten its key. */
+  isOld(pending: Pending): boolean {
+    return pending.at < Date.now() - FORGET_MS
+  }
+
   /** Adds one; answers it. */
   add(text: string, messageId?: string): Pending {
     if (this.#pending.length >= PENDING_MAX) throw new Error('too much waits to be sent')

@@ -44,9 +44,14 @@ export async function readEvents(response: Response, each: (event: ServerEvent) 
   const reader = response.body.getReader()
   const decoder = new TextDecoder()
   const parser = new EventParser()
-  for (;;) {
-    const { done, value } = await reader.read()
-    if (done) return
-    for (const event of parser.push(decoder.decode(value, { stream: true }))) each(event)
+  try {
+    for (;;) {
+      const { done, value } = await reader.read()
+      if (done) return
+      for (const event of parser.push(decoder.decode(value, { stream: true }))) each(event)
+    }
+  } finally {
+    // Whoever reads no further does not keep the connection.
+    void reader.cancel().catch(() => undefined)
   }
 }

@@ -49,9 +49,9 @@ export type AgentErrorEvent = { type: 'error'; convo_id: string; reason: 'tempor
 export type ReadyEvent = { type: 'ready'; conn_id: string; resumed?: boolean }
 export type ClosedEvent = { type: 'closed'; reason: string }
 /** A piece of what is being said: `index` counts a message's pieces from 0. */
-export type DeltaEvent = { type: 'delta'; convo_id: string; message_id: string; index: number; text: string }
-/** What is being said, as far as it is known. */
-export type TokenEvent = { messageId: string; delta: string; text: string }
+export type DeltaEvent = { type: 'delta'; convo_id: string; message_id: string; index: number; text: string; done?: boolean }
+/** What is being said, as far as it is known; with `done`, nothing more comes of it. */
+export type TokenEvent = { messageId: string; delta: string; text: string; done?: boolean }
 /** Why the conversation does not go on by itself. */
 export type ErrorEvent = { error: Error; phase: 'token' | 'stream' | 'history' | 'send' | 'agent' }
 

@@ -34,10 +34,16 @@ export class ConvoView {
     this.#view = { ...EMPTY, pending: convo.pending, status: convo.status, state: convo.state }
     this.#unsubscribe = [
       convo.on('message', ({ message }) => this.#messageCame(message)),
-      convo.on('token', ({ messageId, text }) => this.#change({ partials: new Map(this.#view.partials).set(messageId, text), typing: undefined })),
+      convo.on('token', ({ messageId, text, done }) => {
+        const partials = new Map(this.#view.partials)
+        if (done) partials.delete(messageId)
+        else partials.set(messageId, text)
+        this.#change({ partials, typing: undefined })
+      }),
       convo.on('typing', ({ state, kind, label }) => this.#change({ typing: state === 'start' ? { kind, label } : undefined })),
       convo.on('convo_state', ({ state, closed_user_message }) => this.#change({ state, notice: closed_user_message ?? undefined })),
-      convo.on('turn_done', ({ reason }) => reason !== 'ok' && this.#change({ partials: new Map(), typing: undefined })),
+      // A message that was refused says nothing of the answer to another one.
+      convo.on('turn_done', ({ reason }) => reason !== 'ok' && reason !== 'rate_limited' && this.#change({ partials: new Map(), typing: undefined })),
       convo.on('outbox', (pending) => this.#change({ pending })),
       convo.on('status', (status) => this.#change({ status })),
       convo.on('error', ({ error }) => this.#change({ error })),

@@ -57,7 +57,14 @@ export class SandboxClient {
 
   async #watch(id: string, changed: (artifacts: readonly Artifact[], isLive: boolean) => void, over: AbortController): Promise<void> {
     let artifacts = new Map<number, Artifact>()
-    const show = (isLive: boolean) => changed([...artifacts.values()].sort((a, b) => a.seq - b.seq), isLive)
+    const show = (isLive: boolean) => {
+      try {
+        changed([...artifacts.values()].sort((a, b) => a.seq - b.seq), isLive)
+      } catch (error) {
+        // A page's mistake is the page's.
+        console.error(error)
+      }
+    }
     for (let attempt = 0; !over.signal.aborted; attempt += 1) {
       const stream = new AbortController()
       const cut = () => stream.abort()
@@ -83,6 +90,7 @@ export class SandboxClient {
         // It is tried again.
       } finally {
         clearTimeout(silence)
+        cut()
         over.signal.removeEventListener('abort', cut)
       }
       if (over.signal.aborted) return

@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -11,10 +14,10 @@ use trunkline_store::log::{Append, Item, Offset, Topic};
 use uuid::Uuid;
 
 use super::{
-    Conversations, Row, iso,
+    Conversations, Row, iso, missing,
     record::{self, Delta},
     said::{Activity, Phase, Said, Text, Typing},
-    state::{Act, Event, File, Kind, Message, Participant, Refused, Standing, decide},
+    state::{Act, Event, File, Kind, Message, Participant, Reason, Refused, Standing, decide},
 };
 use crate::{
     app::{Agent, Payload},
@@ -38,6 +41,8 @@ const STREAMS_MAX: usize = 16;
 pub(super) struct Desk {
     pub(super) row: Row,
     ops: OnceLock<mpsc::Sender<Op>>,
+    /// It is erased: nothing is written any more.
+    is_gone: AtomicBool,
 }
 
 /// Who takes part besides the user.
@@ -70,15 +75,18 @@ pub(super) enum What {
 
 pub(super) struct Op {
     /// Keeps the conversation in use, so that nobody else writes.
-    _desk: Arc<Desk>,
+    desk: Arc<Desk>,
     what: What,
     answer: oneshot::Sender<Result<(), Error>>,
 }
 
 /// What an act becomes.
+#[derive(Default)]
 struct Prepared {
     appends: Vec<Append>,
     events: Vec<Event>,
+    /// The end of what was streamed, which is told also if the whole was said before.
+    end: Option<Append>,
 }
 
 /// A message that is being streamed.
@@ -92,7 +100,21 @@ struct Streamed {
 
 impl Desk {
     pub(super) fn new(row: Row) -> Self {
-        Self { row, ops: OnceLock::new() }
+        Self { row, ops: OnceLock::new(), is_gone: AtomicBool::new(false) }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(SeqCst)
+    }
+
+    /// Nothing is written behind this.
+    pub(super) async fn close(self: &Arc<Self>, conversations: &Conversations) -> Result<(), Error> {
+        self.is_gone.store(true, SeqCst);
+        // Behind what is being written.
+        match self.run(conversations, What::Act(Act::EndTurn(Reason::Closed, None))).await {
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+            closed => closed,
+        }
     }
 
     /// Has something done, in the order of the calls; what this resolves to says when it is durable. It is done though nobody
@@ -109,7 +131,7 @@ impl Desk {
             sender
         });
         let (answer, answered) = oneshot::channel();
-        let op = Op { _desk: self.clone(), what, answer };
+        let op = Op { desk: self.clone(), what, answer };
         ops.send(op).await.map_err(|_| Error::new(ErrorKind::Unavailable, "ERR_UNAVAILABLE", "the server stops"))?;
         Ok(answered)
     }
@@ -177,12 +199,17 @@ impl Writer {
             while bytes < BATCH_BYTES
                 && let Some(op) = ops.next()
             {
+                if op.desk.is_gone() {
+                    op.answer(Err(missing()));
+                    continue;
+                }
                 match self.prepare(&op.what, &mut standing).await {
                     Ok(Prepared { appends: own, .. }) if own.is_empty() => op.answer(Ok(())),
                     Ok(prepared) => {
                         bytes += prepared.appends.iter().map(Append::bytes).sum::<usize>();
-                        appends.extend(prepared.appends);
-                        taken.push((op, prepared.events));
+                        let Prepared { appends: own, events, end } = prepared;
+                        appends.extend(own);
+                        taken.push((op, events, end));
                     }
                     Err(error) => op.answer(Err(error)),
                 }
@@ -194,14 +221,14 @@ impl Writer {
                 Ok(appended) if appended.first().is_some_and(|first| first.duplicate) => {
                     // It was alone, and changes nothing.
                     let offset = appended[0].offset;
-                    for (op, _) in taken {
-                        let answer = self.confirm(&op.what, offset).await;
+                    for (op, _, end) in taken {
+                        let answer = self.confirm(&op.what, offset, end).await;
                         op.answer(answer);
                     }
                 }
                 Ok(_) => {
                     self.standing = Some(standing);
-                    for (op, events) in taken {
+                    for (op, events, _) in taken {
                         self.told(&events);
                         op.answer(Ok(()));
                     }
@@ -209,7 +236,7 @@ impl Writer {
                 Err(error) => {
                     tracing::warn!(%error, conversation = %self.row.id, "nothing was written to a conversation");
                     (self.standing, self.streams) = (None, None);
-                    taken.into_iter().for_each(|(op, _)| op.answer(Err(error.clone())));
+                    taken.into_iter().for_each(|(op, ..)| op.answer(Err(error.clone())));
                 }
             }
         }
@@ -226,7 +253,6 @@ impl Writer {
     }
 
     async fn prepare(&mut self, what: &What, standing: &mut Standing) -> Result<Prepared, Error> {
-        let now = self.conversations.now();
         match what {
             What::Post(post) => {
                 let message = Message {
@@ -234,12 +260,12 @@ impl Writer {
                     content: post.content.clone(),
                     from: Kind::User,
                     turn_number: 0,
-                    created_at: iso(now),
+                    created_at: String::new(),
                     participant: None,
                     files: post.files.clone(),
                 };
                 let act = Act::Say { message: message.into(), more: false };
-                self.act(act, standing, None, post.is_named.then(|| format!("m:{}", post.id)))
+                self.act(act, standing, None, post.is_named.then(|| dedup(post.id)))
             }
             What::Act(act) => self.act(act.clone(), standing, None, None),
             What::Say(party, said, name) => {
@@ -268,7 +294,8 @@ impl Writer {
                 };
                 let id = streamed.map_or_else(Uuid::now_v7, |streamed| streamed.message_id);
                 let mut prepared = self.text(party, text, id, standing, name)?;
-                prepared.appends.extend(end);
+                prepared.appends.extend(end.clone().map(Append::with_first));
+                prepared.end = end;
                 Ok(prepared)
             }
             Said::Delta { id, text, is_start } => self.delta(party, id, text, *is_start).await,
@@ -280,15 +307,16 @@ impl Writer {
                 let end = self.end(party, id, &streamed)?;
                 let text = Text { text: streamed.text, more: *more, ..Text::default() };
                 let mut prepared = self.text(party, &text, streamed.message_id, standing, name)?;
-                prepared.appends.push(end);
+                prepared.appends.push(end.clone().with_first());
+                prepared.end = Some(end);
                 Ok(prepared)
             }
-            Said::EndTurn(reason) => self.act(Act::EndTurn(*reason), standing, None, name),
+            Said::EndTurn(reason) => self.act(Act::EndTurn(*reason, None), standing, None, name),
             Said::Be(state, words) => self.act(Act::Be(*state, words.clone()), standing, None, name),
             Said::Join => self.act(Act::Join(party.lane.clone()), standing, None, name),
             Said::Leave => self.act(Act::Leave(party.lane.clone()), standing, None, name),
             // They are no records.
-            Said::Typing(_) | Said::LockOut(_) => Ok(Prepared { appends: Vec::new(), events: Vec::new() }),
+            Said::Typing(_) | Said::LockOut(_) => Ok(Prepared::default()),
         }
     }
 
@@ -310,7 +338,7 @@ impl Writer {
             content: text.text.clone(),
             from: participant.kind,
             turn_number: 0,
-            created_at: iso(self.conversations.now()),
+            created_at: String::new(),
             participant: Some(participant),
             files: Vec::new(),
         };
@@ -320,12 +348,15 @@ impl Writer {
     /// What follows from an act, for the conversation and for whoever hears it.
     fn act(
         &self,
-        act: Act,
+        mut act: Act,
         standing: &mut Standing,
         by: Option<&Party>,
         name: Option<String>,
     ) -> Result<Prepared, Error> {
         let now = self.conversations.now().max(standing.last_message_ms);
+        if let Act::Say { message, .. } = &mut act {
+            message.created_at = iso(now);
+        }
         let events = decide(standing, act, now).map_err(refused)?;
         let (topic, mut appends) = (conversation_events(self.row.id)?, Vec::new());
         for event in &events {
@@ -336,9 +367,12 @@ impl Writer {
             }
         }
         if let Some(name) = name {
-            appends = appends.into_iter().enumerate().map(|(n, append)| append.dedup(format!("{name}\n{n}"))).collect();
+            // The first one has the name; what follows from it may be something else by now.
+            let mut rest = appends.into_iter();
+            let first = rest.next().map(|first| first.dedup(name));
+            appends = first.into_iter().chain(rest.map(Append::with_first)).collect();
         }
-        Ok(Prepared { appends, events })
+        Ok(Prepared { appends, events, end: None })
     }
 
     /// What the agent and the operators are told of a message.
@@ -366,7 +400,9 @@ impl Writer {
             copy(&agent.identity, &payload, &about)?;
         }
         let own = by.map(|party| party.lane.as_str());
-        for lane in standing.operators.iter().filter(|lane| Some(lane.as_str()) != own) {
+        let others = standing.operators.iter().filter(|lane| Some(lane.as_str()) != own);
+        // Whoever may not write there any more does not hear it either.
+        for lane in others.filter(|lane| self.conversations.may_take_part(&self.row, &agent, lane)) {
             copy(lane, message.content.as_bytes(), &about)?;
         }
         Ok(())
@@ -401,7 +437,7 @@ impl Writer {
             let typing = Typing { kind: Activity::Typing, state: Phase::Start, label };
             self.conversations.publish(&permit, &typing)?;
         }
-        Ok(Prepared { appends: vec![Append::new(&topic, json(&delta)?)], events: Vec::new() })
+        Ok(Prepared { appends: vec![Append::new(&topic, json(&delta)?)], ..Prepared::default() })
     }
 
     fn end(&self, party: &Party, id: &str, streamed: &Streamed) -> Result<Append, Error> {
@@ -444,27 +480,31 @@ impl Writer {
     }
 
     /// What was written already, and came again: the same, or something else under its name.
-    async fn confirm(&self, what: &What, offset: Offset) -> Result<(), Error> {
-        let What::Post(post) = what else { return Ok(()) };
-        match self.conversations.event_at(&self.permit, offset).await? {
-            Some(Event::Message(message)) if message.content == post.content && message.files == post.files => Ok(()),
-            _ => {
-                let why = "this Idempotency-Key, or message_id, was used for another message";
-                Err(Error::new(ErrorKind::Invalid, super::KEY_REUSED, why))
-            }
+    async fn confirm(&self, what: &What, offset: Offset, end: Option<Append>) -> Result<(), Error> {
+        if let Some(end) = end {
+            self.conversations.gate().append_to_conversation(&self.permit, vec![end]).await?;
         }
+        let What::Post(post) = what else { return Ok(()) };
+        self.conversations.confirm(&self.permit, offset, &post.content).await
     }
 
     /// Others are to know what was written.
     fn told(&self, events: &[Event]) {
         for event in events {
             match event {
-                Event::Message(message) if message.from == Kind::User => self.conversations.turn_begun(&self.row),
+                Event::Message(message) if message.from == Kind::User => {
+                    self.conversations.turn_begun(&self.row, message.turn_number);
+                }
                 Event::TurnDone { .. } => self.conversations.turn_ended(&self.row),
                 _ => {}
             }
         }
     }
+}
+
+/// By which a message of a user is known to have been said.
+pub(super) fn dedup(id: Uuid) -> String {
+    format!("m:{id}")
 }
 
 impl What {

@@ -227,14 +227,13 @@ impl Conversations {
         let hours = i64::try_from(self.options().draft_hours).unwrap_or(i64::MAX);
         let before = now.saturating_sub(hours.saturating_mul(3_600_000));
         for (draft, conversation) in self.gate().glance(move |tx| sql::stale_drafts(tx, before)).await? {
-            let kept = self.gate().glance(move |tx| sql::files(tx, conversation, Some(draft))).await?;
-            // The rows first: what is sent in this moment keeps its files.
-            if self.gate().housekeep(move |tx| sql::drop_draft(tx, draft)).await? {
-                let permit = Permit::own(conversation);
-                for kept in kept {
-                    self.gate().conversation_files(&permit).remove(&kept.place()).await?;
-                }
+            // From now on it cannot be sent; what is sent in this moment keeps its files.
+            if !self.gate().housekeep(move |tx| sql::end_draft(tx, draft)).await? {
+                continue;
             }
+            // The content first: its rows are how it is found, should this end in between.
+            self.remove_files(&Permit::own(conversation), Some(draft)).await?;
+            self.gate().housekeep(move |tx| sql::drop_draft(tx, draft)).await?;
         }
         Ok(())
     }
@@ -293,8 +292,13 @@ impl Incoming {
         upload.finish().await?;
         let Kept { id, content_type, byte_size, .. } = self.kept.clone();
         let bytes = i64::try_from(byte_size).unwrap_or(i64::MAX);
-        let end = self.conversations.gate().housekeep(move |tx| sql::end_file(tx, id, content_type.clone(), bytes));
-        end.await
+        let gate = self.conversations.gate();
+        if gate.housekeep(move |tx| sql::end_file(tx, id, content_type.clone(), bytes)).await? {
+            return Ok(());
+        }
+        // The conversation was erased meanwhile.
+        gate.conversation_files(self.seat.permit()).remove(&self.kept.place()).await?;
+        Err(missing())
     }
 
     /// It came to nothing.

@@ -1,5 +1,7 @@
 //! Rows of conversations, of what users attach, and of who is locked out.
 
+use std::collections::HashMap;
+
 use trunkline_store::ledger::{Error as LedgerError, Migration, ReadTx, Row as LedgerRow, TxFuture, WriteTx};
 use uuid::Uuid;
 
@@ -13,7 +15,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         CREATE INDEX conversations_person ON conversations (app, person, agent, id);
         CREATE TABLE conversation_drafts (message TEXT PRIMARY KEY, conversation TEXT NOT NULL, created_at BIGINT NOT NULL,
             sent BIGINT NOT NULL);
-        CREATE INDEX conversation_drafts_open ON conversation_drafts (created_at) WHERE sent = 0;
+        CREATE INDEX conversation_drafts_open ON conversation_drafts (created_at) WHERE sent <> 1;
         CREATE INDEX conversation_drafts_conversation ON conversation_drafts (conversation);
         CREATE TABLE conversation_files (id TEXT PRIMARY KEY, conversation TEXT NOT NULL, message TEXT NOT NULL,
             place BIGINT NOT NULL, filename TEXT NOT NULL, content_type TEXT NOT NULL, byte_size BIGINT NOT NULL,
@@ -22,6 +24,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         CREATE INDEX conversation_files_conversation ON conversation_files (conversation);
         CREATE TABLE conversation_lockouts (app TEXT NOT NULL, agent TEXT NOT NULL, person TEXT NOT NULL,
             reason TEXT NOT NULL, expires_at BIGINT, user_message TEXT NOT NULL, PRIMARY KEY (app, agent, person));
+        CREATE TABLE conversation_open_turns (conversation TEXT PRIMARY KEY, agent TEXT NOT NULL, turn BIGINT NOT NULL);
         CREATE TABLE conversation_keys (name TEXT PRIMARY KEY, secret TEXT NOT NULL)",
 }];
 
@@ -158,9 +161,13 @@ pub(super) fn key<'a>(tx: &'a mut WriteTx, name: &'static str, new: String) -> T
 /// A draft, or room in one for another file: nothing if it was sent, or has, or the conversation has, as many as may be.
 pub(super) fn begin_file(tx: &mut WriteTx, file: Kept, now: i64, most: (i64, i64)) -> TxFuture<'_, bool, Error> {
     Box::pin(async move {
+        let (message, conversation) = (file.message.to_string(), file.conversation.to_string());
+        let sql = "SELECT id FROM conversations WHERE id = $1";
+        if tx.query_opt(sql, &[conversation.as_str().into()]).await?.is_none() {
+            return Err(super::missing());
+        }
         let sql = "INSERT INTO conversation_drafts (message, conversation, created_at, sent) VALUES ($1, $2, $3, 0)
             ON CONFLICT (message) DO NOTHING";
-        let (message, conversation) = (file.message.to_string(), file.conversation.to_string());
         tx.execute(sql, &[message.as_str().into(), conversation.as_str().into(), now.into()]).await?;
         let sql = "SELECT COUNT(*) FROM conversation_files WHERE message = $1";
         let here = tx.query_opt(sql, &[message.as_str().into()]).await?.map_or(Ok(0), |row| row.int(0))?;
@@ -178,11 +185,11 @@ pub(super) fn begin_file(tx: &mut WriteTx, file: Kept, now: i64, most: (i64, i64
     })
 }
 
-pub(super) fn end_file(tx: &mut WriteTx, id: Uuid, content_type: String, bytes: i64) -> TxFuture<'_, (), Error> {
+/// Answers false if there is no such file any more.
+pub(super) fn end_file(tx: &mut WriteTx, id: Uuid, content_type: String, bytes: i64) -> TxFuture<'_, bool, Error> {
     Box::pin(async move {
         let sql = "UPDATE conversation_files SET content_type = $2, byte_size = $3, is_whole = 1 WHERE id = $1";
-        tx.execute(sql, &[id.to_string().into(), content_type.into(), bytes.into()]).await?;
-        Ok(())
+        Ok(tx.execute(sql, &[id.to_string().into(), content_type.into(), bytes.into()]).await? > 0)
     })
 }
 
@@ -225,8 +232,55 @@ pub(super) fn files(
 /// Marks a draft as sent; answers false if there is none in this conversation.
 pub(super) fn send_draft(tx: &mut WriteTx, message: Uuid, conversation: Uuid) -> TxFuture<'_, bool, Error> {
     Box::pin(async move {
-        let sql = "UPDATE conversation_drafts SET sent = 1 WHERE message = $1 AND conversation = $2";
+        let sql = "UPDATE conversation_drafts SET sent = 1 WHERE message = $1 AND conversation = $2 AND sent <> 2";
         Ok(tx.execute(sql, &[message.to_string().into(), conversation.to_string().into()]).await? > 0)
+    })
+}
+
+/// A draft was not sent after all.
+pub(super) fn take_back_draft(tx: &mut WriteTx, message: Uuid) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        let sql = "UPDATE conversation_drafts SET sent = 0 WHERE message = $1";
+        tx.execute(sql, &[message.to_string().into()]).await?;
+        Ok(())
+    })
+}
+
+/// Which turns are open: of which conversation, for which agent.
+pub(super) fn open_turns(tx: &mut ReadTx) -> TxFuture<'_, HashMap<Uuid, (String, u64)>, LedgerError> {
+    Box::pin(async move {
+        let rows = tx.query("SELECT conversation, agent, turn FROM conversation_open_turns", &[]).await?;
+        let read = |row: &LedgerRow| Ok((id(row, 0)?, (row.text(1)?.to_owned(), row.int(2)?.unsigned_abs())));
+        rows.iter().map(read).collect()
+    })
+}
+
+pub(super) fn keep_turns(
+    tx: &mut WriteTx,
+    ended: Vec<Uuid>,
+    begun: Vec<(Uuid, String, u64)>,
+) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        for id in ended {
+            let sql = "DELETE FROM conversation_open_turns WHERE conversation = $1";
+            tx.execute(sql, &[id.to_string().into()]).await?;
+        }
+        for (id, agent, turn) in begun {
+            let sql = "INSERT INTO conversation_open_turns (conversation, agent, turn) VALUES ($1, $2, $3)
+                ON CONFLICT (conversation) DO UPDATE SET agent = excluded.agent, turn = excluded.turn";
+            let turn = i64::try_from(turn).unwrap_or(i64::MAX);
+            tx.execute(sql, &[id.to_string().into(), agent.into(), turn.into()]).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Who is erased is not locked out any more: that says something of it, too.
+pub(super) fn forget_lockouts(tx: &mut WriteTx, app: String, user: String) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        let sql = "DELETE FROM conversation_lockouts WHERE app = $1 AND person = $2";
+        tx.execute(sql, &[app.into(), user.into()]).await?;
+        Ok(())
     })
 }
 
@@ -241,20 +295,26 @@ pub(super) fn forget_file(tx: &mut WriteTx, id: Uuid) -> TxFuture<'_, (), Error>
 /// Drafts from before a moment that were never sent, and their files; some of them.
 pub(super) fn stale_drafts(tx: &mut ReadTx, before: i64) -> TxFuture<'_, Vec<(Uuid, Uuid)>, LedgerError> {
     Box::pin(async move {
-        let sql = "SELECT message, conversation FROM conversation_drafts WHERE sent = 0 AND created_at < $1
+        let sql = "SELECT message, conversation FROM conversation_drafts WHERE sent <> 1 AND created_at < $1
             ORDER BY created_at LIMIT 1000";
         tx.query(sql, &[before.into()]).await?.iter().map(|row| Ok((id(row, 0)?, id(row, 1)?))).collect()
     })
 }
 
-/// Forgets a draft with its files, if it still was not sent: answers whether it did.
-pub(super) fn drop_draft(tx: &mut WriteTx, message: Uuid) -> TxFuture<'_, bool, Error> {
+/// A draft that was not sent cannot be sent any more; answers whether it still was none of the sent ones.
+pub(super) fn end_draft(tx: &mut WriteTx, message: Uuid) -> TxFuture<'_, bool, Error> {
+    Box::pin(async move {
+        let sql = "UPDATE conversation_drafts SET sent = 2 WHERE message = $1 AND sent <> 1";
+        Ok(tx.execute(sql, &[message.to_string().into()]).await? > 0)
+    })
+}
+
+/// Forgets a draft that cannot be sent, with its files.
+pub(super) fn drop_draft(tx: &mut WriteTx, message: Uuid) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
         let id = [message.to_string().into()];
-        if tx.execute("DELETE FROM conversation_drafts WHERE message = $1 AND sent = 0", &id).await? == 0 {
-            return Ok(false);
-        }
+        tx.execute("DELETE FROM conversation_drafts WHERE message = $1 AND sent <> 1", &id).await?;
         tx.execute("DELETE FROM conversation_files WHERE message = $1", &id).await?;
-        Ok(true)
+        Ok(())
     })
 }

@@ -212,13 +212,13 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub enum Act {
     /// Says something; a user's begins a turn, anybody else's ends it unless there is more to come.
     Say {
-        /// What. Its turn is not filled in yet.
+        /// What. Its turn and its time are not filled in yet.
         message: Box<Message>,
         /// There is more to come.
         more: bool,
     },
-    /// Ends the turn.
-    EndTurn(Reason),
+    /// Ends the turn; a certain one, if it is still open.
+    EndTurn(Reason, Option<u64>),
     /// Says how the conversation is, and maybe what the user is told of it.
     Be(State, Option<String>),
     /// Hears what is said from now on.
@@ -256,11 +256,13 @@ pub fn decide(standing: &Standing, act: Act, now_ms: i64) -> Result<Vec<Event>, 
             let ends_turn = !is_users && standing.is_turn_open && !more;
             [Event::Message(message)].into_iter().chain(ends_turn.then(|| ends(Reason::Ok))).collect()
         }
-        Act::EndTurn(_) if !standing.is_turn_open => Vec::new(),
-        Act::EndTurn(Reason::TemporaryFailure) => {
+        Act::EndTurn(..) if !standing.is_turn_open => Vec::new(),
+        // It has ended, and another one began.
+        Act::EndTurn(_, Some(turn)) if turn != standing.turns => Vec::new(),
+        Act::EndTurn(Reason::TemporaryFailure, _) => {
             vec![Event::Failed { at: now_ms / 1000 }, ends(Reason::TemporaryFailure)]
         }
-        Act::EndTurn(reason) => vec![ends(reason)],
+        Act::EndTurn(reason, _) => vec![ends(reason)],
         Act::Be(state, _) if state == standing.state => Vec::new(),
         Act::Be(state, words) => {
             let closed_user_message = words.or(state.words().map(ToOwned::to_owned)).filter(|_| state != State::Open);
@@ -347,10 +349,11 @@ mod tests {
             (say(Kind::User, false), "message 2"),
             (say(Kind::Agent, true), "message 2"),
             (say(Kind::Agent, false), "message 2, Ok at 7"),
-            (Act::EndTurn(Reason::Ok), ""),
+            (Act::EndTurn(Reason::Ok, None), ""),
             (say(Kind::Agent, false), "message 2"),
             (say(Kind::User, false), "message 3"),
-            (Act::EndTurn(Reason::TemporaryFailure), "failed at 7, TemporaryFailure at 7"),
+            (Act::EndTurn(Reason::Unavailable, Some(2)), ""),
+            (Act::EndTurn(Reason::TemporaryFailure, Some(3)), "failed at 7, TemporaryFailure at 7"),
             (Act::Be(State::Escalated, None), "Open to Escalated (false)"),
             (Act::Be(State::Escalated, None), ""),
             (Act::Join("us::ann::desk".into()), "joined us::ann::desk"),
@@ -388,7 +391,7 @@ mod tests {
         prop_oneof![
             (from, any::<bool>()).prop_map(|(from, more)| say(from, more)),
             prop_oneof![Just(Reason::Ok), Just(Reason::TemporaryFailure), Just(Reason::Unavailable)]
-                .prop_map(Act::EndTurn),
+                .prop_map(|reason| Act::EndTurn(reason, None)),
             proptest::sample::select(State::ALL.to_vec()).prop_map(|state| Act::Be(state, None)),
             "[ab]".prop_map(Act::Join),
             "[ab]".prop_map(Act::Leave),

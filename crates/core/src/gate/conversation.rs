@@ -64,6 +64,15 @@ impl Gate {
         Ok(self.0.store.log.append_batch(appends).await?)
     }
 
+    /// Where something is that was said under a name, if it was.
+    pub(crate) async fn find_in_conversation(
+        &self,
+        permit: &ConversationPermit,
+        name: &str,
+    ) -> Result<Option<Offset>, Error> {
+        Ok(self.0.store.log.find_dedup(&conversation_events(permit.id)?, name).await?)
+    }
+
     /// Hands something to whoever watches a conversation right now.
     pub(crate) fn publish_to_conversation(&self, permit: &ConversationPermit, said: Vec<u8>) -> Result<(), Error> {
         Ok(self.0.store.log.publish(&conversation_events(permit.id)?, said)?)

@@ -192,12 +192,23 @@ async fn keep(stage: Arc<Stage>) {
             if cast.is_over {
                 return;
             }
+            if let Err(error) = start_server(&stage, &mut cast).await {
+                tracing::error!("{error}; trying again");
+            }
             if let Err(error) = start_missing(&stage, &mut cast) {
                 tracing::error!("{error}");
             }
         }
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Starts the server where it was, if it is gone.
+async fn start_server(stage: &Stage, cast: &mut Cast) -> Result<(), Box<dyn std::error::Error>> {
+    if !matches!(cast.server.try_wait(), Ok(None)) {
+        (cast.server, ..) = serve(&stage.dir, stage.page, &stage.secret, cast.grpc, cast.http).await?;
+    }
+    Ok(())
 }
 
 fn start_missing(stage: &Stage, cast: &mut Cast) -> Result<(), std::io::Error> {
@@ -289,16 +300,16 @@ async fn restart_server(State(stage): State<Arc<Stage>>, headers: HeaderMap) -> 
     if !is_from_the_page(&stage, &headers) {
         return StatusCode::FORBIDDEN.into_response();
     }
-    let mut cast = stage.cast.lock().await;
     let begun = Instant::now();
-    if let Err(error) = cast.server.kill().await {
-        return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
-    }
-    match serve(&stage.dir, stage.page, &stage.secret, cast.grpc, cast.http).await {
-        Ok((server, ..)) => {
-            cast.server = server;
-            Json(json!({"ms": begun.elapsed().as_millis() as u64})).into_response()
+    {
+        let mut cast = stage.cast.lock().await;
+        if let Err(error) = cast.server.kill().await {
+            return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+    // It is started again by whoever keeps everybody there, also if nobody waits for it here.
+    while !matches!(stage.cast.lock().await.server.try_wait(), Ok(None)) {
+        sleep(Duration::from_millis(20)).await;
+    }
+    Json(json!({"ms": begun.elapsed().as_millis() as u64})).into_response()
 }

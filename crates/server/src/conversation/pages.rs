@@ -31,25 +31,28 @@ pub(super) async fn admit(State(surface): State<Arc<Surface>>, mut request: Requ
         let known = foreign.is_some_and(|origin| apps.knows_origin(&origin));
         return preflight(origin.filter(|_| known));
     }
-    let token = bearer(request.headers());
-    // For whose pages the answer is, whatever it is.
-    let app = token.and_then(|token| token::claimed(apps, token));
-    let is_known = foreign.as_ref().is_none_or(|origin| match &app {
+    let asked = bearer(request.headers()).map(|token| token::admit(apps, token));
+    // For whose pages the answer is, whatever it is. Who is not known to be of an app learns nothing of any.
+    let app = match &asked {
+        Some(Ok(admitted)) => Some(&admitted.visitor.app),
+        Some(Err((_, app))) => app.as_ref(),
+        None => None,
+    };
+    let is_known = foreign.as_ref().is_none_or(|origin| match app {
         Some(app) => app.origins.contains(origin),
         None => apps.knows_origin(origin),
     });
     let response = if !is_known {
         Refusal(Error::new(Kind::Denied, "ERR_ORIGIN", "pages of this origin may not use this app")).into_response()
-    } else if let Some(token) = token {
-        match token::admit(apps, token) {
-            Ok(admitted) => {
+    } else {
+        match asked {
+            Some(Ok(admitted)) => {
                 request.extensions_mut().insert(admitted);
                 next.run(request).await
             }
-            Err(error) => Refusal(error).into_response(),
+            Some(Err((error, _))) => Refusal(error).into_response(),
+            None => next.run(request).await,
         }
-    } else {
-        next.run(request).await
     };
     with_origin(response, origin.filter(|_| is_known && foreign.is_some()))
 }

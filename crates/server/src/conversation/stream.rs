@@ -230,6 +230,9 @@ struct Piece<'a> {
     message_id: uuid::Uuid,
     index: u64,
     text: &'a str,
+    /// Nothing follows: the whole was said.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    done: bool,
 }
 
 impl View<'_> {
@@ -269,11 +272,8 @@ impl View<'_> {
     }
 
     fn delta(&self, out: &mut BytesMut, cursor: Cursor, delta: &Delta) {
-        if delta.is_end {
-            return;
-        }
         let (convo_id, message_id, index) = (self.seat.row().id, delta.message_id, delta.index);
-        let piece = Piece { r#type: "delta", convo_id, message_id, index, text: &delta.text };
+        let piece = Piece { r#type: "delta", convo_id, message_id, index, text: &delta.text, done: delta.is_end };
         sse::event_at(out, "delta", Some(&cursor.to_string()), &piece);
     }
 

@@ -4,7 +4,7 @@
 //! secret learns more.
 
 use std::{
-    sync::{LazyLock, Once},
+    sync::{Arc, LazyLock, Once},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -124,7 +124,7 @@ fn refused() -> Error {
 }
 
 /// The app that a token claims to be from. It is not known yet whether that is so.
-pub(crate) fn claimed(apps: &Apps, token: &str) -> Option<std::sync::Arc<App>> {
+fn claimed(apps: &Apps, token: &str) -> Option<Arc<App>> {
     #[derive(Deserialize)]
     struct Issued {
         company_api_key: String,
@@ -136,13 +136,14 @@ pub(crate) fn claimed(apps: &Apps, token: &str) -> Option<std::sync::Arc<App>> {
 /// Whose token it is.
 ///
 /// # Errors
-/// [`Kind::Unauthenticated`]; [`Kind::Denied`] for an agent that is none of the app's.
-pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, Error> {
+/// [`Kind::Unauthenticated`]; [`Kind::Denied`] for an agent that is none of the app's. With the app, if that signed it.
+pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option<Arc<App>>)> {
     provide();
     if token.len() > TOKEN_BYTES_MAX {
-        return Err(refused());
+        return Err((refused(), None));
     }
     let app = claimed(apps, token);
+    let known = app.clone();
     // As much is done for an app that is not there.
     let nobodys: &[&[u8]] = &[&[0; 32]];
     let secrets: Vec<&[u8]> = app.as_ref().map_or(nobodys.to_vec(), |app| app.secrets().collect());
@@ -159,18 +160,27 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, Error> {
     }
     let (Some(app), Some(claims)) = (app, claims) else {
         if is_expired {
-            return Err(Error::new(Kind::Unauthenticated, "ERR_TOKEN_EXPIRED", "the token has expired"));
+            let expired = Error::new(Kind::Unauthenticated, "ERR_TOKEN_EXPIRED", "the token has expired");
+            return Err((expired, known));
         }
-        return Err(refused());
+        return Err((refused(), None));
     };
-    let begins = claims.iat.unwrap_or_else(now);
-    if claims.iss != claims.company_api_key || claims.exp.saturating_sub(begins) > LIFETIME_MAX {
+    let visitor = visitor(apps, app, &claims).map_err(|error| (error, known))?;
+    Ok(Admitted { visitor, expires_at: claims.exp })
+}
+
+/// Whom a token names that its app signed.
+fn visitor(apps: &Apps, app: Arc<App>, claims: &Claims) -> Result<Visitor, Error> {
+    let now = now();
+    // What begins in the future would be good for longer than it says.
+    let begins = claims.iat.unwrap_or(now).min(now);
+    let is_early = claims.iat.is_some_and(|iat| iat > now.saturating_add(LEEWAY.cast_signed()));
+    if is_early || claims.iss != claims.company_api_key || claims.exp.saturating_sub(begins) > LIFETIME_MAX {
         return Err(refused());
     }
     let denied = |_| Error::new(Kind::Denied, "ERR_AGENT", "agent_uuid is none of this app's agents");
     let agent = Uuid::try_parse(&claims.agent_uuid).map_err(denied)?;
-    let visitor = apps.visitor(app, agent, &claims.source_key)?;
-    Ok(Admitted { visitor, expires_at: claims.exp })
+    apps.visitor(app, agent, &claims.source_key)
 }
 
 /// A token as the app's backend would sign it.
@@ -182,6 +192,10 @@ pub(crate) fn sign(app: &App, agent: Uuid, user: &str, seconds: u32) -> Result<S
 /// The same, by whoever has the secret.
 pub(crate) fn sign_with(key: &str, secret: &[u8], agent: &str, user: &str, seconds: u32) -> Result<String, Error> {
     provide();
+    if i64::from(seconds) > LIFETIME_MAX {
+        let why = format!("a token is good for {LIFETIME_MAX} seconds at most");
+        return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", why));
+    }
     let internal = |e: String| Error::new(Kind::Internal, "ERR_INTERNAL", e);
     let issued = now();
     let claims = Claims {

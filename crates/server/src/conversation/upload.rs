@@ -31,6 +31,10 @@ const NAMES: [&str; 3] = ["files[]", "files", "file"];
 const SILENCE: Duration = Duration::from_secs(30);
 const ALTOGETHER: Duration = Duration::from_secs(15 * 60);
 
+/// Uploads that are under way at once, each of which holds a few parts in memory; and when to try again.
+pub(super) const UPLOADS_MAX: usize = 64;
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Bytes of an upload besides its files.
 const BESIDES: u64 = 64 * 1024;
 
@@ -54,6 +58,11 @@ pub(super) async fn upload(
     let limit = SizeLimit::new().whole_stream(most.saturating_add(BESIDES));
     let parts = Multipart::with_constraints(body.into_data_stream(), boundary, Constraints::new().size_limit(limit));
     let draft = Uuid::now_v7();
+    let busy = |_| Error {
+        retry_after: Some(RETRY),
+        ..Error::new(Kind::Exhausted, "ERR_QUOTA_001", "too many uploads are under way")
+    };
+    let _room = surface.uploads.try_acquire().map_err(busy)?;
     let taken = timeout(ALTOGETHER, take(&surface, &seat, draft, parts)).await.unwrap_or_else(|_| Err(late()));
     let count = match taken {
         Ok(count) if count > 0 => count,
@@ -67,8 +76,19 @@ pub(super) async fn upload(
     Ok(Json(Draft { message_id: draft }))
 }
 
-/// Takes every file; answers how many those were.
+/// Takes every file; answers how many those were. What follows a file that is refused is read and thrown away: a browser that is
+/// still sending does not hear an answer.
 async fn take(surface: &Surface, seat: &Seat, draft: Uuid, mut parts: Multipart<'_>) -> Result<usize, Error> {
+    let taken = take_each(surface, seat, draft, &mut parts).await;
+    if taken.is_err() {
+        let rest = async { while let Ok(Some(_)) = parts.next_field().await {} };
+        // Whoever takes longer does not hear it.
+        let _ = timeout(SILENCE, rest).await;
+    }
+    taken
+}
+
+async fn take_each(surface: &Surface, seat: &Seat, draft: Uuid, parts: &mut Multipart<'_>) -> Result<usize, Error> {
     let mut count = 0;
     while let Some(field) =
         timeout(SILENCE, parts.next_field()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))?

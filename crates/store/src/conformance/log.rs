@@ -246,6 +246,16 @@ pub async fn a_batch_is_all_or_nothing(home: &impl Home) {
     let refused = log.append_batch(vec![Append::new(&open, "1"), Append::new(&closed, "2")]).await;
     assert!(matches!(refused, Err(Error::Closed { topic }) if topic == closed));
     assert_eq!(log.status(&open).await.unwrap().records, 0);
+    // What goes with the first one is not written again with it, nor anything that it has become.
+    let led = |first: &'static str| vec![Append::new(&open, first).dedup("led"), Append::new(&open, "x").with_first()];
+    let more = [led("1"), vec![Append::new(&open, "y").with_first()]].concat();
+    let first = log.append_batch(led("1")).await.unwrap();
+    let again = log.append_batch(more).await.unwrap();
+    assert!(again.iter().all(|each| each.duplicate && each.offset == first[0].offset), "{again:?}");
+    assert_eq!(log.status(&open).await.unwrap().records, 2);
+    assert_eq!(log.find_dedup(&open, "led").await.unwrap(), Some(first[0].offset));
+    assert_eq!(log.find_dedup(&open, "other").await.unwrap(), None);
+    log.delete(&open).await.unwrap();
     let ok = log.append_batch(vec![Append::new(&open, "1").dedup("a"), Append::new(&open, "2").dedup("a")]).await;
     let ok = ok.unwrap();
     assert_eq!((ok[0].duplicate, ok[1].duplicate, ok[1].offset), (false, true, ok[0].offset));

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::{
     Append, Appended, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Cursor, Epoch, Error, Offset, Options, PAYLOAD_BYTES_MAX,
     Reader, Topic, TopicStatus,
-    engine::{Engine, corrupt},
+    engine::{Engine, corrupt, engine_error},
     index::Indexer,
     journal::Repair,
     window::Windows,
@@ -222,6 +222,16 @@ impl Log {
             bytes: state.bytes - state.row.trimmed().bytes,
             closed: state.row.closed,
         })
+    }
+
+    /// Where the record with this dedup id went, if it was written and its id is still known.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the disk cannot be read.
+    pub async fn find_dedup(&self, topic: &Topic, id: &str) -> Result<Option<Offset>, Error> {
+        let key = plan::dedup_key(topic, id);
+        let found = self.on_disk(move |engine| engine.dedup.get(key).map_err(|e| engine_error(&e))).await?;
+        Ok(found.and_then(|value| value.first_chunk().copied()).map(|offset| Offset(u64::from_be_bytes(offset))))
     }
 
     /// Forgets the topic's records up to and including `through`; readers below get a gap. Durable when it returns;

@@ -12,9 +12,11 @@ import { APP, browser as launch, clean, pages, ROOT, screenshot, World } from '.
 
 let [browser, files]: [Browser, Server] = [] as never
 let [origin, world]: [string, World] = [] as never
-const stockScript = buildSync({
-  entryPoints: [`${ROOT}test/browser/stock.ts`], bundle: true, format: 'iife', write: false, target: 'es2022',
+const bundled = (name: string) => buildSync({
+  entryPoints: [`${ROOT}test/browser/${name}`], bundle: true, format: 'iife', write: false, target: 'es2022',
+  define: { 'process.env.NODE_ENV': '"development"' },
 }).outputFiles[0]!.text
+const stockScript = bundled('stock.ts')
 
 before(async () => {
   ;[files, origin] = await pages()
@@ -287,6 +289,27 @@ test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_0
   }
   assert.deepEqual(reached, ['TEXTAREA', 'BUTTON', 'TEXTAREA'])
   await world.killAgent()
+  await context.close()
+})
+
+test('a React component shows a conversation for as long as it is there', { timeout: 60_000 }, async () => {
+  world.answer()
+  const context = await browser.newContext()
+  const page = await blank(context)
+  const { convo_id: convoId } = await world.ask<{ convo_id: string }>('react', '/sessions', {})
+  await page.addScriptTag({ content: bundled('react-page.ts') })
+  await page.evaluate((props) => (globalThis as unknown as { render: (props: object) => void }).render(props), {
+    base: `http://${world.http}`, agentId: APP.agentId, convoId,
+  })
+  await page.locator('#status', { hasText: 'live' }).waitFor()
+  await page.getByRole('button', { name: 'Say' }).click()
+  await page.locator('#partial', { hasText: 'You said' }).waitFor()
+  await page.locator('li.ai_agent', { hasText: 'You said: “message 0”' }).waitFor()
+  assert.equal(await page.locator('#partial').textContent(), '')
+  await page.getByRole('button', { name: 'Hide' }).click()
+  await page.getByRole('button', { name: 'Show' }).click()
+  await page.locator('li.ai_agent').waitFor()
+  assert.equal(await page.locator('li').count(), 2)
   await context.close()
 })
 

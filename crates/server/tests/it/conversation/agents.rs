@@ -135,6 +135,7 @@ async fn what_is_streamed_comes_piece_by_piece_and_whole() {
     // Or the agent says it whole.
     tell(&one, &lane, MessageType::Opaque, json!({"type": "delta", "id": "n", "text": "x"}).to_string()).await;
     tell(&one, &lane, MessageType::Chat, json!({"id": "n", "text": "xyz"}).to_string()).await;
+    assert_eq!(tab.expect("delta").await.data["done"], true, "of the one before");
     tab.expect("typing").await;
     let id = tab.expect("delta").await.data["message_id"].clone();
     let whole = tab.expect("message").await.data["message"].clone();
@@ -148,6 +149,7 @@ async fn what_is_streamed_comes_piece_by_piece_and_whole() {
         one.barrier().await;
     }
     let mut late = watch(&ann, &convo).await;
+    assert_eq!(late.expect("delta").await.data["done"], true, "of the one before");
     for text in ["0", "1", "2"] {
         assert_eq!(late.expect("delta").await.data["text"], text);
     }
@@ -173,7 +175,13 @@ async fn agents_say_how_a_conversation_is() {
     let mut one = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
     let lane = format!("us::ann::{convo}");
     let mut tab = watch(&ann, &convo).await;
-    say(&ann, &convo, "hello").await;
+    let path = format!("/api/v2/agent_convos/{convo}/stream_message");
+    let named = |key: &str| {
+        let request = ann.request(reqwest::Method::POST, &path).body(json!({"text": "hello"}).to_string());
+        ann.ask(request.header("idempotency-key", key))
+    };
+    let accepted = named("k").await;
+    assert_eq!(accepted.0, 200);
     tab.expect("message").await;
     let control = async |one: &Client, said: Value| tell(one, &lane, MessageType::Control, said.to_string()).await;
     control(&one, json!({"type": "turn_done", "reason": "temporary_failure"})).await;
@@ -188,6 +196,7 @@ async fn agents_say_how_a_conversation_is() {
     control(&one, json!({"type": "convo_state", "state": "resolved", "closed_user_message": "Bye."})).await;
     assert_eq!(tab.expect("convo_state").await.data["closed_user_message"], "Bye.");
     assert_eq!(say(&ann, &convo, "more").await.0, 409);
+    assert_eq!(named("k").await, accepted, "what was accepted before is so still");
     let shown = show(&ann, &convo).await;
     assert_eq!((&shown["state"], &shown["closed"]), (&json!("resolved"), &json!(true)));
     // Who is locked out is so in every conversation.
@@ -251,6 +260,58 @@ async fn an_agent_that_goes_away_in_a_turn_is_missed() {
     one.send(&asked.source_topic, "yes").await;
     assert_eq!(tab.expect("message").await.data["message"]["content"], "yes");
     assert_eq!(tab.expect("turn_done").await.data["reason"], "ok");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_does_not_come_back_with_the_server_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { agent_grace_seconds: 1, ..Options::default() };
+    let server = server_with(dir.path(), options.clone()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    let mut one = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
+    say(&ann, &convo, "hello").await;
+    one.message().await;
+    // It is known that the turn is open within a moment.
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    drop(one);
+    server.stop().await;
+    let server = server_with(dir.path(), options).await;
+    let mut tab = watch(&user(server.addresses().http, "ann"), &convo).await;
+    assert_eq!(tab.expect("turn_done").await.data["reason"], "unavailable");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_says_again_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    let lane = format!("us::ann::{convo}");
+    let mut one = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
+    let mut tab = watch(&ann, &convo).await;
+    // Nobody asked: it ends no turn, also when it comes again while one is open.
+    tell_as(&one, &lane, MessageType::Chat, "by the way", "k").await;
+    tab.expect("message").await;
+    say(&ann, &convo, "hello").await;
+    tab.expect("message").await;
+    tell_as(&one, &lane, MessageType::Chat, "by the way", "k").await;
+    one.barrier().await;
+    // What it streamed and says again is at its end for whoever saw pieces of it.
+    for _ in 0..2 {
+        let piece = json!({"type": "delta", "id": "m", "text": "hi", "start": true});
+        tell(&one, &lane, MessageType::Opaque, piece.to_string()).await;
+        tell_as(&one, &lane, MessageType::Chat, json!({"id": "m", "text": "hi"}).to_string(), "m").await;
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 8 {
+        let event = tab.next().await.unwrap();
+        seen.push(if event.data["done"] == true { "end".to_owned() } else { event.name });
+    }
+    assert_eq!(seen, ["typing", "delta", "message", "turn_done", "end", "typing", "delta", "end"]);
+    assert_eq!(texts(&show(&ann, &convo).await), ["by the way", "hello", "hi"]);
     server.stop().await;
 }
 

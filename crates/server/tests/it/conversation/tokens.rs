@@ -37,6 +37,10 @@ async fn only_good_tokens_are_let_in() {
         ("another's audience", with(&|claims| claims["aud"] = json!("x"))),
         ("no end", with(&|claims| drop(claims.as_object_mut().unwrap().remove("exp")))),
         ("too long", with(&|claims| claims["exp"] = json!(now() + 25 * 3600))),
+        (
+            "too long, from tomorrow",
+            with(&|claims| (claims["iat"], claims["exp"]) = (json!(now() + 90_000), json!(now() + 91_000))),
+        ),
         ("another secret", sign(&hs256(), &claims("ann", AGENT), &"x".repeat(32))),
         ("another app's secret", sign(&hs256(), &claims("ann", AGENT), &"o".repeat(32))),
         ("another way to sign", sign(&json!({"alg": "HS512"}), &claims("ann", AGENT), SECRET)),
@@ -103,10 +107,18 @@ async fn only_pages_of_the_app_may_ask() {
     assert_eq!(ask("https://evil.example.org", Some(&token)).await, (StatusCode::FORBIDDEN, None));
     assert_eq!(ask("https://evil.example.org", None).await, (StatusCode::FORBIDDEN, None));
     // A page hears that its token is not good.
-    let expired = json!({"exp": now() - 60, "aud": "valet-sdk", "iss": KEY, "company_api_key": KEY});
+    let mut expired = claims("ann", AGENT);
+    expired["exp"] = json!(now() - 60);
     let expired = sign(&hs256(), &expired, SECRET);
     assert_eq!(ask(ORIGIN, Some(&expired)).await, (StatusCode::UNAUTHORIZED, Some(ORIGIN.to_owned())));
     assert_eq!(ask(other, Some(&expired)).await, (StatusCode::FORBIDDEN, None));
+    // Whoever signs with anything learns of no app.
+    for key in [KEY, "app_other", "app_nothing"] {
+        let mut claims = claims("ann", AGENT);
+        (claims["iss"], claims["company_api_key"]) = (json!(key), json!(key));
+        let forged = sign(&hs256(), &claims, &"x".repeat(32));
+        assert_eq!(ask(other, Some(&forged)).await, (StatusCode::UNAUTHORIZED, Some(other.to_owned())), "{key}");
+    }
     assert_eq!(ask(ORIGIN, Some("x")).await, (StatusCode::UNAUTHORIZED, Some(ORIGIN.to_owned())));
     let retry = web.request(Method::GET, "/api/v2/nothing").header("origin", ORIGIN).send().await.unwrap();
     assert_eq!((retry.status(), allowed(&retry)), (StatusCode::NOT_FOUND, Some(ORIGIN.to_owned())));

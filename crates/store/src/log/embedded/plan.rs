@@ -119,7 +119,12 @@ impl<'a> Group<'a> {
     pub(super) fn append_all(&mut self, appends: &[Append]) -> Result<Vec<Appended>, Error> {
         self.warm(appends.iter().map(|append| &append.topic));
         let checked: Vec<_> = appends.iter().map(|append| self.check(append)).collect::<Result<_, _>>()?;
-        Ok(appends.iter().zip(checked).map(|(append, duplicate_of)| self.write(append, duplicate_of)).collect())
+        let mut done: Vec<Appended> = Vec::with_capacity(appends.len());
+        for (append, duplicate_of) in appends.iter().zip(checked) {
+            let first = done.first().copied().filter(|first| append.with_first && first.duplicate);
+            done.push(first.unwrap_or_else(|| self.write(append, duplicate_of)));
+        }
+        Ok(done)
     }
 
     /// Whether the append may be written; where its dedup id went before, if it did.
@@ -317,7 +322,7 @@ impl<'a> Group<'a> {
     }
 }
 
-fn dedup_key(topic: &Topic, id: &str) -> [u8; 32] {
+pub(super) fn dedup_key(topic: &Topic, id: &str) -> [u8; 32] {
     let mut key = [0; 32];
     key[..16].copy_from_slice(&topic.key().0);
     key[16..].copy_from_slice(&digest(id.as_bytes()));
