@@ -59,7 +59,7 @@ async function open(context: BrowserContext, user: string, convoId?: string, sec
       const convo = await client.openConvo({ convoId: convoId ?? (await client.startSession()).convoId })
       const kept: Kept = { texts: [], tokens: [], statuses: [], errors: [], readies: 0, convo, client }
       convo.on('message', ({ message }) => kept.texts.push(message.content))
-      convo.on('token', ({ text }) => kept.tokens.push(text))
+      convo.on('token', ({ text, done }) => done || kept.tokens.push(text))
       convo.on('status', (status) => kept.statuses.push(status))
       convo.on('error', ({ phase, error }) => kept.errors.push(`${phase} ${error.message}`))
       convo.on('ready', () => (kept.readies += 1))
@@ -268,8 +268,10 @@ test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_0
   await page.getByRole('button', { name: 'إرسال' }).waitFor()
   await text.fill('مرحبا')
   await text.press('Enter')
-  await log.getByText('مرحبا', { exact: true }).waitFor()
-  const own = await log.locator('.message[data-from=appuser]').last().boundingBox()
+  // Not what is on its way, which is replaced by what was said.
+  const said = log.locator('.message[data-from=appuser]:not([data-pending])', { hasText: 'مرحبا' })
+  await said.waitFor()
+  const own = await said.boundingBox()
   const frame = await log.boundingBox()
   assert.ok(own && frame && own.x - frame.x < frame.width / 2, "one's own words are at the end of the line, which is on the left")
   await screenshot(page, 'chat-rtl')
