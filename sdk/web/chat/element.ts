@@ -32,6 +32,7 @@ export class TrunklineChat extends HTMLElement {
   #strings: Strings = ENGLISH
   #opened: Opened | undefined
   #opening = 0
+  #opensSoon = false
   readonly #root = this.attachShadow({ mode: 'open' })
   readonly #title = element('h2')
   readonly #status = element('span', { className: 'status' }, { role: 'status' })
@@ -94,7 +95,7 @@ export class TrunklineChat extends HTMLElement {
   }
 
   connectedCallback(): void {
-    void this.#open()
+    this.#openSoon()
   }
 
   disconnectedCallback(): void {
@@ -105,7 +106,17 @@ export class TrunklineChat extends HTMLElement {
     if (!this.isConnected || before === after) return
     // It is its own that it keeps.
     if (name === 'convo-id' && after === this.#opened?.convo.convoId) return
-    void this.#open()
+    this.#openSoon()
+  }
+
+  /** Once, however many attributes are set: each alone would begin a conversation. */
+  #openSoon(): void {
+    if (this.#opensSoon) return
+    this.#opensSoon = true
+    queueMicrotask(() => {
+      this.#opensSoon = false
+      if (this.isConnected) void this.#open()
+    })
   }
 
   override focus(options?: FocusOptions): void {
@@ -158,6 +169,7 @@ export class TrunklineChat extends HTMLElement {
       try {
         const convoId = await this.#convoId(client)
         if (opening !== this.#opening) return
+        this.#remember(convoId)
         const convo = await client.openConvo({ convoId, history: Number(this.getAttribute('history') ?? PAGE) })
         const view = new ConvoView(convo)
         this.#opened = { client, convo, view }
@@ -186,13 +198,16 @@ export class TrunklineChat extends HTMLElement {
     } catch (error) {
       if (!(error instanceof DOMException)) throw error
     }
-    const { convoId } = await client.startSession()
+    return (await client.startSession()).convoId
+  }
+
+  #remember(convoId: string): void {
+    if (this.hasAttribute('convo-id')) return
     try {
       localStorage.setItem(this.#place, convoId)
     } catch {
       // The next page begins anew.
     }
-    return convoId
   }
 
   #close(): void {
