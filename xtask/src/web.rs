@@ -1,6 +1,6 @@
 //! The browser SDK: its own tests, and its pages in a real browser, with a real server.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use crate::{
     run::{Result, cargo, checked, root, target},
@@ -14,6 +14,8 @@ pub(crate) fn run() -> Result {
     checked(cargo(&["build", "--quiet", "--package", "trunkline", "--bin", "trunkline"]))?;
     let runtime = ["--package", "trunkline-agent-socket", "--all-features", "--example", "runtime"];
     checked(cargo(&[&["build", "--quiet"], &runtime[..]].concat()))?;
+    let page = root().join("crates/server/src/cli/demo/page.js");
+    let shipped = fs::read(&page)?;
     let npm = |args: &[&str]| {
         let mut npm = Command::new("npm");
         npm.args(args).current_dir(root().join("sdk/web"));
@@ -26,5 +28,9 @@ pub(crate) fn run() -> Result {
     test.env("TRUNKLINE_RUNTIME", built.join("examples").join("runtime"));
     // What is to be looked at is kept there.
     test.env("TRUNKLINE_SCREENSHOTS", target().join("screenshots"));
-    checked(test)
+    checked(test)?;
+    if fs::read(&page)? != shipped {
+        return Err("the demo's page in the binary was not the one that sdk/web makes: commit what it is now".into());
+    }
+    Ok(())
 }
