@@ -95,21 +95,22 @@ fn pytest(python: &Path, dir: &Path) -> Command {
     pytest
 }
 
-/// A virtual environment below `target` with what the suite asks for; made again when that changes.
+/// A virtual environment below `target` with what the suites ask for; made again when that changes.
 fn virtual_environment(suite: &Path) -> Result<PathBuf> {
-    let requirements = suite.join("requirements.txt");
+    let requirements = [suite.join("requirements.txt"), root().join(STORIES).join("requirements.txt")];
     let dir = target().join("conformance-venv");
     let (python, installed) = (dir.join("bin/python"), dir.join("requirements.txt"));
-    let wanted = fs::read_to_string(&requirements)?;
+    let wanted = requirements.iter().map(fs::read_to_string).collect::<std::io::Result<String>>()?;
     if fs::read_to_string(&installed).is_ok_and(|have| have == wanted) {
         return Ok(python);
     }
-    println!("installing the published client, once");
+    println!("installing the published client and moto's server, once");
     let mut venv = Command::new(tools::python()?);
     venv.args(["-m", "venv", "--clear"]).arg(&dir);
     checked(venv)?;
     let mut install = Command::new(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements);
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    requirements.iter().for_each(|file| drop(install.arg("-r").arg(file)));
     output(install)?;
     fs::write(installed, wanted)?;
     Ok(python)

@@ -103,6 +103,8 @@ impl Files {
     /// # Errors
     /// If what is said of the bucket makes no sense.
     pub fn in_bucket(bucket: &Bucket) -> Result<Self, Error> {
+        // The one cryptography that everything here uses; the program may have set it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let region = if bucket.region.is_empty() { "us-east-1" } else { &bucket.region };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&bucket.name)
