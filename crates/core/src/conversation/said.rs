@@ -2,8 +2,8 @@
 //!
 //! | type | payload | meaning |
 //! | --- | --- | --- |
-//! | chat | text | said |
-//! | chat | `{"text", "more"?, "id"?, "name"?, "photo_url"?}` | said; with an `id`, what was streamed under it, whole |
+//! | chat, opaque | text | said |
+//! | chat, opaque | `{"text", "more"?, "id"?, "name"?, "photo_url"?}` | said; with an `id`, what was streamed under it, whole |
 //! | control | `{"type": "turn_done", "reason"}` | the turn ends |
 //! | control | `{"type": "convo_state", "state", "closed_user_message"?}` | the conversation is that now |
 //! | control | `{"type": "lockout", "reason", "seconds"? , "user_message"?}` | the user is locked out: for so long, or for good |
@@ -179,7 +179,10 @@ struct Be {
 pub fn read(kind: i32, payload: &[u8]) -> Result<Said, Error> {
     match kind {
         UNSPECIFIED | CHAT => chat(payload),
-        CONTROL | OPAQUE => named(payload),
+        CONTROL => named(payload),
+        // What the published client sends if its program says nothing else: text, unless it names what it is.
+        OPAQUE if serde_json::from_slice::<Named>(payload).is_err() => chat(payload),
+        OPAQUE => named(payload),
         other => Err(invalid(format!("a conversation takes chat, control and opaque messages, not type {other}"))),
     }
 }
@@ -255,6 +258,8 @@ mod tests {
         for (kind, payload, expected) in [
             (CHAT, "hi", Said::Text(text("hi"))),
             (0, "hi", Said::Text(text("hi"))),
+            (OPAQUE, "hi", Said::Text(text("hi"))),
+            (OPAQUE, r#"{"text": "hi"}"#, Said::Text(text("hi"))),
             (CHAT, r#"{"text": "hi", "more": true}"#, Said::Text(Text { more: true, ..text("hi") })),
             (CHAT, r#"{"text": "hi", "id": "m"}"#, Said::Text(Text { id: Some("m".into()), ..text("hi") })),
             // JSON that is none of it is what it says.
