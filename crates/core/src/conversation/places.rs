@@ -103,3 +103,27 @@ impl Place {
         is_stalled && state.lease.take().is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trunkline_store::lease::{Leases, Policy};
+
+    use super::{Duration, Instant, Mutex, Place, STALLED, State};
+
+    #[tokio::test]
+    async fn only_a_stream_that_takes_nothing_gives_its_place_up() {
+        let leases = Leases::in_memory();
+        let lease = leases.acquire("key", "session", Policy::Reject, Vec::new()).await.unwrap();
+        let place = Place(Mutex::new(State { lease: Some(lease), owed: None }));
+        let later = |more| Instant::now() + STALLED + Duration::from_secs(more);
+        assert!(!place.give_up(later(1000)), "it owes nothing");
+        place.owes();
+        assert!(!place.give_up(Instant::now()), "it has its time");
+        assert!(place.took());
+        assert!(!place.give_up(later(1000)), "it took what it got");
+        place.owes();
+        assert!(place.give_up(later(1)) && !place.give_up(later(1)));
+        assert!(!place.took(), "it hears that somebody else has it");
+        leases.acquire("key", "other", Policy::Reject, Vec::new()).await.unwrap();
+    }
+}
