@@ -179,6 +179,14 @@ impl App {
     }
 }
 
+/// Whether apps of the settings can be.
+///
+/// # Errors
+/// [`Kind::Invalid`], naming what cannot.
+pub fn check(configured: &[App]) -> Result<(), Error> {
+    configured.iter().try_for_each(App::check)
+}
+
 /// What a browser calls a page's origin: a scheme, a host and maybe a port, in lower case, and nothing behind.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, host)) = text.split_once("://") else { return false };

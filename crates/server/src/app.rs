@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_core::{
-    app::Apps,
+    app::{self, Apps},
     audit,
     caller::{Caller, Credential},
     conversation::{self, Conversations},
@@ -120,6 +120,7 @@ impl Server {
         check_dev(&config)?;
         let origins = http::origins(&config.http.allowed_origins)?;
         config.messages.broadcast_tasks()?;
+        app::check(&config.apps)?;
         let tls = Tls::load(&config.tls)?;
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
