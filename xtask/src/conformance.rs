@@ -110,7 +110,9 @@ fn virtual_environment(suite: &Path) -> Result<PathBuf> {
     checked(venv)?;
     let mut install = Command::new(&python);
     install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    requirements.iter().for_each(|file| drop(install.arg("-r").arg(file)));
+    for file in &requirements {
+        install.arg("-r").arg(file);
+    }
     output(install)?;
     fs::write(installed, wanted)?;
     Ok(python)

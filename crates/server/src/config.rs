@@ -316,7 +316,7 @@ mod tests {
         let error = load("", &[("TRUNKLINE__LISTEN__GPRC", "1")]).unwrap_err();
         assert!(error.contains("TRUNKLINE__LISTEN__GPRC") && error.contains("did you mean listen.grpc?"), "{error}");
         let error = load("[limits]\n[wishes]\nx = 1", &[]).unwrap_err();
-        assert!(error.contains("unknown key wishes.x; known are data_dir,"), "{error}");
+        assert!(error.contains("unknown key wishes.x; known are apps,"), "{error}");
         assert!(load("[wishes]", &[]).unwrap_err().contains("wishes"));
         assert!(load("limits = 1", &[]).unwrap_err().contains("limits"));
         assert!(load("dev = true", &[("TRUNKLINE__DEV__X", "1")]).unwrap_err().contains("dev.x"));

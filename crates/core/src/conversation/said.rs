@@ -179,10 +179,9 @@ struct Be {
 pub fn read(kind: i32, payload: &[u8]) -> Result<Said, Error> {
     match kind {
         UNSPECIFIED | CHAT => chat(payload),
-        CONTROL => named(payload),
         // What the published client sends if its program says nothing else: text, unless it names what it is.
         OPAQUE if serde_json::from_slice::<Named>(payload).is_err() => chat(payload),
-        OPAQUE => named(payload),
+        CONTROL | OPAQUE => named(payload),
         other => Err(invalid(format!("a conversation takes chat, control and opaque messages, not type {other}"))),
     }
 }
