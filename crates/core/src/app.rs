@@ -19,7 +19,7 @@ use crate::{
     caller::Caller,
     error::{Error, Kind},
     gate::{Administer, Gate},
-    identity::{Identity, identifier},
+    identity::{Identity, SEPARATOR, identifier},
     token::Secret,
 };
 
@@ -195,6 +195,11 @@ fn is_origin(text: &str) -> bool {
 }
 
 impl Agent {
+    /// The workspace that it lives in.
+    pub(crate) fn workspace(&self) -> &str {
+        self.identity.split(SEPARATOR).nth(1).unwrap_or_default()
+    }
+
     fn check(&self) -> Result<(), Error> {
         if !matches!(Identity::parse(&self.identity), Ok(Identity::Agent(_))) {
             let why = format!("{:?} is no agent, such as ag::prod::support::main", self.identity);
@@ -388,7 +393,9 @@ impl Apps {
                     return Err(Error::new(Kind::NotFound, "ERR_NOT_FOUND", format!("app {name} has no agent {id}")));
                 }
             }
-            Change::Secret(secret) => app.former_secret = Some(std::mem::replace(&mut app.secret, secret)),
+            Change::Secret(secret) => {
+                app.former_secret = Some(std::mem::replace(&mut app.secret, secret.reveal().to_owned()));
+            }
             Change::NoFormerSecret => app.former_secret = None,
         }
         app.check()?;
@@ -401,9 +408,10 @@ impl Apps {
     /// # Errors
     /// As [`Apps::change`].
     pub async fn rotate(&self, caller: &Caller, name: &str) -> Result<String, Error> {
-        let secret = Secret::random()?.reveal().to_owned();
-        self.change(caller, name, Change::Secret(secret.clone())).await?;
-        Ok(secret)
+        let secret = Secret::random()?;
+        let shown = secret.reveal().to_owned();
+        self.change(caller, name, Change::Secret(secret)).await?;
+        Ok(shown)
     }
 
     /// Forgets an app: none of its tokens is good any more. Its conversations stay until they are erased.
@@ -437,8 +445,8 @@ impl Apps {
     }
 }
 
-/// A change of an app.
-#[derive(Clone, Debug)]
+/// A change of an app. It does not show a secret.
+#[derive(Debug)]
 pub enum Change {
     /// Its pages.
     Origins(Vec<String>),
@@ -447,7 +455,7 @@ pub enum Change {
     /// One agent less.
     NoAgent(Uuid),
     /// Another secret.
-    Secret(String),
+    Secret(Secret),
     /// The one before is not good any more.
     NoFormerSecret,
 }

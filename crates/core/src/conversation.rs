@@ -30,7 +30,6 @@ use trunkline_store::log::{Clock, Item, Offset};
 use uuid::Uuid;
 
 pub use self::{
-    desk::Party,
     places::Place,
     record::Delta,
     watch::{History, Page, Seen, Watch},
@@ -39,7 +38,7 @@ pub use crate::gate::ConversationPermit as Permit;
 pub(crate) use sql::MIGRATIONS;
 
 use self::{
-    desk::{Desk, Post, What},
+    desk::{Desk, Party, Post, What},
     places::Places,
     said::{LockOut, Said, Typing, Why},
     state::{Act, Event, Message, Participant, Reason, Standing, State},
@@ -392,17 +391,23 @@ impl Conversations {
             return self.confirm(&seat.permit, offset, text).await.map(|()| id);
         }
         self.admit(seat)?;
-        let Some(draft) = draft else {
-            let post = Post { id, content: text.to_owned(), files: Vec::new(), is_named };
-            return self.submit(seat, post).await.map(|()| id);
+        let files = match draft {
+            Some(draft) => self.send_draft(seat, draft).await?,
+            None => Vec::new(),
         };
-        let files = self.send_draft(seat, draft).await?;
         let sent = self.submit(seat, Post { id, content: text.to_owned(), files, is_named }).await;
-        if sent.is_err() {
-            // It may be sent again, or is forgotten in time.
-            self.gate().housekeep(move |tx| sql::take_back_draft(tx, draft)).await?;
+        if let Err(refused) = sent {
+            // Of two at once, the other one may have been accepted.
+            if is_named && let Some(offset) = self.gate().find_in_conversation(&seat.permit, &desk::dedup(id)).await? {
+                return self.confirm(&seat.permit, offset, text).await.map(|()| id);
+            }
+            if let Some(draft) = draft {
+                // It may be sent again, or is forgotten in time.
+                self.gate().housekeep(move |tx| sql::take_back_draft(tx, draft)).await?;
+            }
+            return Err(refused);
         }
-        sent.map(|()| id)
+        Ok(id)
     }
 
     async fn submit(&self, seat: &Seat, post: Post) -> Result<(), Error> {
@@ -735,8 +740,7 @@ pub fn conversation_of(lane: &str) -> Option<(&str, Uuid)> {
 }
 
 fn take_part<'a>(row: &'a Row, agent: &'a Agent) -> TakePart<'a> {
-    let workspace = agent.identity.split(SEPARATOR).nth(1).unwrap_or_default();
-    TakePart { row, agent: &agent.identity, workspace }
+    TakePart { row, agent: &agent.identity, workspace: agent.workspace() }
 }
 
 /// The id of a message that its sender names: the same for the same name.

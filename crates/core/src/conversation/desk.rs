@@ -33,8 +33,8 @@ const OPS_MAX: usize = 64;
 /// Bytes that are written at once, about.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// Messages of one conversation that are being streamed at once, and their length in bytes together. Of more, the oldest is
-/// forgotten: its agent went away in the middle of it.
+/// Messages of one conversation that are being streamed at once. Of more, the oldest is forgotten: its agent went away in the
+/// middle of it.
 const STREAMS_MAX: usize = 16;
 
 /// A conversation that is in use.
@@ -47,7 +47,7 @@ pub(super) struct Desk {
 
 /// Who takes part besides the user.
 #[derive(Clone, Debug)]
-pub struct Party {
+pub(super) struct Party {
     /// Where it is.
     pub(super) lane: String,
     pub(super) participant: Participant,
@@ -386,7 +386,7 @@ impl Writer {
         let Some((_, agent)) = self.conversations.apps().agent(&self.row.app, self.row.agent) else {
             return Ok(());
         };
-        let workspace = agent.identity.split("::").nth(1).unwrap_or_default();
+        let workspace = agent.workspace();
         let about = self.conversations.about(&self.row, message)?;
         let mut copy = |lane: &str, payload: &[u8], about: &_| {
             let envelope = Envelope::with_metadata(&self.lane, workspace, CHAT, payload, about)?;

@@ -17,7 +17,7 @@ use trunkline_core::{
     Error, Kind,
     conversation::{
         Seat,
-        files::{Asker, Kept},
+        files::{Asker, Incoming, Kept},
     },
 };
 use uuid::Uuid;
@@ -110,7 +110,7 @@ async fn take_each(surface: &Surface, seat: &Seat, draft: Uuid, parts: &mut Mult
     Ok(count)
 }
 
-async fn fill(incoming: &mut trunkline_core::conversation::files::Incoming, mut field: Field<'_>) -> Result<(), Error> {
+async fn fill(incoming: &mut Incoming, mut field: Field<'_>) -> Result<(), Error> {
     while let Some(part) = timeout(SILENCE, field.chunk()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))? {
         incoming.write(&part).await?;
     }
