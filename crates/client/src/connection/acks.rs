@@ -1,0 +1,295 @@
+//! The acknowledgement extension, on the client's side: what was handed out, and how far it is done.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::task::AtomicWaker;
+use trunkline_proto::own::{Acknowledgement, Delivery};
+
+/// Deliveries that are remembered after they were acknowledged, in case the acknowledgement did not get through: as many as
+/// the server lets a client hold.
+const REMEMBERED: usize = 4096;
+
+/// Shared by the connection and all messages that can be acknowledged.
+#[derive(Default)]
+pub(crate) struct Acks {
+    inner: Mutex<Inner>,
+    /// Who writes to the transport.
+    pub(crate) writer: AtomicWaker,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Whether the extension is in force.
+    is_on: bool,
+    /// Counts connections: shared work of another one is not this client's any more.
+    connection: u64,
+    /// Counts the times that the server did not know this client any more: offsets of before mean nothing then.
+    epoch: u64,
+    /// What is out on this connection, in the order of delivery.
+    order: VecDeque<u64>,
+    /// What was handed out and is not acknowledged.
+    held: HashMap<u64, Held>,
+    remembered: VecDeque<u64>,
+    is_remembered: HashSet<u64>,
+    through: u64,
+    shared: Vec<u64>,
+    is_due: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Held {
+    Working,
+    Done,
+}
+
+impl Acks {
+    /// Short and without a wait inside; a panic inside leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection begins.
+    pub(crate) fn begin(&self, is_on: bool, resumed: bool) {
+        let mut inner = self.lock();
+        inner.is_on = is_on;
+        inner.connection += 1;
+        inner.order.clear();
+        inner.shared.clear();
+        inner.is_due = false;
+        if !resumed {
+            inner.epoch += 1;
+            inner.held.clear();
+            inner.remembered.clear();
+            inner.is_remembered.clear();
+        }
+    }
+
+    /// Something was delivered. `None` if it was handed out before: it is acknowledged when that one is.
+    pub(crate) fn delivered(self: &Arc<Self>, delivery: &Delivery) -> Option<Ack> {
+        let mut inner = self.lock();
+        let offset = delivery.offset;
+        let (connection, epoch) = (inner.connection, inner.epoch);
+        let ack = |shared| Ack { acks: Arc::clone(self), offset, shared, connection, epoch, is_done: false };
+        if delivery.shared {
+            return Some(ack(true));
+        }
+        inner.order.push_back(offset);
+        if inner.is_remembered.contains(&offset) {
+            inner.held.insert(offset, Held::Done);
+            inner.advance();
+            drop(inner);
+            self.writer.wake();
+            return None;
+        }
+        match inner.held.get(&offset) {
+            Some(Held::Done) => {
+                inner.advance();
+                drop(inner);
+                self.writer.wake();
+                None
+            }
+            Some(Held::Working) => None,
+            None => {
+                inner.held.insert(offset, Held::Working);
+                Some(ack(false))
+            }
+        }
+    }
+
+    /// What there is to say to the server.
+    pub(crate) fn take(&self) -> Option<Acknowledgement> {
+        let mut inner = self.lock();
+        if !std::mem::take(&mut inner.is_due) {
+            return None;
+        }
+        Some(Acknowledgement { through: inner.through, shared: std::mem::take(&mut inner.shared) })
+    }
+}
+
+impl Inner {
+    /// Everything at the front that is done is acknowledged.
+    fn advance(&mut self) {
+        while let Some(offset) = self.order.front().copied()
+            && self.held.get(&offset) == Some(&Held::Done)
+        {
+            self.order.pop_front();
+            self.held.remove(&offset);
+            self.remember(offset);
+            self.through = offset;
+            self.is_due = true;
+        }
+    }
+
+    fn remember(&mut self, offset: u64) {
+        if !self.is_remembered.insert(offset) {
+            return;
+        }
+        self.remembered.push_back(offset);
+        if self.remembered.len() > REMEMBERED
+            && let Some(oldest) = self.remembered.pop_front()
+        {
+            self.is_remembered.remove(&oldest);
+        }
+    }
+}
+
+/// The duty to acknowledge one delivery. Dropped without it, the delivery comes again with the next connection.
+pub(crate) struct Ack {
+    acks: Arc<Acks>,
+    offset: u64,
+    shared: bool,
+    connection: u64,
+    epoch: u64,
+    is_done: bool,
+}
+
+impl Ack {
+    /// Its place in the server's log.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Whether it is for others by now: shared work of a connection that is gone.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.shared && self.acks.lock().connection != self.connection
+    }
+
+    pub(crate) fn done(mut self) {
+        self.is_done = true;
+        let mut inner = self.acks.lock();
+        if !inner.is_on {
+            return;
+        }
+        if self.shared {
+            if inner.connection == self.connection {
+                inner.shared.push(self.offset);
+                inner.is_due = true;
+            }
+        } else if inner.epoch == self.epoch {
+            if inner.order.contains(&self.offset) {
+                inner.held.insert(self.offset, Held::Done);
+                inner.advance();
+            } else {
+                // It may come again on a later connection, and is not handed out again then.
+                inner.held.remove(&self.offset);
+                inner.remember(self.offset);
+            }
+        }
+        drop(inner);
+        self.acks.writer.wake();
+    }
+}
+
+impl Drop for Ack {
+    fn drop(&mut self) {
+        if !self.is_done && !self.shared {
+            let mut inner = self.acks.lock();
+            if inner.epoch == self.epoch {
+                inner.held.remove(&self.offset);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn one(offset: u64) -> Delivery {
+        Delivery { offset, shared: false }
+    }
+
+    fn begun() -> Arc<Acks> {
+        let acks = Arc::new(Acks::default());
+        acks.begin(true, false);
+        acks
+    }
+
+    #[test]
+    fn what_is_done_out_of_order_waits_for_what_came_before() {
+        let acks = begun();
+        let [a, b, c] = [3, 5, 9].map(|offset| acks.delivered(&one(offset)).unwrap());
+        b.done();
+        assert_eq!(acks.take(), None);
+        a.done();
+        assert_eq!(acks.take().unwrap().through, 5);
+        assert_eq!(acks.take(), None);
+        c.done();
+        assert_eq!(acks.take().unwrap().through, 9);
+    }
+
+    #[test]
+    fn what_was_not_done_comes_again_and_what_was_does_not() {
+        let acks = begun();
+        let [a, b, c] = [3, 5, 9].map(|offset| acks.delivered(&one(offset)).unwrap());
+        a.done();
+        drop(b);
+        acks.begin(true, true);
+        // The acknowledgement of 3 may have been lost, 5 was dropped, 9 is being worked on.
+        assert!(acks.delivered(&one(3)).is_none());
+        let again = acks.delivered(&one(5)).unwrap();
+        assert!(acks.delivered(&one(9)).is_none());
+        assert_eq!(acks.take().unwrap().through, 3);
+        c.done();
+        assert_eq!(acks.take(), None);
+        again.done();
+        assert_eq!(acks.take().unwrap().through, 9);
+    }
+
+    #[test]
+    fn a_server_that_forgot_its_client_is_not_told_of_old_offsets() {
+        let acks = begun();
+        let old = acks.delivered(&one(3)).unwrap();
+        acks.begin(true, false);
+        let new = acks.delivered(&one(3)).unwrap();
+        old.done();
+        assert_eq!(acks.take(), None);
+        new.done();
+        assert_eq!(acks.take().unwrap().through, 3);
+    }
+
+    #[test]
+    fn shared_work_is_acknowledged_one_by_one_and_on_its_own_connection_only() {
+        let acks = begun();
+        let share = |offset| acks.delivered(&Delivery { offset, shared: true }).unwrap();
+        let [a, b] = [4, 6].map(share);
+        b.done();
+        assert_eq!(acks.take().unwrap().shared, [6]);
+        acks.begin(true, true);
+        assert!(a.is_stale());
+        a.done();
+        assert_eq!(acks.take(), None);
+    }
+
+    proptest! {
+        /// Whatever is done in whatever order over whatever breaks: nothing is acknowledged that is not done, and everything is
+        /// in the end.
+        #[test]
+        fn nothing_is_acknowledged_before_it_is_done(order in Just((1..=40_u64).collect::<Vec<_>>()).prop_shuffle(), cut in 0..40_usize) {
+            let acks = begun();
+            let mut out: HashMap<u64, Ack> = (1..=40).map(|n| (n, acks.delivered(&one(n)).unwrap())).collect();
+            let (mut done, mut through) = (HashSet::new(), 0);
+            for (step, offset) in order.into_iter().enumerate() {
+                if step == cut {
+                    acks.begin(true, true);
+                    for n in through + 1..=40 {
+                        prop_assert!(acks.delivered(&one(n)).is_none());
+                    }
+                }
+                out.remove(&offset).unwrap().done();
+                done.insert(offset);
+                if let Some(ack) = acks.take() {
+                    prop_assert!(ack.through >= through);
+                    through = ack.through;
+                    prop_assert!((1..=through).all(|n| done.contains(&n)));
+                }
+            }
+            prop_assert_eq!(through, 40);
+        }
+    }
+}

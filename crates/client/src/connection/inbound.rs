@@ -1,0 +1,211 @@
+//! What comes in: each frame to who waits for it.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use trunkline_proto::v1::{
+    AuthorityGrantRevocation, AuthorityRequestEvent, ConfigSnapshot, DownstreamMessage, ErrorResponse, ProgressUpdate,
+    TaskEvent, TaskHibernated, WorkflowOperation, downstream_message::Payload as Down, signal::SignalType,
+};
+
+use super::{
+    Core, State,
+    lane::{Lane, Pressure},
+    pending,
+};
+use crate::{error::Error, message::Message, task::Assignment};
+
+/// What the server asks of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Signal {
+    /// End for good.
+    ForceDisconnect(String),
+    /// Come back: another node, or the same one after its restart, takes over.
+    GracefulDisconnect(String),
+}
+
+/// What comes unasked, and rarely.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Notice {
+    /// Somebody asks for authority, or was answered.
+    AuthorityRequest(Box<AuthorityRequestEvent>),
+    /// A grant is void from now on.
+    Revocation(Box<AuthorityGrantRevocation>),
+    /// A task was put to sleep.
+    Hibernated(Box<TaskHibernated>),
+    /// Somebody asks the workflow engine for something: answer with [`WorkflowEngine::answer`](crate::WorkflowEngine::answer).
+    Workflow(Box<WorkflowOperation>),
+    /// An answer that nobody waits for: it came too late.
+    Unasked(Box<DownstreamMessage>),
+}
+
+/// What was received and is not taken yet.
+pub(crate) struct Inbox {
+    pub(crate) messages: Arc<Lane<Message>>,
+    pub(crate) progress: Arc<Lane<ProgressUpdate>>,
+    pub(crate) assignments: Arc<Lane<Assignment>>,
+    pub(crate) signals: Arc<Lane<Signal>>,
+    pub(crate) configs: Arc<Lane<ConfigSnapshot>>,
+    pub(crate) refusals: Arc<Lane<Error>>,
+    pub(crate) task_events: Arc<Lane<TaskEvent>>,
+    pub(crate) notices: Arc<Lane<Notice>>,
+}
+
+impl Inbox {
+    pub(crate) fn new(bound: usize, room: &Arc<Notify>) -> Self {
+        Self {
+            messages: Lane::new("messages", bound, Arc::clone(room)),
+            progress: Lane::new("progress", bound, Arc::clone(room)),
+            assignments: Lane::new("assignments", bound, Arc::clone(room)),
+            // Nobody has to listen to these, and the last ones tell enough.
+            signals: Lane::new("signals", bound.min(16), Arc::clone(room)),
+            configs: Lane::new("configs", bound.min(16), Arc::clone(room)),
+            refusals: Lane::new("refusals", bound.min(256), Arc::clone(room)),
+            task_events: Lane::new("task events", bound, Arc::clone(room)),
+            notices: Lane::new("notices", bound.min(256), Arc::clone(room)),
+        }
+    }
+
+    /// How full the fullest is.
+    pub(crate) fn pressure(&self) -> Pressure {
+        let all = [
+            self.messages.pressure(),
+            self.progress.pressure(),
+            self.assignments.pressure(),
+            self.signals.pressure(),
+            self.configs.pressure(),
+            self.refusals.pressure(),
+            self.task_events.pressure(),
+            self.notices.pressure(),
+        ];
+        all.into_iter().max().unwrap_or(Pressure::None)
+    }
+
+    pub(crate) fn end(&self) {
+        self.messages.end();
+        self.progress.end();
+        self.assignments.end();
+        self.signals.end();
+        self.configs.end();
+        self.refusals.end();
+        self.task_events.end();
+        self.notices.end();
+    }
+}
+
+impl Core {
+    /// Hands a frame to whoever waits for it. Answers the signal, if it is one, and whether there is too much of something.
+    pub(super) fn receive(&self, frame: DownstreamMessage) -> (Option<Signal>, Pressure) {
+        let delivery = frame.delivery;
+        let pressure = match frame.payload {
+            Some(Down::Msg(frame)) => {
+                let ack = match delivery {
+                    Some(delivery) => match self.acks.delivered(&delivery) {
+                        Some(ack) => Some(ack),
+                        // It was handed out before.
+                        None => return (None, Pressure::None),
+                    },
+                    None => None,
+                };
+                self.inbox.messages.push(Message { frame, ack })
+            }
+            Some(Down::ProgressUpdate(update)) => {
+                // A report is about a moment: it is done with when it is there.
+                match delivery.as_ref().map(|delivery| self.acks.delivered(delivery)) {
+                    Some(None) => return (None, Pressure::None),
+                    Some(Some(ack)) => ack.done(),
+                    None => {}
+                }
+                self.inbox.progress.push(*update)
+            }
+            payload => return self.receive_rare(DownstreamMessage { payload, ..frame }),
+        };
+        (None, pressure)
+    }
+
+    fn receive_rare(&self, frame: DownstreamMessage) -> (Option<Signal>, Pressure) {
+        if let Some((id, ordered)) = pending::asked(&frame) {
+            let id = id.to_owned();
+            return (None, self.answered(&id, ordered, frame));
+        }
+        let pressure = match frame.payload {
+            Some(Down::Error(error)) => self.refused(&error),
+            Some(Down::TaskAssignment(assignment)) => self.inbox.assignments.push(Assignment(assignment)),
+            Some(Down::Config(config)) => self.inbox.configs.push(*config),
+            Some(Down::Signal(signal)) => {
+                let reason = signal.reason;
+                let signal = match SignalType::try_from(signal.r#type) {
+                    Ok(SignalType::ForceDisconnect) => Signal::ForceDisconnect(reason),
+                    Ok(SignalType::GracefulDisconnect) => Signal::GracefulDisconnect(reason),
+                    // One that this library does not know.
+                    Err(_) => return (None, Pressure::None),
+                };
+                let pressure = self.inbox.signals.push(signal.clone());
+                return (Some(signal), pressure);
+            }
+            Some(Down::TaskEvent(event)) => match self.routes.task_event(*event) {
+                Some(event) => self.inbox.task_events.push(event),
+                None => Pressure::None,
+            },
+            Some(Down::AuthorityRequestEvent(event)) => self.inbox.notices.push(Notice::AuthorityRequest(event)),
+            Some(Down::AuthorityGrantRevocation(revocation)) => {
+                self.routes.revoked(&revocation);
+                self.inbox.notices.push(Notice::Revocation(revocation))
+            }
+            Some(Down::TaskHibernated(hibernated)) => self.inbox.notices.push(Notice::Hibernated(hibernated)),
+            Some(Down::WorkflowOp(operation)) => self.inbox.notices.push(Notice::Workflow(operation)),
+            // Said once, and of no use later; or nothing that this library knows.
+            Some(Down::ConnectionAck(_)) | None => Pressure::None,
+            Some(payload) => {
+                self.routes.frame(payload);
+                Pressure::None
+            }
+        };
+        (None, pressure)
+    }
+
+    /// The number of one of this client's requests.
+    fn number(&self, id: &str) -> Option<u64> {
+        id.strip_prefix(&self.prefix)?.strip_prefix('-')?.parse().ok()
+    }
+
+    fn answered(&self, id: &str, ordered: Option<pending::Ordered>, frame: DownstreamMessage) -> Pressure {
+        let barrier = id.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix("-b")?.parse().ok());
+        if let Some(barrier) = barrier {
+            self.flights.landed(barrier);
+            self.feed.wake();
+            return Pressure::None;
+        }
+        if let Some(Down::TaskSubscriptionResponse(reply)) = &frame.payload {
+            // Before anything of the subscription comes.
+            let refused = (!reply.success).then_some(reply.error.as_str());
+            self.routes.subscribed(id, &reply.subscription_id, refused);
+        }
+        let ordered = ordered.filter(|_| id.is_empty());
+        let Some(payload) = frame.payload else { return Pressure::None };
+        let left = self.pending().reply(self.number(id), ordered, payload);
+        match left {
+            Some(payload) => {
+                let frame = DownstreamMessage { payload: Some(payload), ..frame };
+                self.inbox.notices.push(Notice::Unasked(frame.into()))
+            }
+            None => Pressure::None,
+        }
+    }
+
+    fn refused(&self, error: &ErrorResponse) -> Pressure {
+        // Trunkline always says whose request it was.
+        let by_order = !matches!(&*self.state.borrow(), State::Connected(welcome) if welcome.is_trunkline());
+        if self.pending().refused(self.number(&error.request_id), error, by_order) {
+            return Pressure::None;
+        }
+        if !error.request_id.is_empty() && (self.flights.refused(error) || self.routes.refused(error)) {
+            return Pressure::None;
+        }
+        let error = Error::from_response(error);
+        tracing::debug!(code = error.code(), %error, "the server refused something");
+        self.inbox.refusals.push(error)
+    }
+}

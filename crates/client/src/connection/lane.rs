@@ -1,0 +1,209 @@
+//! What was received and is not taken yet: one bounded queue for each kind of thing.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures_util::Stream;
+use tokio::sync::Notify;
+
+/// How many times its bound a queue may hold while an answer is waited for: the answer comes behind what is not taken.
+const WHILE_ASKING: usize = 8;
+
+/// One kind of thing. Who does not listen loses what comes over the bound; who listens too slowly holds the connection up,
+/// and with it the server, which keeps what is durable.
+pub(crate) struct Lane<T> {
+    what: &'static str,
+    bound: usize,
+    inner: Mutex<Inner<T>>,
+    /// Told when there is room again.
+    room: Arc<Notify>,
+}
+
+struct Inner<T> {
+    queue: VecDeque<T>,
+    listeners: usize,
+    wakers: Vec<Waker>,
+    dropped: u64,
+    is_over: bool,
+}
+
+/// How full a lane is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pressure {
+    /// There is room.
+    None,
+    /// Nothing should be read but for the sake of an answer.
+    Soft,
+    /// Nothing may be read.
+    Hard,
+}
+
+impl<T> Lane<T> {
+    pub(crate) fn new(what: &'static str, bound: usize, room: Arc<Notify>) -> Arc<Self> {
+        let inner = Inner { queue: VecDeque::new(), listeners: 0, wakers: Vec::new(), dropped: 0, is_over: false };
+        Arc::new(Self { what, bound: bound.max(1), inner: Mutex::new(inner), room })
+    }
+
+    /// Short and without a wait inside, so a lock of the standard library's; a panic inside leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Inner<T>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes something in. What is dropped because nobody listens is dropped outside of the lock.
+    pub(crate) fn push(&self, item: T) -> Pressure {
+        let mut inner = self.lock();
+        if inner.listeners == 0 && inner.queue.len() >= self.bound {
+            inner.dropped += 1;
+            let is_first = inner.dropped == 1;
+            drop(inner);
+            if is_first {
+                tracing::warn!(what = self.what, bound = self.bound, "nobody takes what comes: it is dropped");
+            }
+            return Pressure::None;
+        }
+        inner.queue.push_back(item);
+        let wakers = std::mem::take(&mut inner.wakers);
+        let pressure = self.pressure_of(&inner);
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
+        pressure
+    }
+
+    fn pressure_of(&self, inner: &Inner<T>) -> Pressure {
+        if inner.listeners == 0 || inner.queue.len() < self.bound {
+            Pressure::None
+        } else if inner.queue.len() < self.bound * WHILE_ASKING {
+            Pressure::Soft
+        } else {
+            Pressure::Hard
+        }
+    }
+
+    pub(crate) fn pressure(&self) -> Pressure {
+        self.pressure_of(&self.lock())
+    }
+
+    /// Leaves out what is not wanted any more.
+    pub(crate) fn retain(&self, wanted: impl FnMut(&T) -> bool) {
+        self.lock().queue.retain(wanted);
+    }
+
+    /// Nothing comes any more; what is there can still be taken.
+    pub(crate) fn end(&self) {
+        let mut inner = self.lock();
+        inner.is_over = true;
+        let wakers = std::mem::take(&mut inner.wakers);
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<Option<T>> {
+        let mut inner = self.lock();
+        let Some(item) = inner.queue.pop_front() else {
+            if inner.is_over {
+                return Poll::Ready(None);
+            }
+            if !inner.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                inner.wakers.push(cx.waker().clone());
+            }
+            return Poll::Pending;
+        };
+        if inner.queue.is_empty() && inner.queue.capacity() > self.bound {
+            // A burst's room is given back.
+            inner.queue = VecDeque::new();
+        }
+        let has_room = inner.queue.len() + 1 == self.bound || inner.queue.len() + 1 == self.bound * WHILE_ASKING;
+        drop(inner);
+        if has_room {
+            self.room.notify_one();
+        }
+        Poll::Ready(Some(item))
+    }
+}
+
+/// What a client receives, one after the other. Ends when the client has ended and everything was taken. Several streams of
+/// one kind share what comes. Dropping it takes nothing away.
+#[must_use = "streams do nothing unless they are polled"]
+pub struct Received<T> {
+    lane: Arc<Lane<T>>,
+}
+
+impl<T> Received<T> {
+    pub(crate) fn of(lane: &Arc<Lane<T>>) -> Self {
+        lane.lock().listeners += 1;
+        Self { lane: Arc::clone(lane) }
+    }
+
+    /// The next one, or `None` if the client has ended. Cancellation-safe: nothing is lost if this is dropped.
+    pub async fn next(&mut self) -> Option<T> {
+        std::future::poll_fn(|cx| self.lane.poll(cx)).await
+    }
+}
+
+impl<T> Stream for Received<T> {
+    type Item = T;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        self.lane.poll(cx)
+    }
+}
+
+impl<T> Drop for Received<T> {
+    fn drop(&mut self) {
+        let mut inner = self.lane.lock();
+        inner.listeners -= 1;
+        // Who sleeps on another stream of this lane takes over.
+        let wakers = std::mem::take(&mut inner.wakers);
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
+        self.lane.room.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(bound: usize) -> Arc<Lane<u32>> {
+        Lane::new("numbers", bound, Arc::default())
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_somebody_listens_is_kept_up_to_the_bound() {
+        let lane = lane(2);
+        assert!((0..5).all(|n| lane.push(n) == Pressure::None));
+        let mut numbers = Received::of(&lane);
+        lane.end();
+        assert_eq!((numbers.next().await, numbers.next().await, numbers.next().await), (Some(0), Some(1), None));
+    }
+
+    #[tokio::test]
+    async fn who_listens_loses_nothing_and_holds_the_sender_up() {
+        let lane = lane(2);
+        let mut numbers = Received::of(&lane);
+        let pressure: Vec<_> = (0..17).map(|n| lane.push(n)).collect();
+        assert_eq!(pressure[0], Pressure::None);
+        assert_eq!(pressure[1..15], [Pressure::Soft; 14]);
+        assert_eq!(pressure[15..], [Pressure::Hard; 2]);
+        for n in 0..17 {
+            assert_eq!(numbers.next().await, Some(n));
+        }
+        lane.room.notified().await;
+        assert_eq!(lane.pressure(), Pressure::None);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_dropped_while_it_waits_leaves_its_turn_to_another() {
+        let lane = lane(2);
+        let (mut first, mut second) = (Received::of(&lane), Received::of(&lane));
+        let waits = tokio::time::timeout(std::time::Duration::ZERO, first.next()).await;
+        assert!(waits.is_err());
+        drop(first);
+        lane.push(7);
+        assert_eq!(second.next().await, Some(7));
+    }
+}

@@ -1,0 +1,250 @@
+//! What belongs to somebody for longer than one answer: tasks that are followed, proxied calls, tunnels; and what has to be said
+//! again after a reconnect.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+use trunkline_proto::v1::{
+    AuthorityGrantRevocation, ErrorResponse, SwitchWorkspace, TaskEvent, TaskSubscriptionOperation,
+    downstream_message::Payload as Down, task_subscription_operation::OpType, upstream_message::Payload as Up,
+};
+
+use crate::{
+    connection::{
+        feed::{Mark, Queued},
+        lane::{Lane, Pressure},
+    },
+    error::Error,
+};
+
+/// Events of one task that are not taken yet.
+const EVENTS: usize = 256;
+
+#[derive(Default)]
+pub(crate) struct Routes {
+    inner: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    workspace: Option<String>,
+    /// By the id of the request that began it.
+    follows: HashMap<String, Follow>,
+    /// From the server's name of a subscription to ours.
+    subscriptions: HashMap<String, String>,
+    /// By the id of the call or tunnel.
+    calls: HashMap<String, Arc<Lane<Frame>>>,
+    /// Who serves what others call here.
+    server: Option<Arc<Lane<Down>>>,
+    /// Who wants to know of grants that are void.
+    revocations: Vec<std::sync::Weak<dyn Revoked>>,
+    is_over: bool,
+}
+
+/// Wants to know of grants that are void.
+pub(crate) trait Revoked: Send + Sync {
+    fn revoked(&self, revocation: &AuthorityGrantRevocation);
+}
+
+/// What comes for a call.
+pub(crate) enum Frame {
+    Down(Down),
+    /// The connection broke, or the call was refused: nothing comes any more.
+    Failed(Error),
+}
+
+struct Follow {
+    task: String,
+    recursive: bool,
+    lane: Arc<Lane<TaskEvent>>,
+    subscription: String,
+    /// When the last event was, and which ones were then: so that a new subscription begins there and repeats none.
+    last_ms: i64,
+    last: Vec<TaskEvent>,
+}
+
+impl Routes {
+    /// Short and without a wait inside; a panic inside leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is said first on a new connection.
+    pub(crate) fn restore(&self) -> Vec<Queued> {
+        let mut table = self.lock();
+        table.subscriptions.clear();
+        let workspace = table.workspace.clone().map(|workspace| switch(&workspace));
+        let follows = table.follows.iter().map(|(id, follow)| {
+            let start_timestamp_unix_ms = follow.last_ms;
+            Up::TaskSubscriptionOp(Box::new(TaskSubscriptionOperation {
+                op: OpType::Subscribe.into(),
+                task_id: follow.task.clone(),
+                recursive: follow.recursive,
+                client_request_id: id.clone(),
+                start_timestamp_unix_ms,
+                ..TaskSubscriptionOperation::default()
+            }))
+        });
+        workspace.into_iter().chain(follows).map(|payload| Queued { payload, mark: Mark::Nothing }).collect()
+    }
+
+    pub(crate) fn set_workspace(&self, workspace: &str) {
+        self.lock().workspace = Some(workspace.to_owned());
+    }
+
+    pub(crate) fn workspace(&self) -> Option<String> {
+        self.lock().workspace.clone()
+    }
+
+    /// Begins to follow a task, under the id of the request for it.
+    pub(crate) fn follow(&self, id: &str, task: &str, recursive: bool, room: &Arc<Notify>) -> Arc<Lane<TaskEvent>> {
+        let lane = Lane::new("events of a task", EVENTS, Arc::clone(room));
+        let (task, subscription, last) = (task.to_owned(), String::new(), Vec::new());
+        let follow = Follow { task, recursive, lane: Arc::clone(&lane), subscription, last_ms: 0, last };
+        self.lock().follows.insert(id.to_owned(), follow);
+        lane
+    }
+
+    /// The server's name for it.
+    pub(crate) fn subscribed(&self, id: &str, subscription: &str, refused: Option<&str>) {
+        let mut table = self.lock();
+        if let Some(why) = refused {
+            if let Some(follow) = table.follows.remove(id) {
+                tracing::debug!(task = follow.task, why, "a task cannot be followed");
+                follow.lane.end();
+            }
+            return;
+        }
+        if let Some(follow) = table.follows.get_mut(id) {
+            subscription.clone_into(&mut follow.subscription);
+            table.subscriptions.insert(subscription.to_owned(), id.to_owned());
+        }
+    }
+
+    /// Ends it. Answers the server's name, if it has one.
+    pub(crate) fn unfollow(&self, id: &str) -> Option<String> {
+        let mut table = self.lock();
+        let follow = table.follows.remove(id)?;
+        table.subscriptions.remove(&follow.subscription);
+        Some(follow.subscription).filter(|name| !name.is_empty())
+    }
+
+    /// Gives the event back if nobody here follows it.
+    pub(crate) fn task_event(&self, event: TaskEvent) -> Option<TaskEvent> {
+        let mut table = self.lock();
+        let Some(id) = table.subscriptions.get(&event.subscription_id).cloned() else { return Some(event) };
+        let Some(follow) = table.follows.get_mut(&id) else { return Some(event) };
+        // The name is another one after a reconnect.
+        let same = |known: &TaskEvent| {
+            TaskEvent { subscription_id: String::new(), ..known.clone() }
+                == TaskEvent { subscription_id: String::new(), ..event.clone() }
+        };
+        if event.emitted_at_unix_ms == follow.last_ms && follow.last.iter().any(same) {
+            return None;
+        }
+        if event.emitted_at_unix_ms != follow.last_ms {
+            (follow.last_ms, follow.last) = (event.emitted_at_unix_ms, Vec::new());
+        }
+        follow.last.push(event.clone());
+        if follow.lane.push(event) == Pressure::Hard {
+            tracing::warn!(task = follow.task, "who follows a task takes its events too slowly: it hears no more");
+            follow.lane.end();
+            table.follows.remove(&id);
+        }
+        None
+    }
+
+    /// Opens a way for what comes for a call or a tunnel.
+    pub(crate) fn open(&self, id: &str, bound: usize, room: &Arc<Notify>) -> Arc<Lane<Frame>> {
+        let lane = Lane::new("frames of a call", bound, Arc::clone(room));
+        let mut table = self.lock();
+        if table.is_over {
+            lane.end();
+        }
+        table.calls.insert(id.to_owned(), Arc::clone(&lane));
+        lane
+    }
+
+    pub(crate) fn close(&self, id: &str) {
+        self.lock().calls.remove(id);
+    }
+
+    /// From now on, what others call here goes there.
+    pub(crate) fn serve(&self, lane: Option<Arc<Lane<Down>>>) {
+        self.lock().server = lane;
+    }
+
+    pub(crate) fn watch_revocations(&self, watcher: std::sync::Weak<dyn Revoked>) {
+        let mut table = self.lock();
+        table.revocations.retain(|known| known.strong_count() > 0);
+        table.revocations.push(watcher);
+    }
+
+    pub(crate) fn revoked(&self, revocation: &AuthorityGrantRevocation) {
+        let watchers: Vec<_> = self.lock().revocations.iter().filter_map(std::sync::Weak::upgrade).collect();
+        watchers.iter().for_each(|watcher| watcher.revoked(revocation));
+    }
+
+    /// A frame of a call, a tunnel, or for who serves.
+    pub(crate) fn frame(&self, down: Down) {
+        let mut table = self.lock();
+        let id = match &down {
+            Down::ProxyHttpResponse(frame) => &frame.request_id,
+            Down::ProxyHttpBodyChunk(frame) => &frame.request_id,
+            Down::TunnelAck(frame) => &frame.tunnel_id,
+            Down::TunnelClose(frame) => &frame.tunnel_id,
+            Down::TunnelData(frame) => &frame.tunnel_id,
+            _ => "",
+        };
+        if let Some(call) = table.calls.get(id).cloned() {
+            if call.push(Frame::Down(down)) == Pressure::Hard {
+                table.calls.retain(|_, other| !Arc::ptr_eq(other, &call));
+                call.push(Frame::Failed(Error::new(crate::Kind::Exhausted, "what came was not read fast enough")));
+                call.end();
+            }
+        } else if let Some(server) = &table.server {
+            server.push(down);
+        } else {
+            tracing::debug!("a frame came for nobody");
+        }
+    }
+
+    /// A refusal of a call.
+    pub(crate) fn refused(&self, error: &ErrorResponse) -> bool {
+        let Some(call) = self.lock().calls.remove(&error.request_id) else { return false };
+        call.push(Frame::Failed(Error::from_response(error)));
+        call.end();
+        true
+    }
+
+    /// The connection broke: calls and tunnels do not survive it.
+    pub(crate) fn broken(&self, why: &Error) {
+        let calls = std::mem::take(&mut self.lock().calls);
+        for call in calls.into_values() {
+            let message = format!("the connection broke: {why}");
+            let error = Error::new(crate::Kind::Interrupted, message).with_source(why.clone());
+            call.push(Frame::Failed(error));
+            call.end();
+        }
+    }
+
+    /// The end.
+    pub(crate) fn end(&self) {
+        let mut table = self.lock();
+        table.is_over = true;
+        for follow in table.follows.values() {
+            follow.lane.end();
+        }
+        if let Some(server) = &table.server {
+            server.end();
+        }
+    }
+}
+
+/// To be on a workspace.
+pub(crate) fn switch(workspace: &str) -> Up {
+    Up::SwitchWorkspace(Box::new(SwitchWorkspace { new_workspace_id: workspace.to_owned() }))
+}

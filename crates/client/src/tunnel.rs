@@ -1,0 +1,451 @@
+//! Tunnels through the fabric: streams of bytes, and datagrams, to what is behind a service.
+//!
+//! A [`Tunnel`] is `AsyncRead` and `AsyncWrite`. Each side may have 1 MiB on the way until the other says that it has read some:
+//! credits count bytes. Peers that count frames instead are borne with: to them credit is given early and often. A tunnel does not
+//! survive a break of the connection.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, Stream as _};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use trunkline_proto::v1::{
+    AuthorizationContext, TunnelAck, TunnelClose, TunnelData, TunnelOpen, downstream_message::Payload as Down,
+    upstream_message::Payload as Up,
+};
+
+pub use trunkline_proto::v1::{tunnel_close::Reason, tunnel_open::Protocol};
+
+use crate::{
+    connection::{Client, lane::Received},
+    error::{Error, Kind, Result},
+    http::CHUNK,
+    routes::Frame,
+    task::millis,
+    topic::Topic,
+};
+
+/// What may be on the way before the other side says that it has read some. The published figure, in bytes.
+const WINDOW: u64 = 1024 * 1024;
+
+/// What is read before the other side is told. The published figure.
+const ACK_EVERY: u64 = 256 * 1024;
+
+/// How long nothing may happen on a tunnel. The published figure.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// Frames that are not read yet. A peer that sends small ones may have many of them on the way.
+const FRAMES: usize = 1024;
+
+/// Credits at most this large are of a peer that counts frames.
+const FRAMES_AT_MOST: u32 = 64;
+
+/// A tunnel that is to be dialed.
+///
+/// ```no_run
+/// # async fn f(agent: trunkline_client::Agent) -> Result<(), Box<dyn std::error::Error>> {
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use trunkline_client::{Topic, tunnel::Dial};
+/// let mut tunnel = agent.dial(Dial::tcp(Topic::service("gateway", "one")?).hint("db.internal:5432")).await?;
+/// tunnel.write_all(b"hello").await?;
+/// tunnel.shutdown().await?;
+/// let mut answer = Vec::new();
+/// tunnel.read_to_end(&mut answer).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a tunnel is opened when it is given to dial"]
+pub struct Dial {
+    open: TunnelOpen,
+}
+
+impl Dial {
+    /// A stream of bytes to a TCP backend.
+    pub fn tcp(to: impl Into<Topic>) -> Self {
+        Self::of(Protocol::Tcp, to)
+    }
+
+    /// Datagrams to a UDP backend: each write is one, each read is one.
+    pub fn udp(to: impl Into<Topic>) -> Self {
+        Self::of(Protocol::Udp, to)
+    }
+
+    /// A stream to a WebSocket backend, in which each message is preceded by its length in four bytes, big-endian.
+    pub fn websocket(to: impl Into<Topic>) -> Self {
+        Self::of(Protocol::Websocket, to)
+    }
+
+    fn of(protocol: Protocol, to: impl Into<Topic>) -> Self {
+        let open = TunnelOpen {
+            tunnel_id: uuid::Uuid::new_v4().to_string(),
+            target_topic: to.into().as_str().to_owned(),
+            protocol: protocol.into(),
+            idle_timeout_ms: millis(IDLE),
+            ..TunnelOpen::default()
+        };
+        Self { open }
+    }
+
+    /// Where the other side should go, if it lets others say so: `host:port`.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.open.remote_hint = hint.into();
+        self
+    }
+
+    /// Closes it when nothing happened for so long: 5 minutes without this.
+    pub fn idle_timeout(mut self, idle: Duration) -> Self {
+        self.open.idle_timeout_ms = millis(idle);
+        self
+    }
+
+    /// Closes it when so many bytes went through.
+    pub fn bytes_max(mut self, bytes: u64) -> Self {
+        self.open.max_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self
+    }
+
+    /// Something for the other side, such as `subprotocols`.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.open.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// On behalf of somebody else, by a grant.
+    pub fn authorized(mut self, authorization: impl Into<AuthorizationContext>) -> Self {
+        self.open.authorization = Some(authorization.into());
+        self
+    }
+
+    /// One of several backends behind the target.
+    pub fn backend(mut self, name: impl Into<String>) -> Self {
+        self.open.backend_name = name.into();
+        self
+    }
+}
+
+impl Client {
+    /// Opens a tunnel. The contract has no word for "it is open": that it was refused is told by the first read or write.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn dial(&self, dial: Dial) -> Result<Tunnel> {
+        let core = &self.core;
+        let (id, is_datagrams) = (dial.open.tunnel_id.clone(), dial.open.protocol() == Protocol::Udp);
+        let frames = Received::of(&core.routes.open(&id, FRAMES, &core.room));
+        let close = Box::new(Close(self.clone(), id.clone()));
+        let tunnel = Tunnel::new(self.clone(), id, frames, is_datagrams, close);
+        // Through the same queue as its data, so that it is before them.
+        core.put_bulk(Up::TunnelOpen(Box::new(dial.open))).await?;
+        Ok(tunnel)
+    }
+}
+
+struct Close(Client, String);
+
+impl Drop for Close {
+    fn drop(&mut self) {
+        self.0.core.routes.close(&self.1);
+    }
+}
+
+/// A tunnel that somebody opens to this client.
+pub struct Incoming {
+    open: TunnelOpen,
+    tunnel: Tunnel,
+}
+
+impl Incoming {
+    pub(crate) fn new(client: Client, open: TunnelOpen, frames: Received<Frame>, forget: Box<dyn Send + Sync>) -> Self {
+        let is_datagrams = open.protocol() == Protocol::Udp;
+        let mut tunnel = Tunnel::new(client, open.tunnel_id.clone(), frames, is_datagrams, forget);
+        // Who accepts begins with 1: its 0 is the frame that opened it.
+        tunnel.seq = 1;
+        Self { open, tunnel }
+    }
+
+    /// What was asked for: the protocol, the hint, the metadata, on whose behalf.
+    #[must_use]
+    pub fn request(&self) -> &TunnelOpen {
+        &self.open
+    }
+
+    /// Takes it.
+    #[must_use]
+    pub fn accept(self) -> Tunnel {
+        self.tunnel
+    }
+
+    /// Refuses it, for a reason.
+    pub async fn refuse(mut self, why: &str) {
+        self.tunnel.is_closed = true;
+        refuse(&self.tunnel.client, &self.tunnel.id, Reason::Error, why).await;
+    }
+}
+
+pub(crate) async fn refuse(client: &Client, id: &str, reason: Reason, why: &str) {
+    let close = TunnelClose { tunnel_id: id.to_owned(), reason: reason.into(), detail: why.to_owned() };
+    if let Err(error) = client.core.put_bulk(Up::TunnelClose(Box::new(close))).await {
+        tracing::debug!(%error, "the end of a tunnel did not go out");
+    }
+}
+
+type Sending = Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>;
+
+/// A tunnel. `shutdown` ends what is written; what is read goes on. Dropping it closes it.
+pub struct Tunnel {
+    client: Client,
+    id: String,
+    frames: Received<Frame>,
+    is_datagrams: bool,
+    /// Of the next frame.
+    seq: u32,
+    /// What the other side takes before it must say more.
+    credit: u64,
+    sending: Option<Sending>,
+    /// Read from the wire, and not by the owner yet.
+    left: Bytes,
+    /// Read by the owner, and not told to the other side yet.
+    unacked: u64,
+    last_seq: u32,
+    is_read_over: bool,
+    is_write_over: bool,
+    is_closed: bool,
+    /// Who waits for what comes.
+    waiting: Vec<Waker>,
+    /// Why nothing goes any more.
+    broken: Option<Error>,
+    _forget: Box<dyn Send + Sync>,
+}
+
+impl Tunnel {
+    fn new(
+        client: Client,
+        id: String,
+        frames: Received<Frame>,
+        is_datagrams: bool,
+        forget: Box<dyn Send + Sync>,
+    ) -> Self {
+        Self {
+            client,
+            id,
+            frames,
+            is_datagrams,
+            seq: 0,
+            credit: WINDOW,
+            sending: None,
+            left: Bytes::new(),
+            unacked: 0,
+            last_seq: 0,
+            is_read_over: false,
+            is_write_over: false,
+            is_closed: false,
+            waiting: Vec::new(),
+            broken: None,
+            _forget: forget,
+        }
+    }
+
+    /// Takes in what came. Answers whether there was anything.
+    fn take(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(frame) = Pin::new(&mut self.frames).poll_next(cx) else { return false };
+        // The two halves may be polled by two tasks, and what came may be for the other one.
+        self.waiting.drain(..).for_each(Waker::wake);
+        match frame {
+            Some(Frame::Down(Down::TunnelData(data))) => {
+                self.last_seq = data.seq;
+                self.left = data.data;
+                self.is_read_over |= data.fin;
+            }
+            Some(Frame::Down(Down::TunnelAck(ack))) => {
+                let credits = u64::from(ack.credits);
+                // A frame's worth each, of a peer that counts those.
+                let credits = if ack.credits <= FRAMES_AT_MOST { credits * CHUNK as u64 } else { credits };
+                self.credit = self.credit.saturating_add(credits);
+            }
+            Some(Frame::Down(Down::TunnelClose(close))) => {
+                self.is_closed = true;
+                self.broken = closed_by(&close);
+                self.is_read_over = true;
+            }
+            Some(Frame::Down(_)) => {}
+            Some(Frame::Failed(error)) => self.broken = Some(error),
+            None => self.broken = self.broken.take().or_else(|| Some(crate::connection::closed())),
+        }
+        true
+    }
+
+    fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
+        if !self.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn error(&self) -> Option<io::Error> {
+        self.broken.as_ref().map(io_error)
+    }
+
+    /// Tells the other side what was read, if it is enough.
+    fn acknowledge(&mut self, read: usize) {
+        self.unacked += read as u64;
+        if self.is_datagrams || self.unacked < ACK_EVERY {
+            return;
+        }
+        let credits = u32::try_from(self.unacked).unwrap_or(u32::MAX);
+        let ack = TunnelAck { tunnel_id: self.id.clone(), ack_seq: self.last_seq, credits };
+        // If there is no room now, more is told later.
+        if self.client.core.try_put(Up::TunnelAck(Box::new(ack))) {
+            self.unacked = 0;
+        }
+    }
+
+    fn start(&mut self, data: Bytes, fin: bool) {
+        self.credit = self.credit.saturating_sub(data.len() as u64);
+        let frame = TunnelData { tunnel_id: self.id.clone(), seq: self.seq, data, fin };
+        self.seq = self.seq.wrapping_add(1);
+        let client = self.client.clone();
+        self.sending = Some(Box::pin(async move { client.core.put_bulk(Up::TunnelData(Box::new(frame))).await }));
+    }
+
+    /// Whether the last frame is in the queue.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(sending) = &mut self.sending {
+            match sending.poll_unpin(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(sent) => {
+                    self.sending = None;
+                    sent.map_err(|error| io_error(&error))?;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// `None` for a peaceful end.
+fn closed_by(close: &TunnelClose) -> Option<Error> {
+    let kind = match close.reason() {
+        Reason::Normal => return None,
+        Reason::PeerReset => Kind::Interrupted,
+        Reason::IdleTimeout => Kind::Timeout,
+        Reason::Quota => Kind::Exhausted,
+        Reason::Error if close.detail.contains("ACL_DENIED") => Kind::Denied,
+        Reason::Error if close.detail.contains("UNAVAILABLE") => Kind::Unavailable,
+        Reason::Error => Kind::Refused,
+    };
+    Some(Error::from_proxy(kind, close.reason().as_str_name(), &close.detail))
+}
+
+fn io_error(error: &Error) -> io::Error {
+    let kind = match error.kind() {
+        Kind::Denied => io::ErrorKind::PermissionDenied,
+        Kind::Timeout => io::ErrorKind::TimedOut,
+        Kind::Unavailable => io::ErrorKind::ConnectionRefused,
+        Kind::Exhausted => io::ErrorKind::QuotaExceeded,
+        Kind::Closed => io::ErrorKind::BrokenPipe,
+        _ => io::ErrorKind::ConnectionReset,
+    };
+    io::Error::new(kind, error.clone())
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if !self.left.is_empty() {
+                // Who waits to write looks behind it.
+                self.waiting.drain(..).for_each(Waker::wake);
+                let count = self.left.len().min(buf.remaining());
+                let piece = self.left.split_to(count);
+                buf.put_slice(&piece);
+                let rest = if self.is_datagrams { std::mem::take(&mut self.left).len() } else { 0 };
+                self.acknowledge(count + rest);
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(error) = self.error() {
+                return Poll::Ready(Err(error));
+            }
+            if self.is_read_over {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.take(cx) {
+                return self.wait(cx);
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_write_over {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "this side of the tunnel was shut down",
+            )));
+        }
+        std::task::ready!(self.poll_sent(cx))?;
+        // Credit comes with what is read; data that came meanwhile is not thrown away.
+        while self.credit == 0 && self.broken.is_none() && self.left.is_empty() && !self.is_closed {
+            if !self.take(cx) {
+                return self.wait(cx);
+            }
+        }
+        if let Some(error) = self.error() {
+            return Poll::Ready(Err(error));
+        }
+        if self.is_closed {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "the tunnel was closed")));
+        }
+        if self.credit == 0 && !self.is_datagrams {
+            // What came has to be read first.
+            return self.wait(cx);
+        }
+        let limit =
+            if self.is_datagrams { buf.len() } else { CHUNK.min(usize::try_from(self.credit).unwrap_or(CHUNK)) };
+        let piece = &buf[..buf.len().min(limit)];
+        let (count, data) = (piece.len(), Bytes::copy_from_slice(piece));
+        self.start(data, false);
+        // It is this tunnel's now; what became of it is told by the next write.
+        if let Poll::Ready(sent) = self.poll_sent(cx) {
+            sent?;
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_sent(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.poll_sent(cx))?;
+        if !self.is_write_over && !self.is_closed {
+            self.is_write_over = true;
+            self.start(Bytes::new(), true);
+        }
+        self.poll_sent(cx)
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        if self.is_closed || self.broken.is_some() {
+            return;
+        }
+        let (client, id) = (self.client.clone(), std::mem::take(&mut self.id));
+        let sending = self.sending.take();
+        // Behind what was written.
+        self.client.core.tasks.spawn(async move {
+            if let Some(sending) = sending {
+                // It fails if the client has ended, and then nobody hears of the end either.
+                let _ = sending.await;
+            }
+            let core = &client.core;
+            let close = TunnelClose { tunnel_id: id, reason: Reason::Normal.into(), detail: String::new() };
+            let _ = core.put_bulk(Up::TunnelClose(Box::new(close))).await;
+        });
+    }
+}

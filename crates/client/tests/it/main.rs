@@ -1,0 +1,6 @@
+//! The library against a real server.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
+
+mod server;
+mod tasks;
