@@ -245,7 +245,8 @@ mod tests {
     fn whether_tls_is_used_has_three_values() {
         let (on, off) = ([("AETHER_TLS_ENABLED", "yes")], [("AETHER_TLS_ENABLED", "0"), ("AETHER_TLS_CA_CERT", PEM)]);
         let root = [("AETHER_TLS_CA_CERT", PEM)];
-        let cases: [(Option<bool>, &[(&str, &str)], bool); 8] = [
+        type Case<'a> = (Option<bool>, &'a [(&'a str, &'a str)], bool);
+        let cases: [Case<'_>; 8] = [
             (None, &[], false),
             (None, &on, true),
             (None, &off, false),

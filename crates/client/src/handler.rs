@@ -37,7 +37,7 @@ pub(crate) async fn messages<F, R, E>(
             match handled {
                 Ok(Ok(())) => break,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, from = message.source(), "a handler failed; it is tried again")
+                    tracing::warn!(%error, from = message.source(), "a handler failed; it is tried again");
                 }
                 Err(_) => tracing::error!(from = message.source(), "a handler panicked; it is tried again"),
             }

@@ -11,6 +11,7 @@ mod identity;
 pub mod kv;
 mod message;
 mod options;
+pub mod orchestrate;
 mod principal;
 mod reconnect;
 mod routes;

@@ -288,10 +288,7 @@ impl FromStr for Topic {
 
     /// Reads `ag::prod::support::main`, and `ag.prod.support.main` if no part has a dot in it.
     fn from_str(text: &str) -> Result<Self> {
-        let (prefix, rest) = match text.split_once(SEPARATOR) {
-            Some(split) => split,
-            None => return from_dotted(text),
-        };
+        let Some((prefix, rest)) = text.split_once(SEPARATOR) else { return from_dotted(text) };
         let parts: Vec<&str> = rest.split(SEPARATOR).collect();
         let unknown = || Error::invalid(format!("{text:?} is no topic: its prefix is not known"));
         let (_, kind, counts) = FORMS.iter().find(|(known, ..)| *known == prefix).ok_or_else(unknown)?;
@@ -429,7 +426,7 @@ mod tests {
         #[test]
         fn both_forms_are_read_as_what_they_are(parts in prop::collection::vec("[a-zA-Z0-9_-]{1,12}", 3)) {
             let topic = Topic::agent(&parts[0], &parts[1], &parts[2]).unwrap();
-            prop_assert_eq!(topic.as_str().parse::<Topic>().unwrap(), topic.clone());
+            prop_assert_eq!(topic.as_str().parse::<Topic>().as_ref().unwrap(), &topic);
             prop_assert_eq!(topic.as_str().replace("::", ".").parse::<Topic>().unwrap(), topic);
         }
 

@@ -99,10 +99,13 @@ impl Serve {
                     Ok(()) => service.call(request).await,
                     Err(error) => Err(error),
                 };
-                answered.map(|response| response.map(Body::of)).unwrap_or_else(|error| {
-                    tracing::error!(%error, "a call was not answered");
-                    failed()
-                })
+                match answered {
+                    Ok(response) => response.map(Body::of),
+                    Err(error) => {
+                        tracing::error!(%error, "a call was not answered");
+                        failed()
+                    }
+                }
             }
             .boxed()
         });

@@ -2,5 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
+mod connection;
+mod peer;
 mod server;
 mod tasks;

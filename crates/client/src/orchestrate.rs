@@ -1,0 +1,472 @@
+//! Starts agents that are needed and not there, and looks after them.
+//!
+//! An [`Orchestrator`] is told what to start; [`run`] has a [`Launch`] start it, a bounded number at a time, starts what fails
+//! again, tells the server when it gives up, and ends everything when it is stopped. [`Process`] starts a process, [`Processes`] one
+//! of several by what is asked for.
+//!
+//! ```no_run
+//! # async fn f() -> trunkline_client::Result<()> {
+//! use trunkline_client::{Orchestrator, orchestrate::{self, Options, Process}};
+//! let orchestrator = Orchestrator::builder("local").profile("process").api_key("…").connect().await?;
+//! let crew = orchestrate::run(&orchestrator, Process::module("python3", "my.agent"), Options::default());
+//! orchestrator.ended().await;
+//! crew.stop().await;
+//! # Ok(()) }
+//! ```
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fmt,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    connection::lane::Received,
+    error::{Error, Kind, Result},
+    principal::Orchestrator,
+    task::Assignment,
+};
+
+/// What is to be started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    assignment: Assignment,
+    gateway: String,
+}
+
+impl Start {
+    /// Everything that the server says.
+    #[must_use]
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// Whom the agent is to be: `ag::{workspace}::{implementation}::{specifier}`.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let Assignment(it) = &self.assignment;
+        format!("ag::{}::{}::{}", it.workspace, it.target_implementation, it.specifier)
+    }
+
+    /// What the agent's environment has: `AETHER_GATEWAY`, `AETHER_WORKSPACE`, `AETHER_IMPLEMENTATION`, `AETHER_SPECIFIER`,
+    /// `AETHER_AUTH_TOKEN` (the published names, which [`Agent::from_env`](crate::Agent::from_env) reads), `AETHER_TASK_ID`,
+    /// `AETHER_PROFILE`, and `AETHER_LP_{NAME}` for each other launch parameter, in capitals.
+    #[must_use]
+    pub fn environment(&self) -> HashMap<String, String> {
+        let Assignment(it) = &self.assignment;
+        let mut environment: HashMap<String, String> = it
+            .launch_params
+            .iter()
+            .filter(|(name, _)| *name != "auth_token")
+            .map(|(name, value)| {
+                let name = name.to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+                (format!("AETHER_LP_{name}"), value.clone())
+            })
+            .collect();
+        let own = [
+            ("AETHER_GATEWAY", self.gateway.as_str()),
+            ("AETHER_WORKSPACE", &it.workspace),
+            ("AETHER_IMPLEMENTATION", &it.target_implementation),
+            ("AETHER_SPECIFIER", &it.specifier),
+            ("AETHER_AUTH_TOKEN", self.assignment.auth_token().unwrap_or_default()),
+            ("AETHER_TASK_ID", &it.task_id),
+            ("AETHER_PROFILE", &it.profile),
+        ];
+        environment.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        environment
+    }
+}
+
+/// Starts something, such as a process, a container, or a machine.
+pub trait Launch: Send + Sync + 'static {
+    /// Starts what is asked for, and returns when it has ended: `Ok` if it is done, an error if it failed or could not be started.
+    /// When `stop` is cancelled, it ends what it started, and returns.
+    fn launch(&self, start: Start, stop: CancellationToken) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// How a crew is looked after.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many run at a time; further starts wait. 16 without more words.
+    pub at_once: usize,
+    /// How often what failed is started again before the server is told. 3 without more words.
+    pub restarts: u32,
+    /// The wait before that; doubled each time. 200 ms without more words.
+    pub restart_delay: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { at_once: 16, restarts: 3, restart_delay: Duration::from_millis(200) }
+    }
+}
+
+/// Something that runs.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Running {
+    /// The task that stands for the start.
+    pub task_id: String,
+    /// Whom the agent is to be.
+    pub identity: String,
+    /// When it was started first.
+    pub started_at: SystemTime,
+    /// How often it was started again.
+    pub restarts: u32,
+}
+
+/// Everything that was started. Dropping it stops all of it.
+#[must_use = "a crew is stopped when this is dropped"]
+pub struct Crew {
+    shared: Arc<Shared>,
+    done: tokio::sync::watch::Receiver<bool>,
+}
+
+struct Shared {
+    orchestrator: Orchestrator,
+    options: Options,
+    running: Mutex<HashMap<String, Running>>,
+    stop: CancellationToken,
+}
+
+impl Shared {
+    /// Short and without a wait inside; a panic inside leaves nothing half done.
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Crew {
+    /// What runs now, or waits to be started again.
+    #[must_use]
+    pub fn running(&self) -> Vec<Running> {
+        self.shared.running().values().cloned().collect()
+    }
+
+    /// Ends everything, and waits until it has.
+    pub async fn stop(mut self) {
+        self.shared.stop.cancel();
+        // The task is gone if the client has ended, and then everything has.
+        let _ = self.done.wait_for(|done| *done).await;
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+/// Starts whatever the server asks for, until the crew is stopped or the client ends for good. What runs goes on over a break of the
+/// connection.
+pub fn run(orchestrator: &Orchestrator, launcher: impl Launch, options: Options) -> Crew {
+    let stop = CancellationToken::new();
+    let orchestrator = orchestrator.clone();
+    let assignments = orchestrator.assignments();
+    let tasks = orchestrator.core.tasks.clone();
+    let shared = Arc::new(Shared { orchestrator, options, running: Mutex::default(), stop });
+    let (tell, done) = tokio::sync::watch::channel(false);
+    tasks.spawn({
+        let (shared, launcher) = (Arc::clone(&shared), Arc::new(launcher));
+        async move {
+            attend(shared, launcher, assignments).await;
+            tell.send_replace(true);
+        }
+    });
+    Crew { shared, done }
+}
+
+async fn attend<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, mut assignments: Received<Assignment>) {
+    let room = Arc::new(Semaphore::new(shared.options.at_once.max(1)));
+    let mut crew = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            Some(_) = crew.join_next(), if !crew.is_empty() => {}
+            assignment = assignments.next() => match assignment {
+                // The same start may be told again after a reconnect.
+                Some(it) if shared.running().contains_key(&it.task_id) => {}
+                Some(it) => {
+                    begin(&shared, &it);
+                    let gateway = shared.orchestrator.core.options.address.clone();
+                    let start = Start { assignment: it, gateway };
+                    crew.spawn(member(Arc::clone(&shared), Arc::clone(&launcher), Arc::clone(&room), start));
+                }
+                None => break,
+            },
+        }
+    }
+    shared.stop.cancel();
+    while crew.join_next().await.is_some() {}
+}
+
+fn begin(shared: &Shared, it: &Assignment) {
+    let identity = format!("ag::{}::{}::{}", it.workspace, it.target_implementation, it.specifier);
+    let running = Running { task_id: it.task_id.clone(), identity, started_at: SystemTime::now(), restarts: 0 };
+    shared.running().insert(it.task_id.clone(), running);
+}
+
+/// One start, from its first attempt to its end.
+async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Semaphore>, start: Start) {
+    let (task_id, identity) = (start.assignment.task_id.clone(), start.identity());
+    let lived = shared.stop.run_until_cancelled(room.acquire_owned()).await;
+    if let Some(Ok(_place)) = lived {
+        let mut delay = shared.options.restart_delay;
+        for attempt in 0..=shared.options.restarts {
+            let ended = launcher.launch(start.clone(), shared.stop.child_token()).await;
+            let Err(error) = ended else { break };
+            if shared.stop.is_cancelled() {
+                break;
+            }
+            if attempt == shared.options.restarts {
+                tracing::error!(%error, identity, "what was started failed too often");
+                if let Err(refused) = shared.orchestrator.tasks().fail(&task_id, &error.to_string()).await {
+                    tracing::warn!(error = %refused, identity, "the server was not told that a start failed");
+                }
+                break;
+            }
+            tracing::warn!(%error, identity, attempt, ?delay, "what was started failed; it is started again");
+            if let Some(running) = shared.running().get_mut(&task_id) {
+                running.restarts += 1;
+            }
+            if shared.stop.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+                break;
+            }
+            delay *= 2;
+        }
+    }
+    shared.running().remove(&task_id);
+}
+
+/// A line that a process printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Whose: `ag::…`.
+    pub identity: String,
+    /// Printed where errors go.
+    pub is_error: bool,
+    /// Without its end; what is no UTF-8 is replaced.
+    pub text: String,
+}
+
+type Output = Arc<dyn Fn(Line) + Send + Sync>;
+
+/// Starts a process for every agent.
+#[derive(Clone)]
+pub struct Process {
+    program: OsString,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    directory: Option<PathBuf>,
+    output: Option<Output>,
+    terminate_timeout: Duration,
+    kill_timeout: Duration,
+}
+
+impl Process {
+    /// Any program.
+    #[must_use]
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            directory: None,
+            output: None,
+            // The published figures.
+            terminate_timeout: Duration::from_secs(5),
+            kill_timeout: Duration::from_secs(2),
+        }
+    }
+
+    /// A script of an interpreter.
+    #[must_use]
+    pub fn script(interpreter: impl Into<OsString>, path: impl Into<OsString>) -> Self {
+        Self::new(interpreter).argument(path)
+    }
+
+    /// A module of an interpreter, as by `python3 -m`.
+    #[must_use]
+    pub fn module(interpreter: impl Into<OsString>, name: impl Into<OsString>) -> Self {
+        Self::new(interpreter).argument("-m").argument(name)
+    }
+
+    /// With one more argument.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// With a variable in its environment, besides [`Start::environment`].
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// In a directory.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// Gives each line that it prints to a function. Without this, it prints where this program prints.
+    #[must_use]
+    pub fn output(mut self, output: impl Fn(Line) + Send + Sync + 'static) -> Self {
+        self.output = Some(Arc::new(output));
+        self
+    }
+
+    /// How long it may take to end when it is told to, before it is killed: 5 s without this.
+    #[must_use]
+    pub fn terminate_timeout(mut self, timeout: Duration) -> Self {
+        self.terminate_timeout = timeout;
+        self
+    }
+
+    fn spawn(&self, start: &Start) -> Result<Child> {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).envs(start.environment()).kill_on_drop(true).stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        if self.output.is_some() {
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        command.spawn().map_err(|e| {
+            let program = self.program.to_string_lossy();
+            Error::new(Kind::Unavailable, format!("{program} cannot be started: {e}")).with_source(e)
+        })
+    }
+
+    async fn end(&self, child: &mut Child) {
+        terminate(child);
+        if timeout(self.terminate_timeout, child.wait()).await.is_ok() {
+            return;
+        }
+        // It is gone if this fails, and as it should be.
+        let _ = child.start_kill();
+        let _ = timeout(self.kill_timeout, child.wait()).await;
+    }
+}
+
+impl Launch for Process {
+    async fn launch(&self, start: Start, stop: CancellationToken) -> Result<()> {
+        let mut child = self.spawn(&start)?;
+        let mut lines = JoinSet::new();
+        if let Some(output) = &self.output {
+            if let Some(stdout) = child.stdout.take() {
+                lines.spawn(read(stdout, start.identity(), false, Arc::clone(output)));
+            }
+            if let Some(stderr) = child.stderr.take() {
+                lines.spawn(read(stderr, start.identity(), true, Arc::clone(output)));
+            }
+        }
+        let ended = tokio::select! {
+            ended = child.wait() => ended,
+            () = stop.cancelled() => {
+                self.end(&mut child).await;
+                return Ok(());
+            }
+        };
+        // What it printed last is still in the pipe; whom it started may hold that open.
+        let _ = timeout(self.kill_timeout, async { while lines.join_next().await.is_some() {} }).await;
+        let lost = |e: std::io::Error| Error::new(Kind::Internal, format!("a process was lost: {e}")).with_source(e);
+        ended.map_err(lost).and_then(judged)
+    }
+}
+
+fn judged(status: ExitStatus) -> Result<()> {
+    if status.success() { Ok(()) } else { Err(Error::new(Kind::Refused, format!("the process ended with {status}"))) }
+}
+
+#[cfg(unix)]
+fn terminate(child: &Child) {
+    let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+    if let Some(pid) = pid {
+        // It is gone if this fails, and as it should be.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+#[cfg(not(unix))]
+fn terminate(child: &mut Child) {
+    let _ = child.start_kill();
+}
+
+/// Longest line of a process; what is longer is cut into several.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+
+async fn read(from: impl AsyncRead + Unpin, identity: String, is_error: bool, output: Output) {
+    use tokio::io::AsyncReadExt as _;
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    while let Ok(1..) = (&mut from).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await {
+        let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+        output(Line { identity: identity.clone(), is_error, text });
+        line.clear();
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Process {{ {:?} {:?} }}", self.program, self.arguments)
+    }
+}
+
+/// Starts one of several programs, by the implementation that is asked for, or else by the profile.
+#[derive(Clone, Debug, Default)]
+pub struct Processes {
+    implementations: HashMap<String, Process>,
+    profiles: HashMap<String, Process>,
+}
+
+impl Processes {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What agents of an implementation are.
+    #[must_use]
+    pub fn implementation(mut self, name: impl Into<String>, process: Process) -> Self {
+        self.implementations.insert(name.into(), process);
+        self
+    }
+
+    /// What all other agents of a profile are.
+    #[must_use]
+    pub fn profile(mut self, name: impl Into<String>, process: Process) -> Self {
+        self.profiles.insert(name.into(), process);
+        self
+    }
+}
+
+impl Launch for Processes {
+    async fn launch(&self, start: Start, stop: CancellationToken) -> Result<()> {
+        let it = &start.assignment;
+        let found = self.implementations.get(&it.target_implementation).or_else(|| self.profiles.get(&it.profile));
+        let Some(process) = found else {
+            let message = format!("no program for {} of profile {}", it.target_implementation, it.profile);
+            return Err(Error::new(Kind::NotFound, message));
+        };
+        process.launch(start, stop).await
+    }
+}
