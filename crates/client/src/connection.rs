@@ -9,7 +9,13 @@ pub(crate) mod pending;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
     time::Duration,
 };
 
@@ -47,7 +53,29 @@ pub struct Client {
     _owner: Arc<Owner>,
 }
 
-struct Owner(CancellationToken);
+struct Owner(Arc<Closing>);
+
+/// That the client is to end. Looked at for each frame that is sent, so that it is a flag besides.
+#[derive(Default)]
+pub(crate) struct Closing {
+    flag: AtomicBool,
+    token: CancellationToken,
+}
+
+impl Closing {
+    fn cancel(&self) {
+        self.flag.store(true, Release);
+        self.token.cancel();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.flag.load(Acquire)
+    }
+
+    pub(crate) async fn cancelled(&self) {
+        self.token.cancelled().await;
+    }
+}
 
 impl Drop for Owner {
     fn drop(&mut self) {
@@ -76,7 +104,7 @@ pub(crate) struct Core {
     /// Handlers, and what else runs for this client; they end when it ends.
     pub(crate) tasks: TaskTracker,
     /// Asks the task to end in peace.
-    closing: CancellationToken,
+    closing: Arc<Closing>,
     /// Requests that are made again with the next connection.
     again: Mutex<Vec<(u64, Up)>>,
 }
@@ -237,7 +265,7 @@ impl Core {
             room,
             prefix: format!("{:08x}", fastrand::u32(..)),
             tasks: TaskTracker::new(),
-            closing: CancellationToken::new(),
+            closing: Arc::default(),
             again: Mutex::default(),
         })
     }
@@ -359,7 +387,7 @@ impl Client {
             crate::topic::check(workspace)?;
             core.routes.set_workspace(workspace);
         }
-        let owner = Arc::new(Owner(core.closing.clone()));
+        let owner = Arc::new(Owner(Arc::clone(&core.closing)));
         let (ready, is_ready) = oneshot::channel();
         core.tasks.spawn(driver::run(Arc::clone(&core), ready));
         match is_ready.await {
@@ -435,8 +463,8 @@ impl Client {
     /// # Errors
     /// [`Kind::Exhausted`] if the queue is full; the reason of the end if it is over.
     pub fn try_send(&self, message: Outgoing) -> Result<()> {
-        if let Some(over) = self.core.over() {
-            return Err(over);
+        if self.core.closing.is_cancelled() {
+            return Err(self.core.over().unwrap_or_else(closed));
         }
         let queued = Queued { payload: message.into(), mark: Mark::Nothing };
         match self.core.normal.try_send(queued) {

@@ -5,6 +5,7 @@
 //! survive a break of the connection.
 
 use std::{
+    collections::VecDeque,
     io,
     pin::Pin,
     task::{Context, Poll, Waker},
@@ -38,6 +39,9 @@ const ACK_EVERY: u64 = 256 * 1024;
 
 /// How long nothing may happen on a tunnel. The published figure.
 const IDLE: Duration = Duration::from_secs(300);
+
+/// What of a tunnel may wait to be read: sixteen whole frames and more, for peers that count those.
+const LEFT_MAX: usize = 8 * 1024 * 1024;
 
 /// Frames that are not read yet. A peer that sends small ones may have many of them on the way.
 const FRAMES: usize = 1024;
@@ -207,8 +211,9 @@ pub struct Tunnel {
     /// What the other side takes before it must say more.
     credit: u64,
     sending: Option<Sending>,
-    /// Read from the wire, and not by the owner yet.
-    left: Bytes,
+    /// Read from the wire, and not by the owner yet: what the other side had credit for.
+    left: VecDeque<Bytes>,
+    left_bytes: usize,
     /// Read by the owner, and not told to the other side yet.
     unacked: u64,
     last_seq: u32,
@@ -238,7 +243,8 @@ impl Tunnel {
             seq: 0,
             credit: WINDOW,
             sending: None,
-            left: Bytes::new(),
+            left: VecDeque::new(),
+            left_bytes: 0,
             unacked: 0,
             last_seq: 0,
             is_read_over: false,
@@ -258,8 +264,13 @@ impl Tunnel {
         match frame {
             Some(Frame::Down(Down::TunnelData(data))) => {
                 self.last_seq = data.seq;
-                self.left = data.data;
                 self.is_read_over |= data.fin;
+                self.left_bytes += data.data.len();
+                if self.left_bytes > LEFT_MAX {
+                    self.broken = Some(Error::new(Kind::Exhausted, "the other side sent more than it had credit for"));
+                } else if !data.data.is_empty() {
+                    self.left.push_back(data.data);
+                }
             }
             Some(Frame::Down(Down::TunnelAck(ack))) => {
                 let credits = u64::from(ack.credits);
@@ -356,14 +367,16 @@ fn io_error(error: &Error) -> io::Error {
 impl AsyncRead for Tunnel {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            if !self.left.is_empty() {
-                // Who waits to write looks behind it.
-                self.waiting.drain(..).for_each(Waker::wake);
-                let count = self.left.len().min(buf.remaining());
-                let piece = self.left.split_to(count);
-                buf.put_slice(&piece);
-                let rest = if self.is_datagrams { std::mem::take(&mut self.left).len() } else { 0 };
-                self.acknowledge(count + rest);
+            if let Some(mut piece) = self.left.pop_front() {
+                let count = piece.len().min(buf.remaining());
+                buf.put_slice(&piece.split_to(count));
+                let rest = piece.len();
+                // What of a datagram does not fit is lost, as everywhere.
+                if !self.is_datagrams && !piece.is_empty() {
+                    self.left.push_front(piece);
+                }
+                self.left_bytes -= count + if self.is_datagrams { rest } else { 0 };
+                self.acknowledge(count);
                 return Poll::Ready(Ok(()));
             }
             if let Some(error) = self.error() {
@@ -388,8 +401,8 @@ impl AsyncWrite for Tunnel {
             )));
         }
         std::task::ready!(self.poll_sent(cx))?;
-        // Credit comes with what is read; data that came meanwhile is not thrown away.
-        while self.credit == 0 && self.broken.is_none() && self.left.is_empty() && !self.is_closed {
+        // Credit comes behind data that nobody has read yet.
+        while self.credit == 0 && !self.is_datagrams && self.broken.is_none() && !self.is_closed {
             if !self.take(cx) {
                 return self.wait(cx);
             }
@@ -399,10 +412,6 @@ impl AsyncWrite for Tunnel {
         }
         if self.is_closed {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "the tunnel was closed")));
-        }
-        if self.credit == 0 && !self.is_datagrams {
-            // What came has to be read first.
-            return self.wait(cx);
         }
         let limit =
             if self.is_datagrams { buf.len() } else { CHUNK.min(usize::try_from(self.credit).unwrap_or(CHUNK)) };

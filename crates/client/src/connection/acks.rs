@@ -2,7 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
 };
 
 use futures_util::task::AtomicWaker;
@@ -18,6 +24,8 @@ pub(crate) struct Acks {
     inner: Mutex<Inner>,
     /// Who writes to the transport.
     pub(crate) writer: AtomicWaker,
+    /// Whether there is anything to say: looked at for each parcel that goes out.
+    is_due: AtomicBool,
 }
 
 #[derive(Default)]
@@ -36,7 +44,6 @@ struct Inner {
     is_remembered: HashSet<u64>,
     through: u64,
     shared: Vec<u64>,
-    is_due: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -58,7 +65,7 @@ impl Acks {
         inner.connection += 1;
         inner.order.clear();
         inner.shared.clear();
-        inner.is_due = false;
+        self.is_due.store(false, Relaxed);
         if !resumed {
             inner.epoch += 1;
             inner.held.clear();
@@ -79,16 +86,12 @@ impl Acks {
         inner.order.push_back(offset);
         if inner.is_remembered.contains(&offset) {
             inner.held.insert(offset, Held::Done);
-            inner.advance();
-            drop(inner);
-            self.writer.wake();
+            self.advance(inner);
             return None;
         }
         match inner.held.get(&offset) {
             Some(Held::Done) => {
-                inner.advance();
-                drop(inner);
-                self.writer.wake();
+                self.advance(inner);
                 None
             }
             Some(Held::Working) => None,
@@ -99,19 +102,43 @@ impl Acks {
         }
     }
 
+    /// Whether there is anything to say.
+    pub(crate) fn has_more(&self) -> bool {
+        self.is_due.load(Acquire)
+    }
+
     /// What there is to say to the server.
     pub(crate) fn take(&self) -> Option<Acknowledgement> {
-        let mut inner = self.lock();
-        if !std::mem::take(&mut inner.is_due) {
+        if !self.is_due.load(Acquire) {
             return None;
         }
+        let mut inner = self.lock();
+        self.is_due.store(false, Relaxed);
         Some(Acknowledgement { through: inner.through, shared: std::mem::take(&mut inner.shared) })
     }
 }
 
+impl Acks {
+    fn advance(&self, mut inner: MutexGuard<'_, Inner>) {
+        let is_due = inner.advance();
+        self.tell(inner, is_due);
+    }
+
+    fn tell(&self, inner: MutexGuard<'_, Inner>, is_due: bool) {
+        if is_due {
+            self.is_due.store(true, Release);
+        }
+        drop(inner);
+        if is_due {
+            self.writer.wake();
+        }
+    }
+}
+
 impl Inner {
-    /// Everything at the front that is done is acknowledged.
-    fn advance(&mut self) {
+    /// Everything at the front that is done is acknowledged. Answers whether there was anything.
+    fn advance(&mut self) -> bool {
+        let before = self.order.len();
         while let Some(offset) = self.order.front().copied()
             && self.held.get(&offset) == Some(&Held::Done)
         {
@@ -119,8 +146,8 @@ impl Inner {
             self.held.remove(&offset);
             self.remember(offset);
             self.through = offset;
-            self.is_due = true;
         }
+        self.order.len() < before
     }
 
     fn remember(&mut self, offset: u64) {
@@ -163,23 +190,23 @@ impl Ack {
         if !inner.is_on {
             return;
         }
+        let mut is_due = false;
         if self.shared {
             if inner.connection == self.connection {
                 inner.shared.push(self.offset);
-                inner.is_due = true;
+                is_due = true;
             }
         } else if inner.epoch == self.epoch {
             if inner.order.contains(&self.offset) {
                 inner.held.insert(self.offset, Held::Done);
-                inner.advance();
+                is_due = inner.advance();
             } else {
                 // It may come again on a later connection, and is not handed out again then.
                 inner.held.remove(&self.offset);
                 inner.remember(self.offset);
             }
         }
-        drop(inner);
-        self.acks.writer.wake();
+        self.acks.tell(inner, is_due);
     }
 }
 

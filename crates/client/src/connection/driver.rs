@@ -1,7 +1,8 @@
 //! The one task that owns the connection: dials, shakes hands, reads, and comes back when it breaks.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout_at},
@@ -238,9 +239,14 @@ fn accepted(core: &Arc<Core>, welcome: Welcome) {
     core.feed.open(front);
 }
 
+/// Frames that are handled before anything else is looked at.
+const TURN: usize = 64;
+
 /// Reads until it ends. Nothing is read while too much waits to be taken.
 async fn read(core: &Core, down: &mut Streaming<DownstreamMessage>) -> End {
     let (mut pressure, mut said_goodbye) = (core.inbox.pressure(), None);
+    let closing = pin!(core.closing.cancelled());
+    let mut closing = closing.fuse();
     loop {
         let may_read = match pressure {
             Pressure::None => true,
@@ -248,21 +254,23 @@ async fn read(core: &Core, down: &mut Streaming<DownstreamMessage>) -> End {
             Pressure::Hard => false,
         };
         tokio::select! {
-            frame = down.message(), if may_read || said_goodbye.is_some() => match frame {
-                Ok(Some(frame)) => {
-                    let (signal, now) = core.receive(frame);
-                    if let Some(signal) = signal {
-                        return end_of(signal);
+            frame = down.next(), if may_read || said_goodbye.is_some() => {
+                if let ControlFlow::Break(end) = take(core, frame, &mut pressure) {
+                    return end;
+                }
+                // What has come already is not waited for.
+                for _ in 0..TURN {
+                    if pressure > Pressure::None {
+                        break;
                     }
-                    if now > Pressure::None || pressure > Pressure::None {
-                        pressure = core.inbox.pressure();
+                    let Some(frame) = down.next().now_or_never() else { break };
+                    if let ControlFlow::Break(end) = take(core, frame, &mut pressure) {
+                        return end;
                     }
                 }
-                Ok(None) => return End::Clean,
-                Err(status) => return End::Failed(Error::from_status(&status)),
-            },
+            }
             () = core.room.notified(), if pressure > Pressure::None => pressure = core.inbox.pressure(),
-            () = core.closing.cancelled(), if said_goodbye.is_none() => {
+            () = &mut closing, if said_goodbye.is_none() => {
                 core.feed.close();
                 said_goodbye = Some(Instant::now() + core.options.close_timeout);
             }
@@ -271,6 +279,25 @@ async fn read(core: &Core, down: &mut Streaming<DownstreamMessage>) -> End {
                 return End::Clean;
             }
         }
+    }
+}
+
+/// Handles one frame, or the end.
+fn take(
+    core: &Core,
+    frame: Option<std::result::Result<DownstreamMessage, tonic::Status>>,
+    pressure: &mut Pressure,
+) -> ControlFlow<End> {
+    match frame {
+        Some(Ok(frame)) => {
+            let (signal, now) = core.receive(frame);
+            if now > Pressure::None || *pressure > Pressure::None {
+                *pressure = core.inbox.pressure();
+            }
+            signal.map_or(ControlFlow::Continue(()), |signal| ControlFlow::Break(end_of(signal)))
+        }
+        Some(Err(status)) => ControlFlow::Break(End::Failed(Error::from_status(&status))),
+        None => ControlFlow::Break(End::Clean),
     }
 }
 

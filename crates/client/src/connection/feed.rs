@@ -4,7 +4,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -153,6 +156,12 @@ impl Feed {
 }
 
 impl Inner {
+    fn wait(&mut self, cx: &Context<'_>) {
+        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.waker = Some(cx.waker().clone());
+        }
+    }
+
     /// Up to a batch of what waits, in the order in which it goes.
     fn take(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Queued>) -> Poll<Option<()>> {
         if let Some(first) = self.front.pop_front() {
@@ -202,19 +211,27 @@ impl Outbound {
         if inner.connection != self.connection {
             return Poll::Ready(None);
         }
-        inner.waker = Some(cx.waker().clone());
         if !inner.is_open {
+            inner.wait(cx);
             return Poll::Pending;
         }
-        core.acks.writer.register(cx.waker());
         if let Some(ack) = core.acks.take() {
             self.taken.push_back(Up::Acknowledgement(Box::new(ack)));
             return Poll::Ready(Some(()));
         }
         if core.flights.is_full() {
+            inner.wait(cx);
             return self.ask_after_confirmed(&mut inner);
         }
-        let taken = inner.take(cx, &mut self.batch);
+        let mut taken = inner.take(cx, &mut self.batch);
+        if taken.is_pending() {
+            inner.wait(cx);
+            core.acks.writer.register(cx.waker());
+            // What was to be said before the waker was there wakes nobody.
+            if core.acks.has_more() {
+                taken = Poll::Ready(Some(()));
+            }
+        }
         if taken.is_pending() || (taken == Poll::Ready(None) && inner.unasked > 0) {
             return self.ask_after_confirmed(&mut inner);
         }
@@ -272,6 +289,8 @@ impl Stream for Outbound {
 #[derive(Default)]
 pub(crate) struct Flights {
     inner: Mutex<Air>,
+    /// How many are on their way: looked at for each parcel that goes out.
+    count: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -313,11 +332,11 @@ impl Flights {
 
     /// Whether somebody waits for the server's word.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.lock().flying.is_empty()
+        self.count.load(Relaxed) > 0
     }
 
     fn is_full(&self) -> bool {
-        self.lock().flying.len() >= FLYING_MAX
+        self.count.load(Relaxed) >= FLYING_MAX
     }
 
     /// It goes out now. False if its sender has gone before it did.
@@ -326,6 +345,7 @@ impl Flights {
         let (Some(reply), Up::Send(message)) = (air.waiting.remove(&number), payload) else { return false };
         let barrier = air.barriers + 1;
         air.flying.push_back(Flight { message: message.clone(), reply, barrier });
+        self.count.store(air.flying.len(), Relaxed);
         true
     }
 
@@ -343,6 +363,7 @@ impl Flights {
                 let _ = flight.reply.send(Ok(()));
             }
         }
+        self.count.store(air.flying.len(), Relaxed);
     }
 
     /// The server has refused one. False if it is none of these.
@@ -350,6 +371,7 @@ impl Flights {
         let mut air = self.lock();
         let at = air.flying.iter().position(|flight| flight.message.idempotency_key == error.request_id);
         let Some(flight) = at.and_then(|at| air.flying.remove(at)) else { return false };
+        self.count.store(air.flying.len(), Relaxed);
         let _ = flight.reply.send(Err(Error::from_response(error)));
         true
     }
@@ -358,6 +380,7 @@ impl Flights {
     pub(crate) fn again(&self, knows_keys: bool) -> Vec<Queued> {
         let mut air = self.lock();
         let flying = std::mem::take(&mut air.flying);
+        self.count.store(0, Relaxed);
         let mut again = Vec::new();
         for flight in flying {
             if knows_keys {

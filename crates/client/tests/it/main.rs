@@ -4,5 +4,6 @@
 
 mod connection;
 mod peer;
+mod relay;
 mod server;
 mod tasks;
