@@ -233,6 +233,7 @@ fn accepted(core: &Arc<Core>, welcome: Welcome) {
     core.inbox.messages.retain(|message| !message.ack.as_ref().is_some_and(Ack::is_stale));
     let mut front = core.routes.restore();
     front.extend(core.flights.again(welcome.is_trunkline()));
+    front.extend(core.feed.left_over());
     let again = std::mem::take(&mut *core.again());
     front.extend(again.into_iter().map(|(number, payload)| Queued { payload, mark: Mark::Request(number) }));
     core.state.send_replace(State::Connected(Arc::new(welcome)));

@@ -95,13 +95,18 @@ impl Feed {
         let mut inner = self.lock();
         inner.connection += 1;
         (inner.is_open, inner.unasked) = (false, 0);
-        inner.front.clear();
         let waker = inner.waker.take();
         let connection = inner.connection;
         drop(inner);
         waker.into_iter().for_each(Waker::wake);
         let taken = VecDeque::from([init]);
         Outbound { core: Arc::clone(core), connection, taken, batch: Vec::new() }
+    }
+
+    /// What was to go first on the last connection, and somebody waits for: it never went out.
+    pub(crate) fn left_over(&self) -> Vec<Queued> {
+        let mut inner = self.lock();
+        inner.front.drain(..).filter(|queued| !matches!(queued.mark, Mark::Nothing)).collect()
     }
 
     /// The connection was accepted: these first, then the queue.

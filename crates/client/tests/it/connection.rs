@@ -463,3 +463,42 @@ async fn a_handler_that_fails_or_panics_is_given_the_message_again() {
     }
     drop(line);
 }
+
+#[tokio::test]
+async fn what_is_to_be_said_again_survives_a_second_break() {
+    let mut peer = Peer::begin().await;
+    let (agent, mut line) = peer.agent().await;
+    let sender = agent.clone();
+    let sent = tokio::spawn(async move { sender.send_confirmed(Outgoing::new(to(), "1")).await });
+    assert_eq!(line.text().await, "1");
+    line.fail(Status::unavailable("restart")).await;
+    // Some of these end before the client has said anything.
+    for _ in 0..20 {
+        let line = peer.line().await;
+        line.ack(ConnectionAck { resumed: true, ..trunkline() }).await;
+        line.fail(Status::unavailable("again")).await;
+    }
+    let mut line = back(&mut peer).await;
+    assert_eq!(line.text().await, "1");
+    let Up::TaskQuery(asked) = line.next().await else { panic!("expected a question") };
+    let reply = TaskQueryResponse { request_id: asked.request_id, ..TaskQueryResponse::default() };
+    line.put(Down::TaskQuery(reply.into())).await;
+    soon(sent).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_burst_is_received_whole_and_in_order() {
+    let mut peer = Peer::begin().await;
+    let (agent, line) = peer.agent().await;
+    let mut messages = agent.messages();
+    let puts = tokio::spawn(async move {
+        for n in 0..5000 {
+            line.put(message(&n.to_string())).await;
+        }
+        line
+    });
+    for n in 0..5000 {
+        assert_eq!(soon(messages.next()).await.unwrap().text(), n.to_string());
+    }
+    soon(puts).await.unwrap();
+}

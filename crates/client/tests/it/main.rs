@@ -3,6 +3,8 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
 mod connection;
+mod operations;
+mod orchestrate;
 mod peer;
 mod relay;
 mod server;
