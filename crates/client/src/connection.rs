@@ -220,6 +220,13 @@ impl Ask {
     }
 }
 
+/// What came of putting a frame into the queue.
+enum Put {
+    Done,
+    Full(Queued),
+    Over,
+}
+
 /// Takes a request back whose asker has gone.
 struct Asked<'a> {
     core: &'a Core,
@@ -302,24 +309,36 @@ impl Core {
 
     /// Puts a frame into the queue, and waits for room as long as it may.
     pub(crate) async fn put(&self, payload: impl Into<Up>, mark: Mark, timeout: Duration) -> Result<()> {
-        self.put_into(&self.normal, Queued { payload: payload.into(), mark }, timeout).await
+        match self.try_put_into(&self.normal, Queued { payload: payload.into(), mark }) {
+            Put::Done => Ok(()),
+            Put::Over => Err(self.over().unwrap_or_else(closed)),
+            // On the heap, so that the many that find room are small.
+            Put::Full(queued) => Box::pin(self.wait_to_put(&self.normal, queued, timeout)).await,
+        }
     }
 
     /// As [`Core::put`], for what is large and in no hurry.
     pub(crate) async fn put_bulk(&self, payload: Up) -> Result<()> {
-        let queued = Queued { payload, mark: Mark::Nothing };
-        self.put_into(&self.bulk, queued, self.options.send_timeout).await
+        match self.try_put_into(&self.bulk, Queued { payload, mark: Mark::Nothing }) {
+            Put::Done => Ok(()),
+            Put::Over => Err(self.over().unwrap_or_else(closed)),
+            Put::Full(queued) => self.wait_to_put(&self.bulk, queued, self.options.send_timeout).await,
+        }
     }
 
-    async fn put_into(&self, queue: &mpsc::Sender<Queued>, queued: Queued, timeout: Duration) -> Result<()> {
+    #[inline]
+    fn try_put_into(&self, queue: &mpsc::Sender<Queued>, queued: Queued) -> Put {
         if self.closing.is_cancelled() {
-            return Err(self.over().unwrap_or_else(closed));
+            return Put::Over;
         }
-        let queued = match queue.try_send(queued) {
-            Ok(()) => return Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => return Err(self.over().unwrap_or_else(closed)),
-            Err(mpsc::error::TrySendError::Full(queued)) => queued,
-        };
+        match queue.try_send(queued) {
+            Ok(()) => Put::Done,
+            Err(mpsc::error::TrySendError::Closed(_)) => Put::Over,
+            Err(mpsc::error::TrySendError::Full(queued)) => Put::Full(queued),
+        }
+    }
+
+    async fn wait_to_put(&self, queue: &mpsc::Sender<Queued>, queued: Queued, timeout: Duration) -> Result<()> {
         match queue.send_timeout(queued, timeout).await {
             Ok(()) => Ok(()),
             Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(self.over().unwrap_or_else(closed)),
@@ -463,14 +482,11 @@ impl Client {
     /// # Errors
     /// [`Kind::Exhausted`] if the queue is full; the reason of the end if it is over.
     pub fn try_send(&self, message: Outgoing) -> Result<()> {
-        if self.core.closing.is_cancelled() {
-            return Err(self.core.over().unwrap_or_else(closed));
-        }
         let queued = Queued { payload: message.into(), mark: Mark::Nothing };
-        match self.core.normal.try_send(queued) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(Error::new(Kind::Exhausted, "the queue is full")),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(self.core.over().unwrap_or_else(closed)),
+        match self.core.try_put_into(&self.core.normal, queued) {
+            Put::Done => Ok(()),
+            Put::Full(_) => Err(Error::new(Kind::Exhausted, "the queue is full")),
+            Put::Over => Err(self.core.over().unwrap_or_else(closed)),
         }
     }
 
