@@ -36,7 +36,14 @@ enum Command {
         #[arg(long, default_value_t = 1200)]
         seconds: u64,
     },
-    /// Runs the benches and prints their table: `agent`, `sandbox`, `socket`, `store` or `tasks`, and sections of it.
+    /// A hundred clients of the Rust SDK while connections are cut and the server is killed.
+    Faults {
+        /// How long.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
+    /// Runs the benches and prints their table: `agent`, `client`, `conversation`, `sandbox`, `socket`, `store` or `tasks`, and
+    /// sections of it.
     Bench {
         /// Which bench.
         name: String,
@@ -53,6 +60,12 @@ fn main() -> ExitCode {
             let mut soak = run::cargo(&["test", "--quiet", "--release", "--package", "trunkline", "--test", "soak"]);
             soak.env("TRUNKLINE_SOAK_SECONDS", seconds.to_string());
             run::checked(soak)
+        }
+        Command::Faults { seconds } => {
+            let mut faults =
+                run::cargo(&["test", "--quiet", "--release", "--package", "trunkline-client", "--test", "faults"]);
+            faults.env("TRUNKLINE_FAULTS_SECONDS", seconds.to_string());
+            run::checked(faults)
         }
         Command::Bench { name, args } => {
             let mut bench = match name.as_str() {

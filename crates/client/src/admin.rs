@@ -3,20 +3,20 @@
 use std::{collections::HashMap, ops::Deref};
 
 use trunkline_proto::v1::{
-    AclGrantRequest, AclGroupMemberRequest, AclGroupRequest, AclOperation, AclResponse, AclRoleAssignmentRequest,
-    AclRoleRequest, AclRuleFilter, AclSetFallbackRequest, AdminQuery, AdminResponse, AgentFilter, AgentLaunchParams,
-    AgentOperation, AgentResponse, AuditQueryResponse, ConnectionStatusRequest, SessionOperation,
-    SessionOperationResponse, SubmitAuditEventRequest, TokenFilter, TokenOperation, TokenResponse, WorkspaceFilter,
-    WorkspaceOperation, WorkspaceResponse, acl_operation, admin_query, agent_operation,
-    downstream_message::Payload as Down, session_operation, token_operation, upstream_message::Payload as Up,
-    workspace_operation,
+    AclGroupMemberRequest, AclGroupRequest, AclOperation, AclResponse, AclRoleAssignmentRequest, AclRoleRequest,
+    AclSetFallbackRequest, AdminQuery, AdminResponse, AgentFilter, AgentLaunchParams, AgentOperation, AgentResponse,
+    AuditQueryResponse, ConnectionStatusRequest, SessionOperation, SessionOperationResponse, SubmitAuditEventRequest,
+    TokenFilter, TokenOperation, TokenResponse, WorkspaceFilter, WorkspaceOperation, WorkspaceResponse, acl_operation,
+    admin_query, agent_operation, downstream_message::Payload as Down, session_operation, token_operation,
+    upstream_message::Payload as Up, workspace_operation,
 };
 
 pub use trunkline_proto::v1::{
-    AclAccessExplanationInfo, AclAuditEntryInfo, AclAuditFilter, AclFallbackPolicyInfo, AclGroupInfo,
-    AclGroupMemberInfo, AclRoleAssignmentInfo, AclRoleInfo, AclRuleInfo, AgentRegistrationInfo, AuditEntry, AuditQuery,
-    ConnectionFilter, ConnectionInfo, GatewayInfo, GatewayStats, HealthInfo, MessageFlowInfo, OrchestratorInfo,
-    PrincipalRef, TokenCreateRequest, TokenInfo, WorkspaceInfo,
+    AclAccessExplanationInfo, AclAuditEntryInfo, AclAuditFilter, AclFallbackPolicyInfo, AclGrantRequest, AclGroupInfo,
+    AclGroupMemberInfo, AclRoleAssignmentInfo, AclRoleInfo, AclRuleFilter, AclRuleInfo, AgentRegistrationInfo,
+    AgentResourceSchemaEntry, AuditEntry, AuditQuery, ConnectionFilter, ConnectionInfo, GatewayInfo, GatewayStats,
+    HealthInfo, MessageFlowInfo, OrchestratorInfo, PrincipalRef, PrincipalType, TokenCreateRequest, TokenInfo,
+    WorkspaceInfo,
 };
 
 use crate::{
@@ -36,6 +36,36 @@ pub enum AccessLevel {
     Manage = 30,
     Admin = 40,
     Super = 50,
+}
+
+impl From<AccessLevel> for i32 {
+    fn from(level: AccessLevel) -> Self {
+        level as Self
+    }
+}
+
+/// A rule that is to be made: that somebody may do so much with something.
+///
+/// ```
+/// use trunkline_client::{AccessLevel, Topic, admin::{grant, principal}};
+/// let rule = grant(&principal("bridge", "br::discord::main"), "workspace", "prod", AccessLevel::Write);
+/// ```
+#[must_use]
+pub fn grant(whom: &PrincipalRef, resource_type: &str, resource_id: &str, level: AccessLevel) -> AclGrantRequest {
+    AclGrantRequest {
+        principal_type: whom.principal_type.clone(),
+        principal_id: whom.principal_id.clone(),
+        resource_type: resource_type.to_owned(),
+        resource_id: resource_id.to_owned(),
+        access_level: level.into(),
+        ..AclGrantRequest::default()
+    }
+}
+
+/// Somebody, as rules name it: an [`Identity`](crate::Identity) knows its own.
+#[must_use]
+pub fn principal(kind: &str, id: &str) -> PrincipalRef {
+    PrincipalRef { principal_type: kind.to_owned(), principal_id: id.to_owned() }
 }
 
 /// What administrators can do, over any connected client whose rights are wide enough.
@@ -69,17 +99,20 @@ impl Client {
         Admin::new(self)
     }
 
-    /// Whether somebody is connected, and when it was last seen, in Unix milliseconds. Of oneself anybody may ask.
+    /// Whether somebody is connected. Of oneself anybody may ask.
     ///
     /// # Errors
     /// What the server refused.
-    pub async fn connection_status(&self, kind: &str, id: &str) -> Result<(bool, i64)> {
-        let principal = Some(PrincipalRef { principal_type: kind.to_owned(), principal_id: id.to_owned() });
+    pub async fn connection_status(&self, principal: PrincipalRef) -> Result<ConnectionStatus> {
+        let principal = Some(principal);
         let build =
             |request_id| Up::ConnectionStatusRequest(Box::new(ConnectionStatusRequest { request_id, principal }));
         let ask = Ask::read("tell whether somebody is connected");
         let reply = reply!(self.core.ask(ask, build).await?, Down::ConnectionStatusResponse)?;
-        if reply.ok { Ok((reply.connected, reply.last_seen_at)) } else { Err(Error::from_words(&reply.error)) }
+        if !reply.ok {
+            return Err(Error::from_words(&reply.error));
+        }
+        Ok(ConnectionStatus { is_connected: reply.connected, last_seen_s: reply.last_seen_at })
     }
 
     /// Writes an event of this client's own into the audit.
@@ -105,6 +138,15 @@ impl Client {
         let AuditQueryResponse { success, error, entries, total_count, .. } = *reply;
         if success { Ok((entries, u64::try_from(total_count).unwrap_or(0))) } else { Err(Error::from_words(&error)) }
     }
+}
+
+/// Whether somebody is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionStatus {
+    /// It is.
+    pub is_connected: bool,
+    /// When it was last seen, in Unix seconds; 0 if that is not known.
+    pub last_seen_s: i64,
 }
 
 /// An event for the audit.
@@ -662,10 +704,11 @@ impl Admin {
         self.rules_op(Self::named(acl_operation::OpType::DeleteGroup, name)).await.map(|_| ())
     }
 
+    /// To add takes the one field, to remove the other.
     fn member(op: acl_operation::OpType, group: &str, member: &PrincipalRef) -> AclOperation {
         let (member_type, member_id) = (member.principal_type.clone(), member.principal_id.clone());
         let member_request = Some(AclGroupMemberRequest { member_type, member_id, ..Default::default() });
-        AclOperation { member_request, ..Self::named(op, group) }
+        AclOperation { member_request, principal: Some(member.clone()), ..Self::named(op, group) }
     }
 
     /// Puts somebody into a group.
@@ -731,7 +774,7 @@ impl Admin {
     fn assignment(op: acl_operation::OpType, role: &str, assignee: &PrincipalRef) -> AclOperation {
         let (assignee_type, assignee_id) = (assignee.principal_type.clone(), assignee.principal_id.clone());
         let assignment_request = Some(AclRoleAssignmentRequest { assignee_type, assignee_id, ..Default::default() });
-        AclOperation { assignment_request, ..Self::named(op, role) }
+        AclOperation { assignment_request, principal: Some(assignee.clone()), ..Self::named(op, role) }
     }
 
     /// Gives somebody a role.
@@ -758,21 +801,21 @@ impl Admin {
         Ok(self.rules_op(Self::named(acl_operation::OpType::ListRoleAssignments, role)).await?.role_assignments)
     }
 
-    /// The groups that somebody is in.
+    /// The groups that somebody is in, itself and not by way of another group.
     ///
     /// # Errors
     /// As [`Admin::sessions`].
-    pub async fn groups_of(&self, principal: PrincipalRef) -> Result<Vec<AclGroupInfo>> {
+    pub async fn groups_of(&self, principal: PrincipalRef) -> Result<Vec<AclGroupMemberInfo>> {
         let list = Self::rule(acl_operation::OpType::ListPrincipalGroups);
-        Ok(self.rules_op(AclOperation { principal: Some(principal), ..list }).await?.groups)
+        Ok(self.rules_op(AclOperation { principal: Some(principal), ..list }).await?.group_members)
     }
 
     /// The roles that somebody has.
     ///
     /// # Errors
     /// As [`Admin::sessions`].
-    pub async fn roles_of(&self, principal: PrincipalRef) -> Result<Vec<AclRoleInfo>> {
+    pub async fn roles_of(&self, principal: PrincipalRef) -> Result<Vec<AclRoleAssignmentInfo>> {
         let list = Self::rule(acl_operation::OpType::ListPrincipalRoles);
-        Ok(self.rules_op(AclOperation { principal: Some(principal), ..list }).await?.roles)
+        Ok(self.rules_op(AclOperation { principal: Some(principal), ..list }).await?.role_assignments)
     }
 }

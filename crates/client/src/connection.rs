@@ -22,8 +22,9 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::v1::{
-    ConfigSnapshot, ConnectionAck, NegotiatedExtension, ProgressUpdate, TaskEvent, downstream_message::Payload as Down,
-    init_connection::ClientType, upstream_message::Payload as Up,
+    ConfigSnapshot, ConnectionAck, NegotiatedExtension, ProgressUpdate, TaskEvent, TaskQuery,
+    downstream_message::Payload as Down, init_connection::ClientType, task_query::OpType,
+    upstream_message::Payload as Up,
 };
 
 use self::{
@@ -220,6 +221,16 @@ impl Ask {
     }
 }
 
+/// Largest frame that servers take, less what is around a payload. The published figure: one that is larger breaks the connection.
+const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
+
+fn fits(bytes: usize) -> Result<()> {
+    if bytes <= FRAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{bytes} bytes do not fit into a frame, which has room for {FRAME_BYTES_MAX}")))
+}
+
 /// What came of putting a frame into the queue.
 enum Put {
     Done,
@@ -368,6 +379,7 @@ impl Core {
         let (number, up, answer) =
             self.pending().register(ask.ordered, ask.idempotent, |number| build(self.request_id(number)));
         let asked = Asked { core: self, number };
+        fits(up.encoded_len()).inspect_err(|_| self.pending().forget(number))?;
         // It may be that nothing is read because too much waits to be taken.
         self.room.notify_one();
         let answered = tokio::time::timeout(timeout, async {
@@ -381,6 +393,15 @@ impl Core {
             Ok(answered) => answered,
             Err(_) => Err(asked.core.pending().refusal(number).unwrap_or_else(|| self.late(ask.what, timeout))),
         }
+    }
+
+    /// Returns when the server has handled everything that was put into the queue before: frames of one client take effect in
+    /// order, so any request that is always answered tells.
+    pub(crate) async fn settled(&self) -> Result<()> {
+        let build = |request_id| {
+            Up::TaskQuery(Box::new(TaskQuery { request_id, op: OpType::Get.into(), ..Default::default() }))
+        };
+        self.ask(Ask::read("handle what was sent"), build).await.map(|_| ())
     }
 
     fn late(&self, what: &str, timeout: Duration) -> Error {
@@ -472,9 +493,20 @@ impl Client {
     /// [`Client::refusals`]; what was on its way when a connection breaks can be lost. [`Client::send_confirmed`] knows.
     ///
     /// # Errors
-    /// [`Kind::Unavailable`] if there was no room in time; the reason of the end if it is over.
+    /// [`Kind::Unavailable`] if there was no room in time; [`Kind::Invalid`] if it does not fit into a frame (4 MiB); the reason of
+    /// the end if it is over.
     pub async fn send(&self, message: Outgoing) -> Result<()> {
+        fits(message.message.payload.len())?;
         self.core.put(message, Mark::Nothing, self.core.options.send_timeout).await
+    }
+
+    /// Returns when the server has handled everything that was sent before, whatever came of it: refusals are in
+    /// [`Client::refusals`] by then. What was on its way when a connection broke is not waited for.
+    ///
+    /// # Errors
+    /// [`Kind::Timeout`] after 10 s; the reason of the end if it is over.
+    pub async fn settled(&self) -> Result<()> {
+        self.core.settled().await
     }
 
     /// As [`Client::send`], but fails at once if the queue is full.
@@ -482,6 +514,7 @@ impl Client {
     /// # Errors
     /// [`Kind::Exhausted`] if the queue is full; the reason of the end if it is over.
     pub fn try_send(&self, message: Outgoing) -> Result<()> {
+        fits(message.message.payload.len())?;
         let queued = Queued { payload: message.into(), mark: Mark::Nothing };
         match self.core.try_put_into(&self.core.normal, queued) {
             Put::Done => Ok(()),
@@ -501,6 +534,7 @@ impl Client {
         if let Some(over) = self.core.over() {
             return Err(over);
         }
+        fits(message.message.payload.len())?;
         if message.message.idempotency_key.is_empty() {
             message = message.once(uuid::Uuid::now_v7().to_string());
         }

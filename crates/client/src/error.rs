@@ -132,8 +132,9 @@ impl Error {
         error.inner.retryable = response.retryable;
         error.inner.retry_after =
             u64::try_from(response.retry_after_ms).ok().filter(|after| *after > 0).map(Duration::from_millis);
-        if response.retryable && error.kind() == Kind::Refused {
-            error.inner.kind = Kind::Unavailable;
+        if error.kind() == Kind::Refused {
+            error.inner.kind =
+                if response.retryable { Kind::Unavailable } else { Self::from_words(&response.message).kind() };
         }
         error
     }
@@ -142,9 +143,19 @@ impl Error {
     pub(crate) fn from_words(words: &str) -> Self {
         let lower = words.to_ascii_lowercase();
         let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
-        let kind = if has(&["not found", "no such", "does not exist"]) {
+        let kind = if has(&["already completed", "in use", "not allowed in state"]) {
+            Kind::Precondition
+        } else if has(&["not found", "no such", "does not exist"]) {
             Kind::NotFound
-        } else if has(&["permission", "not authorized", "denied", "privileges"]) {
+        } else if has(&[
+            "permission",
+            "not authorized",
+            "denied",
+            "privileges",
+            "insufficient",
+            "an admin_acl grant",
+            " takes ",
+        ]) {
             Kind::Denied
         } else if has(&["already exists", "already in use"]) {
             Kind::Exists
@@ -170,7 +181,11 @@ impl Error {
         if code.is_empty() {
             return Self::from_words(words);
         }
-        let mut error = Self::new(kind_of_code(code), words);
+        let kind = match kind_of_code(code) {
+            Kind::Refused => Self::from_words(words).kind(),
+            kind => kind,
+        };
+        let mut error = Self::new(kind, words);
         error.inner.code = Cow::Owned(code.to_owned());
         error
     }
@@ -207,9 +222,11 @@ fn kind_of_code(code: &str) -> Kind {
     let table = [
         ("PERMISSION", Kind::Denied),
         ("DENIED", Kind::Denied),
+        ("FORBIDDEN", Kind::Denied),
         ("UNAUTHENTICATED", Kind::Unauthenticated),
         ("NOT_FOUND", Kind::NotFound),
         ("INVALID", Kind::Invalid),
+        ("TOO_LARGE", Kind::Invalid),
         ("NOT_IMPLEMENTED", Kind::Unimplemented),
         ("UNIMPLEMENTED", Kind::Unimplemented),
         ("ALREADY_EXISTS", Kind::Exists),
@@ -280,6 +297,9 @@ mod tests {
             ("admin sessions operations require system-level privileges", Kind::Denied),
             ("workspace already exists", Kind::Exists),
             ("create_request is required", Kind::Invalid),
+            ("task not found or already completed/cancelled", Kind::Precondition),
+            ("insufficient access on workspace \"ws\" for this ACL operation (need MANAGE)", Kind::Denied),
+            ("looking at system takes READ on admin/system", Kind::Denied),
             ("", Kind::Refused),
         ];
         for (words, kind) in cases {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use trunkline_proto::v1::init_connection::ClientType;
+use trunkline_proto::v1::{PrincipalRef, init_connection::ClientType};
 
 use crate::{
     connection::Client,
@@ -69,6 +69,23 @@ impl Identity {
         let topic: Topic = self.name.parse().ok()?;
         let prefix = self.name.split(SEPARATOR).next()?;
         (!matches!(prefix, "orc" | "wfe" | "metrics")).then_some(topic)
+    }
+
+    /// As rules and grants name it. Of a user it is the user, whatever the window.
+    #[must_use]
+    pub fn principal(&self) -> PrincipalRef {
+        let mut parts = self.name.split(SEPARATOR);
+        let (kind, id) = match parts.next() {
+            Some("ag") => ("agent", self.as_str()),
+            Some("us") => ("user", parts.next().unwrap_or_default()),
+            Some("orc") => ("orchestrator", self.as_str()),
+            Some("wfe") => ("workflow_engine", self.as_str()),
+            Some("metrics") => ("metrics_bridge", self.as_str()),
+            Some("br") => ("bridge", self.as_str()),
+            Some("sv") => ("service", self.as_str()),
+            _ => ("task", self.as_str()),
+        };
+        PrincipalRef { principal_type: kind.to_owned(), principal_id: id.to_owned() }
     }
 
     /// The workspace that it lives in; users, services, bridges and the platform's own live in none.

@@ -355,8 +355,8 @@ pub struct Checkpoints {
 pub struct Checkpoint {
     /// What.
     pub data: Bytes,
-    /// When, in Unix milliseconds; 0 if the server does not say.
-    pub saved_at_ms: i64,
+    /// When, in Unix seconds; 0 if the server does not say.
+    pub saved_at_s: i64,
 }
 
 impl Checkpoints {
@@ -395,8 +395,8 @@ impl Checkpoints {
     pub async fn load(&self, key: &str) -> Result<Option<Checkpoint>> {
         let operation = CheckpointOperation { key: key.to_owned(), ..CheckpointOperation::default() };
         let reply = self.run(checkpoint_operation::OpType::Load, operation).await?;
-        let found = Checkpoint { data: reply.data, saved_at_ms: reply.saved_at };
-        Ok(Some(found).filter(|found| !found.data.is_empty() || found.saved_at_ms > 0))
+        let found = Checkpoint { data: reply.data, saved_at_s: reply.saved_at };
+        Ok(Some(found).filter(|found| !found.data.is_empty() || found.saved_at_s > 0))
     }
 
     /// Forgets it, if it is there.

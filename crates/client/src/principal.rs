@@ -36,6 +36,20 @@ macro_rules! principal {
             }
         }
 
+        impl $name {
+            /// What it shares with all others.
+            #[must_use]
+            pub fn client(&self) -> &Client {
+                &self.client
+            }
+        }
+
+        impl From<$name> for Client {
+            fn from(principal: $name) -> Self {
+                principal.client
+            }
+        }
+
         impl Sealed for $name {}
 
         impl Principal for $name {
@@ -255,15 +269,31 @@ impl User {
         Builder::new(ClientType::User(UserIdentity { user_id, window_id }))
     }
 
-    /// Goes to a workspace: hears what is said to its users, and acts for it. Again after each reconnect. The server says nothing if
-    /// it worked; a refusal comes to [`Client::refusals`].
+    /// Goes to a workspace: hears what is said to its users, and acts for it. Returns when it is there. Again after each reconnect.
     ///
     /// # Errors
-    /// [`Kind::Invalid`](crate::Kind::Invalid) if it is empty; as [`Client::send`].
+    /// [`Kind::Denied`](crate::Kind::Denied) if it may not: then it stays where it is. [`Kind::Invalid`](crate::Kind::Invalid) if it
+    /// is empty.
     pub async fn switch_workspace(&self, workspace: &str) -> Result<()> {
         crate::topic::check(workspace)?;
-        self.core.routes.set_workspace(workspace);
-        self.core.put(switch(workspace), Mark::Nothing, self.core.options.send_timeout).await
+        self.go(workspace).await
+    }
+
+    /// Leaves the workspace that it is on.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn leave_workspace(&self) -> Result<()> {
+        self.go("").await
+    }
+
+    async fn go(&self, workspace: &str) -> Result<()> {
+        let core = &self.core;
+        core.routes.goes(workspace);
+        core.put(switch(workspace), Mark::Nothing, core.options.send_timeout).await?;
+        // The server says nothing if it worked. What is asked behind it is answered when it is done.
+        let asked = core.settled().await;
+        core.routes.went().and(asked)
     }
 
     /// The workspace that it last went to.

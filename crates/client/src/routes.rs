@@ -17,7 +17,7 @@ use crate::{
         feed::{Mark, Queued},
         lane::{Lane, Pressure},
     },
-    error::Error,
+    error::{Error, Kind},
 };
 
 /// Events of one task that are not taken yet.
@@ -30,7 +30,10 @@ pub(crate) struct Routes {
 
 #[derive(Default)]
 struct Table {
+    /// Where a user is.
     workspace: Option<String>,
+    /// Where it wants to go, and what the server has against it.
+    going: Option<(String, Option<Error>)>,
     /// By the id of the request that began it.
     follows: HashMap<String, Follow>,
     /// From the server's name of a subscription to ours.
@@ -42,6 +45,8 @@ struct Table {
     /// Who wants to know of grants that are void.
     revocations: Vec<std::sync::Weak<dyn Revoked>>,
     is_over: bool,
+    /// A workspace was asked for again after a reconnect, or for the first time.
+    is_back: bool,
 }
 
 /// Wants to know of grants that are void.
@@ -76,7 +81,9 @@ impl Routes {
     pub(crate) fn restore(&self) -> Vec<Queued> {
         let mut table = self.lock();
         table.subscriptions.clear();
-        let workspace = table.workspace.clone().map(|workspace| switch(&workspace));
+        table.is_back = true;
+        let wanted = table.going.as_ref().map(|(wanted, _)| wanted.clone());
+        let workspace = wanted.or_else(|| table.workspace.clone()).map(|workspace| switch(&workspace));
         let follows = table.follows.iter().map(|(id, follow)| {
             let start_timestamp_unix_ms = follow.last_ms;
             Up::TaskSubscriptionOp(Box::new(TaskSubscriptionOperation {
@@ -93,6 +100,44 @@ impl Routes {
 
     pub(crate) fn set_workspace(&self, workspace: &str) {
         self.lock().workspace = Some(workspace.to_owned());
+    }
+
+    /// A user wants to go to a workspace.
+    pub(crate) fn goes(&self, workspace: &str) {
+        let mut table = self.lock();
+        (table.going, table.is_back) = (Some((workspace.to_owned(), None)), false);
+    }
+
+    /// The server has handled it: the user is there, or stays where it was.
+    pub(crate) fn went(&self) -> Result<(), Error> {
+        let mut table = self.lock();
+        match table.going.take() {
+            Some((_, Some(refusal))) => Err(refusal),
+            Some((workspace, None)) => {
+                table.workspace = Some(workspace).filter(|workspace| !workspace.is_empty());
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A refusal without an id may be of a switch: it says so. Then nothing is asked for again.
+    pub(crate) fn switch_refused(&self, error: &Error) -> bool {
+        let mut table = self.lock();
+        let is_back = table.is_back;
+        let is_switch = error.code() == "ERR_WORKSPACE_SWITCH_FAILED"
+            || (error.kind() == Kind::Denied && error.to_string().contains("workspace"));
+        match &mut table.going {
+            Some((_, refusal)) if is_switch => {
+                *refusal = Some(error.clone());
+                true
+            }
+            None if is_switch && is_back => {
+                table.workspace = None;
+                false
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn workspace(&self) -> Option<String> {
@@ -202,7 +247,7 @@ impl Routes {
         if let Some(call) = table.calls.get(id).cloned() {
             if call.push(Frame::Down(down)) == Pressure::Hard {
                 table.calls.retain(|_, other| !Arc::ptr_eq(other, &call));
-                call.push(Frame::Failed(Error::new(crate::Kind::Exhausted, "what came was not read fast enough")));
+                call.push(Frame::Failed(Error::new(Kind::Exhausted, "what came was not read fast enough")));
                 call.end();
             }
         } else if let Some(server) = &table.server {
@@ -225,7 +270,7 @@ impl Routes {
         let calls = std::mem::take(&mut self.lock().calls);
         for call in calls.into_values() {
             let message = format!("the connection broke: {why}");
-            let error = Error::new(crate::Kind::Interrupted, message).with_source(why.clone());
+            let error = Error::new(Kind::Interrupted, message).with_source(why.clone());
             call.push(Frame::Failed(error));
             call.end();
         }

@@ -4,15 +4,14 @@ use std::{collections::HashMap, ops::Deref, time::Duration};
 
 use bytes::Bytes;
 use trunkline_proto::v1::{
-    AuthorizationContext, CreateTaskRequest, CreateTaskResponse, HibernationDescriptor, ProgressKind, ProgressReport,
-    ProgressStep, TaskEvent, TaskFilter, TaskOperation, TaskQuery, TaskSubscriptionOperation, WaitReason, WaitSpec,
-    downstream_message::Payload as Down, task_operation::OpType, task_query, task_subscription_operation,
-    upstream_message::Payload as Up,
+    AuthorizationContext, CreateTaskRequest, CreateTaskResponse, HibernationDescriptor, ProgressReport, ProgressStep,
+    TaskOperation, TaskQuery, TaskSubscriptionOperation, WaitReason, WaitSpec, downstream_message::Payload as Down,
+    task_operation::OpType, task_query, task_subscription_operation, upstream_message::Payload as Up,
 };
 
 pub use trunkline_proto::v1::{
-    BackoffStrategy, RetryPolicy, TargetOfflinePolicy, TaskAssignmentMode, TaskClass, TaskCompletionEvent, TaskInfo,
-    TaskPriority, TaskStatus,
+    BackoffStrategy, ProgressKind, ProgressUpdate, RetryPolicy, TargetOfflinePolicy, TaskAssignmentMode, TaskClass,
+    TaskCompletionEvent, TaskEvent, TaskFilter, TaskInfo, TaskPriority, TaskStatus,
 };
 
 use crate::{

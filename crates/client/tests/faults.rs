@@ -153,7 +153,9 @@ struct Book {
     got: Mutex<HashMap<(String, String), u64>>,
     /// What came to any one of several.
     shared: Mutex<HashSet<(String, u64)>>,
+    /// What came again, though it was for one alone, and of what was for any one of several.
     repeats: AtomicU64,
+    shared_repeats: AtomicU64,
     total: AtomicU64,
     wrong: Mutex<Vec<String>>,
 }
@@ -167,7 +169,7 @@ impl Book {
         let number: u64 = number.parse().unwrap();
         if to.starts_with("tb::") {
             if !self.shared.lock().unwrap().insert((message.source().to_owned(), number)) {
-                self.repeats.fetch_add(1, Relaxed);
+                self.shared_repeats.fetch_add(1, Relaxed);
             }
             return;
         }
@@ -379,8 +381,11 @@ async fn run(last: Duration) {
         panic!("not all of what was confirmed came: {:#?}", world.book.missing());
     }
     let confirmed: u64 = world.book.confirmed.lock().unwrap().values().sum();
-    let (total, repeats) = (world.book.total.load(Relaxed), world.book.repeats.load(Relaxed));
-    println!("{cuts} cuts, {kills} kills; {confirmed} messages confirmed, {total} handed out, {repeats} of them again");
+    let count = |counter: &AtomicU64| counter.load(Relaxed);
+    let (total, repeats, shared) =
+        (count(&world.book.total), count(&world.book.repeats), count(&world.book.shared_repeats));
+    println!("{cuts} cuts, {kills} kills; {confirmed} messages confirmed, {total} handed out");
+    println!("handed out again: {repeats}, and {shared} of those that any one of several could do");
     let megabytes: Vec<usize> = memory.iter().map(|bytes| bytes / 1_000_000).collect();
     println!("resident memory of the clients, MB: {megabytes:?}");
     let wrong = world.book.wrong.lock().unwrap().clone();

@@ -348,6 +348,9 @@ impl Flights {
     fn takes_off(&self, number: u64, payload: &Up) -> bool {
         let mut air = self.lock();
         let (Some(reply), Up::Send(message)) = (air.waiting.remove(&number), payload) else { return false };
+        if reply.is_closed() {
+            return false;
+        }
         let barrier = air.barriers + 1;
         air.flying.push_back(Flight { message: message.clone(), reply, barrier });
         self.count.store(air.flying.len(), Relaxed);
@@ -387,7 +390,8 @@ impl Flights {
         let flying = std::mem::take(&mut air.flying);
         self.count.store(0, Relaxed);
         let mut again = Vec::new();
-        for flight in flying {
+        // One whose sender has gone is not sent again: it may be what breaks the connection.
+        for flight in flying.into_iter().filter(|flight| !flight.reply.is_closed()) {
             if knows_keys {
                 air.next += 1;
                 let number = air.next;

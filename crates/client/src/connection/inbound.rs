@@ -205,6 +205,9 @@ impl Core {
             return Pressure::None;
         }
         let error = Error::from_response(error);
+        if self.routes.switch_refused(&error) {
+            return Pressure::None;
+        }
         tracing::debug!(code = error.code(), %error, "the server refused something");
         self.inbox.refusals.push(error)
     }

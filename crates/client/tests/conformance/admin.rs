@@ -275,7 +275,7 @@ async fn session_operations_are_reserved() {
 // Who is connected.
 
 async fn is_connected(asker: &Client, who: &PrincipalRef) -> trunkline_client::Result<bool> {
-    let (connected, _) = asker.connection_status(&who.principal_type, &who.principal_id).await?;
+    let connected = asker.connection_status(who.clone()).await?.is_connected;
     Ok(connected)
 }
 

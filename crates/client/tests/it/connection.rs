@@ -363,8 +363,15 @@ async fn the_workspace_and_what_is_followed_are_taken_up_again() {
     let mut peer = Peer::begin().await;
     let (user, mut line) = peer.accept(User::builder("u", "w").workspace("first").reconnect(quick())).await;
     assert!(matches!(line.next().await, Up::SwitchWorkspace(it) if it.new_workspace_id == "first"));
-    user.switch_workspace("second").await.unwrap();
+    let goes = tokio::spawn({
+        let user = user.clone();
+        async move { user.switch_workspace("second").await }
+    });
     assert!(matches!(line.next().await, Up::SwitchWorkspace(_)));
+    let Up::TaskQuery(asked) = line.next().await else { panic!("expected a question") };
+    let reply = TaskQueryResponse { request_id: asked.request_id, ..TaskQueryResponse::default() };
+    line.put(Down::TaskQuery(reply.into())).await;
+    soon(goes).await.unwrap().unwrap();
     let tasks = user.tasks();
     let follows = tokio::spawn(async move { tasks.follow("t", true).await });
     let subscribed = |client_request_id: String, name: &str| {

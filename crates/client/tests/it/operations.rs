@@ -356,7 +356,7 @@ async fn administrators_operations_keep_what_they_are_given() {
     assert!(admin.get_token(&token.id).await.unwrap().revoked);
     let (sessions, count) = admin.sessions(ConnectionFilter::default()).await.unwrap();
     assert_eq!((sessions.len(), count), (1, 1));
-    assert!(admin.connection_status("orchestrator", admin.identity().as_str()).await.unwrap().0);
+    assert!(admin.connection_status(admin.identity().principal()).await.unwrap().is_connected);
     let agent = world.agent("a").await;
     agent.audit(AuditEvent::new("custom", "sent_invoice").resource("invoice", "17").with("total", "12")).await.unwrap();
     let created = agent.tasks().create(NewTask::new("own").once("only")).await.unwrap();
