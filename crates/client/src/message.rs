@@ -96,6 +96,7 @@ impl From<Outgoing> for Up {
 pub struct Message {
     pub(crate) frame: IncomingMessage,
     pub(crate) ack: Option<Ack>,
+    pub(crate) offset: Option<u64>,
 }
 
 impl Message {
@@ -168,7 +169,7 @@ impl Message {
     /// Its place in the server's log, if the client connected [`at_least_once`](crate::Builder::at_least_once).
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
-        self.ack.as_ref().map(Ack::offset)
+        self.offset
     }
 
     /// The frame as it came.

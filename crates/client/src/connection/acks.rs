@@ -174,11 +174,6 @@ pub(crate) struct Ack {
 }
 
 impl Ack {
-    /// Its place in the server's log.
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset
-    }
-
     /// Whether it is for others by now: shared work of a connection that is gone.
     pub(crate) fn is_stale(&self) -> bool {
         self.shared && self.acks.lock().connection != self.connection

@@ -109,7 +109,7 @@ impl Core {
                     },
                     None => None,
                 };
-                self.inbox.messages.push(Message { frame, ack })
+                self.inbox.messages.push(Message { frame, ack, offset: delivery.map(|delivery| delivery.offset) })
             }
             Some(Down::ProgressUpdate(update)) => {
                 // A report is about a moment: it is done with when it is there.
