@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod authority;
 mod connection;
+pub mod coord;
 mod credentials;
 mod error;
 mod handler;

@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
 mod connection;
+mod coord;
 mod operations;
 mod orchestrate;
 mod peer;
