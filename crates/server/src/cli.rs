@@ -2,11 +2,16 @@
 
 use std::io::Read as _;
 
+pub(crate) mod admin;
 pub(crate) mod app;
 pub(crate) mod client;
 pub(crate) mod demo;
+pub(crate) mod kv;
+pub(crate) mod manual;
 pub(crate) mod messages;
 pub(crate) mod orchestrate;
+pub(crate) mod output;
+pub(crate) mod profile;
 pub(crate) mod sandbox;
 pub(crate) mod serve;
 pub(crate) mod tasks;
@@ -14,6 +19,62 @@ pub(crate) mod token;
 
 /// What a command ends with; the error is for people.
 pub(crate) type Done = Result<(), Box<dyn std::error::Error>>;
+
+/// What went wrong, where a script wants to know.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    /// The command cannot be meant so.
+    #[error("{0}")]
+    Usage(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// What the server or the way to it had against it.
+    #[error(transparent)]
+    Client(#[from] trunkline_client::Error),
+    /// A file or a stream.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Fault {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage(message.into())
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::NotFound(message.into())
+    }
+}
+
+/// What a command ends with, for scripts: 2 for what cannot be meant so, 3 for what is not there, 4 for what may not be, 5 for a
+/// server that is not there or does not answer, 1 for everything else.
+pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
+    use trunkline_client::Kind;
+    let kind = match error.downcast_ref::<Fault>() {
+        Some(Fault::Usage(_)) => return 2,
+        Some(Fault::NotFound(_)) => return 3,
+        Some(Fault::Client(error)) => error.kind(),
+        Some(Fault::Io(_)) => return 1,
+        None => match error.downcast_ref::<trunkline_client::Error>() {
+            Some(error) => error.kind(),
+            None => return 1,
+        },
+    };
+    match kind {
+        Kind::Invalid => 2,
+        Kind::NotFound => 3,
+        Kind::Denied | Kind::Unauthenticated => 4,
+        Kind::Unavailable | Kind::Timeout | Kind::Interrupted => 5,
+        _ => 1,
+    }
+}
+
+/// Prints as it is, without an end of line.
+#[allow(clippy::print_stdout, reason = "what a command answers belongs on standard output")]
+pub(crate) fn put(text: &str) {
+    print!("{text}");
+}
 
 /// Prints a line of a command's result.
 #[allow(clippy::print_stdout, reason = "what a command answers belongs on standard output")]

@@ -4,7 +4,7 @@ mod cli;
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// The allocator matters here: records are allocated by one thread and freed by others.
 #[global_allocator]
@@ -37,6 +37,30 @@ enum Command {
     Send(cli::messages::Send),
     /// Prints what is sent to a topic, without taking it from anybody.
     Tail(cli::messages::Tail),
+    /// Looks at keys, and changes them.
+    #[command(subcommand)]
+    Kv(cli::kv::Kv),
+    /// Looks at what a principal remembers for its successor, and changes it.
+    #[command(subcommand)]
+    Checkpoint(cli::kv::Checkpoint),
+    /// Manages the agents that orchestrators can start.
+    #[command(subcommand)]
+    Agent(cli::admin::Agent),
+    /// Manages workspaces.
+    #[command(subcommand)]
+    Workspace(cli::admin::Workspace),
+    /// Shows who is connected, and disconnects them.
+    #[command(subcommand)]
+    Session(cli::admin::Session),
+    /// Manages who may do what.
+    #[command(subcommand)]
+    Acl(cli::admin::Acl),
+    /// Shows what was done, by whom.
+    Audit(cli::admin::Audit),
+    /// Prints what a shell needs to complete commands.
+    Completions(cli::manual::Completions),
+    /// Writes manual pages.
+    Man(cli::manual::Man),
     /// Makes tasks, shows them, follows them, and changes them.
     #[command(subcommand)]
     Task(cli::tasks::Task),
@@ -50,7 +74,7 @@ enum Command {
 /// As lines for people, or as JSON for machines, by `TRUNKLINE_LOG_FORMAT`.
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TRUNKLINE_LOG");
-    let filter = filter.unwrap_or_else(|_| "info,fjall=warn,lsm_tree=warn".into());
+    let filter = filter.unwrap_or_else(|_| "info,fjall=warn,lsm_tree=warn,trunkline_client=warn".into());
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
     match std::env::var("TRUNKLINE_LOG_FORMAT").as_deref() {
         Ok("json") => log.json().flatten_event(true).init(),
@@ -70,6 +94,15 @@ fn main() -> ExitCode {
         Command::App(args) => cli::app::run(args),
         Command::Send(args) => cli::messages::send(args),
         Command::Tail(args) => cli::messages::tail(args),
+        Command::Kv(args) => cli::kv::run(args),
+        Command::Checkpoint(args) => cli::kv::run_checkpoint(args),
+        Command::Agent(args) => cli::admin::agent(args),
+        Command::Workspace(args) => cli::admin::workspace(args),
+        Command::Session(args) => cli::admin::session(args),
+        Command::Acl(args) => cli::admin::acl(args),
+        Command::Audit(args) => cli::admin::audit(args),
+        Command::Completions(args) => cli::manual::completions(&args, Args::command()),
+        Command::Man(args) => cli::manual::man(&args, Args::command()),
         Command::Task(args) => cli::tasks::run(args),
         Command::Orchestrate(args) => cli::orchestrate::run(args),
         Command::Sandbox(args) => cli::sandbox::run(args),
@@ -78,7 +111,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(cli::exit_code(error.as_ref()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed_and_has_a_page() {
+        Args::command().debug_assert();
+        let dir = tempfile::tempdir().unwrap();
+        clap_mangen::generate_to(Args::command(), dir.path()).unwrap();
+        assert!(dir.path().join("trunkline-kv-put.1").exists());
     }
 }

@@ -82,11 +82,13 @@ fn over(core: &Core, because: Error, ready: Option<oneshot::Sender<Result<()>>>)
     core.routes.broken(&because);
     core.routes.end();
     core.inbox.end();
-    if because.kind() != Kind::Closed {
-        tracing::warn!(%because, "the client has ended");
-    }
-    if let Some(ready) = ready {
-        let _ = ready.send(Err(because));
+    match ready {
+        // Whoever wanted to connect is told.
+        Some(ready) => {
+            let _ = ready.send(Err(because));
+        }
+        None if because.kind() != Kind::Closed => tracing::warn!(%because, "the client has ended"),
+        None => {}
     }
 }
 

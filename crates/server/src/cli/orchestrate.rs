@@ -244,7 +244,8 @@ fn spawn(args: &Orchestrate, start: &TaskAssignment, name: &str) -> std::io::Res
     let token = start.launch_params.get("auth_token").map(String::as_str).unwrap_or_default();
     let mut command = Command::new(&args.command[0]);
     command.args(&args.command[1..]).kill_on_drop(true).stdin(Stdio::null());
-    command.env("AETHER_GATEWAY", args.connect.address());
+    // What connected once is an address.
+    command.env("AETHER_GATEWAY", args.connect.address().unwrap_or_default());
     command.env("AETHER_WORKSPACE", &start.workspace);
     command.env("AETHER_IMPLEMENTATION", &start.target_implementation);
     command.env("AETHER_SPECIFIER", &start.specifier);

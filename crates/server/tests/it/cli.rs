@@ -182,3 +182,65 @@ async fn tasks_are_made_shown_followed_and_changed() {
     assert!(terminal.fails(&["task", "show", "nonsense"]).contains("task not found"));
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_and_administration_are_a_command_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path()).await;
+    let terminal = terminal(dir, &mut server);
+    let own = ["--scope", "global-exclusive", "--as", "ag::ws::impl::a"];
+    let kv = |args: &[&'static str]| [&["kv"], args, &own].concat();
+    assert_eq!(terminal.says(&kv(&["put", "greeting", "hello\nworld"])), "set greeting\n");
+    assert_eq!(terminal.says(&kv(&["get", "greeting"])), "hello\nworld\n");
+    assert_eq!(
+        terminal.says(&kv(&["get", "greeting", "--json"])),
+        "{\"key\":\"greeting\",\"value\":\"hello\\nworld\"}\n"
+    );
+    assert_eq!(terminal.says(&kv(&["increment", "count", "5"])), "5\n");
+    assert_eq!(terminal.says(&kv(&["increment", "count", "-2"])), "3\n");
+    terminal.says(&kv(&["delete", "greeting"]));
+    terminal.says(&["checkpoint", "save", "state", "five", "--as", "ag::ws::impl::a"]);
+    assert_eq!(terminal.says(&["checkpoint", "load", "state", "--as", "ag::ws::impl::a"]), "five\n");
+    terminal.says(&["workspace", "create", "prod", "--display-name", "Production"]);
+    let listed = terminal.says(&["workspace", "list"]);
+    assert!(listed.starts_with("WORKSPACE") && listed.contains("prod") && listed.contains("Production"), "{listed}");
+    terminal.says(&["agent", "register", "support", "--profile", "docker", "--param", "image=x"]);
+    assert!(terminal.says(&["agent", "list", "--json"]).contains("\"profile\":\"docker\""));
+    let rule = terminal.says(&["acl", "grant", "user:alice", "workspace:prod", "write", "--json"]);
+    let rule: serde_json::Value = serde_json::from_str(&rule).unwrap();
+    assert_eq!((&rule["whom"], &rule["level"]), (&"user:alice".into(), &"READWRITE".into()));
+    terminal.says(&["acl", "revoke", rule["rule"].as_str().unwrap()]);
+    assert!(terminal.says(&["session", "list"]).contains("orc::trunkline-cli::"));
+    terminal.says(&["audit", "--limit", "1"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_can_tell_why_a_command_failed_and_profiles_say_where_the_server_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path()).await;
+    let mut terminal = terminal(dir, &mut server);
+    let code = |terminal: &Terminal, args: &[&str]| terminal.run(args).status.code();
+    let get = ["kv", "get", "nothing", "--scope", "global-exclusive", "--as", "ag::ws::impl::a"];
+    assert_eq!(code(&terminal, &get), Some(3));
+    assert_eq!(code(&terminal, &["kv", "get", "x", "--scope", "nowhere"]), Some(2));
+    assert_eq!(code(&terminal, &["workspace"]), Some(2));
+    let key = std::mem::replace(&mut terminal.key, "wrong".to_owned());
+    assert_eq!(code(&terminal, &["session", "list"]), Some(4));
+    // The flags' variables go before the profile; without them it says it all.
+    let profile = format!("[profiles.here]\nserver = {:?}\napi_key = {key:?}\n", terminal.server);
+    std::fs::write(terminal.dir.path().join("cli.toml"), profile).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+        command.args(args).env("TRUNKLINE_CLI_CONFIG", "cli.toml").env("TRUNKLINE_LOG", "error");
+        command.env_remove("TRUNKLINE_SERVER").env_remove("TRUNKLINE_API_KEY");
+        command.current_dir(terminal.dir.path()).output().unwrap()
+    };
+    assert!(run(&["session", "list", "--server-profile", "here"]).status.success());
+    let unknown = run(&["session", "list", "--server-profile", "there"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("\"there\""), "{unknown:?}");
+    server.stop().await;
+    assert_eq!(run(&["session", "list", "--server-profile", "here"]).status.code(), Some(5));
+    let completions = run(&["completions", "bash"]);
+    assert!(String::from_utf8_lossy(&completions.stdout).contains("checkpoint"));
+}
