@@ -19,7 +19,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::v1::{
     ConfigSnapshot, ConnectionAck, NegotiatedExtension, ProgressUpdate, TaskEvent, TaskQuery,
@@ -103,7 +107,9 @@ pub(crate) struct Core {
     /// Makes ids of requests this client's own.
     prefix: String,
     /// Handlers, and what else runs for this client; they end when it ends.
-    pub(crate) tasks: TaskTracker,
+    tasks: TaskTracker,
+    /// Where they run: things are dropped outside of it, too.
+    runtime: Handle,
     /// Asks the task to end in peace.
     closing: Arc<Closing>,
     /// Requests that are made again with the next connection.
@@ -156,6 +162,8 @@ pub struct Welcome {
     pub extensions: Vec<NegotiatedExtension>,
     /// Other extensions that the server has.
     pub offered: Vec<String>,
+    /// Which log the offsets of deliveries belong to; empty if the server does not say.
+    pub(crate) log_epoch: String,
 }
 
 impl Welcome {
@@ -169,6 +177,7 @@ impl Welcome {
             server_version: ack.server_version,
             extensions: ack.negotiated_extensions,
             offered: ack.server_supported_extensions,
+            log_epoch: ack.log_epoch,
         }
     }
 
@@ -224,7 +233,7 @@ impl Ask {
 /// Largest frame that servers take, less what is around a payload. The published figure: one that is larger breaks the connection.
 const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
 
-fn fits(bytes: usize) -> Result<()> {
+pub(crate) fn fits(bytes: usize) -> Result<()> {
     if bytes <= FRAME_BYTES_MAX {
         return Ok(());
     }
@@ -268,7 +277,7 @@ impl Core {
         let (bulk, bulks) = mpsc::channel(16);
         let room = Arc::new(Notify::new());
         Ok(Self {
-            inbox: Inbox::new(options.inbox, &room),
+            inbox: Inbox::new(options.inbox, options.at_least_once, &room),
             options,
             claim,
             identity: Mutex::new(identity),
@@ -283,6 +292,7 @@ impl Core {
             room,
             prefix: format!("{:08x}", fastrand::u32(..)),
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
             closing: Arc::default(),
             again: Mutex::default(),
         })
@@ -295,6 +305,11 @@ impl Core {
 
     fn identity(&self) -> MutexGuard<'_, Identity> {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs something for this client. [`Client::close`] waits for it.
+    pub(crate) fn spawn<T: Send + 'static>(&self, run: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.tasks.spawn_on(run, &self.runtime)
     }
 
     fn again(&self) -> MutexGuard<'_, Vec<(u64, Up)>> {
@@ -429,7 +444,7 @@ impl Client {
         }
         let owner = Arc::new(Owner(Arc::clone(&core.closing)));
         let (ready, is_ready) = oneshot::channel();
-        core.tasks.spawn(driver::run(Arc::clone(&core), ready));
+        core.spawn(driver::run(Arc::clone(&core), ready));
         match is_ready.await {
             Ok(Ok(())) => Ok(Self { core, _owner: owner }),
             Ok(Err(error)) => Err(error),
@@ -477,11 +492,12 @@ impl Client {
     /// Sends what is queued, says goodbye, and waits until the server has let go of the identity and all handlers are done; five
     /// seconds at most. Answers how many frames never went out. Requests that wait for an answer fail with [`Kind::Closed`].
     pub async fn close(&self) -> usize {
+        let deadline = tokio::time::Instant::now() + self.core.options.close_timeout;
         self.core.closing.cancel();
         self.ended().await;
         self.core.tasks.close();
         // A handler that hangs is left behind.
-        let _ = tokio::time::timeout(self.core.options.close_timeout, self.core.tasks.wait()).await;
+        let _ = tokio::time::timeout_at(deadline, self.core.tasks.wait()).await;
         match &*self.core.state.borrow() {
             State::Ended { unsent, .. } => *unsent,
             _ => 0,
@@ -600,7 +616,7 @@ impl Client {
         R: Future<Output = std::result::Result<(), E>> + Send + 'static,
         E: fmt::Display + Send + 'static,
     {
-        self.core.tasks.spawn(crate::handler::messages(self.messages(), handler, self.core.ending()));
+        self.core.spawn(crate::handler::messages(self.messages(), handler, self.core.ending()));
     }
 
     /// Runs a handler for each of what a stream yields, one after the other, until the client ends or nothing comes any more. A
@@ -617,7 +633,7 @@ impl Client {
         F: FnMut(T) -> R + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        self.core.tasks.spawn(crate::handler::each(what, handler));
+        self.core.spawn(crate::handler::each(what, handler));
     }
 }
 

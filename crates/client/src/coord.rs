@@ -63,7 +63,7 @@ impl Coord {
         }
         let lost = CancellationToken::new();
         let renewing = renew(self.kv.clone(), key.clone(), owner.clone(), self.ttl, begun, lost.clone());
-        let renews = AbortOnDropHandle::new(self.client.core.tasks.spawn(renewing));
+        let renews = AbortOnDropHandle::new(self.client.core.spawn(renewing));
         Ok(Some(Lease { coord: self.clone(), key, owner, lost, renews: Some(renews) }))
     }
 
@@ -102,7 +102,9 @@ impl Coord {
             let lease = self.lock(name).await?;
             tokio::select! {
                 done = lead() => {
-                    lease.release().await?;
+                    if let Err(error) = lease.release().await {
+                        tracing::debug!(%error, name, "the lead was not given back; it ends by itself");
+                    }
                     return Ok(done);
                 }
                 () = lease.lost() => tracing::warn!(name, "lost the lead"),
@@ -193,7 +195,7 @@ impl Drop for Lease {
         // `None` after a release.
         if self.renews.take().is_some() {
             let (coord, key, owner) = (self.coord.clone(), self.key.clone(), self.owner.clone());
-            self.coord.client.core.tasks.spawn(async move {
+            self.coord.client.core.spawn(async move {
                 if let Err(error) = coord.kv.compare_and_delete(&key, owner).await {
                     tracing::debug!(%error, key, "a lease was not given back; it ends by itself");
                 }
@@ -234,7 +236,7 @@ impl Drop for Place {
             return;
         }
         let (kv, key) = (self.coord.kv.clone(), self.key.clone());
-        self.coord.client.core.tasks.spawn(async move {
+        self.coord.client.core.spawn(async move {
             if let Err(error) = kv.decrement_if(&key, 1, 0).await {
                 tracing::warn!(%error, key, "a place was not given back");
             }

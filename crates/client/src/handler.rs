@@ -25,13 +25,13 @@ pub(crate) async fn messages<F, R, E>(
     E: fmt::Display + Send + 'static,
 {
     while let Some(mut message) = received.next().await {
-        if message.ack.as_ref().is_some_and(crate::connection::acks::Ack::is_stale) {
-            continue;
-        }
         let ack = message.ack.take();
         let message = Arc::new(message);
         let mut wait = FIRST;
         loop {
+            if ack.as_ref().is_some_and(crate::connection::acks::Ack::is_stale) {
+                break;
+            }
             // A handler may panic before its future is made, too.
             let handled = AssertUnwindSafe(async { handler(Arc::clone(&message)).await }).catch_unwind().await;
             match handled {

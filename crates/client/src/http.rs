@@ -21,7 +21,6 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
-use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use serde::{Serialize, de::DeserializeOwned};
 use trunkline_proto::v1::{
@@ -49,8 +48,8 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Frames of one call that are not taken yet. There is no way to hold up the other side of a proxied body, so that a call whose
-/// reader falls behind further than eight times this (32 MiB in whole pieces) fails, and no other does.
-const FRAMES: usize = 16;
+/// reader falls behind further than 64 times this (32 MiB in whole pieces) fails, and no other does.
+const FRAMES: usize = 2;
 
 /// A place that calls go to. Cheap to clone; many calls can be under way at once.
 ///
@@ -160,8 +159,7 @@ impl Http {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let deadline = tokio::time::Instant::now() + self.timeout;
-        let called = tokio::time::timeout_at(deadline, self.begin(request)).await;
+        let called = tokio::time::timeout(self.timeout, self.begin(request)).await;
         called.unwrap_or_else(|_| {
             Err(Error::new(Kind::Timeout, format!("no answer to an HTTP call after {:?}", self.timeout)))
         })
@@ -177,8 +175,7 @@ impl Http {
         let core = &self.client.core;
         let request_id = uuid::Uuid::new_v4().to_string();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let first = gather(&mut body, BytesMut::new()).await?;
-        let is_whole = first.len() <= CHUNK && body.is_end_stream();
+        let (first, is_whole) = gather(&mut body).await?;
         let mut head = ProxyHttpRequest {
             request_id: request_id.clone(),
             method: parts.method.as_str().to_owned(),
@@ -189,30 +186,73 @@ impl Http {
             ..self.template.clone()
         };
         let frames = Received::of(&core.routes.open(&request_id, FRAMES, &core.room));
-        let call = Call { client: self.client.clone(), id: request_id, frames };
+        let streams = head.stream_response_indefinitely;
+        let ms = u64::try_from(head.stream_idle_timeout_ms).ok().filter(|ms| *ms > 0);
+        let limits = Limits {
+            flush: false,
+            idle: streams.then(|| ms.map_or(TIMEOUT, Duration::from_millis)),
+            bytes: u64::try_from(head.max_response_body_bytes).ok().filter(|bytes| *bytes > 0),
+        };
+        let until = (!streams).then(|| tokio::time::Instant::now().checked_add(self.timeout)).flatten();
+        let call = Call { client: self.client.clone(), id: request_id, frames, limits, until };
         if is_whole {
             head.body = first.freeze();
             core.put(Up::ProxyHttpRequest(Box::new(head)), Mark::Nothing, core.options.send_timeout).await?;
         } else {
             core.put_bulk(Up::ProxyHttpRequest(Box::new(head))).await?;
-            send_chunks(&self.client, &call.id, true, first, body, false).await?;
+            send_chunks(&self.client, &call.id, true, first, body, Limits::default()).await?;
         }
         call.answer().await
     }
 }
 
-/// Reads until there is more than one piece, or the end.
-pub(crate) async fn gather<B>(body: &mut Pin<Box<B>>, mut read: BytesMut) -> Result<BytesMut>
+/// Reads until there is more than one piece, or the end; answers whether it was the end.
+pub(crate) async fn gather<B>(body: &mut Pin<Box<B>>) -> Result<(BytesMut, bool)>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    while read.len() <= CHUNK
-        && let Some(data) = next_data(body).await?
-    {
-        read.extend_from_slice(&data);
+    let mut read = BytesMut::new();
+    while read.len() <= CHUNK {
+        match next_data(body).await? {
+            Some(data) => read.extend_from_slice(&data),
+            None => return Ok((read, true)),
+        }
     }
-    Ok(read)
+    Ok((read, false))
+}
+
+/// What a body must keep to that goes in pieces.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Limits {
+    /// Each piece goes at once, however small.
+    pub(crate) flush: bool,
+    /// How long it may be silent.
+    pub(crate) idle: Option<Duration>,
+    /// How much it may be.
+    pub(crate) bytes: Option<u64>,
+}
+
+impl Limits {
+    pub(crate) fn check(&self, bytes: u64) -> Result<()> {
+        match self.bytes {
+            Some(most) if bytes > most => {
+                Err(Error::new(Kind::Exhausted, format!("a body of more than {most} bytes, which was the limit")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The next of what comes, if it comes in time.
+    async fn within<T>(&self, next: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.idle {
+            Some(idle) => {
+                let late = || Error::new(Kind::Timeout, format!("nothing came for {idle:?}"));
+                tokio::time::timeout(idle, next).await.unwrap_or_else(|_| Err(late()))
+            }
+            None => next.await,
+        }
+    }
 }
 
 async fn next_data<B>(body: &mut Pin<Box<B>>) -> Result<Option<Bytes>>
@@ -239,25 +279,29 @@ pub(crate) async fn send_chunks<B>(
     is_request: bool,
     mut read: BytesMut,
     mut body: Pin<Box<B>>,
-    flush: bool,
+    limits: Limits,
 ) -> Result<()>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut seq = 0;
+    let (mut seq, mut total) = (0, read.len() as u64);
     let mut send = async |data: Bytes, fin: bool| {
         let chunk = ProxyHttpBodyChunk { request_id: id.to_owned(), is_request, seq, data, fin };
         seq += 1;
         client.core.put_bulk(Up::ProxyHttpBodyChunk(Box::new(chunk))).await
     };
     loop {
-        while read.len() >= CHUNK || (flush && !read.is_empty()) {
+        while read.len() >= CHUNK || (limits.flush && !read.is_empty()) {
             let piece = read.split_to(read.len().min(CHUNK)).freeze();
             send(piece, false).await?;
         }
-        match next_data(&mut body).await? {
-            Some(data) => read.extend_from_slice(&data),
+        match limits.within(next_data(&mut body)).await? {
+            Some(data) => {
+                total += data.len() as u64;
+                limits.check(total)?;
+                read.extend_from_slice(&data);
+            }
             None => return send(read.freeze(), true).await,
         }
     }
@@ -268,6 +312,9 @@ pub(crate) struct Call {
     client: Client,
     id: String,
     frames: Received<Frame>,
+    limits: Limits,
+    /// When the whole answer has to be there.
+    until: Option<tokio::time::Instant>,
 }
 
 impl Call {

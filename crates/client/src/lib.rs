@@ -39,10 +39,7 @@ macro_rules! reply {
     ($down:expr, $variant:path) => {
         match $down {
             $variant(reply) => Ok(reply),
-            other => Err($crate::Error::new(
-                $crate::Kind::Internal,
-                format!("the server answered with something else: {other:?}"),
-            )),
+            _ => Err($crate::Error::new($crate::Kind::Internal, "the server answered with something else")),
         }
     };
 }

@@ -180,14 +180,18 @@ impl<P: Principal> Builder<P> {
     /// Adds metadata to the gRPC request, for proxies on the way.
     pub fn metadata(mut self, name: &str, value: &str) -> Self {
         match (name.parse(), value.parse()) {
-            (Ok(name), Ok(value)) => self.options.metadata.push((name, value)),
+            (Ok(name), Ok(value)) => {
+                let mut value: MetadataValue<Ascii> = value;
+                value.set_sensitive(true);
+                self.options.metadata.push((name, value));
+            }
             _ => self.wrong(Error::invalid(format!("{name:?} cannot be metadata"))),
         }
         self
     }
 
     /// How many things of one kind are kept that are not taken yet: 1,024 without this. Who listens too slowly holds up the
-    /// connection at this point; for the sake of requests that wait for an answer it is eight times as many.
+    /// connection at this point; for the sake of requests that wait for an answer it is 64 times as many.
     pub fn inbox(mut self, count: usize) -> Self {
         self.options.inbox = count;
         self

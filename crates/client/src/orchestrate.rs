@@ -40,7 +40,7 @@ use crate::{
     task::Assignment,
 };
 
-/// What is to be started.
+/// What is to be started. Its [`Debug`](fmt::Debug) does not show the token.
 #[derive(Clone, Debug)]
 pub struct Start {
     assignment: Assignment,
@@ -176,10 +176,10 @@ pub fn run(orchestrator: &Orchestrator, launcher: impl Launch, options: Options)
     let stop = CancellationToken::new();
     let orchestrator = orchestrator.clone();
     let assignments = orchestrator.assignments();
-    let tasks = orchestrator.core.tasks.clone();
+    let core = Arc::clone(&orchestrator.core);
     let shared = Arc::new(Shared { orchestrator, options, running: Mutex::default(), stop });
     let (tell, done) = tokio::sync::watch::channel(false);
-    tasks.spawn({
+    core.spawn({
         let (shared, launcher) = (Arc::clone(&shared), Arc::new(launcher));
         async move {
             attend(shared, launcher, assignments).await;
@@ -219,9 +219,19 @@ fn begin(shared: &Shared, it: &Assignment) {
     shared.running().insert(it.task_id.clone(), running);
 }
 
+/// Takes a start out of what runs, also if what launches it panics.
+struct Ended<'a>(&'a Shared, &'a str);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.running().remove(self.1);
+    }
+}
+
 /// One start, from its first attempt to its end.
 async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Semaphore>, start: Start) {
     let (task_id, identity) = (start.assignment.task_id.clone(), start.identity());
+    let _ended = Ended(&shared, &task_id);
     let lived = shared.stop.run_until_cancelled(room.acquire_owned()).await;
     if let Some(Ok(_place)) = lived {
         let mut delay = shared.options.restart_delay;
@@ -248,7 +258,6 @@ async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Sema
             delay *= 2;
         }
     }
-    shared.running().remove(&task_id);
 }
 
 /// A line that a process printed.
@@ -341,7 +350,12 @@ impl Process {
 
     fn spawn(&self, start: &Start) -> Result<Child> {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).envs(start.environment()).kill_on_drop(true).stdin(Stdio::null());
+        command.args(&self.arguments).kill_on_drop(true).stdin(Stdio::null());
+        // An agent gets in by its token, and not as who started it.
+        for name in ["TRUNKLINE_SERVER", "TRUNKLINE_API_KEY", "AETHER_API_KEY"] {
+            command.env_remove(name);
+        }
+        command.envs(start.environment());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);

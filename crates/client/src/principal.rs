@@ -10,7 +10,7 @@ use trunkline_proto::v1::{
 use prost::Message as _;
 
 use crate::{
-    connection::{Client, feed::Mark},
+    connection::{Client, Core, feed::Mark},
     error::{Error, Result},
     identity::{Principal, sealed::Sealed},
     message::{MessageType, Outgoing},
@@ -289,17 +289,36 @@ impl User {
 
     async fn go(&self, workspace: &str) -> Result<()> {
         let core = &self.core;
+        let going = Going(Some(core));
         core.routes.goes(workspace);
         core.put(switch(workspace), Mark::Nothing, core.options.send_timeout).await?;
         // The server says nothing if it worked. What is asked behind it is answered when it is done.
-        let asked = core.settled().await;
-        core.routes.went().and(asked)
+        core.settled().await?;
+        going.there();
+        core.routes.went()
     }
 
     /// The workspace that it last went to.
     #[must_use]
     pub fn workspace(&self) -> Option<String> {
         self.core.routes.workspace()
+    }
+}
+
+/// Takes back where a user wanted to go, if that is not known to have been handled.
+struct Going<'a>(Option<&'a Core>);
+
+impl Going<'_> {
+    fn there(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        if let Some(core) = self.0 {
+            core.routes.stays();
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use tokio::sync::Notify;
@@ -20,8 +21,8 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// Events of one task that are not taken yet.
-const EVENTS: usize = 256;
+/// Events of one task that are not taken yet: who falls behind further than 64 times this hears no more.
+const EVENTS: usize = 64;
 
 #[derive(Default)]
 pub(crate) struct Routes {
@@ -41,7 +42,7 @@ struct Table {
     /// By the id of the call or tunnel.
     calls: HashMap<String, Arc<Lane<Frame>>>,
     /// Who serves what others call here.
-    server: Option<Arc<Lane<Down>>>,
+    server: Option<Arc<Lane<Frame>>>,
     /// Who wants to know of grants that are void.
     revocations: Vec<std::sync::Weak<dyn Revoked>>,
     is_over: bool,
@@ -108,6 +109,11 @@ impl Routes {
         (table.going, table.is_back) = (Some((workspace.to_owned(), None)), false);
     }
 
+    /// It does not want to any more.
+    pub(crate) fn stays(&self) {
+        self.lock().going = None;
+    }
+
     /// The server has handled it: the user is there, or stays where it was.
     pub(crate) fn went(&self) -> Result<(), Error> {
         let mut table = self.lock();
@@ -125,8 +131,10 @@ impl Routes {
     pub(crate) fn switch_refused(&self, error: &Error) -> bool {
         let mut table = self.lock();
         let is_back = table.is_back;
+        let wanted = table.going.as_ref().map(|(wanted, _)| wanted).or(table.workspace.as_ref());
+        let names = |wanted: &String| error.to_string().ends_with(&format!("workspace {wanted}"));
         let is_switch = error.code() == "ERR_WORKSPACE_SWITCH_FAILED"
-            || (error.kind() == Kind::Denied && error.to_string().contains("workspace"));
+            || (error.kind() == Kind::Denied && error.to_string().contains("access") && wanted.is_some_and(names));
         match &mut table.going {
             Some((_, refusal)) if is_switch => {
                 *refusal = Some(error.clone());
@@ -148,7 +156,10 @@ impl Routes {
     pub(crate) fn follow(&self, id: &str, task: &str, recursive: bool, room: &Arc<Notify>) -> Arc<Lane<TaskEvent>> {
         let lane = Lane::new("events of a task", EVENTS, Arc::clone(room));
         let (task, subscription, last) = (task.to_owned(), String::new(), Vec::new());
-        let follow = Follow { task, recursive, lane: Arc::clone(&lane), subscription, last_ms: 0, last };
+        // By this side's clock, so that what happens during a break before the first event is told too.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let last_ms = i64::try_from(now.as_millis()).unwrap_or(0);
+        let follow = Follow { task, recursive, lane: Arc::clone(&lane), subscription, last_ms, last };
         self.lock().follows.insert(id.to_owned(), follow);
         lane
     }
@@ -193,7 +204,9 @@ impl Routes {
         if event.emitted_at_unix_ms != follow.last_ms {
             (follow.last_ms, follow.last) = (event.emitted_at_unix_ms, Vec::new());
         }
-        follow.last.push(event.clone());
+        if follow.last.len() < 64 {
+            follow.last.push(event.clone());
+        }
         if follow.lane.push(event) == Pressure::Hard {
             tracing::warn!(task = follow.task, "who follows a task takes its events too slowly: it hears no more");
             follow.lane.end();
@@ -213,13 +226,36 @@ impl Routes {
         lane
     }
 
+    /// Whether somebody still wants what a frame begins or goes on with.
+    pub(crate) fn wants(&self, frame: &Up) -> bool {
+        let id = match frame {
+            Up::ProxyHttpRequest(frame) => &frame.request_id,
+            Up::ProxyHttpBodyChunk(frame) if frame.is_request => &frame.request_id,
+            _ => return true,
+        };
+        self.lock().calls.contains_key(id)
+    }
+
     pub(crate) fn close(&self, id: &str) {
         self.lock().calls.remove(id);
     }
 
     /// From now on, what others call here goes there.
-    pub(crate) fn serve(&self, lane: Option<Arc<Lane<Down>>>) {
-        self.lock().server = lane;
+    pub(crate) fn serve(&self, lane: &Arc<Lane<Frame>>) {
+        let before = self.lock().server.replace(Arc::clone(lane));
+        if let Some(before) = before {
+            before.end();
+        }
+    }
+
+    /// What others call here goes nowhere, if it still went there.
+    pub(crate) fn unserve(&self, lane: &Arc<Lane<Frame>>) {
+        let mut table = self.lock();
+        if table.server.as_ref().is_some_and(|server| Arc::ptr_eq(server, lane)) {
+            table.server = None;
+        }
+        drop(table);
+        lane.end();
     }
 
     pub(crate) fn watch_revocations(&self, watcher: std::sync::Weak<dyn Revoked>) {
@@ -251,7 +287,7 @@ impl Routes {
                 call.end();
             }
         } else if let Some(server) = &table.server {
-            server.push(down);
+            server.push(Frame::Down(down));
         } else {
             tracing::debug!("a frame came for nobody");
         }
@@ -267,7 +303,13 @@ impl Routes {
 
     /// The connection broke: calls and tunnels do not survive it.
     pub(crate) fn broken(&self, why: &Error) {
-        let calls = std::mem::take(&mut self.lock().calls);
+        let (calls, server) = {
+            let mut table = self.lock();
+            (std::mem::take(&mut table.calls), table.server.clone())
+        };
+        if let Some(server) = server {
+            server.push(Frame::Failed(why.clone()));
+        }
         for call in calls.into_values() {
             let message = format!("the connection broke: {why}");
             let error = Error::new(Kind::Interrupted, message).with_source(why.clone());

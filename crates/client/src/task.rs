@@ -1,8 +1,9 @@
 //! Tasks: made, changed, looked at, followed, and worked on.
 
-use std::{collections::HashMap, ops::Deref, time::Duration};
+use std::{collections::HashMap, fmt, ops::Deref, time::Duration};
 
 use bytes::Bytes;
+use prost::Message as _;
 use trunkline_proto::v1::{
     AuthorizationContext, CreateTaskRequest, CreateTaskResponse, HibernationDescriptor, ProgressReport, ProgressStep,
     TaskOperation, TaskQuery, TaskSubscriptionOperation, WaitReason, WaitSpec, downstream_message::Payload as Down,
@@ -15,13 +16,13 @@ pub use trunkline_proto::v1::{
 };
 
 use crate::{
-    connection::{Ask, Client, feed::Mark, lane::Received},
+    connection::{Ask, Client, feed::Mark, fits, lane::Received},
     error::{Error, Result},
     reply,
 };
 
 /// A task that was given to this client.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Assignment(pub(crate) Box<trunkline_proto::v1::TaskAssignment>);
 
 impl Deref for Assignment {
@@ -37,6 +38,14 @@ impl Assignment {
     #[must_use]
     pub fn auth_token(&self) -> Option<&str> {
         self.0.launch_params.get("auth_token").map(String::as_str)
+    }
+}
+
+impl fmt::Debug for Assignment {
+    /// Without the parameters: one of them is a token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let trunkline_proto::v1::TaskAssignment { task_id, task_type, target_implementation, specifier, .. } = &*self.0;
+        write!(f, "Assignment {{ {task_id:?}, type: {task_type:?}, for: {target_implementation:?} {specifier:?} }}")
     }
 }
 
@@ -174,7 +183,7 @@ impl NewTask {
 }
 
 /// A task that was made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Created {
     /// Its id.
@@ -187,6 +196,15 @@ pub struct Created {
     pub token: Option<String>,
     /// The grant that it was given.
     pub grant_id: Option<String>,
+}
+
+impl fmt::Debug for Created {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { task_id, status, assigned_to, token, grant_id } = self;
+        let has_token = token.is_some();
+        write!(f, "Created {{ {task_id:?}, {status:?}, {assigned_to:?}, token: {has_token}, grant: {grant_id:?} }}")
+    }
 }
 
 /// What a task waits for.
@@ -290,6 +308,7 @@ impl Client {
     /// # Errors
     /// As [`Client::send`].
     pub async fn report(&self, progress: Progress) -> Result<()> {
+        fits(progress.report.encoded_len())?;
         let timeout = self.core.options.send_timeout;
         self.core.put(Up::Progress(Box::new(progress.report)), Mark::Nothing, timeout).await
     }
@@ -449,10 +468,9 @@ impl Tasks {
         let core = &self.client.core;
         let mut begun = None;
         let build = |client_request_id: String| {
-            begun = Some((
-                core.routes.follow(&client_request_id, task_id, recursive, &core.room),
-                client_request_id.clone(),
-            ));
+            let lane = core.routes.follow(&client_request_id, task_id, recursive, &core.room);
+            let events = Received::of(&lane);
+            begun = Some(Following { events, id: client_request_id.clone(), client: self.client.clone() });
             Up::TaskSubscriptionOp(Box::new(TaskSubscriptionOperation {
                 op: task_subscription_operation::OpType::Subscribe.into(),
                 task_id: task_id.to_owned(),
@@ -463,8 +481,7 @@ impl Tasks {
         };
         // Not made again by itself: the subscription is, with the connection.
         let reply = core.ask(Ask::change("follow a task"), build).await;
-        let Some((lane, id)) = begun else { return Err(reply.err().unwrap_or_else(crate::connection::closed)) };
-        let following = Following { events: Received::of(&lane), id, client: self.client.clone() };
+        let Some(following) = begun else { return Err(reply.err().unwrap_or_else(crate::connection::closed)) };
         let reply = reply!(reply?, Down::TaskSubscriptionResponse)?;
         if reply.success { Ok(following) } else { Err(Error::from_words(&reply.error)) }
     }

@@ -37,6 +37,9 @@ const WINDOW: u64 = 1024 * 1024;
 /// What is read before the other side is told. The published figure.
 const ACK_EVERY: u64 = 256 * 1024;
 
+/// Reads after which it is told all the same: peers that count frames wait for that.
+const ACK_READS: u32 = 8;
+
 /// How long nothing may happen on a tunnel. The published figure.
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -216,6 +219,7 @@ pub struct Tunnel {
     left_bytes: usize,
     /// Read by the owner, and not told to the other side yet.
     unacked: u64,
+    unacked_reads: u32,
     last_seq: u32,
     is_read_over: bool,
     is_write_over: bool,
@@ -246,6 +250,7 @@ impl Tunnel {
             left: VecDeque::new(),
             left_bytes: 0,
             unacked: 0,
+            unacked_reads: 0,
             last_seq: 0,
             is_read_over: false,
             is_write_over: false,
@@ -304,14 +309,17 @@ impl Tunnel {
     /// Tells the other side what was read, if it is enough.
     fn acknowledge(&mut self, read: usize) {
         self.unacked += read as u64;
-        if self.is_datagrams || self.unacked < ACK_EVERY {
+        self.unacked_reads += u32::from(read > 0);
+        let is_due = self.unacked >= ACK_EVERY || self.unacked_reads >= ACK_READS;
+        if self.is_datagrams || !is_due {
             return;
         }
-        let credits = u32::try_from(self.unacked).unwrap_or(u32::MAX);
+        // So many that it cannot be taken for a count of frames.
+        let credits = u32::try_from(self.unacked).unwrap_or(u32::MAX).max(FRAMES_AT_MOST + 1);
         let ack = TunnelAck { tunnel_id: self.id.clone(), ack_seq: self.last_seq, credits };
         // If there is no room now, more is told later.
         if self.client.core.try_put(Up::TunnelAck(Box::new(ack))) {
-            self.unacked = 0;
+            (self.unacked, self.unacked_reads) = (0, 0);
         }
     }
 
@@ -386,6 +394,8 @@ impl AsyncRead for Tunnel {
                 return Poll::Ready(Ok(()));
             }
             if !self.take(cx) {
+                // What found no room before.
+                self.acknowledge(0);
                 return self.wait(cx);
             }
         }
@@ -441,19 +451,21 @@ impl AsyncWrite for Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        if self.is_closed || self.broken.is_some() {
+        if self.is_closed {
             return;
         }
+        // Also if it broke on this side: what opens it may still be in the queue.
+        let reason = if self.broken.is_some() { Reason::Error } else { Reason::Normal };
         let (client, id) = (self.client.clone(), std::mem::take(&mut self.id));
         let sending = self.sending.take();
         // Behind what was written.
-        self.client.core.tasks.spawn(async move {
+        self.client.core.spawn(async move {
             if let Some(sending) = sending {
                 // It fails if the client has ended, and then nobody hears of the end either.
                 let _ = sending.await;
             }
             let core = &client.core;
-            let close = TunnelClose { tunnel_id: id, reason: Reason::Normal.into(), detail: String::new() };
+            let close = TunnelClose { tunnel_id: id, reason: reason.into(), detail: String::new() };
             let _ = core.put_bulk(Up::TunnelClose(Box::new(close))).await;
         });
     }

@@ -337,6 +337,12 @@ impl Session {
         Ok(())
     }
 
+    /// Which log the offsets of its deliveries belong to.
+    #[must_use]
+    pub fn log_epoch(&self) -> String {
+        self.gate.tail(&self.attend).epoch.0.simple().to_string()
+    }
+
     /// Moves a user to another workspace: everything is checked and looked up first, then the lanes change at once.
     /// Empty leaves the workspace; the one that the user is on already changes nothing.
     ///

@@ -32,6 +32,8 @@ pub(crate) struct Acks {
 struct Inner {
     /// Whether the extension is in force.
     is_on: bool,
+    /// Which log the offsets belong to, as the server names it.
+    log: String,
     /// Counts connections: shared work of another one is not this client's any more.
     connection: u64,
     /// Counts the times that the server did not know this client any more: offsets of before mean nothing then.
@@ -59,14 +61,19 @@ impl Acks {
     }
 
     /// A connection begins.
-    pub(crate) fn begin(&self, is_on: bool, resumed: bool) {
+    ///
+    /// Offsets mean the same as before if the session was resumed, or the server says that its log is the same.
+    pub(crate) fn begin(&self, is_on: bool, resumed: bool, log: &str) {
         let mut inner = self.lock();
+        let is_same = resumed || (!log.is_empty() && inner.log == log);
+        log.clone_into(&mut inner.log);
+        inner.through = 0;
         inner.is_on = is_on;
         inner.connection += 1;
         inner.order.clear();
         inner.shared.clear();
         self.is_due.store(false, Relaxed);
-        if !resumed {
+        if !is_same {
             inner.epoch += 1;
             inner.held.clear();
             inner.remembered.clear();
@@ -174,9 +181,10 @@ pub(crate) struct Ack {
 }
 
 impl Ack {
-    /// Whether it is for others by now: shared work of a connection that is gone.
+    /// Whether it comes again, or is for others by now: shared work of a connection that is gone, and what is of another log.
     pub(crate) fn is_stale(&self) -> bool {
-        self.shared && self.acks.lock().connection != self.connection
+        let inner = self.acks.lock();
+        if self.shared { inner.connection != self.connection } else { inner.epoch != self.epoch }
     }
 
     pub(crate) fn done(mut self) {
@@ -209,8 +217,12 @@ impl Drop for Ack {
     fn drop(&mut self) {
         if !self.is_done && !self.shared {
             let mut inner = self.acks.lock();
-            if inner.epoch == self.epoch {
-                inner.held.remove(&self.offset);
+            if inner.epoch == self.epoch && inner.held.remove(&self.offset).is_some() && inner.is_on {
+                tracing::warn!(
+                    offset = self.offset,
+                    "a message was dropped without being acknowledged: it comes again with the next connection, and what is \
+                     behind it with it"
+                );
             }
         }
     }
@@ -228,7 +240,7 @@ mod tests {
 
     fn begun() -> Arc<Acks> {
         let acks = Arc::new(Acks::default());
-        acks.begin(true, false);
+        acks.begin(true, false, "");
         acks
     }
 
@@ -251,7 +263,7 @@ mod tests {
         let [a, b, c] = [3, 5, 9].map(|offset| acks.delivered(&one(offset)).unwrap());
         a.done();
         drop(b);
-        acks.begin(true, true);
+        acks.begin(true, true, "");
         // The acknowledgement of 3 may have been lost, 5 was dropped, 9 is being worked on.
         assert!(acks.delivered(&one(3)).is_none());
         let again = acks.delivered(&one(5)).unwrap();
@@ -267,12 +279,26 @@ mod tests {
     fn a_server_that_forgot_its_client_is_not_told_of_old_offsets() {
         let acks = begun();
         let old = acks.delivered(&one(3)).unwrap();
-        acks.begin(true, false);
+        acks.begin(true, false, "");
         let new = acks.delivered(&one(3)).unwrap();
         old.done();
         assert_eq!(acks.take(), None);
         new.done();
         assert_eq!(acks.take().unwrap().through, 3);
+    }
+
+    #[test]
+    fn a_session_that_is_new_on_the_same_log_remembers() {
+        let acks = Arc::new(Acks::default());
+        acks.begin(true, false, "log-1");
+        let [a, b] = [3, 5].map(|offset| acks.delivered(&one(offset)).unwrap());
+        a.done();
+        acks.begin(true, false, "log-1");
+        assert!(acks.delivered(&one(3)).is_none() && acks.delivered(&one(5)).is_none());
+        assert!(!b.is_stale());
+        acks.begin(true, false, "log-2");
+        assert!(b.is_stale());
+        assert!(acks.delivered(&one(5)).is_some());
     }
 
     #[test]
@@ -282,7 +308,7 @@ mod tests {
         let [a, b] = [4, 6].map(share);
         b.done();
         assert_eq!(acks.take().unwrap().shared, [6]);
-        acks.begin(true, true);
+        acks.begin(true, true, "");
         assert!(a.is_stale());
         a.done();
         assert_eq!(acks.take(), None);
@@ -298,7 +324,7 @@ mod tests {
             let (mut done, mut through) = (HashSet::new(), 0);
             for (step, offset) in order.into_iter().enumerate() {
                 if step == cut {
-                    acks.begin(true, true);
+                    acks.begin(true, true, "");
                     for n in through + 1..=40 {
                         prop_assert!(acks.delivered(&one(n)).is_none());
                     }

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 use tonic::{
     Request, Streaming,
@@ -100,9 +100,8 @@ async fn connection(
     record: &mut Record,
     lasted: &mut Duration,
 ) -> End {
-    let deadline = Instant::now() + core.options.connect_timeout;
     let shaken = tokio::select! {
-        shaken = timeout_at(deadline, shake(core, resume)) => shaken,
+        shaken = timeout(core.options.connect_timeout, shake(core, resume)) => shaken,
         () = core.closing.cancelled() => return End::Clean,
     };
     let (mut down, welcome) = match shaken {
@@ -230,14 +229,15 @@ fn accepted(core: &Arc<Core>, welcome: Welcome) {
     tracing::info!(session = welcome.session_id, resumed = welcome.resumed, "connected");
     let assigned = core.identity().assigned(&welcome.assigned_id);
     *core.identity() = assigned;
-    core.acks.begin(welcome.acknowledges(), welcome.resumed);
-    // Shared work of the last connection goes to others.
+    core.acks.begin(welcome.acknowledges(), welcome.resumed, &welcome.log_epoch);
+    // Shared work of the last connection goes to others, and what is of another log means nothing.
     core.inbox.messages.retain(|message| !message.ack.as_ref().is_some_and(Ack::is_stale));
     let mut front = core.routes.restore();
     front.extend(core.flights.again(welcome.is_trunkline()));
-    front.extend(core.feed.left_over());
     let again = std::mem::take(&mut *core.again());
     front.extend(again.into_iter().map(|(number, payload)| Queued { payload, mark: Mark::Request(number) }));
+    // What did not go out the last time was behind what did.
+    front.extend(core.feed.left_over());
     core.state.send_replace(State::Connected(Arc::new(welcome)));
     core.feed.open(front);
 }

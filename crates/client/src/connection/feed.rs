@@ -29,6 +29,9 @@ const BULK_EVERY: u32 = 8;
 /// Confirmed messages after which the server is asked whether it has them. Before that, when nothing else is to be sent.
 const CONFIRM_EVERY: usize = 256;
 
+/// Parcels that may go out behind a confirmed message before the server is asked all the same.
+const PARCELS: usize = 16;
+
 /// Confirmed messages that may be on their way at once; then nothing more goes out.
 const FLYING_MAX: usize = 4096;
 
@@ -65,6 +68,8 @@ struct Inner {
     since_bulk: u32,
     /// Confirmed messages since the server was last asked.
     unasked: usize,
+    /// Parcels that went out since the first of them.
+    since_asked: usize,
     /// Wakes the transport.
     waker: Option<Waker>,
 }
@@ -80,6 +85,7 @@ impl Feed {
             bulk,
             since_bulk: 0,
             unasked: 0,
+            since_asked: 0,
             waker: None,
         };
         Self { inner: Mutex::new(inner) }
@@ -94,7 +100,7 @@ impl Feed {
     pub(crate) fn begin(&self, core: &Arc<Core>, init: Up) -> Outbound {
         let mut inner = self.lock();
         inner.connection += 1;
-        (inner.is_open, inner.unasked) = (false, 0);
+        (inner.is_open, inner.unasked, inner.since_asked) = (false, 0, 0);
         let waker = inner.waker.take();
         let connection = inner.connection;
         drop(inner);
@@ -193,7 +199,10 @@ impl Inner {
                 batch.push(bulk);
                 Poll::Ready(Some(()))
             }
-            _ if is_normal_over || self.is_closing => Poll::Ready(None),
+            // Pending may also mean that it is somebody else's turn.
+            _ if is_normal_over || (self.is_closing && self.normal.is_empty() && self.bulk.is_empty()) => {
+                Poll::Ready(None)
+            }
             _ => Poll::Pending,
         }
     }
@@ -226,6 +235,7 @@ impl Outbound {
         }
         if core.flights.is_full() {
             inner.wait(cx);
+            core.acks.writer.register(cx.waker());
             return self.ask_after_confirmed(&mut inner);
         }
         let mut taken = inner.take(cx, &mut self.batch);
@@ -242,7 +252,7 @@ impl Outbound {
         }
         for queued in self.batch.drain(..) {
             let goes = match queued.mark {
-                Mark::Nothing => true,
+                Mark::Nothing => core.routes.wants(&queued.payload),
                 Mark::Request(number) => core.pending().sent(number),
                 Mark::Confirm(number) => {
                     inner.unasked += 1;
@@ -253,7 +263,8 @@ impl Outbound {
                 self.taken.push_back(queued.payload);
             }
         }
-        if inner.unasked >= CONFIRM_EVERY {
+        inner.since_asked += usize::from(inner.unasked > 0);
+        if inner.unasked >= CONFIRM_EVERY || inner.since_asked >= PARCELS {
             return self.ask_after_confirmed(&mut inner);
         }
         taken
@@ -265,7 +276,7 @@ impl Outbound {
         if inner.unasked == 0 {
             return Poll::Pending;
         }
-        inner.unasked = 0;
+        (inner.unasked, inner.since_asked) = (0, 0);
         let request_id = self.core.barrier_id(self.core.flights.barrier());
         let query = TaskQuery { op: OpType::Get.into(), request_id, ..TaskQuery::default() };
         self.taken.push_back(Up::TaskQuery(Box::new(query)));

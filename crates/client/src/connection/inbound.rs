@@ -1,6 +1,6 @@
 //! What comes in: each frame to who waits for it.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use tokio::sync::Notify;
 use trunkline_proto::v1::{
@@ -10,7 +10,7 @@ use trunkline_proto::v1::{
 
 use super::{
     Core, State,
-    lane::{Lane, Pressure},
+    lane::{Lane, Overflow, Pressure},
     pending,
 };
 use crate::{error::Error, message::Message, task::Assignment};
@@ -26,7 +26,7 @@ pub enum Signal {
 }
 
 /// What comes unasked, and rarely.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Notice {
     /// Somebody asks for authority, or was answered.
@@ -39,6 +39,19 @@ pub enum Notice {
     Workflow(Box<WorkflowOperation>),
     /// An answer that nobody waits for: it came too late.
     Unasked(Box<DownstreamMessage>),
+}
+
+impl fmt::Debug for Notice {
+    /// What it is, and not what it says: an answer can have a secret in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AuthorityRequest(_) => "AuthorityRequest",
+            Self::Revocation(_) => "Revocation",
+            Self::Hibernated(_) => "Hibernated",
+            Self::Workflow(_) => "Workflow",
+            Self::Unasked(_) => "Unasked",
+        })
+    }
 }
 
 /// What was received and is not taken yet.
@@ -54,14 +67,15 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    pub(crate) fn new(bound: usize, room: &Arc<Notify>) -> Self {
+    pub(crate) fn new(bound: usize, at_least_once: bool, room: &Arc<Notify>) -> Self {
+        let overflow = if at_least_once { Overflow::Nothing } else { Overflow::Unheard };
         Self {
-            messages: Lane::new("messages", bound, Arc::clone(room)),
+            messages: Lane::of("messages", bound, overflow, Arc::clone(room)),
             progress: Lane::new("progress", bound, Arc::clone(room)),
             assignments: Lane::new("assignments", bound, Arc::clone(room)),
             // Nobody has to listen to these, and the last ones tell enough.
-            signals: Lane::new("signals", bound.min(16), Arc::clone(room)),
-            configs: Lane::new("configs", bound.min(16), Arc::clone(room)),
+            signals: Lane::of("signals", 16, Overflow::Oldest, Arc::clone(room)),
+            configs: Lane::of("configs", 16, Overflow::Oldest, Arc::clone(room)),
             refusals: Lane::new("refusals", bound.min(256), Arc::clone(room)),
             task_events: Lane::new("task events", bound, Arc::clone(room)),
             notices: Lane::new("notices", bound.min(256), Arc::clone(room)),
@@ -74,8 +88,6 @@ impl Inbox {
             self.messages.pressure(),
             self.progress.pressure(),
             self.assignments.pressure(),
-            self.signals.pressure(),
-            self.configs.pressure(),
             self.refusals.pressure(),
             self.task_events.pressure(),
             self.notices.pressure(),
@@ -204,8 +216,8 @@ impl Core {
         if !error.request_id.is_empty() && (self.flights.refused(error) || self.routes.refused(error)) {
             return Pressure::None;
         }
-        let error = Error::from_response(error);
-        if self.routes.switch_refused(&error) {
+        let (response_id, error) = (error.request_id.clone(), Error::from_response(error));
+        if response_id.is_empty() && self.routes.switch_refused(&error) {
             return Pressure::None;
         }
         tracing::debug!(code = error.code(), %error, "the server refused something");

@@ -11,13 +11,14 @@ use futures_util::Stream;
 use tokio::sync::Notify;
 
 /// How many times its bound a queue may hold while an answer is waited for: the answer comes behind what is not taken.
-const WHILE_ASKING: usize = 8;
+const WHILE_ASKING: usize = 64;
 
 /// One kind of thing. Who does not listen loses what comes over the bound; who listens too slowly holds the connection up,
 /// and with it the server, which keeps what is durable.
 pub(crate) struct Lane<T> {
     what: &'static str,
     bound: usize,
+    overflow: Overflow,
     inner: Mutex<Inner<T>>,
     /// Told when there is room again.
     room: Arc<Notify>,
@@ -29,6 +30,17 @@ struct Inner<T> {
     wakers: Vec<Waker>,
     dropped: u64,
     is_over: bool,
+}
+
+/// What becomes of what comes over the bound.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Overflow {
+    /// It is dropped if nobody listens; who listens holds the connection up.
+    Unheard,
+    /// It is kept if nobody listens, because the other side keeps count, and sends no more than it may be owed.
+    Nothing,
+    /// The oldest goes: the latest tell enough.
+    Oldest,
 }
 
 /// How full a lane is.
@@ -44,8 +56,12 @@ pub(crate) enum Pressure {
 
 impl<T> Lane<T> {
     pub(crate) fn new(what: &'static str, bound: usize, room: Arc<Notify>) -> Arc<Self> {
+        Self::of(what, bound, Overflow::Unheard, room)
+    }
+
+    pub(crate) fn of(what: &'static str, bound: usize, overflow: Overflow, room: Arc<Notify>) -> Arc<Self> {
         let inner = Inner { queue: VecDeque::new(), listeners: 0, wakers: Vec::new(), dropped: 0, is_over: false };
-        Arc::new(Self { what, bound: bound.max(1), inner: Mutex::new(inner), room })
+        Arc::new(Self { what, bound: bound.max(1), overflow, inner: Mutex::new(inner), room })
     }
 
     /// Short and without a wait inside, so a lock of the standard library's; a panic inside leaves nothing half done.
@@ -56,7 +72,13 @@ impl<T> Lane<T> {
     /// Takes something in. What is dropped because nobody listens is dropped outside of the lock.
     pub(crate) fn push(&self, item: T) -> Pressure {
         let mut inner = self.lock();
-        if inner.listeners == 0 && inner.queue.len() >= self.bound {
+        if inner.is_over {
+            return Pressure::Hard;
+        }
+        if self.overflow == Overflow::Oldest && inner.queue.len() >= self.bound {
+            inner.queue.pop_front();
+        }
+        if inner.listeners == 0 && inner.queue.len() >= self.bound && self.overflow == Overflow::Unheard {
             inner.dropped += 1;
             let is_first = inner.dropped == 1;
             drop(inner);
@@ -74,7 +96,7 @@ impl<T> Lane<T> {
     }
 
     fn pressure_of(&self, inner: &Inner<T>) -> Pressure {
-        if inner.listeners == 0 || inner.queue.len() < self.bound {
+        if inner.listeners == 0 || inner.queue.len() < self.bound || self.overflow == Overflow::Oldest {
             Pressure::None
         } else if inner.queue.len() < self.bound * WHILE_ASKING {
             Pressure::Soft
@@ -185,15 +207,25 @@ mod tests {
     async fn who_listens_loses_nothing_and_holds_the_sender_up() {
         let lane = lane(2);
         let mut numbers = Received::of(&lane);
-        let pressure: Vec<_> = (0..17).map(|n| lane.push(n)).collect();
+        let pressure: Vec<_> = (0..129).map(|n| lane.push(n)).collect();
         assert_eq!(pressure[0], Pressure::None);
-        assert_eq!(pressure[1..15], [Pressure::Soft; 14]);
-        assert_eq!(pressure[15..], [Pressure::Hard; 2]);
-        for n in 0..17 {
+        assert_eq!(pressure[1..127], [Pressure::Soft; 126]);
+        assert_eq!(pressure[127..], [Pressure::Hard; 2]);
+        for n in 0..129 {
             assert_eq!(numbers.next().await, Some(n));
         }
         lane.room.notified().await;
         assert_eq!(lane.pressure(), Pressure::None);
+    }
+
+    #[tokio::test]
+    async fn what_is_counted_elsewhere_is_not_dropped() {
+        let lane: Arc<Lane<u32>> = Lane::of("numbers", 2, Overflow::Nothing, Arc::default());
+        assert!((0..50).all(|n| lane.push(n) == Pressure::None));
+        let mut numbers = Received::of(&lane);
+        for n in 0..50 {
+            assert_eq!(numbers.next().await, Some(n));
+        }
     }
 
     #[tokio::test]

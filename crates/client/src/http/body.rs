@@ -5,12 +5,14 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::Stream as _;
 use http_body::{Frame as HttpFrame, SizeHint};
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use trunkline_proto::v1::{ProxyHttpBodyChunk, downstream_message::Payload as Down};
 
 use super::{Call, proxy_error};
@@ -42,6 +44,10 @@ struct Incoming {
     call: Call,
     pieces: Pieces,
     is_over: bool,
+    /// How much came.
+    bytes: u64,
+    /// When something has to have come.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Body {
@@ -69,10 +75,19 @@ impl Body {
 
     pub(super) fn incoming(call: Call, early: Vec<ProxyHttpBodyChunk>) -> Self {
         let mut pieces = Pieces::default();
-        early.into_iter().for_each(|chunk| {
+        for mut chunk in early {
+            // Peers that do not count number all of them 0.
+            while pieces.ahead.contains_key(&chunk.seq) {
+                chunk.seq = chunk.seq.saturating_add(1);
+            }
             pieces.ahead.insert(chunk.seq, chunk);
-        });
-        Self(Inner::Incoming(Box::new(Incoming { call, pieces, is_over: false })))
+        }
+        let far = Duration::from_secs(365 * 24 * 3600);
+        let timer = match (call.until, call.limits.idle) {
+            (Some(until), _) => sleep_until(until),
+            (None, idle) => sleep(idle.unwrap_or(far)),
+        };
+        Self(Inner::Incoming(Box::new(Incoming { call, pieces, is_over: false, bytes: 0, timer: Box::pin(timer) })))
     }
 }
 
@@ -83,7 +98,7 @@ impl Pieces {
             if chunk.seq > 0 {
                 return Ok(());
             }
-            chunk.seq = self.ahead.last_key_value().map_or(self.next, |(last, _)| last + 1);
+            chunk.seq = self.ahead.last_key_value().map_or(self.next, |(last, _)| last.saturating_add(1));
         }
         self.ahead.insert(chunk.seq, chunk);
         if self.ahead.len() > AHEAD_MAX {
@@ -96,7 +111,7 @@ impl Pieces {
     /// The next piece, if it is there, and whether it is the last.
     pub(super) fn pop(&mut self) -> Option<(Bytes, bool)> {
         let chunk = self.ahead.remove(&self.next)?;
-        self.next += 1;
+        self.next = self.next.saturating_add(1);
         Some((chunk.data, chunk.fin))
     }
 }
@@ -109,6 +124,11 @@ impl Incoming {
             }
             if let Some((data, fin)) = self.pieces.pop() {
                 self.is_over = fin;
+                self.bytes += data.len() as u64;
+                if let Err(error) = self.call.limits.check(self.bytes) {
+                    self.is_over = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
                 if data.is_empty() {
                     continue;
                 }
@@ -116,8 +136,16 @@ impl Incoming {
             }
             let frame = match Pin::new(&mut self.call.frames).poll_next(cx) {
                 Poll::Ready(frame) => frame,
+                Poll::Pending if self.timer.as_mut().poll(cx).is_ready() => {
+                    self.is_over = true;
+                    let error = Error::new(Kind::Timeout, "an answer began, and did not go on in time");
+                    return Poll::Ready(Some(Err(error)));
+                }
                 Poll::Pending => return Poll::Pending,
             };
+            if let Some(idle) = self.call.limits.idle {
+                self.timer.as_mut().reset(Instant::now() + idle);
+            }
             let failed = match frame {
                 Some(Frame::Down(Down::ProxyHttpBodyChunk(chunk))) => self.pieces.push(*chunk).err(),
                 // A second answer says how the first one failed.

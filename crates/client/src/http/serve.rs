@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_body::Frame as HttpFrame;
@@ -22,7 +22,7 @@ use trunkline_proto::v1::{
     upstream_message::Payload as Up,
 };
 
-use super::{Body, CHUNK, body::Pieces, flat, gather, send_chunks, unflat};
+use super::{Body, Limits, body::Pieces, flat, gather, send_chunks, unflat};
 use crate::{
     connection::{
         Client,
@@ -40,8 +40,8 @@ const CALLS_MAX: usize = 256;
 /// Frames of calls that are not looked at yet.
 const FRAMES: usize = 1024;
 
-/// Pieces of a request's body that are not read yet, at most: 32 MiB.
-const PIECES: usize = 16;
+/// Pieces of a request's body that are not read yet: at 64 times this, 32 MiB in whole ones, the call fails.
+const PIECES: usize = 2;
 
 /// How long a call may be worked on, if it does not say: the published ceiling.
 const CEILING: Duration = Duration::from_secs(180);
@@ -93,16 +93,21 @@ impl Serve {
     {
         let handler: Handler = Arc::new(move |request| {
             let mut service = service.clone();
-            async move {
-                let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await;
-                let answered = match ready {
+            let answers = async move {
+                match std::future::poll_fn(|cx| service.poll_ready(cx)).await {
                     Ok(()) => service.call(request).await,
                     Err(error) => Err(error),
-                };
-                match answered {
-                    Ok(response) => response.map(Body::of),
-                    Err(error) => {
+                }
+            };
+            async move {
+                match std::panic::AssertUnwindSafe(answers).catch_unwind().await {
+                    Ok(Ok(response)) => response.map(Body::of),
+                    Ok(Err(error)) => {
                         tracing::error!(%error, "a call was not answered");
+                        failed()
+                    }
+                    Err(_) => {
+                        tracing::error!("a handler panicked over a call");
                         failed()
                     }
                 }
@@ -196,6 +201,7 @@ fn failed() -> http::Response<Body> {
 #[must_use = "calls are answered until this is dropped"]
 pub struct Serving {
     client: Client,
+    lane: Arc<Lane<Frame>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -208,7 +214,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.client.core.routes.serve(None);
+        self.client.core.routes.unserve(&self.lane);
     }
 }
 
@@ -230,10 +236,10 @@ impl Client {
     pub fn serve(&self, serve: Serve) -> Serving {
         let lane = Lane::new("calls", FRAMES, Arc::clone(&self.core.room));
         let frames = Received::of(&lane);
-        self.core.routes.serve(Some(lane));
+        self.core.routes.serve(&lane);
         let desk = Arc::new(Desk { client: self.clone(), serve, calls: Mutex::default(), tunnels: Mutex::default() });
-        let task = self.core.tasks.spawn(desk.run(frames));
-        Serving { client: self.clone(), _task: AbortOnDropHandle::new(task) }
+        let task = self.core.spawn(desk.run(frames));
+        Serving { client: self.clone(), lane, _task: AbortOnDropHandle::new(task) }
     }
 }
 
@@ -261,16 +267,28 @@ impl Desk {
     }
 
     /// Frames in the order in which they came, each to its call or tunnel.
-    async fn run(self: Arc<Self>, mut frames: Received<Down>) {
+    async fn run(self: Arc<Self>, mut frames: Received<Frame>) {
         let mut running = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
                 frame = frames.next() => match frame {
-                    Some(frame) => self.take(frame, &mut running).await,
-                    None => return,
+                    Some(Frame::Down(frame)) => self.take(frame, &mut running).await,
+                    Some(Frame::Failed(why)) => self.broken(&why),
+                    None => return self.broken(&crate::connection::closed()),
                 },
                 Some(_) = running.join_next(), if !running.is_empty() => {}
             }
+        }
+    }
+
+    /// The connection broke, or nothing is served any more: nobody waits for answers, and no tunnel goes on.
+    fn broken(&self, why: &Error) {
+        for call in std::mem::take(&mut *self.calls()).into_values() {
+            call.cancel.cancel();
+        }
+        for tunnel in std::mem::take(&mut *self.tunnels()).into_values() {
+            tunnel.push(Frame::Failed(why.clone()));
+            tunnel.end();
         }
     }
 
@@ -282,6 +300,7 @@ impl Desk {
                 if let Some(body) = body
                     && body.push(*chunk) == Pressure::Hard
                 {
+                    // What comes then is refused: the body has broken off.
                     body.end();
                 }
             }
@@ -340,15 +359,24 @@ impl Desk {
             request.body_chunked.then(|| Lane::new("pieces of a body", PIECES, Arc::clone(&self.client.core.room)));
         let pieces = lane.as_ref().map(Received::of);
         self.calls().insert(id.clone(), Answering { body: lane, cancel: cancel.clone() });
-        let desk = Arc::clone(self);
+        let (desk, forget) = (Arc::clone(self), ForgetCall(Arc::clone(self), id.clone()));
         running.spawn(async move {
-            let patience = u64::try_from(request.timeout_ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis);
-            let answered = cancel.run_until_cancelled(desk.answer(request, pieces, patience.unwrap_or(CEILING))).await;
-            desk.calls().remove(&id);
-            if let Some(Err(error)) = answered {
-                let kind = if error.kind() == Kind::Timeout { ProxyKind::Timeout } else { ProxyKind::UpstreamReset };
-                refuse(&desk.client, &id, kind, &error.to_string()).await;
-            }
+            // Answers end, also if what makes them panics.
+            let answer = std::panic::AssertUnwindSafe(desk.answer(request, pieces)).catch_unwind();
+            let answered = cancel.run_until_cancelled(answer).await;
+            drop(forget);
+            let failed = match answered {
+                Some(Ok(Err(error))) => error,
+                Some(Err(_)) => Error::new(Kind::Internal, "what answers broke"),
+                Some(Ok(Ok(()))) | None => return,
+            };
+            tracing::debug!(error = %failed, "a call was not answered to its end");
+            let kind = match failed.kind() {
+                Kind::Timeout => ProxyKind::Timeout,
+                Kind::Exhausted => ProxyKind::PayloadTooLarge,
+                _ => ProxyKind::UpstreamReset,
+            };
+            refuse(&desk.client, &id, kind, &failed.to_string()).await;
         });
     }
 
@@ -357,7 +385,9 @@ impl Desk {
         let path = request.path.split('?').next().unwrap_or_default();
         let is_allowed = |allow: &Vec<String>| allow.iter().any(|pattern| fits(pattern, path));
         let (method, has_method) = (&request.method, Method::from_bytes(request.method.as_bytes()).is_ok());
-        if !has_method || request.path.parse::<Uri>().is_err() {
+        let is_dots = |part: &str| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
+        let is_odd = !path.starts_with('/') || path.split('/').any(is_dots);
+        if !has_method || is_odd || request.path.parse::<Uri>().is_err() {
             return Some((ProxyKind::DecodeFailed, format!("{method:?} {:?} is no request", request.path)));
         }
         if !self.serve.allow.as_ref().is_none_or(is_allowed) {
@@ -374,39 +404,46 @@ impl Desk {
         None
     }
 
-    async fn answer(
-        &self,
-        request: ProxyHttpRequest,
-        pieces: Option<Received<ProxyHttpBodyChunk>>,
-        patience: Duration,
-    ) -> Result<()> {
-        let (id, streams) = (request.request_id.clone(), request.stream_response_indefinitely);
-        let read = self.read(request, pieces)?;
-        let handler = std::panic::AssertUnwindSafe((self.serve.handler)(read)).catch_unwind();
-        let answered = tokio::time::timeout(patience, handler).await;
-        let answered = answered.map_err(|_| Error::new(Kind::Timeout, format!("no answer after {patience:?}")))?;
-        let response = answered.unwrap_or_else(|_| {
-            tracing::error!("a handler panicked over a call");
-            failed()
-        });
+    async fn answer(&self, request: ProxyHttpRequest, pieces: Option<Received<ProxyHttpBodyChunk>>) -> Result<()> {
+        let patience = u64::try_from(request.timeout_ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis);
+        let patience = patience.unwrap_or(CEILING).min(CEILING);
+        let late = || Error::new(Kind::Timeout, format!("no answer after {patience:?}"));
+        let streams = request.stream_response_indefinitely;
+        let id = request.request_id.clone();
+        let limits = Limits {
+            flush: streams,
+            idle: streams.then(|| idle(request.stream_idle_timeout_ms)),
+            bytes: u64::try_from(request.max_response_body_bytes).ok().filter(|bytes| *bytes > 0),
+        };
+        let begun = tokio::time::Instant::now();
+        let handler = (self.serve.handler)(self.read(request, pieces)?);
+        let response = tokio::time::timeout(patience, handler).await.map_err(|_| late())?;
+        if streams {
+            return self.send(&id, response, limits).await;
+        }
+        let sent = tokio::time::timeout_at(begun + patience, self.send(&id, response, limits)).await;
+        sent.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn send(&self, id: &str, response: http::Response<Body>, limits: Limits) -> Result<()> {
         let (parts, body) = response.into_parts();
         let mut body = Box::pin(body);
-        let first = if streams { BytesMut::new() } else { gather(&mut body, BytesMut::new()).await? };
-        let is_whole = !streams && first.len() <= CHUNK && http_body::Body::is_end_stream(&body);
+        let (first, is_over) = if limits.flush { Default::default() } else { gather(&mut body).await? };
+        limits.check(first.len() as u64)?;
         let mut head = ProxyHttpResponse {
-            request_id: id.clone(),
+            request_id: id.to_owned(),
             status_code: parts.status.as_u16().into(),
             headers: flat(&parts.headers),
-            body_chunked: !is_whole,
+            body_chunked: !is_over,
             ..ProxyHttpResponse::default()
         };
         let core = &self.client.core;
-        if is_whole {
+        if is_over {
             head.body = first.freeze();
             return core.put(Up::ProxyHttpResponse(Box::new(head)), Mark::Nothing, core.options.send_timeout).await;
         }
         core.put_bulk(Up::ProxyHttpResponse(Box::new(head))).await?;
-        send_chunks(&self.client, &id, false, first, body, streams).await
+        send_chunks(&self.client, id, false, first, body, limits).await
     }
 
     fn read(
@@ -427,6 +464,20 @@ impl Desk {
         let mut read = built.body(body).map_err(invalid)?;
         *read.headers_mut() = headers;
         Ok(read)
+    }
+}
+
+/// How long an answer that goes on may be silent. The published figure if it is not said.
+fn idle(ms: i64) -> Duration {
+    u64::try_from(ms).ok().filter(|ms| *ms > 0).map_or(Duration::from_secs(30), Duration::from_millis)
+}
+
+/// Takes a call out of the desk when it is over.
+struct ForgetCall(Arc<Desk>, String);
+
+impl Drop for ForgetCall {
+    fn drop(&mut self) {
+        self.0.calls().remove(&self.1);
     }
 }
 

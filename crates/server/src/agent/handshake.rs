@@ -193,6 +193,7 @@ fn ack(session: &Session, negotiated_extensions: Vec<NegotiatedExtension>) -> Co
         }),
         initial_connection_unix_ms: session.welcome.initial_connection_ms as i64,
         reconnection_count: session.welcome.reconnections as i32,
+        log_epoch: session.log_epoch(),
     }
 }
 
