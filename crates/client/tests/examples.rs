@@ -1,6 +1,13 @@
 //! Each program in `examples/`, run against a server.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "test code"
+)]
 
 use std::{process::Stdio, time::Duration};
 

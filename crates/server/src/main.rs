@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         Command::Workspace(args) => cli::admin::workspace(args),
         Command::Session(args) => cli::admin::session(args),
         Command::Acl(args) => cli::admin::acl(args),
-        Command::Audit(args) => cli::admin::audit(args),
+        Command::Audit(args) => cli::admin::audit(&args),
         Command::Completions(args) => cli::manual::completions(&args, Args::command()),
         Command::Man(args) => cli::manual::man(&args, Args::command()),
         Command::Task(args) => cli::tasks::run(args),

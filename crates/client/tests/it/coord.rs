@@ -68,7 +68,8 @@ async fn one_leads_at_a_time() {
             led.await.unwrap();
         }
     };
-    soon(async { tokio::join!(lead(a.clone()), lead(b.clone()), lead(a), lead(b)) }).await;
+    let all = async { tokio::join!(lead(a.clone()), lead(b.clone()), lead(a), lead(b)) };
+    soon(Box::pin(all)).await;
     world.end().await;
 }
 

@@ -1,6 +1,13 @@
 //! The library against a real server.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test code")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "test code"
+)]
 
 mod connection;
 mod coord;

@@ -90,7 +90,7 @@ pub(crate) fn agent(command: Agent) -> Done {
                 let client = ask.open().await?;
                 let rows = || async {
                     let (agents, _) = client.admin().agents(&profile, 0, 0).await?;
-                    Ok(agents.into_iter().map(registered).collect())
+                    Ok(agents.iter().map(registered).collect())
                 };
                 ask.output.show(rows).await?;
                 client.close().await;
@@ -145,7 +145,7 @@ pub(crate) fn agent(command: Agent) -> Done {
     })
 }
 
-fn registered(agent: AgentRegistrationInfo) -> Row {
+fn registered(agent: &AgentRegistrationInfo) -> Row {
     vec![
         ("implementation", json!(agent.implementation)),
         ("profile", json!(agent.orchestrator_profile)),
@@ -187,7 +187,7 @@ pub(crate) fn workspace(command: Workspace) -> Done {
                 let client = ask.open().await?;
                 let rows = || async {
                     let (all, _) = client.admin().workspaces(0, 0).await?;
-                    Ok(all.into_iter().map(space).collect())
+                    Ok(all.iter().map(space).collect())
                 };
                 ask.output.show(rows).await?;
                 client.close().await;
@@ -211,7 +211,7 @@ pub(crate) fn workspace(command: Workspace) -> Done {
     })
 }
 
-fn space(workspace: WorkspaceInfo) -> Row {
+fn space(workspace: &WorkspaceInfo) -> Row {
     vec![
         ("workspace", json!(workspace.workspace_id)),
         ("agents", json!(workspace.active_agents)),
@@ -317,7 +317,7 @@ pub(crate) fn acl(command: Acl) -> Done {
                 let client = ask.open().await?;
                 let rows = || async {
                     let (all, _) = client.admin().rules(AclRuleFilter::default()).await?;
-                    Ok(all.into_iter().map(rule).collect())
+                    Ok(all.iter().map(rule).collect())
                 };
                 ask.output.show(rows).await?;
                 client.close().await;
@@ -328,7 +328,7 @@ pub(crate) fn acl(command: Acl) -> Done {
                 let level = level_of(&level)?;
                 let client = ask.open().await?;
                 let made = client.admin().grant(grant(&principal(kind, id), resource, resource_id, level)).await?;
-                ask.output.done(format_args!("rule {}", made.rule_id), rule(made.clone()));
+                ask.output.done(format_args!("rule {}", made.rule_id), rule(&made));
                 client.close().await;
             }
             Acl::Revoke { id, ask } => {
@@ -358,7 +358,7 @@ fn level_of(name: &str) -> Result<AccessLevel, Fault> {
     })
 }
 
-fn rule(rule: AclRuleInfo) -> Row {
+fn rule(rule: &AclRuleInfo) -> Row {
     vec![
         ("rule", json!(rule.rule_id)),
         ("whom", json!(format!("{}:{}", rule.principal_type, rule.principal_id))),
@@ -390,7 +390,7 @@ pub(crate) struct Audit {
     ask: Ask,
 }
 
-pub(crate) fn audit(args: Audit) -> Done {
+pub(crate) fn audit(args: &Audit) -> Done {
     block_on(async {
         let client = args.ask.open().await?;
         let rows = || async {
