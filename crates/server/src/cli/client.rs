@@ -82,6 +82,12 @@ impl Connect {
             (TopicKind::Window, [u, w]) => self.with(sdk::User::builder(*u, *w))?.connect().await?.into(),
             (TopicKind::Service, [i, s]) => self.with(Service::builder(*i, *s))?.connect().await?.into(),
             (TopicKind::Bridge, [i, s]) => self.with(sdk::Bridge::builder(*i, *s))?.connect().await?.into(),
+            (TopicKind::Task, [w, i, _]) => self.with(sdk::Worker::builder(*w, *i))?.connect().await?.into(),
+            (TopicKind::Orchestrator, [i, s]) => {
+                let who = Orchestrator::builder(*i).specifier(*s).profile("none");
+                self.with(who)?.connect().await?.into()
+            }
+            (TopicKind::WorkflowEngine, _) => self.with(sdk::WorkflowEngine::builder())?.connect().await?.into(),
             _ => return Err(Fault::usage(format!("nobody can connect as {whom}"))),
         })
     }

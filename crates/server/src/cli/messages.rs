@@ -1,16 +1,11 @@
 //! `send` and `tail`.
 
+use trunkline_client::{MessageType, Outgoing, Topic};
 use trunkline_core::{identity::Identity, topic::Target};
-use trunkline_proto::{
-    own::{TailItem, TailRequest, operator_client::OperatorClient},
-    v1::{
-        CheckpointOperation, MessageType, SendMessage, checkpoint_operation::OpType,
-        downstream_message::Payload as Down, upstream_message::Payload as Up,
-    },
-};
+use trunkline_proto::own::{TailItem, TailRequest, operator_client::OperatorClient};
 
 use super::{
-    Done, block_on,
+    Done, Fault, block_on,
     client::{Connect, said},
     payload, say,
 };
@@ -48,22 +43,14 @@ pub(crate) struct Tail {
 pub(crate) fn send(args: Send) -> Done {
     block_on(async {
         let kind = MessageType::from_str_name(&args.kind.to_uppercase());
-        let kind = kind.ok_or_else(|| format!("unknown type {:?}", args.kind))?;
+        let kind = kind.ok_or_else(|| Fault::usage(format!("unknown type {:?}", args.kind)))?;
         let payload = payload(args.payload)?;
         let sender = sender(args.sender.as_deref(), &args.target)?;
-        let mut stream = args.connect.attach(&sender).await?;
-        let message = SendMessage {
-            target_topic: args.target.clone(),
-            payload: payload.into(),
-            message_type: kind.into(),
-            ..SendMessage::default()
-        };
-        stream.put(Up::Send(message)).await?;
-        // Success is silent. What is asked for next is answered when the message is durable.
-        let next = CheckpointOperation { op: OpType::List.into(), ..CheckpointOperation::default() };
-        stream.put(Up::CheckpointOp(next.into())).await?;
-        while !matches!(stream.next().await?, Down::Checkpoint(_)) {}
+        let message = Outgoing::new(args.target.parse::<Topic>()?, payload).of(kind);
+        let client = args.connect.client_as(Some(&sender.to_string())).await?;
+        client.send_confirmed(message).await?;
         say(format_args!("sent to {} as {sender}", args.target));
+        client.close().await;
         Ok(())
     })
 }

@@ -1,16 +1,12 @@
 //! `token`: API keys of a running server, and a way in when the administrator's is lost.
 
 use trunkline::Server;
-use trunkline_core::identity::Identity;
-use trunkline_proto::v1::{
-    TokenCreateRequest, TokenFilter, TokenOperation, TokenResponse, downstream_message::Payload as Down,
-    token_operation::OpType, upstream_message::Payload as Up,
-};
+use trunkline_client::admin::TokenCreateRequest;
 
 use super::{Done, block_on, client::Connect, say, serve::Settings};
 
 /// Keys on one page of the list.
-const PAGE: i32 = 1000;
+const PAGE: u32 = 1000;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Token {
@@ -82,21 +78,17 @@ pub(crate) fn run(token: Token) -> Done {
                     expires_in_hours: hours,
                     created_by: sandbox.unwrap_or(holder),
                 };
-                let create = TokenOperation {
-                    op: OpType::Create.into(),
-                    create_request: Some(wanted),
-                    ..TokenOperation::default()
-                };
-                let reply = ask(&connect, create).await?;
-                let id = reply.created_token.map(|token| token.id).unwrap_or_default();
+                let client = connect.administrator().await?;
+                let (token, secret) = client.admin().create_token(wanted).await?;
+                client.close().await;
                 let how = if is_for_http { "as bearer token" } else { "as x-api-key" };
-                say(format_args!("{} (shown once; send it {how}; id {id})", reply.plaintext_token));
+                say(format_args!("{secret} (shown once; send it {how}; id {})", token.id));
             }
             Token::List { all, connect } => list(&connect, all).await?,
             Token::Revoke { id, connect } => {
-                let revoke =
-                    TokenOperation { op: OpType::Revoke.into(), token_id: id.clone(), ..TokenOperation::default() };
-                ask(&connect, revoke).await?;
+                let client = connect.administrator().await?;
+                client.admin().revoke_token(&id).await?;
+                client.close().await;
                 say(format_args!("revoked {id}"));
             }
             Token::Admin(settings) => {
@@ -109,34 +101,21 @@ pub(crate) fn run(token: Token) -> Done {
 }
 
 async fn list(connect: &Connect, include_revoked: bool) -> Done {
+    let client = connect.administrator().await?;
     let mut offset = 0;
     loop {
-        let filter = Some(TokenFilter { limit: PAGE, offset, include_revoked });
-        let list = TokenOperation { op: OpType::List.into(), filter, ..TokenOperation::default() };
-        let reply = ask(connect, list).await?;
-        for token in &reply.tokens {
+        let (tokens, total) = client.admin().tokens(include_revoked, PAGE, offset).await?;
+        for token in &tokens {
             let state = if token.revoked { "revoked" } else { "active" };
             let workspaces = token.workspace_patterns.join(",");
             let (id, kind, holder, name) = (&token.id, &token.principal_type, &token.created_by, &token.name);
             say(format_args!("{id}  {state:<7}  {kind:<14}  {holder}  {workspaces}  {name}"));
         }
-        offset += reply.tokens.len() as i32;
-        if reply.tokens.is_empty() || offset >= reply.total_count {
-            return Ok(());
+        offset += tokens.len() as u32;
+        if tokens.is_empty() || u64::from(offset) >= total {
+            break;
         }
     }
-}
-
-async fn ask(connect: &Connect, operation: TokenOperation) -> Result<TokenResponse, Box<dyn std::error::Error>> {
-    // Administers by its key; and on a server with --dev, where there are none, by its kind.
-    let who = Identity::orchestrator("trunkline-cli", &uuid::Uuid::new_v4().to_string())?;
-    let mut stream = connect.attach(&who).await?;
-    stream.put(Up::TokenOp(operation.into())).await?;
-    loop {
-        match stream.next().await? {
-            Down::Token(reply) if reply.success => return Ok(*reply),
-            Down::Token(reply) => return Err(reply.error.into()),
-            _ => {}
-        }
-    }
+    client.close().await;
+    Ok(())
 }
