@@ -1,7 +1,7 @@
 //! Acting on behalf of somebody else: grants, requests for them, and checks of access.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -339,13 +339,21 @@ const RESOLVED_MAX: usize = 10_000;
 pub struct GrantCache {
     authority: Authority,
     grants: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Grant>>>>>,
+    /// The last grants that were said to be void: one may be on its way to the cache meanwhile.
+    void: Mutex<VecDeque<AuthorityGrantRevocation>>,
 }
+
+/// Grants that are kept at most; over it, those that nobody asks for right now are forgotten.
+const KEPT_MAX: usize = 10_000;
+
+/// Revocations that are remembered.
+const VOID_MAX: usize = 256;
 
 impl GrantCache {
     /// An empty one.
     #[must_use]
     pub fn new(client: &Client) -> Arc<Self> {
-        let cache = Arc::new(Self { authority: client.authority(), grants: Mutex::default() });
+        let cache = Arc::new(Self { authority: client.authority(), grants: Mutex::default(), void: Mutex::default() });
         let weak: std::sync::Weak<dyn Revoked> = Arc::downgrade(&(Arc::clone(&cache) as Arc<dyn Revoked>));
         client.core.routes.watch_revocations(weak);
         cache
@@ -361,9 +369,18 @@ impl GrantCache {
     /// # Errors
     /// What the server refused.
     pub async fn get_or_exchange(&self, key: &str, request: AuthorityGrantExchangeRequest) -> Result<Grant> {
-        let slot = Arc::clone(self.lock().entry(key.to_owned()).or_default());
+        let slot = {
+            let mut grants = self.lock();
+            if grants.len() >= KEPT_MAX {
+                grants.retain(|_, slot| Arc::strong_count(slot) > 1);
+            }
+            Arc::clone(grants.entry(key.to_owned()).or_default())
+        };
         // Held over the request on purpose: whoever wants the same waits for the same.
         let mut held = slot.lock().await;
+        if held.as_ref().is_some_and(|grant| self.is_void(grant)) {
+            *held = None;
+        }
         if let Some(grant) = held.as_ref() {
             let left = left(grant);
             if left.is_none_or(|left| left > RENEW_BEFORE) {
@@ -377,6 +394,14 @@ impl GrantCache {
         }
         let grant = self.authority.exchange(request).await?;
         Ok(held.insert(grant).clone())
+    }
+
+    fn void(&self) -> MutexGuard<'_, VecDeque<AuthorityGrantRevocation>> {
+        self.void.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_void(&self, grant: &Grant) -> bool {
+        self.void().iter().any(|revocation| voids(revocation, grant))
     }
 
     /// Forgets the grant under a key.
@@ -412,14 +437,22 @@ impl GrantCache {
 
 impl Revoked for GrantCache {
     fn revoked(&self, revocation: &AuthorityGrantRevocation) {
-        let is_void = |grant: &Grant| {
-            grant.grant_id == revocation.grant_id
-                || (revocation.cascade && grant.root_grant_id == revocation.grant_id)
-                || (revocation.cascade && grant.parent_grant_id == revocation.grant_id)
-        };
-        // One that is being asked for right now is not void yet.
+        let mut void = self.void();
+        void.push_back(revocation.clone());
+        if void.len() > VOID_MAX {
+            void.pop_front();
+        }
+        drop(void);
+        // One that is in use right now is looked at when it is asked for again.
+        let is_void = |grant: &Grant| voids(revocation, grant);
         self.lock().retain(|_, slot| !slot.try_lock().is_ok_and(|held| held.as_ref().is_some_and(is_void)));
     }
+}
+
+fn voids(revocation: &AuthorityGrantRevocation, grant: &Grant) -> bool {
+    grant.grant_id == revocation.grant_id
+        || (revocation.cascade && grant.root_grant_id == revocation.grant_id)
+        || (revocation.cascade && grant.parent_grant_id == revocation.grant_id)
 }
 
 /// How long it is good; `None` for ever.

@@ -43,6 +43,9 @@ const ACK_READS: u32 = 8;
 /// How long nothing may happen on a tunnel. The published figure.
 const IDLE: Duration = Duration::from_secs(300);
 
+/// Largest datagram. What UDP has room for, rounded up.
+const DATAGRAM_MAX: usize = 64 * 1024;
+
 /// What of a tunnel may wait to be read: sixteen whole frames and more, for peers that count those.
 const LEFT_MAX: usize = 8 * 1024 * 1024;
 
@@ -271,6 +274,10 @@ impl Tunnel {
                 self.last_seq = data.seq;
                 self.is_read_over |= data.fin;
                 self.left_bytes += data.data.len();
+                while self.is_datagrams && self.left_bytes > LEFT_MAX {
+                    // Nobody reads them: the oldest are lost, as everywhere.
+                    self.left_bytes -= self.left.pop_front().map_or(self.left_bytes, |oldest| oldest.len());
+                }
                 if self.left_bytes > LEFT_MAX {
                     self.broken = Some(Error::new(Kind::Exhausted, "the other side sent more than it had credit for"));
                 } else if !data.data.is_empty() {
@@ -338,7 +345,12 @@ impl Tunnel {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(sent) => {
                     self.sending = None;
-                    sent.map_err(|error| io_error(&error))?;
+                    if let Err(error) = sent {
+                        // What is missing in the middle is not hidden by what comes behind it.
+                        let told = io_error(&error);
+                        self.broken = Some(error);
+                        return Poll::Ready(Err(told));
+                    }
                 }
             }
         }
@@ -411,11 +423,14 @@ impl AsyncWrite for Tunnel {
             )));
         }
         std::task::ready!(self.poll_sent(cx))?;
-        // Credit comes behind data that nobody has read yet.
-        while self.credit == 0 && !self.is_datagrams && self.broken.is_none() && !self.is_closed {
-            if !self.take(cx) {
-                return self.wait(cx);
-            }
+        if self.is_datagrams && buf.len() > DATAGRAM_MAX {
+            let why = format!("a datagram of {} bytes, which has room for {DATAGRAM_MAX}", buf.len());
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, why)));
+        }
+        // What came may be the end, or credit behind data that nobody has read yet.
+        while self.broken.is_none() && !self.is_closed && self.take(cx) {}
+        if self.credit == 0 && !self.is_datagrams && self.broken.is_none() && !self.is_closed {
+            return self.wait(cx);
         }
         if let Some(error) = self.error() {
             return Poll::Ready(Err(error));
