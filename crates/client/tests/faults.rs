@@ -13,7 +13,7 @@
 )]
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
@@ -151,8 +151,8 @@ struct Book {
     confirmed: Mutex<HashMap<(String, String), u64>>,
     /// By receiver and sender: the last number that came.
     got: Mutex<HashMap<(String, String), u64>>,
-    /// What came to any one of several.
-    shared: Mutex<HashSet<(String, u64)>>,
+    /// What came to any one of several, by sender: the number is the place. Small, so that the clients' memory can be seen.
+    shared: Mutex<HashMap<String, Vec<bool>>>,
     /// What came again, though it was for one alone, and of what was for any one of several.
     repeats: AtomicU64,
     shared_repeats: AtomicU64,
@@ -168,7 +168,13 @@ impl Book {
         let (to, number) = text.split_once(' ').unwrap();
         let number: u64 = number.parse().unwrap();
         if to.starts_with("tb::") {
-            if !self.shared.lock().unwrap().insert((message.source().to_owned(), number)) {
+            let mut shared = self.shared.lock().unwrap();
+            let seen = shared.entry(message.source().to_owned()).or_default();
+            let place = number as usize;
+            if seen.len() <= place {
+                seen.resize(place + 1, false);
+            }
+            if std::mem::replace(&mut seen[place], true) {
                 self.shared_repeats.fetch_add(1, Relaxed);
             }
             return;
@@ -193,7 +199,8 @@ impl Book {
         let confirmed = self.confirmed.lock().unwrap();
         let late = confirmed.iter().filter(|((to, from), last)| {
             if to.starts_with("tb::") {
-                !(1..=**last).all(|number| shared.contains(&(from.clone(), number)))
+                let seen = shared.get(from);
+                !(1..=**last).all(|number| seen.is_some_and(|seen| seen.get(number as usize) == Some(&true)))
             } else {
                 got.get(&(to.clone(), from.clone())).copied().unwrap_or(0) < **last
             }
