@@ -199,6 +199,8 @@ impl Core {
         let Some(payload) = frame.payload else { return Pressure::None };
         let left = self.pending().reply(self.number(id), ordered, payload);
         match left {
+            // Of what was taken up again, or given up.
+            Some(Down::TaskSubscriptionResponse(_)) => Pressure::None,
             Some(payload) => {
                 let frame = DownstreamMessage { payload: Some(payload), ..frame };
                 self.inbox.notices.push(Notice::Unasked(frame.into()))
@@ -211,6 +213,10 @@ impl Core {
         // Trunkline always says whose request it was.
         let by_order = !matches!(&*self.state.borrow(), State::Connected(welcome) if welcome.is_trunkline());
         if self.pending().refused(self.number(&error.request_id), error, by_order) {
+            return Pressure::None;
+        }
+        if self.number(&error.request_id).is_some() {
+            // It was told before, or too late: some refusals come twice, and nobody waits for the second.
             return Pressure::None;
         }
         if !error.request_id.is_empty() && (self.flights.refused(error) || self.routes.refused(error)) {
