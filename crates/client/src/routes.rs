@@ -287,7 +287,12 @@ impl Routes {
                 call.end();
             }
         } else if let Some(server) = &table.server {
-            server.push(Frame::Down(down));
+            if server.push(Frame::Down(down)) == Pressure::Hard {
+                // It cannot keep up: everything that it serves fails, and what waits is forgotten.
+                server.retain(|_| false);
+                let why = "frames of calls came faster than they could be handled";
+                server.push(Frame::Failed(Error::new(Kind::Exhausted, why)));
+            }
         } else {
             tracing::debug!("a frame came for nobody");
         }

@@ -199,13 +199,12 @@ impl Core {
         let Some(payload) = frame.payload else { return Pressure::None };
         let left = self.pending().reply(self.number(id), ordered, payload);
         match left {
-            // Of what was taken up again, or given up.
-            Some(Down::TaskSubscriptionResponse(_)) => Pressure::None,
+            // Somebody took it; or it is of a subscription that was taken up again, or given up.
+            Some(Down::TaskSubscriptionResponse(_)) | None => Pressure::None,
             Some(payload) => {
                 let frame = DownstreamMessage { payload: Some(payload), ..frame };
                 self.inbox.notices.push(Notice::Unasked(frame.into()))
             }
-            None => Pressure::None,
         }
     }
 

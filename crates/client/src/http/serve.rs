@@ -14,7 +14,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_body::Frame as HttpFrame;
 use prost::Message as _;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 use trunkline_proto::v1::{
     AuthorizationContext, PrincipalRef, ProxyError, ProxyHttpBodyChunk, ProxyHttpRequest, ProxyHttpResponse,
@@ -37,7 +37,10 @@ use crate::{
 /// Calls that are answered at once, at most; those beyond are refused.
 const CALLS_MAX: usize = 256;
 
-/// Frames of calls that are not looked at yet.
+/// Tunnels that are open at once, at most; those beyond are refused.
+const TUNNELS_MAX: usize = 256;
+
+/// Frames of calls that are not looked at yet, and of one tunnel that are not read yet: at 64 times this they fail.
 const FRAMES: usize = 1024;
 
 /// Pieces of a request's body that are not read yet: at 64 times this, 32 MiB in whole ones, the call fails.
@@ -202,7 +205,6 @@ fn failed() -> http::Response<Body> {
 pub struct Serving {
     client: Client,
     lane: Arc<Lane<Frame>>,
-    _task: AbortOnDropHandle<()>,
 }
 
 impl Serving {
@@ -238,8 +240,9 @@ impl Client {
         let frames = Received::of(&lane);
         self.core.routes.serve(&lane);
         let desk = Arc::new(Desk { client: self.clone(), serve, calls: Mutex::default(), tunnels: Mutex::default() });
-        let task = self.core.spawn(desk.run(frames));
-        Serving { client: self.clone(), lane, _task: AbortOnDropHandle::new(task) }
+        // Ends with its lane.
+        self.core.spawn(desk.run(frames));
+        Serving { client: self.clone(), lane }
     }
 }
 
@@ -317,24 +320,32 @@ impl Desk {
         }
     }
 
+    /// Hands a frame to its tunnel. One whose owner falls too far behind fails.
     fn pass(&self, id: &str, frame: Down) {
-        if let Some(tunnel) = self.tunnels().get(id) {
-            tunnel.push(Frame::Down(frame));
+        let mut tunnels = self.tunnels();
+        let Some(tunnel) = tunnels.get(id) else { return };
+        if tunnel.push(Frame::Down(frame)) == Pressure::Hard {
+            let why = Error::new(Kind::Exhausted, "what came through a tunnel was not read fast enough");
+            tunnel.push(Frame::Failed(why));
+            tunnel.end();
+            tunnels.remove(id);
         }
     }
 
     /// The first frame of a tunnel says what it is; the published server wraps it so.
     async fn tunnel(self: &Arc<Self>, data: Box<TunnelData>, running: &mut tokio::task::JoinSet<()>) {
-        let known = self.tunnels().get(&data.tunnel_id).cloned();
-        if let Some(tunnel) = known {
-            tunnel.push(Frame::Down(Down::TunnelData(data)));
-            return;
+        if self.tunnels().contains_key(&data.tunnel_id) {
+            return self.pass(&data.tunnel_id.clone(), Down::TunnelData(data));
         }
         let opened = TunnelOpen::decode(data.data.clone()).ok().filter(|open| open.tunnel_id == data.tunnel_id);
         let (Some(open), Some(handler)) = (opened, self.serve.tunnels.clone()) else {
             let why = "no active tunnel for id";
             return tunnel::refuse(&self.client, &data.tunnel_id, tunnel::Reason::PeerReset, why).await;
         };
+        if self.tunnels().len() >= TUNNELS_MAX {
+            let why = format!("{TUNNELS_MAX} tunnels are open already");
+            return tunnel::refuse(&self.client, &data.tunnel_id, tunnel::Reason::Quota, &why).await;
+        }
         let lane = Lane::new("frames of a tunnel", FRAMES, Arc::clone(&self.client.core.room));
         let frames = Received::of(&lane);
         let id = open.tunnel_id.clone();
