@@ -46,6 +46,7 @@ use crate::{
     routes::Routes,
     task::Assignment,
 };
+pub(crate) use driver::dial;
 pub use inbound::{Notice, Signal};
 
 /// A connected client of any principal: what all of them can do. The typed ones, such as [`Agent`](crate::Agent), dereference
@@ -383,6 +384,11 @@ impl Core {
     /// Puts a frame into the queue if there is room.
     pub(crate) fn try_put(&self, payload: Up) -> bool {
         self.normal.try_send(Queued { payload, mark: Mark::Nothing }).is_ok()
+    }
+
+    /// Ends subscriptions that nobody here wants any more. If there is no room for it now, the next event tries again.
+    pub(crate) fn tell_unwanted(&self) {
+        self.routes.tell_unwanted(|up| self.try_put(up));
     }
 
     /// Sends a request, and waits for its answer.

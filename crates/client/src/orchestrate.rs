@@ -18,24 +18,28 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     fmt,
-    path::PathBuf,
+    fs::{File, OpenOptions},
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
+#[cfg(unix)]
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child, Command},
     sync::Semaphore,
     task::JoinSet,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection::lane::Received,
     error::{Error, Kind, Result},
+    options::url,
     principal::Orchestrator,
     task::Assignment,
 };
@@ -63,7 +67,8 @@ impl Start {
 
     /// What the agent's environment has: `AETHER_GATEWAY`, `AETHER_WORKSPACE`, `AETHER_IMPLEMENTATION`, `AETHER_SPECIFIER`,
     /// `AETHER_AUTH_TOKEN` (the published names, which [`Agent::from_env`](crate::Agent::from_env) reads), `AETHER_TASK_ID`,
-    /// `AETHER_PROFILE`, and `AETHER_LP_{NAME}` for each other launch parameter, in capitals.
+    /// `AETHER_PROFILE`, `AETHER_TLS_ENABLED` if the server takes TLS, and `AETHER_LP_{NAME}` for each other launch parameter,
+    /// in capitals.
     #[must_use]
     pub fn environment(&self) -> HashMap<String, String> {
         let Assignment(it) = &self.assignment;
@@ -76,8 +81,13 @@ impl Start {
                 (format!("AETHER_LP_{name}"), value.clone())
             })
             .collect();
+        // Published clients take it without a scheme.
+        let (scheme, gateway) = self.gateway.split_once("://").unwrap_or(("http", &self.gateway));
+        if scheme == "https" {
+            environment.insert("AETHER_TLS_ENABLED".to_owned(), "true".to_owned());
+        }
         let own = [
-            ("AETHER_GATEWAY", self.gateway.as_str()),
+            ("AETHER_GATEWAY", gateway),
             ("AETHER_WORKSPACE", &it.workspace),
             ("AETHER_IMPLEMENTATION", &it.target_implementation),
             ("AETHER_SPECIFIER", &it.specifier),
@@ -106,13 +116,19 @@ pub struct Options {
     pub restarts: u32,
     /// The wait before that; doubled each time. 200 ms without more words.
     pub restart_delay: Duration,
+    /// What ran for so long before it failed begins its count of failures anew. A minute without more words.
+    pub settled: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { at_once: 16, restarts: 3, restart_delay: Duration::from_millis(200) }
+        let (restart_delay, settled) = (Duration::from_millis(200), Duration::from_secs(60));
+        Self { at_once: 16, restarts: 3, restart_delay, settled }
     }
 }
+
+/// The longest wait before something is started again, or the server is told once more.
+const DELAY_MAX: Duration = Duration::from_secs(30);
 
 /// Something that runs.
 #[derive(Clone, Debug)]
@@ -201,7 +217,7 @@ async fn attend<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, mut assignment
                 Some(it) if shared.running().contains_key(&it.task_id) => {}
                 Some(it) => {
                     begin(&shared, &it);
-                    let gateway = shared.orchestrator.core.options.address.clone();
+                    let gateway = url(&shared.orchestrator.core.options).unwrap_or_default();
                     let start = Start { assignment: it, gateway };
                     crew.spawn(member(Arc::clone(&shared), Arc::clone(&launcher), Arc::clone(&room), start));
                 }
@@ -233,30 +249,47 @@ async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Sema
     let (task_id, identity) = (start.assignment.task_id.clone(), start.identity());
     let _ended = Ended(&shared, &task_id);
     let lived = shared.stop.run_until_cancelled(room.acquire_owned()).await;
-    if let Some(Ok(_place)) = lived {
-        let mut delay = shared.options.restart_delay;
-        for attempt in 0..=shared.options.restarts {
-            let ended = launcher.launch(start.clone(), shared.stop.child_token()).await;
-            let Err(error) = ended else { break };
-            if shared.stop.is_cancelled() {
-                break;
-            }
-            if attempt == shared.options.restarts {
-                tracing::error!(%error, identity, "what was started failed too often");
-                if let Err(refused) = shared.orchestrator.tasks().fail(&task_id, &error.to_string()).await {
-                    tracing::warn!(error = %refused, identity, "the server was not told that a start failed");
-                }
-                break;
-            }
-            tracing::warn!(%error, identity, attempt, ?delay, "what was started failed; it is started again");
-            if let Some(running) = shared.running().get_mut(&task_id) {
-                running.restarts += 1;
-            }
-            if shared.stop.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
-                break;
-            }
-            delay *= 2;
+    let Some(Ok(_place)) = lived else { return };
+    let (mut delay, mut failures) = (shared.options.restart_delay, 0);
+    loop {
+        let begun = Instant::now();
+        let ended = launcher.launch(start.clone(), shared.stop.child_token()).await;
+        let Err(error) = ended else { return };
+        if shared.stop.is_cancelled() {
+            return;
         }
+        if begun.elapsed() >= shared.options.settled {
+            (delay, failures) = (shared.options.restart_delay, 0);
+        }
+        failures += 1;
+        if failures > shared.options.restarts {
+            tracing::error!(%error, identity, failures, "what was started failed too often");
+            return give_up(&shared, &task_id, &error.to_string()).await;
+        }
+        tracing::warn!(%error, identity, failures, ?delay, "what was started failed; it is started again");
+        if let Some(running) = shared.running().get_mut(&task_id) {
+            running.restarts += 1;
+        }
+        if shared.stop.run_until_cancelled(sleep(delay)).await.is_none() {
+            return;
+        }
+        delay = (delay * 2).min(DELAY_MAX);
+    }
+}
+
+/// Tells the server, and again over breaks of the connection, until it knows.
+async fn give_up(shared: &Shared, task_id: &str, why: &str) {
+    let mut delay = shared.options.restart_delay;
+    while let Err(error) = shared.orchestrator.tasks().fail(task_id, why).await {
+        if !error.is_retryable() {
+            // It has ended otherwise, or the client has.
+            tracing::warn!(%error, task_id, "the server was not told that a start failed");
+            return;
+        }
+        if shared.stop.run_until_cancelled(sleep(delay)).await.is_none() {
+            return;
+        }
+        delay = (delay * 2).min(DELAY_MAX);
     }
 }
 
@@ -281,8 +314,19 @@ pub struct Process {
     environment: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
     output: Option<Output>,
+    log_directory: Option<PathBuf>,
+    limits: Limits,
     terminate_timeout: Duration,
     kill_timeout: Duration,
+}
+
+/// What the system lets a process have. For Linux; elsewhere a limit is an error when something is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of address space.
+    pub address_space: Option<u64>,
+    /// Files, sockets among them.
+    pub open_files: Option<u64>,
 }
 
 impl Process {
@@ -295,6 +339,8 @@ impl Process {
             environment: Vec::new(),
             directory: None,
             output: None,
+            log_directory: None,
+            limits: Limits::default(),
             // The published figures.
             terminate_timeout: Duration::from_secs(5),
             kill_timeout: Duration::from_secs(2),
@@ -341,6 +387,21 @@ impl Process {
         self
     }
 
+    /// Appends what it prints to a file of each agent's own, `{workspace}.{implementation}.{specifier}.log`. The directory is made
+    /// if it is not there. Goes before [`Process::output`].
+    #[must_use]
+    pub fn log_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.log_directory = Some(directory.into());
+        self
+    }
+
+    /// What the system lets it have.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// How long it may take to end when it is told to, before it is killed: 5 s without this.
     #[must_use]
     pub fn terminate_timeout(mut self, timeout: Duration) -> Self {
@@ -360,23 +421,34 @@ impl Process {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
-        if self.output.is_some() {
+        let program = self.program.to_string_lossy();
+        let failed = |e: std::io::Error| {
+            Error::new(Kind::Unavailable, format!("{program} cannot be started: {e}")).with_source(e)
+        };
+        if let Some(directory) = &self.log_directory {
+            let file = log_file(directory, &start.identity()).map_err(failed)?;
+            command.stdout(file.try_clone().map_err(failed)?).stderr(file);
+        } else if self.output.is_some() {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         }
-        command.spawn().map_err(|e| {
-            let program = self.program.to_string_lossy();
-            Error::new(Kind::Unavailable, format!("{program} cannot be started: {e}")).with_source(e)
-        })
+        // A group of its own, so that whom it starts hears its end too.
+        #[cfg(unix)]
+        command.process_group(0);
+        let mut child = command.spawn().map_err(failed)?;
+        // It is not left alone with more than it may have.
+        limit(&child, self.limits).inspect_err(|_| drop(child.start_kill())).map_err(failed)?;
+        Ok(child)
     }
 
     async fn end(&self, child: &mut Child) {
-        terminate(child);
-        if timeout(self.terminate_timeout, child.wait()).await.is_ok() {
-            return;
+        let group = Group::of(child);
+        group.terminate(child);
+        if timeout(self.terminate_timeout, child.wait()).await.is_err() {
+            // It is gone if this fails, and as it should be.
+            let _ = child.start_kill();
+            let _ = timeout(self.kill_timeout, child.wait()).await;
         }
-        // It is gone if this fails, and as it should be.
-        let _ = child.start_kill();
-        let _ = timeout(self.kill_timeout, child.wait()).await;
+        group.kill();
     }
 }
 
@@ -410,18 +482,70 @@ fn judged(status: ExitStatus) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Error::new(Kind::Refused, format!("the process ended with {status}"))) }
 }
 
+/// A process, and whom it started.
 #[cfg(unix)]
-fn terminate(child: &Child) {
-    let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-    if let Some(pid) = pid {
-        // It is gone if this fails, and as it should be.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+struct Group(Option<Pid>);
+
+#[cfg(unix)]
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| Pid::from_raw(id.cast_signed())))
+    }
+
+    fn terminate(&self, _child: &mut Child) {
+        if let Some(pid) = self.0 {
+            // They are gone if this fails, and as they should be.
+            let _ = kill_process_group(pid, Signal::TERM);
+        }
+    }
+
+    /// Whoever is left.
+    fn kill(&self) {
+        if let Some(pid) = self.0 {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
     }
 }
 
+/// A process; whom it started is not known here.
 #[cfg(not(unix))]
-fn terminate(child: &mut Child) {
-    let _ = child.start_kill();
+struct Group;
+
+#[cfg(not(unix))]
+impl Group {
+    fn of(_child: &Child) -> Self {
+        Self
+    }
+
+    fn terminate(&self, child: &mut Child) {
+        let _ = child.start_kill();
+    }
+
+    fn kill(&self) {}
+}
+
+#[cfg(target_os = "linux")]
+fn limit(child: &Child, limits: Limits) -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let Some(pid) = Group::of(child).0 else { return Ok(()) };
+    for (resource, most) in [(Resource::As, limits.address_space), (Resource::Nofile, limits.open_files)] {
+        if most.is_some() {
+            prlimit(Some(pid), resource, Rlimit { current: most, maximum: most })?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit(_child: &Child, limits: Limits) -> std::io::Result<()> {
+    if limits == Limits::default() { Ok(()) } else { Err(std::io::ErrorKind::Unsupported.into()) }
+}
+
+fn log_file(directory: &Path, identity: &str) -> std::io::Result<File> {
+    std::fs::create_dir_all(directory)?;
+    // Names may contain anything but a separator of the system's.
+    let name = identity.trim_start_matches("ag::").replace("::", ".").replace(['/', '\\'], "_");
+    OpenOptions::new().create(true).append(true).open(directory.join(format!("{name}.log")))
 }
 
 /// Longest line of a process; what is longer is cut into several.

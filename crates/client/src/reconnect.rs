@@ -18,6 +18,8 @@ pub struct Reconnect {
     pub factor: f64,
     /// Each wait is so much longer or shorter, at random: 0.25 is a quarter.
     pub jitter: f64,
+    /// The first connection is tried so too. Otherwise its failure is told at once.
+    pub at_first: bool,
 }
 
 impl Default for Reconnect {
@@ -28,6 +30,7 @@ impl Default for Reconnect {
             longest: Duration::from_secs(30),
             factor: 2.0,
             jitter: 0.25,
+            at_first: true,
         }
     }
 }
@@ -43,6 +46,12 @@ impl Reconnect {
     #[must_use]
     pub fn forever() -> Self {
         Self { attempts: None, ..Self::default() }
+    }
+
+    /// So, but not for the first connection: whoever makes it is there to hear why it failed.
+    #[must_use]
+    pub fn once_connected(self) -> Self {
+        Self { at_first: false, ..self }
     }
 
     /// The wait before an attempt, of which `failed` in a row have failed before; `luck` is in 0..1.

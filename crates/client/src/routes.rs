@@ -2,7 +2,7 @@
 //! again after a reconnect.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -39,6 +39,8 @@ struct Table {
     follows: HashMap<String, Follow>,
     /// From the server's name of a subscription to ours.
     subscriptions: HashMap<String, String>,
+    /// The server's names of those that nobody here wants any more, until it is told.
+    unwanted: HashSet<String>,
     /// By the id of the call or tunnel.
     calls: HashMap<String, Arc<Lane<Frame>>>,
     /// Who serves what others call here.
@@ -82,6 +84,7 @@ impl Routes {
     pub(crate) fn restore(&self) -> Vec<Queued> {
         let mut table = self.lock();
         table.subscriptions.clear();
+        table.unwanted.clear();
         table.is_back = true;
         let wanted = table.going.as_ref().map(|(wanted, _)| wanted.clone());
         let workspace = wanted.or_else(|| table.workspace.clone()).map(|workspace| switch(&workspace));
@@ -152,19 +155,26 @@ impl Routes {
         self.lock().workspace.clone()
     }
 
-    /// Begins to follow a task, under the id of the request for it.
-    pub(crate) fn follow(&self, id: &str, task: &str, recursive: bool, room: &Arc<Notify>) -> Arc<Lane<TaskEvent>> {
+    /// Begins to follow a task, under the id of the request for it: from a time on, in Unix milliseconds, or from now.
+    pub(crate) fn follow(
+        &self,
+        id: &str,
+        task: &str,
+        recursive: bool,
+        since_ms: Option<i64>,
+        room: &Arc<Notify>,
+    ) -> Arc<Lane<TaskEvent>> {
         let lane = Lane::new("events of a task", EVENTS, Arc::clone(room));
         let (task, subscription, last) = (task.to_owned(), String::new(), Vec::new());
         // By this side's clock, so that what happens during a break before the first event is told too.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let last_ms = i64::try_from(now.as_millis()).unwrap_or(0);
+        let last_ms = since_ms.unwrap_or_else(|| i64::try_from(now.as_millis()).unwrap_or(0));
         let follow = Follow { task, recursive, lane: Arc::clone(&lane), subscription, last_ms, last };
         self.lock().follows.insert(id.to_owned(), follow);
         lane
     }
 
-    /// The server's name for it.
+    /// The server's name for it. It is not wanted any more if whoever asked is gone.
     pub(crate) fn subscribed(&self, id: &str, subscription: &str, refused: Option<&str>) {
         let mut table = self.lock();
         if let Some(why) = refused {
@@ -177,21 +187,40 @@ impl Routes {
         if let Some(follow) = table.follows.get_mut(id) {
             subscription.clone_into(&mut follow.subscription);
             table.subscriptions.insert(subscription.to_owned(), id.to_owned());
+        } else if !subscription.is_empty() {
+            table.unwanted.insert(subscription.to_owned());
         }
     }
 
-    /// Ends it. Answers the server's name, if it has one.
-    pub(crate) fn unfollow(&self, id: &str) -> Option<String> {
+    /// Ends it.
+    pub(crate) fn unfollow(&self, id: &str) {
         let mut table = self.lock();
-        let follow = table.follows.remove(id)?;
-        table.subscriptions.remove(&follow.subscription);
-        Some(follow.subscription).filter(|name| !name.is_empty())
+        let Some(follow) = table.follows.remove(id) else { return };
+        if table.subscriptions.remove(&follow.subscription).is_some() {
+            table.unwanted.insert(follow.subscription);
+        }
+    }
+
+    /// Tells the server what is not wanted any more, as far as `tell` can.
+    pub(crate) fn tell_unwanted(&self, tell: impl Fn(Up) -> bool) {
+        self.lock().unwanted.retain(|subscription| {
+            let operation = TaskSubscriptionOperation {
+                op: OpType::Unsubscribe.into(),
+                subscription_id: subscription.clone(),
+                ..TaskSubscriptionOperation::default()
+            };
+            !tell(Up::TaskSubscriptionOp(Box::new(operation)))
+        });
     }
 
     /// Gives the event back if nobody here follows it.
     pub(crate) fn task_event(&self, event: TaskEvent) -> Option<TaskEvent> {
         let mut table = self.lock();
+        if table.unwanted.contains(&event.subscription_id) {
+            return None;
+        }
         let Some(id) = table.subscriptions.get(&event.subscription_id).cloned() else { return Some(event) };
+        let event_of = event.subscription_id.clone();
         let Some(follow) = table.follows.get_mut(&id) else { return Some(event) };
         // The name is another one after a reconnect.
         let same = |known: &TaskEvent| {
@@ -211,6 +240,8 @@ impl Routes {
             tracing::warn!(task = follow.task, "who follows a task takes its events too slowly: it hears no more");
             follow.lane.end();
             table.follows.remove(&id);
+            table.subscriptions.remove(&event_of);
+            table.unwanted.insert(event_of);
         }
         None
     }

@@ -465,10 +465,22 @@ impl Tasks {
     /// # Errors
     /// What the server refused.
     pub async fn follow(&self, task_id: &str, recursive: bool) -> Result<Following> {
+        self.follow_since(task_id, recursive, None).await
+    }
+
+    /// As [`Tasks::follow`], but from its beginning: what happened already is told first.
+    ///
+    /// # Errors
+    /// As [`Tasks::follow`].
+    pub async fn replay(&self, task_id: &str, recursive: bool) -> Result<Following> {
+        self.follow_since(task_id, recursive, Some(1)).await
+    }
+
+    async fn follow_since(&self, task_id: &str, recursive: bool, since_ms: Option<i64>) -> Result<Following> {
         let core = &self.client.core;
         let mut begun = None;
         let build = |client_request_id: String| {
-            let lane = core.routes.follow(&client_request_id, task_id, recursive, &core.room);
+            let lane = core.routes.follow(&client_request_id, task_id, recursive, since_ms, &core.room);
             let events = Received::of(&lane);
             begun = Some(Following { events, id: client_request_id.clone(), client: self.client.clone() });
             Up::TaskSubscriptionOp(Box::new(TaskSubscriptionOperation {
@@ -476,6 +488,7 @@ impl Tasks {
                 task_id: task_id.to_owned(),
                 recursive,
                 client_request_id,
+                start_timestamp_unix_ms: since_ms.unwrap_or(0),
                 ..TaskSubscriptionOperation::default()
             }))
         };
@@ -515,15 +528,8 @@ impl futures_util::Stream for Following {
 impl Drop for Following {
     fn drop(&mut self) {
         let core = &self.client.core;
-        if let Some(subscription_id) = core.routes.unfollow(&self.id) {
-            let operation = TaskSubscriptionOperation {
-                op: task_subscription_operation::OpType::Unsubscribe.into(),
-                subscription_id,
-                ..TaskSubscriptionOperation::default()
-            };
-            // If there is no room for it, its events come to nobody until the connection ends.
-            core.try_put(Up::TaskSubscriptionOp(Box::new(operation)));
-        }
+        core.routes.unfollow(&self.id);
+        core.tell_unwanted();
     }
 }
 

@@ -20,7 +20,7 @@ use trunkline_store::{
     Store,
     lease::{self, Lease, Policy},
     ledger::{self, ReadTx, TxFuture, WriteTx},
-    log::{self, Append, Cursor, Reader, SubmittedEach, Topic},
+    log::{self, Append, Cursor, Offset, Reader, SubmittedEach, Topic},
 };
 
 pub use self::conversation::{ConversationPermit, TakePart, UseConversation};
@@ -430,6 +430,16 @@ impl Gate {
             reader.follow_from_tail(&topic)?;
         }
         Ok(reader)
+    }
+
+    /// How many records of each topic lie behind an offset, as far as `most`; for an administrator.
+    pub(crate) async fn unread(
+        &self,
+        _permit: &AdminPermit,
+        wanted: Vec<(Topic, Offset)>,
+        most: usize,
+    ) -> Result<Vec<u64>, Error> {
+        Ok(self.0.store.log.unread(wanted, most).await?)
     }
 
     /// A write transaction on the audit trail.

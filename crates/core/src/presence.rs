@@ -8,7 +8,12 @@ use std::{
     },
 };
 
-use crate::identity::{Identity, PrincipalKind};
+use trunkline_store::log::{Offset, Topic};
+
+use crate::{
+    identity::{Identity, PrincipalKind},
+    work::WorkGroup,
+};
 
 /// The sessions that are attached here, by identity. Clones share them.
 #[derive(Clone, Default)]
@@ -20,7 +25,52 @@ pub struct Presence {
 struct Entry {
     connection: Connection,
     taken: Arc<AtomicU64>,
+    meter: Arc<Meter>,
     farewell: Option<String>,
+}
+
+/// What a session has to do, and did. Written by whoever serves it, a batch at a time.
+#[derive(Default)]
+pub struct Meter {
+    /// Messages and reports of progress that were taken from it.
+    pub accepted: AtomicU64,
+    /// Messages and reports of progress that it was given.
+    pub delivered: AtomicU64,
+    /// Of those, what it has to acknowledge and did not yet.
+    pub unacknowledged: AtomicU64,
+    /// What it reads, each from where.
+    reads: Mutex<Vec<(Topic, u64)>>,
+    /// The work that it shares with others.
+    work: Option<Arc<WorkGroup>>,
+}
+
+/// How a session stands.
+pub(crate) struct Reading {
+    pub(crate) connection: Connection,
+    pub(crate) meter: Arc<Meter>,
+    /// What is behind these is still to come.
+    pub(crate) reads: Vec<(Topic, Offset)>,
+    /// Shared work that was handed out and came back.
+    pub(crate) returned: u64,
+}
+
+impl Meter {
+    pub(crate) fn new(work: Option<Arc<WorkGroup>>) -> Self {
+        Self { work, ..Self::default() }
+    }
+
+    /// All that went either way.
+    pub(crate) fn traffic(&self) -> u64 {
+        self.accepted.load(SeqCst).saturating_add(self.delivered.load(SeqCst))
+    }
+
+    pub(crate) fn reads(&self, topic: &Topic, from: u64) {
+        lock(&self.reads).push((topic.clone(), from));
+    }
+
+    pub(crate) fn reads_no_more(&self, topics: &[Topic]) {
+        lock(&self.reads).retain(|(topic, _)| !topics.contains(topic));
+    }
 }
 
 /// One attached session.
@@ -36,6 +86,10 @@ pub struct Connection {
     pub connected_at_ms: u64,
     /// The API key that it came in with, by id.
     pub token: Option<String>,
+    /// Its place among all that ever held an identity.
+    pub fencing_epoch: u64,
+    /// How often its client came back to it.
+    pub reconnections: u32,
 }
 
 /// Which connections; what is `None` fits all.
@@ -49,9 +103,22 @@ pub struct Filter {
 
 impl Presence {
     /// Notes a session, in place of the one before it that it took over.
-    pub(crate) fn enter(&self, connection: Connection, taken: Arc<AtomicU64>) {
+    pub(crate) fn enter(&self, connection: Connection, taken: Arc<AtomicU64>, meter: Arc<Meter>) {
         let key = connection.identity.to_string();
-        lock(&self.entries).insert(key, Entry { connection, taken, farewell: None });
+        lock(&self.entries).insert(key, Entry { connection, taken, meter, farewell: None });
+    }
+
+    /// How every session stands.
+    pub(crate) fn readings(&self) -> Vec<Reading> {
+        let reading = |Entry { connection, taken, meter, .. }: &Entry| {
+            let (taken, (work, returned)) =
+                (taken.load(SeqCst), meter.work.as_ref().map(|work| work.waiting()).unzip());
+            let own =
+                lock(&meter.reads).iter().map(|(topic, from)| (topic.clone(), Offset(taken.max(*from)))).collect();
+            let reads = Vec::into_iter(own).chain(work).collect();
+            Reading { connection: connection.clone(), meter: meter.clone(), reads, returned: returned.unwrap_or(0) }
+        };
+        lock(&self.entries).values().map(reading).collect()
     }
 
     /// How far the session that holds the identity now got with delivering.
@@ -170,8 +237,10 @@ mod tests {
             workspace,
             connected_at_ms: 0,
             token: None,
+            fencing_epoch: 0,
+            reconnections: 0,
         };
-        presence.enter(connection, Default::default());
+        presence.enter(connection, Default::default(), Default::default());
         identity
     }
 

@@ -18,6 +18,7 @@ mod seats;
 mod sql;
 
 use std::{
+    cmp::Reverse,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -39,11 +40,17 @@ use crate::{
     error::{Error, Kind},
     gate::{Administer, Attend, AttendPermit, Enter, Gate, Keep, KeepPermit, QueryConnection},
     identity::{self, Identity, PrincipalKind},
-    presence::{self, Connection, Presence},
+    presence::{self, Connection, Meter, Presence, Reading},
     token::opens,
     topic::{Target, no_service, own_lane, progress_for, progress_in, task_events, task_messages},
     work::{WorkGroup, WorkGroups},
 };
+
+/// As far as it is counted how many records are still to come for a session.
+pub const LAG_MAX: usize = 10_000;
+
+/// As many sessions are looked at when operators ask how they stand: a look into the index takes some 5 µs.
+const STANDINGS_MAX: usize = 10_000;
 
 /// Scope of the lane that is an identity's own.
 const OWN: &str = "own";
@@ -94,12 +101,29 @@ pub struct Session {
     attend: AttendPermit,
     epoch: Epoch,
     taken: Arc<AtomicU64>,
+    /// What operators see of it.
+    pub meter: Arc<Meter>,
     /// The mark as of the last save.
     saved: u64,
     lanes: Vec<Lanes>,
     workspace: Option<String>,
     presence: Presence,
     _seat: Option<Seat>,
+}
+
+/// How a session stands, for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose it is.
+    pub connection: Connection,
+    /// Messages and reports of progress that were taken from it.
+    pub accepted: u64,
+    /// Messages and reports of progress that it was given.
+    pub delivered: u64,
+    /// Of those, what it has to acknowledge and did not yet.
+    pub unacknowledged: u64,
+    /// Records of its lanes, and of work that it shares, that are still to come: up to [`LAG_MAX`].
+    pub lag: u64,
 }
 
 /// About a connection, for its client.
@@ -193,6 +217,33 @@ impl Sessions {
         Ok(self.presence.list(filter))
     }
 
+    /// How the sessions stand: those with the most to come first, then those that did the most, and of those as many as are
+    /// wanted; and how many there are.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`], [`Kind::Unavailable`].
+    pub async fn standings(&self, caller: &Caller, most: usize) -> Result<(Vec<Standing>, usize), Error> {
+        let permit = self.gate.authorize(caller, Administer("sessions"))?;
+        let mut readings = self.presence.readings();
+        let total = readings.len();
+        // Whoever did the most is looked at, if there are more than that can be.
+        readings.sort_by_key(|reading| Reverse(reading.meter.traffic()));
+        readings.truncate(STANDINGS_MAX);
+        let wanted: Vec<_> = readings.iter().flat_map(|reading| reading.reads.clone()).collect();
+        let mut unread = self.gate.unread(&permit, wanted, LAG_MAX).await?.into_iter();
+        let standing = |Reading { connection, meter, reads, returned }: Reading| {
+            let lag = unread.by_ref().take(reads.len()).sum::<u64>() + returned;
+            let [accepted, delivered, unacknowledged] =
+                [&meter.accepted, &meter.delivered, &meter.unacknowledged].map(|count| count.load(SeqCst));
+            Standing { connection, accepted, delivered, unacknowledged, lag: lag.min(LAG_MAX as u64) }
+        };
+        let mut all: Vec<_> = readings.into_iter().map(standing).collect();
+        // Stable: among equals those that did the most.
+        all.sort_by_key(|standing| Reverse(standing.lag));
+        all.truncate(most);
+        Ok((all, total))
+    }
+
     /// The session with this id.
     ///
     /// # Errors
@@ -228,12 +279,14 @@ impl Sessions {
         let before = self.presence.taken(&caller.identity).unwrap_or(0);
         let tail = self.gate.tail(&attend);
         let broadcast = self.broadcast_of(&caller.identity)?;
+        let work = match broadcast {
+            Some(_) => None,
+            None => self.groups.join(&caller.identity, &attend, &keep).await?,
+        };
         let mut session = Session {
             reader: self.gate.reader(&attend),
-            work: match broadcast {
-                Some(_) => None,
-                None => self.groups.join(&caller.identity, &attend, &keep).await?,
-            },
+            meter: Arc::new(Meter::new(work.clone())),
+            work,
             gate: self.gate.clone(),
             epoch: tail.epoch,
             taken: Arc::new(AtomicU64::new(before)),
@@ -251,6 +304,7 @@ impl Sessions {
         session.follow_lanes(before).await?;
         if let Some(all) = broadcast {
             session.reader.follow_from_tail(&all)?;
+            session.meter.reads(&all, tail.offset.0);
         }
         let connection = Connection {
             session: session.caller.session.clone(),
@@ -258,8 +312,10 @@ impl Sessions {
             workspace: session.workspace().map(ToOwned::to_owned),
             connected_at_ms: now_ms(),
             token: session.caller.credential.token.clone(),
+            fencing_epoch: session.lease.holder().epoch.0,
+            reconnections: session.welcome.reconnections,
         };
-        self.presence.enter(connection, session.taken.clone());
+        self.presence.enter(connection, session.taken.clone(), session.meter.clone());
         Ok(session)
     }
 
@@ -304,6 +360,7 @@ impl Session {
             if matches!(self.caller.identity, Identity::Task(_)) {
                 // Nobody comes back under an assigned id.
                 self.reader.follow_from_start(&own)?;
+                self.meter.reads(&own, 0);
                 return Ok(());
             }
             let from = self.remembered(OWN).await?.unwrap_or(0).max(before);
@@ -314,6 +371,7 @@ impl Session {
                 let all = Target::AllAgents { workspace: named.workspace.clone() }.topic()?;
                 let progress = progress_in(&named.workspace)?;
                 self.reader.follow_from_tail(&all)?;
+                self.meter.reads(&all, tail);
                 let from = self.remembered(PROGRESS).await?.map_or(tail, |from| from.max(before));
                 self.follow(PROGRESS.to_owned(), vec![progress], from)?;
             }
@@ -330,6 +388,7 @@ impl Session {
     fn follow(&mut self, scope: String, topics: Vec<Topic>, from: u64) -> Result<(), Error> {
         for topic in &topics {
             self.reader.follow_from(topic, Offset(from))?;
+            self.meter.reads(topic, from);
         }
         let joined_at = self.reader.cursor().offset.0;
         let behind = (from < joined_at).then(|| Behind { joined_at, taken: Arc::default() });
@@ -372,6 +431,7 @@ impl Session {
         if let Some(at) = self.lanes.iter().position(|lanes| lanes.scope.starts_with("workspace:")) {
             let left = self.lanes.swap_remove(at);
             left.topics.iter().for_each(|topic| self.reader.unfollow(topic));
+            self.meter.reads_no_more(&left.topics);
         }
         if let Some((scope, topics, from)) = joining {
             self.follow(scope, topics, from)?;

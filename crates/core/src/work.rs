@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, OnceCell};
-use trunkline_store::log::{Item, Offset, Reader, Record};
+use trunkline_store::log::{Item, Offset, Reader, Record, Topic};
 
 use crate::{
     error::Error,
@@ -33,7 +33,7 @@ type Opening = Arc<OnceCell<Arc<WorkGroup>>>;
 
 /// The tasks of one implementation in one workspace, on this node.
 pub struct WorkGroup {
-    name: String,
+    topic: Topic,
     epoch: String,
     reader: tokio::sync::Mutex<Reader>,
     out: Mutex<Out>,
@@ -79,8 +79,8 @@ impl WorkGroups {
             let mut reader = self.gate.reader(attend);
             reader.follow_from(&topic, Offset(from))?;
             let out = Mutex::new(Out { last: from, ..Out::default() });
-            let (name, reader) = (topic.to_string(), tokio::sync::Mutex::new(reader));
-            Ok::<_, Error>(Arc::new(WorkGroup { name, epoch, reader, out, returned: Notify::new() }))
+            let (topic, reader) = (topic.clone(), tokio::sync::Mutex::new(reader));
+            Ok::<_, Error>(Arc::new(WorkGroup { topic, epoch, reader, out, returned: Notify::new() }))
         };
         cell.get_or_try_init(open).await.cloned().map(Some)
     }
@@ -139,13 +139,19 @@ impl WorkGroup {
         self.returned.notify_one();
     }
 
+    /// Behind what nobody was given anything yet, and how many pieces came back and wait for somebody else.
+    pub(crate) fn waiting(&self) -> ((Topic, Offset), u64) {
+        let out = lock(&self.out);
+        ((self.topic.clone(), Offset(out.last)), out.returned.len() as u64)
+    }
+
     /// Makes the group's position durable.
     pub(crate) async fn save(&self, gate: &Gate, keep: &KeepPermit) -> Result<(), Error> {
         let position = {
             let out = lock(&self.out);
             out.pulled.first_key_value().map_or(out.last, |(_, before)| *before)
         };
-        save_position(gate, keep, &self.name, &self.epoch, position).await
+        save_position(gate, keep, self.topic.as_str(), &self.epoch, position).await
     }
 }
 

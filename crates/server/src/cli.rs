@@ -16,6 +16,7 @@ pub(crate) mod sandbox;
 pub(crate) mod serve;
 pub(crate) mod tasks;
 pub(crate) mod token;
+pub(crate) mod top;
 
 /// What a command ends with; the error is for people.
 pub(crate) type Done = Result<(), Box<dyn std::error::Error>>;
@@ -30,8 +31,11 @@ pub(crate) enum Fault {
     #[error("{0}")]
     NotFound(String),
     /// What the server or the way to it had against it.
-    #[error(transparent)]
+    #[error("{0}{hint}", hint = hint(.0))]
     Client(#[from] trunkline_client::Error),
+    /// What was waited for came to a bad end.
+    #[error("{0}")]
+    Ended(String),
     /// A file or a stream.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -47,6 +51,11 @@ impl Fault {
     }
 }
 
+/// What most people need to look at when nobody answers.
+fn hint(error: &trunkline_client::Error) -> &'static str {
+    if error.to_string().contains("cannot connect to") { "; is a server running there?" } else { "" }
+}
+
 /// What a command ends with, for scripts: 2 for what cannot be meant so, 3 for what is not there, 4 for what may not be, 5 for a
 /// server that is not there or does not answer, 1 for everything else.
 pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
@@ -55,7 +64,7 @@ pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
         Some(Fault::Usage(_)) => return 2,
         Some(Fault::NotFound(_)) => return 3,
         Some(Fault::Client(error)) => error.kind(),
-        Some(Fault::Io(_)) => return 1,
+        Some(Fault::Ended(_) | Fault::Io(_)) => return 1,
         None => match error.downcast_ref::<trunkline_client::Error>() {
             Some(error) => error.kind(),
             None => return 1,

@@ -37,6 +37,8 @@ enum Command {
     Send(cli::messages::Send),
     /// Prints what is sent to a topic, without taking it from anybody.
     Tail(cli::messages::Tail),
+    /// Shows a server as it stands, live: connections, rates, lag and leases.
+    Top(cli::top::Top),
     /// Looks at keys, and changes them.
     #[command(subcommand)]
     Kv(cli::kv::Kv),
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         Command::App(args) => cli::app::run(args),
         Command::Send(args) => cli::messages::send(args),
         Command::Tail(args) => cli::messages::tail(args),
+        Command::Top(args) => cli::top::run(&args),
         Command::Kv(args) => cli::kv::run(args),
         Command::Checkpoint(args) => cli::kv::run_checkpoint(args),
         Command::Agent(args) => cli::admin::agent(args),

@@ -62,7 +62,8 @@ pub(crate) struct Metrics {
     /// Messages and reports of progress that were handed to the transports.
     pub(crate) delivered: Counter,
     /// Requests that were refused.
-    pub(crate) refused: Family<Code, Counter>,
+    refused: Family<Code, Counter>,
+    pub(crate) refused_total: Counter,
     pub(crate) connections: Family<Of, Gauge>,
     pub(crate) http_connections: Gauge,
     /// Connections that were one too many.
@@ -89,6 +90,7 @@ impl Metrics {
             accepted: Counter::default(),
             delivered: Counter::default(),
             refused: Family::default(),
+            refused_total: Counter::default(),
             connections: Family::default(),
             http_connections: Gauge::default(),
             http_refused: Counter::default(),
@@ -125,6 +127,12 @@ impl Metrics {
         r.register("store_up", "Whether a part of the store answers", all.store_up.clone());
         r.register_with_unit("store_answer", "How long it takes", Unit::Seconds, all.store_seconds.clone());
         all
+    }
+
+    /// Notes that a request was refused.
+    pub(crate) fn refuse(&self, code: &'static str) {
+        self.refused.get_or_create(&Code { code }).inc();
+        self.refused_total.inc();
     }
 
     /// Doors for so many connections, counted here.

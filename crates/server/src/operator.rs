@@ -1,6 +1,7 @@
 //! The operators' service beside the agents' one: `trunkline.v1.Operator`.
 
 mod apps;
+mod figures;
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
@@ -15,9 +16,10 @@ use trunkline_core::{
     topic::is_progress,
 };
 use trunkline_proto::own::{
-    App, AppAgent, AppSecret, AppToken, CreateAppRequest, EraseAppUserReply, EraseAppUserRequest, ListAppsReply,
-    ListAppsRequest, PutAppAgentRequest, RemoveAppAgentRequest, RemoveAppRequest, RotateAppSecretRequest,
-    SetAppOriginsRequest, SignAppTokenRequest, TailItem, TailRequest, operator_server::Operator,
+    App, AppAgent, AppSecret, AppToken, CreateAppRequest, EraseAppUserReply, EraseAppUserRequest, Figures,
+    ListAppsReply, ListAppsRequest, PutAppAgentRequest, RemoveAppAgentRequest, RemoveAppRequest,
+    RotateAppSecretRequest, SetAppOriginsRequest, SignAppTokenRequest, TailItem, TailRequest, WatchRequest,
+    operator_server::Operator,
 };
 use trunkline_store::log::{Item, Record};
 
@@ -67,6 +69,15 @@ impl Operator for Desk {
             }
         });
         Ok(Response::new(Box::pin(items)))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Figures, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (caller, asked) = self.called(request).await?;
+        // Whether it may is told at once, and not by a stream that ends.
+        self.0.gate.authorize(&caller, Administer("sessions")).map_err(|e| status(&e))?;
+        Ok(Response::new(Box::pin(figures::watch(self.0.clone(), caller, asked))))
     }
 
     async fn list_apps(&self, request: Request<ListAppsRequest>) -> Result<Response<ListAppsReply>, Status> {

@@ -54,6 +54,12 @@ async fn drive(core: Arc<Core>, ready: oneshot::Sender<Result<()>>) {
             break closed();
         }
         let (policy, duplicate) = (&core.options.reconnect, core.options.duplicate.as_ref());
+        if let End::Failed(error) = &end
+            && ready.is_some()
+            && !policy.at_first
+        {
+            break error.clone();
+        }
         match record.ended(end, lasted, policy, duplicate, fastrand::f64()) {
             Next::Stop(error) => break error,
             Next::Again { attempt, delay, because } => {
@@ -170,7 +176,7 @@ fn missing(core: &Core, welcome: &Welcome) -> Option<String> {
     required.map(|each| &each.uri).find(|uri| !welcome.supports(uri)).cloned()
 }
 
-async fn dial(options: &Options) -> Result<Channel> {
+pub(crate) async fn dial(options: &Options) -> Result<Channel> {
     let unusable = |e: tonic::transport::Error| {
         Error::new(Kind::Invalid, format!("address {:?}: {}", options.address, root(&e))).with_source(e)
     };

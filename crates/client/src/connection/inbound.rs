@@ -159,7 +159,10 @@ impl Core {
             }
             Some(Down::TaskEvent(event)) => match self.routes.task_event(*event) {
                 Some(event) => self.inbox.task_events.push(event),
-                None => Pressure::None,
+                None => {
+                    self.tell_unwanted();
+                    Pressure::None
+                }
             },
             Some(Down::AuthorityRequestEvent(event)) => self.inbox.notices.push(Notice::AuthorityRequest(event)),
             Some(Down::AuthorityGrantRevocation(revocation)) => {
@@ -194,6 +197,7 @@ impl Core {
             // Before anything of the subscription comes.
             let refused = (!reply.success).then_some(reply.error.as_str());
             self.routes.subscribed(id, &reply.subscription_id, refused);
+            self.tell_unwanted();
         }
         let ordered = ordered.filter(|_| id.is_empty());
         let Some(payload) = frame.payload else { return Pressure::None };

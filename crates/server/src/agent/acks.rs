@@ -36,6 +36,11 @@ impl Acks {
         self.shared.len() < SHARED_MAX
     }
 
+    /// How much is out with the client.
+    pub(super) fn count(&self) -> u64 {
+        (self.delivered.len() + self.shared.len()) as u64
+    }
+
     pub(super) fn delivered(&mut self, delivery: Delivery) {
         self.delivered.push_back(delivery);
     }

@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     ops::ControlFlow,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -307,6 +307,7 @@ impl Connection<'_> {
             Ok(Some(sent)) => {
                 self.messages += sent.count();
                 self.gateway.metrics.accepted.inc_by(sent.count() as u64);
+                self.session.meter.accepted.fetch_add(sent.count() as u64, Relaxed);
                 self.sent.push_back(sent);
             }
             Ok(None) => {}
@@ -328,7 +329,7 @@ impl Connection<'_> {
 
     /// Refuses a message by what its sender calls it.
     pub(super) fn refuse_message(&mut self, error: &Error, key: &str) {
-        self.gateway.metrics.refused.get_or_create(&Code { code: error.code }).inc();
+        self.gateway.metrics.refuse(error.code);
         let error = ErrorResponse { request_id: key.to_owned(), ..response(error) };
         self.reply(Down::Error(error.into()));
     }
@@ -394,7 +395,20 @@ impl Connection<'_> {
         }
         // Its room is used again.
         self.items = items;
-        self.gateway.metrics.delivered.inc_by(delivered);
+        self.delivered(delivered);
+    }
+
+    fn delivered(&self, count: u64) {
+        self.gateway.metrics.delivered.inc_by(count);
+        let meter = &self.session.meter;
+        meter.delivered.fetch_add(count, Relaxed);
+        self.note_unacknowledged();
+    }
+
+    pub(super) fn note_unacknowledged(&self) {
+        if let Some(acks) = &self.acks {
+            self.session.meter.unacknowledged.store(acks.count(), Relaxed);
+        }
     }
 
     /// Answers whether it was for this client.
@@ -514,7 +528,6 @@ impl Connection<'_> {
             Ok(envelope) => {
                 let (payload, offset) = (Down::Msg(convert::incoming(envelope)), record.offset);
                 let work = Work::new(group, record);
-                self.gateway.metrics.delivered.inc();
                 self.frames.push_back(match &mut self.acks {
                     Some(acks) => {
                         acks.shared(offset, work);
@@ -522,6 +535,7 @@ impl Connection<'_> {
                     }
                     None => Frame::work(payload, work),
                 });
+                self.delivered(1);
             }
             Err(error) => {
                 group.done(record.offset);

@@ -165,6 +165,7 @@ fn acknowledge(connection: &mut Connection<'_>, ack: &Acknowledgement) {
             Err(Error::new(Kind::Precondition, "ERR_EXTENSION_UNSUPPORTED", why))
         }
     };
+    connection.note_unacknowledged();
     if let Err(error) = done {
         connection.refuse(&error);
     }

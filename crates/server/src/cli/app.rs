@@ -1,16 +1,11 @@
 //! `app`: whose end users talk with which agents.
 
-use trunkline_proto::own::{
-    App, AppAgent, AttachmentPolicy, CreateAppRequest, EraseAppUserRequest, ListAppsRequest, PutAppAgentRequest,
-    RemoveAppAgentRequest, RemoveAppRequest, RotateAppSecretRequest, SetAppOriginsRequest, SignAppTokenRequest,
-    operator_client::OperatorClient,
-};
+use std::time::Duration;
 
-use super::{
-    Done, block_on,
-    client::{Connect, said},
-    say,
-};
+use serde_json::{Value, json};
+use trunkline_client::operator::{App, AppAgent, AttachmentPolicy};
+
+use super::{Done, Fault, block_on, client::Connect, say};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Apps {
@@ -29,6 +24,9 @@ pub(crate) enum Apps {
     },
     /// Lists the apps and their agents.
     List {
+        /// Prints JSON, a line for each app.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         connect: Connect,
     },
@@ -138,39 +136,51 @@ pub(crate) struct Agent {
 /// Kinds of files if nothing is said.
 const FILE_TYPES: [&str; 6] = ["image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf", "text/plain"];
 
-type Client = OperatorClient<tonic::transport::Channel>;
-
-async fn client(connect: &Connect) -> Result<Client, Box<dyn std::error::Error>> {
-    Ok(OperatorClient::new(connect.channel().await?))
-}
-
 pub(crate) fn run(command: Apps) -> Done {
-    block_on(async {
-        match command {
-            Apps::Create { name, origins, key, connect } => {
-                let asked = connect.sign(CreateAppRequest { name, key, origins })?;
-                let made = client(&connect).await?.create_app(asked).await.map_err(|e| said(&e))?.into_inner();
-                say(format_args!("key {}", made.app.unwrap_or_default().key));
-                say(format_args!("secret {} (shown once; its backend signs tokens with it)", made.secret));
-            }
-            Apps::List { connect } => {
-                let asked = connect.sign(ListAppsRequest::default())?;
-                let found = client(&connect).await?.list_apps(asked).await.map_err(|e| said(&e))?.into_inner();
-                found.apps.iter().for_each(show);
-            }
-            Apps::Origins { name, origins, connect } => {
-                let asked = connect.sign(SetAppOriginsRequest { name, origins })?;
-                let app = client(&connect).await?.set_app_origins(asked).await.map_err(|e| said(&e))?;
-                show(&app.into_inner());
-            }
-            Apps::Agent(agent) => put_agent(*agent).await?,
-            other => change(other).await?,
-        }
-        Ok(())
-    })
+    block_on(async { Ok(asked(command).await?) })
 }
 
-async fn put_agent(agent: Agent) -> Done {
+async fn asked(command: Apps) -> Result<(), Fault> {
+    match command {
+        Apps::Create { name, origins, key, connect } => {
+            let key = Some(key).filter(|key| !key.is_empty());
+            let (app, secret) = connect.operator().await?.create_app(name, key, origins).await?;
+            say(format_args!("key {}", app.key));
+            say(format_args!("secret {secret} (shown once; its backend signs tokens with it)"));
+        }
+        Apps::List { json, connect } => {
+            let apps = connect.operator().await?.apps().await?;
+            if json { apps.iter().for_each(|app| say(as_json(app))) } else { apps.iter().for_each(show) }
+        }
+        Apps::Origins { name, origins, connect } => {
+            show(&connect.operator().await?.set_app_origins(name, origins).await?);
+        }
+        Apps::Agent(agent) => put_agent(*agent).await?,
+        Apps::RemoveAgent { name, id, connect } => {
+            show(&connect.operator().await?.remove_app_agent(name, id).await?);
+        }
+        Apps::Rotate { name, connect } => {
+            let (_, secret) = connect.operator().await?.rotate_app_secret(name).await?;
+            say(format_args!("secret {secret} (shown once; the one before is good until it is retired)"));
+        }
+        Apps::Retire { name, connect } => show(&connect.operator().await?.retire_app_secret(name).await?),
+        Apps::Remove { name, connect } => {
+            let app = connect.operator().await?.remove_app(name).await?;
+            say(format_args!("removed {}", app.name));
+        }
+        Apps::Token { name, agent, user, seconds, connect } => {
+            let lasts = Some(Duration::from_secs(seconds.into()));
+            say(connect.operator().await?.sign_app_token(name, agent, user, lasts).await?);
+        }
+        Apps::Erase { name, user, connect } => {
+            let conversations = connect.operator().await?.erase_app_user(name, user).await?;
+            say(format_args!("erased {conversations} conversations"));
+        }
+    }
+    Ok(())
+}
+
+async fn put_agent(agent: Agent) -> Result<(), Fault> {
     let given = Some(agent.file_types).filter(|types| !types.is_empty());
     let attachments = AttachmentPolicy {
         max_files_per_message: agent.files_per_message,
@@ -187,45 +197,14 @@ async fn put_agent(agent: Agent) -> Done {
         json: agent.json,
         attachments: Some(attachments),
     };
-    let asked = agent.connect.sign(PutAppAgentRequest { app: agent.app, agent: Some(wanted) })?;
-    let made = client(&agent.connect).await?.put_app_agent(asked).await.map_err(|e| said(&e))?;
-    say(made.into_inner().id);
+    say(agent.connect.operator().await?.put_app_agent(agent.app, wanted).await?.id);
     Ok(())
 }
 
-async fn change(command: Apps) -> Done {
-    match command {
-        Apps::RemoveAgent { name, id, connect } => {
-            let asked = connect.sign(RemoveAppAgentRequest { app: name, id })?;
-            show(&client(&connect).await?.remove_app_agent(asked).await.map_err(|e| said(&e))?.into_inner());
-        }
-        Apps::Rotate { name, connect } => {
-            let asked = connect.sign(RotateAppSecretRequest { name, retire: false })?;
-            let reply = client(&connect).await?.rotate_app_secret(asked).await.map_err(|e| said(&e))?.into_inner();
-            say(format_args!("secret {} (shown once; the one before is good until it is retired)", reply.secret));
-        }
-        Apps::Retire { name, connect } => {
-            let asked = connect.sign(RotateAppSecretRequest { name, retire: true })?;
-            let reply = client(&connect).await?.rotate_app_secret(asked).await.map_err(|e| said(&e))?.into_inner();
-            show(&reply.app.unwrap_or_default());
-        }
-        Apps::Remove { name, connect } => {
-            let asked = connect.sign(RemoveAppRequest { name })?;
-            let app = client(&connect).await?.remove_app(asked).await.map_err(|e| said(&e))?.into_inner();
-            say(format_args!("removed {}", app.name));
-        }
-        Apps::Token { name, agent, user, seconds, connect } => {
-            let asked = connect.sign(SignAppTokenRequest { app: name, agent_id: agent, user, seconds })?;
-            say(client(&connect).await?.sign_app_token(asked).await.map_err(|e| said(&e))?.into_inner().token);
-        }
-        Apps::Erase { name, user, connect } => {
-            let asked = connect.sign(EraseAppUserRequest { app: name, user })?;
-            let reply = client(&connect).await?.erase_app_user(asked).await.map_err(|e| said(&e))?.into_inner();
-            say(format_args!("erased {} conversations", reply.conversations));
-        }
-        Apps::Create { .. } | Apps::List { .. } | Apps::Origins { .. } | Apps::Agent(_) => {}
-    }
-    Ok(())
+fn as_json(app: &App) -> Value {
+    let agent = |agent: &AppAgent| json!({"id": agent.id, "identity": agent.identity, "name": agent.name});
+    let agents: Vec<_> = app.agents.iter().map(agent).collect();
+    json!({"name": app.name, "key": app.key, "origins": app.origins, "rotating": app.rotating, "agents": agents})
 }
 
 fn show(app: &App) {

@@ -1,14 +1,11 @@
 //! `send` and `tail`.
 
-use trunkline_client::{MessageType, Outgoing, Topic};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde_json::{Value, json};
+use trunkline_client::{MessageType, Outgoing, Topic, operator::TailItem};
 use trunkline_core::{identity::Identity, topic::Target};
-use trunkline_proto::own::{TailItem, TailRequest, operator_client::OperatorClient};
 
-use super::{
-    Done, Fault, block_on,
-    client::{Connect, said},
-    payload, say,
-};
+use super::{Done, Fault, block_on, client::Connect, payload, say};
 
 #[derive(clap::Args)]
 pub(crate) struct Send {
@@ -36,6 +33,9 @@ pub(crate) struct Tail {
     /// End after so many.
     #[arg(long, value_name = "COUNT")]
     count: Option<usize>,
+    /// Prints JSON, a line for each.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     connect: Connect,
 }
@@ -48,7 +48,7 @@ pub(crate) fn send(args: Send) -> Done {
         let sender = sender(args.sender.as_deref(), &args.target)?;
         let message = Outgoing::new(args.target.parse::<Topic>()?, payload).of(kind);
         let client = args.connect.client_as(Some(&sender.to_string())).await?;
-        client.send_confirmed(message).await?;
+        client.send_confirmed(message).await.map_err(Fault::from)?;
         say(format_args!("sent to {} as {sender}", args.target));
         client.close().await;
         Ok(())
@@ -68,14 +68,16 @@ fn sender(wanted: Option<&str>, target: &str) -> Result<Identity, Box<dyn std::e
 
 pub(crate) fn tail(args: Tail) -> Done {
     block_on(async {
-        let request = TailRequest { topic: args.topic, from_start: args.from_start };
-        let mut client = OperatorClient::new(args.connect.channel().await?);
-        let mut items = client.tail(args.connect.sign(request)?).await.map_err(|e| said(&e))?.into_inner();
+        let mut items = args.connect.operator().await?.tail(args.topic, args.from_start).await.map_err(Fault::from)?;
         let mut left = args.count.unwrap_or(usize::MAX);
         while left > 0
-            && let Some(item) = items.message().await.map_err(|e| said(&e))?
+            && let Some(item) = items.next().await.map_err(Fault::from)?
         {
-            show(&item);
+            if args.json {
+                say(as_json(&item));
+            } else {
+                show(&item);
+            }
             left -= 1;
         }
         Ok(())
@@ -87,9 +89,33 @@ fn show(item: &TailItem) {
     if item.gap_through > 0 {
         return say(format_args!("-- not retained any more, through {} --", item.gap_through));
     }
-    let kind = MessageType::try_from(item.message_type).map_or("?", |kind| kind.as_str_name());
-    let text = String::from_utf8_lossy(&item.payload);
+    let (kind, text) = (kind(item), String::from_utf8_lossy(&item.payload));
     let text: String = text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
     let source = if item.source_topic.is_empty() { "-" } else { &item.source_topic };
     say(format_args!("{} {} {source} {kind} {text}", item.offset, item.timestamp_ms));
+}
+
+/// The payload as JSON if it is that, as text if it is that, and else as it is, in base64.
+fn as_json(item: &TailItem) -> Value {
+    if item.gap_through > 0 {
+        return json!({"gap_through": item.gap_through});
+    }
+    let mut value = json!({
+        "offset": item.offset,
+        "timestamp_ms": item.timestamp_ms,
+        "source": item.source_topic,
+        "workspace": item.workspace,
+        "type": kind(item),
+    });
+    let payload = match (serde_json::from_slice(&item.payload), std::str::from_utf8(&item.payload)) {
+        (Ok(json), _) => ("payload", json),
+        (Err(_), Ok(text)) => ("payload", json!(text)),
+        (Err(_), Err(_)) => ("payload_base64", json!(BASE64.encode(&item.payload))),
+    };
+    value[payload.0] = payload.1;
+    value
+}
+
+fn kind(item: &TailItem) -> &'static str {
+    MessageType::try_from(item.message_type).map_or("?", |kind| kind.as_str_name())
 }

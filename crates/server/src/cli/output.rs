@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{Done, Fault, say};
 
 /// How a command's answer is printed.
-#[derive(Clone, clap::Args)]
+#[derive(Clone, Default, clap::Args)]
 pub(crate) struct Output {
     /// Prints JSON, a line for each thing.
     #[arg(long)]
@@ -29,9 +29,8 @@ impl Output {
     {
         loop {
             let rows = ask().await?;
-            if self.watch.is_some() && !self.json && std::io::stdout().is_terminal() {
-                // To the top left, and nothing below.
-                super::put("\x1b[H\x1b[2J");
+            if self.watch.is_some() && !self.json {
+                clear();
             }
             self.print(&rows);
             match self.watch {
@@ -65,6 +64,14 @@ impl Output {
     /// Prints what was done: a line for people, the fields for programs.
     pub(crate) fn done(&self, line: impl std::fmt::Display, row: Row) {
         if self.json { self.print(&[row]) } else { say(line) }
+    }
+}
+
+/// Begins again at the top, if there is one.
+pub(crate) fn clear() {
+    if std::io::stdout().is_terminal() {
+        // To the top left, and nothing below.
+        super::put("\x1b[H\x1b[2J");
     }
 }
 

@@ -1,29 +1,21 @@
 //! `task`: made, shown, followed, changed.
 
-use std::collections::HashMap;
+mod shown;
+
+use std::{collections::HashMap, time::Duration};
 
 use serde_json::{Value, json};
-use trunkline_core::identity::Identity;
-use trunkline_proto::v1::{
-    BackoffStrategy, CreateTaskRequest, RetryPolicy, TaskAssignmentMode, TaskEvent, TaskFilter, TaskInfo,
-    TaskOperation, TaskPriority, TaskQuery, TaskQueryResponse, TaskStatus, TaskSubscriptionOperation,
-    downstream_message::Payload as Down, task_event::Event, task_operation::OpType, task_query,
-    task_subscription_operation, upstream_message::Payload as Up,
+use trunkline_client::{
+    Client,
+    proto::task_event::Event,
+    task::{BackoffStrategy, NewTask, RetryPolicy, TaskFilter, TaskInfo, TaskPriority, TaskStatus, Tasks},
 };
 
-use super::{
-    Done, block_on,
-    client::{Connect, Stream},
-    payload, say,
-};
-
-type Error = Box<dyn std::error::Error>;
+use self::shown::Shown;
+use super::{Done, Fault, block_on, client::Connect, output::clear, payload, say};
 
 /// Tasks of one page; the server's own limit.
 const PAGE: i32 = 1000;
-
-/// Cells of a progress bar.
-const BAR: usize = 20;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Task {
@@ -97,6 +89,9 @@ pub(crate) struct List {
     /// At most so many.
     #[arg(long, default_value_t = 50)]
     limit: i32,
+    /// Prints again every so many seconds, until it is interrupted.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = 1..=3600)]
+    watch: Option<u64>,
     #[command(flatten)]
     ask: Ask,
 }
@@ -120,7 +115,7 @@ pub(crate) struct Change {
     ask: Ask,
 }
 
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Ask {
     /// For programs: one JSON value a line.
     #[arg(long)]
@@ -133,17 +128,14 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    async fn attach(&self) -> Result<Stream, Error> {
-        self.attach_as(&uuid::Uuid::new_v4().to_string()).await
+    async fn open(&self) -> Result<Client, Fault> {
+        self.open_as(&uuid::Uuid::new_v4().to_string()).await
     }
 
     /// Under this specifier, unless somebody was named.
-    async fn attach_as(&self, specifier: &str) -> Result<Stream, Error> {
-        let identity = match &self.who {
-            Some(who) => Identity::parse(who)?,
-            None => Identity::orchestrator("trunkline-cli", specifier)?,
-        };
-        self.connect.attach(&identity).await
+    async fn open_as(&self, specifier: &str) -> Result<Client, Fault> {
+        let own = format!("orc::trunkline-cli::{specifier}");
+        self.connect.client_as(Some(self.who.as_ref().unwrap_or(&own))).await
     }
 
     fn show(&self, task: &TaskInfo) {
@@ -154,67 +146,64 @@ impl Ask {
 pub(crate) fn run(task: Task) -> Done {
     block_on(async {
         match task {
-            Task::Create(args) => create(args).await,
-            Task::List(args) => list(args).await,
-            Task::Show(args) => show(args).await,
-            Task::Watch(args) => watch(&mut args.ask.attach().await?, &args.id, args.ask.json).await,
-            Task::Cancel(args) => change(OpType::Cancel, args).await,
-            Task::Retry(args) => change(OpType::Retry, args).await,
-            Task::Complete(args) => change(OpType::Complete, args).await,
-            Task::Fail(args) => change(OpType::Fail, args).await,
+            Task::Create(args) => create(args).await?,
+            Task::List(args) => list(args).await?,
+            Task::Show(args) => show(args).await?,
+            Task::Watch(args) => {
+                let client = args.ask.open().await?;
+                watch(&client, &args.id, args.ask.json).await?;
+                client.close().await;
+            }
+            Task::Cancel(args) => change(args, async |tasks, id, reason| tasks.cancel(id, reason).await).await?,
+            Task::Retry(args) => change(args, async |tasks, id, _| tasks.retry(id).await).await?,
+            Task::Complete(args) => change(args, async |tasks, id, _| tasks.complete(id).await).await?,
+            Task::Fail(args) => change(args, async |tasks, id, reason| tasks.fail(id, reason).await).await?,
         }
+        Ok(())
     })
 }
 
-async fn create(args: Create) -> Done {
-    let payload = payload(args.payload)?;
-    let priority = TaskPriority::from_str_name(&format!("TASK_PRIORITY_{}", args.priority.to_uppercase()));
-    let priority = priority.ok_or_else(|| format!("unknown priority {:?}", args.priority))?;
-    let pair = |text: &String| {
-        let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is no KEY=VALUE"))?;
-        Ok::<_, String>((key.to_owned(), value.to_owned()))
-    };
-    let retry = |max_attempts| RetryPolicy {
-        max_attempts,
-        backoff: BackoffStrategy::Exponential.into(),
-        jitter_factor: 0.1,
-        ..RetryPolicy::default()
-    };
-    let mode = if args.pool.is_some() { TaskAssignmentMode::Pool } else { TaskAssignmentMode::Targeted };
-    let request = CreateTaskRequest {
-        task_type: args.kind,
-        workspace: args.workspace,
-        assignment_mode: mode.into(),
-        target_implementation: args.pool.unwrap_or_default(),
-        target_agent_id: args.target.unwrap_or_default(),
-        payload: payload.into(),
-        metadata: args.metadata.iter().map(pair).collect::<Result<_, _>>()?,
-        priority: priority.into(),
-        retry_policy: args.attempts.map(retry),
-        idempotency_key: args.idempotency_key.unwrap_or_default(),
-        request_id: "create".to_owned(),
-        ..CreateTaskRequest::default()
-    };
-    let mut stream = match request.idempotency_key.as_str() {
-        "" => args.ask.attach().await?,
+async fn create(args: Create) -> Result<(), Fault> {
+    let client = match &args.idempotency_key {
+        None => args.ask.open().await?,
         // Names are their creator's: whoever gives the same one is the same.
-        key => args.ask.attach_as(&key.bytes().take(48).map(|byte| format!("{byte:02x}")).collect::<String>()).await?,
-    };
-    stream.put(Up::CreateTask(request.into())).await?;
-    let created = loop {
-        if let Down::CreateTask(reply) = stream.next().await? {
-            break reply;
+        Some(key) => {
+            args.ask.open_as(&key.bytes().take(48).map(|byte| format!("{byte:02x}")).collect::<String>()).await?
         }
     };
-    if !created.success {
-        return Err(format!("{}: {}", created.error_code, created.error_message).into());
+    let (ask, follows) = (args.ask.clone(), args.watch);
+    let created = client.tasks().create(wanted(args)?).await?;
+    ask.show(&client.tasks().get(&created.task_id).await?);
+    if follows {
+        watch(&client, &created.task_id, ask.json).await?;
     }
-    let task = get(&mut stream, &created.task_id).await?;
-    args.ask.show(&task);
-    if args.watch { watch(&mut stream, &created.task_id, args.ask.json).await } else { Ok(()) }
+    client.close().await;
+    Ok(())
 }
 
-async fn list(args: List) -> Done {
+fn wanted(args: Create) -> Result<NewTask, Fault> {
+    let priority = TaskPriority::from_str_name(&format!("TASK_PRIORITY_{}", args.priority.to_uppercase()));
+    let priority = priority.ok_or_else(|| Fault::usage(format!("unknown priority {:?}", args.priority)))?;
+    let mut task = NewTask::new(args.kind).workspace(args.workspace).payload(payload(args.payload)?).priority(priority);
+    task = match (args.pool, args.target) {
+        (Some(pool), _) => task.for_pool(pool),
+        (None, target) => task.for_agent(target.unwrap_or_default()),
+    };
+    for text in &args.metadata {
+        let pair = text.split_once('=').ok_or_else(|| Fault::usage(format!("{text:?} is no KEY=VALUE")))?;
+        task = task.metadata(pair.0, pair.1);
+    }
+    if let Some(max_attempts) = args.attempts {
+        let backoff = BackoffStrategy::Exponential.into();
+        task = task.retry(RetryPolicy { max_attempts, backoff, jitter_factor: 0.1, ..RetryPolicy::default() });
+    }
+    Ok(match args.idempotency_key {
+        Some(key) => task.once(key),
+        None => task,
+    })
+}
+
+async fn list(args: List) -> Result<(), Fault> {
     let statuses = args.status.iter().map(|status| status_number(status)).collect::<Result<_, _>>()?;
     let filter = TaskFilter {
         workspace: args.workspace.unwrap_or_default(),
@@ -224,19 +213,27 @@ async fn list(args: List) -> Done {
         limit: args.limit,
         ..TaskFilter::default()
     };
-    let mut stream = args.ask.attach().await?;
-    let (tasks, total) = query(&mut stream, filter).await?;
-    tasks.iter().for_each(|task| args.ask.show(task));
-    if !args.ask.json {
-        say(format_args!("{} of {total}", tasks.len()));
+    let client = args.ask.open().await?;
+    loop {
+        let found = client.tasks().list(filter.clone()).await?;
+        if args.watch.is_some() && !args.ask.json {
+            clear();
+        }
+        found.tasks.iter().for_each(|task| args.ask.show(task));
+        if !args.ask.json {
+            say(format_args!("{} of {}", found.tasks.len(), found.total));
+        }
+        let Some(seconds) = args.watch else { break };
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
+    client.close().await;
     Ok(())
 }
 
 /// A task, and the tree below it.
-async fn show(args: One) -> Done {
-    let mut stream = args.ask.attach().await?;
-    let task = get(&mut stream, &args.id).await?;
+async fn show(args: One) -> Result<(), Fault> {
+    let client = args.ask.open().await?;
+    let task = client.tasks().get(&args.id).await?;
     let below = TaskFilter {
         workspace: task.workspace.clone(),
         parent_task_id: args.id.clone(),
@@ -244,7 +241,8 @@ async fn show(args: One) -> Done {
         limit: PAGE,
         ..TaskFilter::default()
     };
-    let (mut below, _) = query(&mut stream, below).await?;
+    let mut below = client.tasks().list(below).await?.tasks;
+    client.close().await;
     below.sort_by(|a, b| a.task_id.cmp(&b.task_id));
     if args.ask.json {
         let children: Vec<Value> = below.iter().map(as_json).collect();
@@ -269,120 +267,46 @@ fn branch(all: &[TaskInfo], parent: &str, depth: usize) {
 }
 
 /// Ends when the task does; an error if that was no success.
-async fn watch(stream: &mut Stream, id: &str, json: bool) -> Done {
-    let subscribe = TaskSubscriptionOperation {
-        op: task_subscription_operation::OpType::Subscribe.into(),
-        task_id: id.to_owned(),
-        recursive: true,
-        // From its beginning.
-        start_timestamp_unix_ms: 1,
-        ..TaskSubscriptionOperation::default()
-    };
-    stream.put(Up::TaskSubscriptionOp(subscribe.into())).await?;
-    let mut told = 0;
+async fn watch(client: &Client, id: &str, json: bool) -> Result<(), Fault> {
+    let mut events = client.tasks().replay(id, true).await?;
+    let mut shown = Shown::new(json);
     loop {
-        match stream.next().await? {
-            Down::TaskSubscriptionResponse(reply) if !reply.success => return Err(reply.error.into()),
-            Down::TaskEvent(event) => {
-                tell(&event, json);
-                // Whether that is the end is told by the task: one that failed may be tried again.
-                if let Some(Event::StatusChanged(change)) = &event.event
-                    && event.task_id == id
-                {
-                    told = change.to_status;
-                    let op = task_query::OpType::Get.into();
-                    let get = TaskQuery { op, task_id: id.to_owned(), ..TaskQuery::default() };
-                    stream.put(Up::TaskQuery(get.into())).await?;
-                }
+        let Some(event) = events.next().await else { return Err(client.ended().await.into()) };
+        shown.tell(&event);
+        // Whether that is the end is told by the task: one that failed may be tried again.
+        if let Some(Event::StatusChanged(change)) = &event.event
+            && event.task_id == id
+        {
+            let task = client.tasks().get(id).await?;
+            // What is told of it comes behind; the end is told before this ends.
+            if task.status == change.to_status
+                && let Some(ended) = ended(&task)
+            {
+                return ended;
             }
-            Down::TaskQuery(reply) => {
-                // What is told of it comes behind; the end is told before this ends.
-                if let Some(ended) = reply.task.as_ref().filter(|task| task.status == told).and_then(ended) {
-                    return ended;
-                }
-            }
-            _ => {}
         }
     }
 }
 
-fn ended(task: &TaskInfo) -> Option<Done> {
+fn ended(task: &TaskInfo) -> Option<Result<(), Fault>> {
     match TaskStatus::try_from(task.status).ok()? {
         TaskStatus::Completed => Some(Ok(())),
         TaskStatus::Failed if task.retry_at_unix_ms > 0 => None,
         status @ (TaskStatus::Failed | TaskStatus::Cancelled | TaskStatus::Rejected) => {
-            Some(Err(format!("{}: {}", word(status as i32), task.error).into()))
+            Some(Err(Fault::Ended(format!("{}: {}", word(status as i32), task.error))))
         }
         _ => None,
     }
 }
 
-fn tell(event: &TaskEvent, json: bool) {
-    let id = &event.task_id;
-    let (text, value) = match &event.event {
-        Some(Event::StatusChanged(change)) => {
-            let (from, to, reason) = (word(change.from_status), word(change.to_status), &change.reason);
-            (format!("{to} {reason}"), json!({"from": from, "to": to, "reason": reason}))
-        }
-        Some(Event::Progress(progress)) => {
-            let done = (progress.progress.clamp(0.0, 1.0) * BAR as f64) as usize;
-            let bar = "#".repeat(done) + &"-".repeat(BAR - done);
-            let (state, percent, message) = (&progress.state, progress.progress * 100.0, &progress.message);
-            let text = format!("[{bar}] {percent:.0} % {state} {message}");
-            (text, json!({"state": state, "progress": progress.progress, "message": message}))
-        }
-        Some(Event::ChildLifecycle(child)) => {
-            let (child_id, lifecycle, status) = (&child.child_task_id, &child.lifecycle, word(child.child_status));
-            (
-                format!("child {child_id} {lifecycle}: {status}"),
-                json!({"child": child_id, "lifecycle": lifecycle, "status": status}),
-            )
-        }
-        _ => return,
-    };
-    if json {
-        say(json!({"task_id": id, "at_ms": event.emitted_at_unix_ms, "event": value}));
-    } else {
-        say(format_args!("{id} {}", text.trim_end()));
-    }
-}
-
-async fn change(op: OpType, args: Change) -> Done {
-    let mut stream = args.ask.attach().await?;
-    let operation = TaskOperation { op: op.into(), task_id: args.id, reason: args.reason, ..TaskOperation::default() };
-    stream.put(Up::TaskOp(operation.into())).await?;
-    loop {
-        if let Down::TaskOp(reply) = stream.next().await? {
-            if !reply.success {
-                return Err(reply.error.into());
-            }
-            args.ask.show(&reply.task.unwrap_or_default());
-            return Ok(());
-        }
-    }
-}
-
-async fn get(stream: &mut Stream, id: &str) -> Result<TaskInfo, Error> {
-    let op = task_query::OpType::Get.into();
-    let get = TaskQuery { op, task_id: id.to_owned(), ..TaskQuery::default() };
-    stream.put(Up::TaskQuery(get.into())).await?;
-    loop {
-        if let Down::TaskQuery(reply) = stream.next().await? {
-            let TaskQueryResponse { task, error, .. } = *reply;
-            return task.ok_or_else(|| error.into());
-        }
-    }
-}
-
-async fn query(stream: &mut Stream, filter: TaskFilter) -> Result<(Vec<TaskInfo>, i32), Error> {
-    let op = task_query::OpType::List.into();
-    let list = TaskQuery { op, filter: Some(filter), ..TaskQuery::default() };
-    stream.put(Up::TaskQuery(list.into())).await?;
-    loop {
-        if let Down::TaskQuery(reply) = stream.next().await? {
-            return if reply.success { Ok((reply.tasks, reply.total_count)) } else { Err(reply.error.into()) };
-        }
-    }
+async fn change(
+    args: Change,
+    operate: impl AsyncFnOnce(&Tasks, &str, &str) -> trunkline_client::Result<TaskInfo>,
+) -> Result<(), Fault> {
+    let client = args.ask.open().await?;
+    args.ask.show(&operate(&client.tasks(), &args.id, &args.reason).await?);
+    client.close().await;
+    Ok(())
 }
 
 fn word(status: i32) -> String {
@@ -390,9 +314,9 @@ fn word(status: i32) -> String {
     name.trim_start_matches("TASK_STATUS_").to_lowercase()
 }
 
-fn status_number(text: &str) -> Result<i32, String> {
+fn status_number(text: &str) -> Result<i32, Fault> {
     let status = TaskStatus::from_str_name(&format!("TASK_STATUS_{}", text.to_uppercase()));
-    status.map(i32::from).ok_or_else(|| format!("unknown status {text:?}"))
+    status.map(i32::from).ok_or_else(|| Fault::usage(format!("unknown status {text:?}")))
 }
 
 fn line(task: &TaskInfo) -> String {

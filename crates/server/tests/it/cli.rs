@@ -1,8 +1,9 @@
 //! The commands, as a person at a terminal uses them.
 
 use std::{
+    io::{BufRead as _, BufReader},
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use trunkline::{Config, Server};
@@ -109,10 +110,13 @@ async fn what_is_sent_is_seen_and_still_delivered() {
     // Only the administrator looks into topics.
     let said = terminal.says(&["token", "create", "bot", "--kind", "agent"]);
     let admin = std::mem::replace(&mut terminal.key, said.split(' ').next().unwrap().to_owned());
-    assert!(terminal.fails(&["tail", &lane("one"), "--count", "1"]).contains("PermissionDenied"));
+    assert_eq!(terminal.run(&["tail", &lane("one"), "--count", "1"]).status.code(), Some(4));
     terminal.key = String::new();
-    assert!(terminal.fails(&["tail", &lane("one"), "--count", "1"]).contains("Unauthenticated"));
+    assert_eq!(terminal.run(&["tail", &lane("one"), "--count", "1"]).status.code(), Some(4));
     terminal.key = admin;
+    let json = terminal.says(&["tail", &lane("one"), "--from-start", "--count", "1", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["payload"], &json["type"]), (&7.into(), &"CHAT".into()), "{json}");
     terminal.server = "http://127.0.0.1:1".to_owned();
     assert!(terminal.fails(&["tail", &lane("one")]).contains("is a server running there?"));
     server.stop().await;
@@ -243,4 +247,102 @@ async fn scripts_can_tell_why_a_command_failed_and_profiles_say_where_the_server
     assert_eq!(run(&["session", "list", "--server-profile", "here"]).status.code(), Some(5));
     let completions = run(&["completions", "bash"]);
     assert!(String::from_utf8_lossy(&completions.stdout).contains("checkpoint"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_watched_as_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut terminal = terminal(dir, &mut server);
+    let connect = async |specifier: &str, key: &str| {
+        let mut init = agent(specifier);
+        init.credentials.insert("x-api-key".to_owned(), key.to_owned());
+        Client::connect(grpc, init).await.unwrap()
+    };
+    let key = terminal.key.clone();
+    // One that was given what it was sent, and one that is away from its lane: it acknowledges nothing.
+    let mut reads = connect("reads", &key).await;
+    for n in 0..5 {
+        terminal.says(&["send", &lane("reads"), &n.to_string()]);
+    }
+    assert_eq!(reads.numbers(5).await, [0, 1, 2, 3, 4]);
+    let look = || {
+        let json = terminal.says(&["top", "--json", "--count", "1", "--interval", "200"]);
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()
+    };
+    let seen = look();
+    let session = seen["sessions"].as_array().unwrap().iter().find(|one| one["identity"] == lane("reads").as_str());
+    let session = session.unwrap_or_else(|| panic!("{seen}"));
+    assert_eq!((&session["delivered"], &session["lag"]), (&5.into(), &0.into()), "{seen}");
+    assert!(session["fencing_epoch"].as_u64().unwrap() > 0 && session["workspace"] == "ws");
+    assert_eq!((&seen["connections"]["agent"], &seen["sessions_total"]), (&1.into(), &1.into()));
+    assert!(seen["accepted_per_s"].as_f64().unwrap() >= 0.0 && seen["records"].as_u64().unwrap() >= 5);
+    // Not on a terminal, it prints what a terminal would show.
+    let table = terminal.says(&["top", "--interval", "200", "--sort", "name"]);
+    assert!(table.starts_with("trunkline ") && table.contains("IDENTITY") && table.contains(&lane("reads")), "{table}");
+    // Only for administrators.
+    let said = terminal.says(&["token", "create", "bot", "--kind", "agent"]);
+    said.split(' ').next().unwrap().clone_into(&mut terminal.key);
+    assert_eq!(terminal.run(&["top"]).status.code(), Some(4));
+    assert_eq!(terminal.run(&["top", "--interval", "1"]).status.code(), Some(2));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_that_are_asked_for_become_processes_that_end_with_their_orchestrator() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path()).await;
+    let terminal = terminal(dir, &mut server);
+    let script = "echo $AETHER_WORKSPACE $AETHER_SPECIFIER $AETHER_GATEWAY $AETHER_LP_SIZE; echo ${TRUNKLINE_API_KEY:-no key}; \
+        sleep 600 & echo $!; wait";
+    let mut orchestrator = Command::new(env!("CARGO_BIN_EXE_trunkline"))
+        .args([
+            "orchestrate",
+            "--profile",
+            "shell",
+            "--log-dir",
+            "logs",
+            "--memory-mib",
+            "4000",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+        .env("TRUNKLINE_SERVER", &terminal.server)
+        .env("TRUNKLINE_API_KEY", &terminal.key)
+        .current_dir(terminal.dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(orchestrator.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.starts_with("ready as orc::local::") && said.ends_with(" for shell\n"), "{said}");
+    terminal.says(&["agent", "register", "support", "--profile", "shell", "--param", "size=big"]);
+    terminal.says(&["agent", "launch", "support", "--workspace", "prod", "--specifier", "main"]);
+    let log = terminal.dir.path().join("logs").join("prod.support.main.log");
+    let until = async |done: &dyn Fn(&str) -> bool| {
+        let text = || std::fs::read_to_string(&log).unwrap_or_default();
+        while !done(&text()) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        text()
+    };
+    let text = until(&|text| text.lines().count() == 3).await;
+    let address = terminal.server.trim_start_matches("http://");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], [format!("prod main {address} big"), "no key".to_owned()]);
+    let grandchild = Path::new("/proc").join(lines[2]);
+    assert!(grandchild.exists());
+    let terminated = Command::new("kill").arg(orchestrator.id().to_string()).status().unwrap();
+    assert!(terminated.success() && orchestrator.wait().unwrap().success());
+    // It may lie there unburied for a moment.
+    let lives = || std::fs::read_to_string(grandchild.join("stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    while lives() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let refused = terminal.fails(&["orchestrate", "--profile", "x", "--server", "http://127.0.0.1:1", "--", "true"]);
+    assert!(refused.contains("is a server running there?"), "{refused}");
+    server.stop().await;
 }

@@ -35,7 +35,7 @@ macro_rules! log_suite {
             transients_reach_live_readers_only, slow_readers_lose_transients_never_records,
             a_small_window_sends_readers_to_disk, cancelled_reads_lose_nothing, many_readers_see_the_same,
             concurrent_appends_keep_each_senders_order, time_never_goes_back, limits_are_named,
-            stopping_tells_everybody,
+            stopping_tells_everybody, what_is_unread_is_counted,
         );
     };
     (@tests $home:expr; $($name:ident,)+) => {
@@ -108,6 +108,32 @@ pub async fn appended_records_are_read_in_order(home: &impl Home) {
     let mut reader = from_start(&log, &[&t]);
     assert_eq!(texts(&mut reader, 3010).await, numbers(0..3010));
     assert_caught_up(&mut reader).await;
+}
+
+pub async fn what_is_unread_is_counted(home: &impl Home) {
+    let log = home.open(Options::default()).await;
+    let (t, other) = (topic("t"), topic("other"));
+    let old = append_many(&log, &t, 0..30).await;
+    append_many(&log, &other, 0..7).await;
+    let unread = async |log: &Log, after: Offset, most: usize| {
+        let wanted = vec![(t.clone(), after), (other.clone(), Offset::START), (topic("none"), Offset::START)];
+        log.unread(wanted, most).await.unwrap()
+    };
+    assert_eq!(unread(&log, Offset::START, 100).await, [30, 7, 0]);
+    assert_eq!(unread(&log, old[19], 100).await, [10, 7, 0]);
+    assert_eq!(unread(&log, old[9], 5).await, [5, 5, 0]);
+    // Whether somebody listens makes no difference.
+    let _reader = from_start(&log, &[&t]);
+    assert_eq!(unread(&log, old[19], 100).await, [10, 7, 0]);
+    let new = append_many(&log, &t, 30..40).await;
+    assert_eq!(unread(&log, old[29], 100).await, [10, 7, 0]);
+    assert_eq!(unread(&log, new[8], 100).await, [1, 7, 0]);
+    log.trim(&t, new[3]).await.unwrap();
+    assert_eq!(unread(&log, old[3], 100).await, [6, 7, 0]);
+    assert_eq!(unread(&log, old[29], 100).await, [6, 7, 0]);
+    log.stop().await;
+    let log = home.open(Options::default()).await;
+    assert_eq!(unread(&log, new[6], 100).await, [3, 7, 0]);
 }
 
 pub async fn offsets_increase_over_all_topics(home: &impl Home) {

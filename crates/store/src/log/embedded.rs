@@ -224,6 +224,26 @@ impl Log {
         })
     }
 
+    /// How many retained records each topic has behind an offset; more than `most` count as `most`. Cheap while somebody reads the
+    /// topic near its end, a look into the index otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Corrupt`] if the disk cannot be read.
+    pub async fn unread(&self, wanted: Vec<(Topic, Offset)>, most: usize) -> Result<Vec<u64>, Error> {
+        let shared = self.shared.clone();
+        self.on_disk(move |engine| {
+            let count = |(topic, after): &(Topic, Offset)| {
+                let live = shared.windows.live(topic);
+                match live.and_then(|live| live.count(after.0)) {
+                    Some(count) => Ok(count.min(most) as u64),
+                    None => engine.unread(topic, after.0, most),
+                }
+            };
+            wanted.iter().map(count).collect()
+        })
+        .await
+    }
+
     /// Where the record with this dedup id went, if it was written and its id is still known.
     ///
     /// # Errors

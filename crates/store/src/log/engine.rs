@@ -281,6 +281,13 @@ impl Engine {
         Ok(offsets)
     }
 
+    /// How many retained records the topic has above `after`, as far as `most`.
+    pub(super) fn unread(&self, topic: &Topic, after: u64, most: usize) -> Result<u64, Error> {
+        let Some(row) = self.row(topic)? else { return Ok(0) };
+        let offsets = self.offsets(topic.key(), after.max(row.begins_behind()), u64::MAX, most)?;
+        Ok(offsets.len().min(most) as u64)
+    }
+
     /// The topic's last record with `after < offset <= through`.
     pub(super) fn last(&self, key: TopicKey, after: u64, through: u64) -> Result<Option<StoredRecord>, Error> {
         let memory = self.recent.offsets(key, after, through);

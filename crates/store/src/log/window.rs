@@ -268,6 +268,12 @@ impl LiveTopic {
         true
     }
 
+    /// How many retained items are above `after`; nothing if the window does not hold all of them.
+    pub(super) fn count(&self, after: u64) -> Option<usize> {
+        let (window, after) = (lock(&self.window), after.max(self.trimmed_to()));
+        (window.complete_above <= after).then(|| window.items.len() - behind(&window.items, after))
+    }
+
     /// The transients numbered above `seen`, oldest first, as far as they are remembered; and the newest number.
     pub(super) fn transients(&self, seen: u64) -> (Vec<Arc<Transient>>, u64) {
         let window = lock(&self.window);

@@ -3,22 +3,12 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tokio::{sync::mpsc, time::sleep};
-use tokio_stream::wrappers::ReceiverStream;
-use trunkline_proto::{
-    own::Acknowledgement,
-    v1::{
-        AgentIdentity, ExtensionDeclaration, IncomingMessage, InitConnection, MessageType, ProgressReport, SendMessage,
-        UpstreamMessage, aether_gateway_client::AetherGatewayClient, downstream_message::Payload as Down,
-        init_connection::ClientType, upstream_message::Payload as Up,
-    },
-};
+use serde_json::json;
+use tokio::time::sleep;
+use trunkline_client::{self as sdk, Message, MessageType, Outgoing, Reconnect, task::Progress};
 
 use super::{SESSION, SPECIFIER, WORKSPACE};
-use crate::cli::{Done, block_on, client::Connect};
-
-type Error = Box<dyn std::error::Error>;
+use crate::cli::{Done, Fault, block_on, client::Connect};
 
 /// How fast it speaks.
 const PAUSE: Duration = Duration::from_millis(35);
@@ -26,10 +16,12 @@ const PAUSE: Duration = Duration::from_millis(35);
 /// How long it thinks.
 const THOUGHT: Duration = Duration::from_millis(400);
 
-/// Pause before it connects again.
+/// Pause before it says something again.
 const RETRY: Duration = Duration::from_millis(300);
 
-const ACKNOWLEDGES: &str = "https://trunkline.dev/ext/ack/v1";
+/// Without end, and soon: somebody is looking.
+const RECONNECT: Reconnect =
+    Reconnect { attempts: None, first: RETRY, longest: RETRY, factor: 1.0, jitter: 0.0, at_first: true };
 
 #[derive(clap::Args)]
 pub(crate) struct Agent {
@@ -46,57 +38,30 @@ pub(crate) struct Agent {
 pub(crate) fn run(agent: &Agent) -> Done {
     let _ = rustls::crypto::ring::default_provider().install_default();
     block_on(async {
-        loop {
-            if let Err(error) = serve(agent).await {
-                tracing::info!("{error}; connecting again");
+        let who = sdk::Agent::builder(WORKSPACE, "assistant", SPECIFIER).at_least_once();
+        let client = agent.connect.with(who)?.reconnect(RECONNECT).connect().await.map_err(Fault::from)?;
+        let mut messages = client.messages();
+        while let Some(message) = messages.next().await {
+            while message.kind() == MessageType::Chat
+                && let Err(error) = answer(agent, &client, &message).await
+            {
+                tracing::info!("{error}; answering again");
+                sleep(RETRY).await;
             }
-            sleep(RETRY).await;
+            message.acknowledge();
         }
+        Ok(())
     })
 }
 
-async fn serve(agent: &Agent) -> Result<(), Error> {
-    let mut client = AetherGatewayClient::new(agent.connect.channel().await?);
-    let (up, frames) = mpsc::channel(64);
-    let identity =
-        AgentIdentity { workspace: WORKSPACE.into(), implementation: "assistant".into(), specifier: SPECIFIER.into() };
-    let init = InitConnection {
-        client_type: Some(ClientType::Agent(identity)),
-        extensions: vec![ExtensionDeclaration { uri: ACKNOWLEDGES.into(), required: true, ..Default::default() }],
-        ..InitConnection::default()
-    };
-    put(&up, Up::Init(init.into())).await?;
-    let mut down = client.connect(ReceiverStream::new(frames)).await?.into_inner();
-    while let Some(frame) = down.message().await? {
-        if let Some(Down::Msg(message)) = frame.payload {
-            if message.message_type == i32::from(MessageType::Chat) {
-                answer(agent, &up, &message).await?;
-            }
-            let through = frame.delivery.map_or(0, |delivery| delivery.offset);
-            put(&up, Up::Acknowledgement(Acknowledgement { through, shared: Vec::new() }.into())).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn put(up: &mpsc::Sender<UpstreamMessage>, payload: Up) -> Result<(), Error> {
-    let frame = UpstreamMessage { payload: Some(payload), ..UpstreamMessage::default() };
-    Ok(up.send(frame).await.map_err(|_| "the connection ended")?)
-}
-
-async fn answer(agent: &Agent, up: &mpsc::Sender<UpstreamMessage>, message: &IncomingMessage) -> Result<(), Error> {
-    let said = String::from_utf8_lossy(&message.payload).into_owned();
-    let to = &message.source_topic;
+async fn answer(agent: &Agent, client: &sdk::Client, message: &Message) -> Done {
+    let said = message.text();
+    let Some(to) = message.sender() else { return Ok(()) };
+    let session = || client.welcome().map(|welcome| welcome.session_id.clone());
+    let begun_in = session();
     // The same name when it is answered again.
-    let about = message.about.as_ref().and_then(|about| about.entries.get("message_id").cloned());
-    let id = about.unwrap_or_else(|| said.clone());
-    let thinks = ProgressReport {
-        recipient: to.clone(),
-        state: "running".into(),
-        summary: "Thinking".into(),
-        ..ProgressReport::default()
-    };
-    put(up, Up::Progress(thinks.into())).await?;
+    let id = message.about().and_then(|about| about.get("message_id").cloned()).unwrap_or_else(|| said.to_string());
+    client.report(Progress::running("").summary("Thinking").to(to.as_str())).await?;
     if !agent.fast {
         sleep(THOUGHT).await;
     }
@@ -104,29 +69,16 @@ async fn answer(agent: &Agent, up: &mpsc::Sender<UpstreamMessage>, message: &Inc
     let words = words(&said, asked);
     for (n, piece) in words.split_inclusive(' ').enumerate() {
         let delta = json!({"type": "delta", "id": id, "text": piece, "start": n == 0});
-        send(up, to, MessageType::Opaque, &delta, "").await?;
+        client.send(Outgoing::json(to.clone(), &delta)?).await?;
+        if session() != begun_in {
+            return Err("the connection broke in the middle of a sentence".into());
+        }
         if !agent.fast {
             sleep(PAUSE).await;
         }
     }
-    send(up, to, MessageType::Chat, &json!({"id": id, "text": words}), &id).await
-}
-
-async fn send(
-    up: &mpsc::Sender<UpstreamMessage>,
-    to: &str,
-    kind: MessageType,
-    payload: &Value,
-    key: &str,
-) -> Result<(), Error> {
-    let message = SendMessage {
-        target_topic: to.to_owned(),
-        payload: payload.to_string().into(),
-        message_type: kind.into(),
-        idempotency_key: key.to_owned(),
-        ..SendMessage::default()
-    };
-    put(up, Up::Send(message)).await
+    let whole = Outgoing::json(to, &json!({"id": id, "text": words}))?.of(MessageType::Chat).once(id);
+    Ok(client.send_confirmed(whole).await?)
 }
 
 /// Has the sandbox make something of it; answers whether it will. Asked again, it is asked once.
