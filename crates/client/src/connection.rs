@@ -165,11 +165,13 @@ pub struct Welcome {
     pub offered: Vec<String>,
     /// Which log the offsets of deliveries belong to; empty if the server does not say.
     pub(crate) log_epoch: String,
+    by_hand: bool,
 }
 
 impl Welcome {
-    fn of(ack: ConnectionAck) -> Self {
+    fn of(ack: ConnectionAck, by_hand: bool) -> Self {
         Self {
+            by_hand,
             session_id: ack.session_id,
             resumed: ack.resumed,
             assigned_id: ack.assigned_id,
@@ -188,16 +190,17 @@ impl Welcome {
         self.extensions.iter().any(|each| each.uri == uri && each.supported)
     }
 
-    /// Whether messages come again until they are acknowledged.
+    /// Whether messages come again until they are acknowledged: the client connected
+    /// [`at_least_once`](crate::Builder::at_least_once), and the server can do that.
     #[must_use]
     pub fn acknowledges(&self) -> bool {
-        self.supports(ACK_EXTENSION)
+        self.by_hand && self.supports(ACK_EXTENSION)
     }
 
     /// Whether the server is Trunkline, and not another one that speaks the same contract.
     #[must_use]
     pub fn is_trunkline(&self) -> bool {
-        self.acknowledges() || self.offered.iter().any(|uri| uri == ACK_EXTENSION)
+        self.supports(ACK_EXTENSION) || self.offered.iter().any(|uri| uri == ACK_EXTENSION)
     }
 }
 
@@ -276,7 +279,7 @@ impl Core {
         let (normal, normals) = mpsc::channel(options.outbox.max(1));
         // Bodies come in pieces of 256 KiB.
         let (bulk, bulks) = mpsc::channel(16);
-        let room = Arc::new(Notify::new());
+        let (room, acks) = (Arc::new(Notify::new()), Acks::new(options.at_least_once));
         Ok(Self {
             inbox: Inbox::new(options.inbox, options.at_least_once, &room),
             options,
@@ -287,7 +290,7 @@ impl Core {
             bulk,
             feed: Feed::new(normals, bulks),
             flights: Flights::default(),
-            acks: Arc::default(),
+            acks,
             pending: Mutex::default(),
             routes: Routes::default(),
             room,

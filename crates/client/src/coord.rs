@@ -113,10 +113,12 @@ impl Coord {
     }
 
     /// Takes one of `limit` places, if one is free. A holder that vanishes keeps its place until somebody
-    /// [clears](Kv::delete) the key: these are counted, not leased.
+    /// [clears](Kv::delete) the key: these are counted, not leased, as the published SDK does it. What must not be lost so is a
+    /// [lock](Coord::try_lock) for each place.
     ///
     /// # Errors
-    /// As [`Kv::get`].
+    /// As [`Kv::get`]. After [`Kind::Interrupted`](crate::Kind::Interrupted) or [`Kind::Timeout`](crate::Kind::Timeout) nobody knows
+    /// whether a place was taken, and one may be lost in the same way.
     pub async fn try_acquire(&self, name: &str, limit: u32) -> Result<Option<Place>> {
         let key = format!("{PREFIX}{name}");
         let taken = self.kv.increment_if(&key, 1, limit.into()).await?.applied;

@@ -166,7 +166,7 @@ impl Message {
         self.frame.about.as_deref().map(|about| &about.entries)
     }
 
-    /// Its place in the server's log, if the client connected [`at_least_once`](crate::Builder::at_least_once).
+    /// Its place in the server's log, if the server says it: Trunkline does.
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.offset

@@ -16,7 +16,7 @@ use trunkline_proto::v1::{
 use crate::{
     connection::{
         feed::{Mark, Queued},
-        lane::{Lane, Pressure},
+        lane::{Lane, Overflow, Pressure, Weight},
     },
     error::{Error, Kind},
 };
@@ -62,6 +62,27 @@ pub(crate) enum Frame {
     Down(Down),
     /// The connection broke, or the call was refused: nothing comes any more.
     Failed(Error),
+}
+
+/// Bytes of bodies and tunnels that one call, tunnel or server may have waiting; over this it fails.
+const FRAMES_BYTES: usize = 32 * 1024 * 1024;
+
+impl Frame {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Down(Down::ProxyHttpRequest(frame)) => frame.body.len(),
+            Self::Down(Down::ProxyHttpResponse(frame)) => frame.body.len(),
+            Self::Down(Down::ProxyHttpBodyChunk(frame)) => frame.data.len(),
+            Self::Down(Down::TunnelData(frame)) => frame.data.len(),
+            Self::Down(_) | Self::Failed(_) => 0,
+        }
+    }
+}
+
+/// A way for frames: bounded by their number and their bytes.
+pub(crate) fn frames(what: &'static str, bound: usize, room: &Arc<Notify>) -> Arc<Lane<Frame>> {
+    let weight = Weight { of: Frame::bytes, soft: usize::MAX, hard: FRAMES_BYTES };
+    Lane::with(what, bound, Overflow::Unheard, Arc::clone(room), |_| {}, weight)
 }
 
 struct Follow {
@@ -248,7 +269,7 @@ impl Routes {
 
     /// Opens a way for what comes for a call or a tunnel.
     pub(crate) fn open(&self, id: &str, bound: usize, room: &Arc<Notify>) -> Arc<Lane<Frame>> {
-        let lane = Lane::new("frames of a call", bound, Arc::clone(room));
+        let lane = frames("frames of a call", bound, room);
         let mut table = self.lock();
         if table.is_over {
             lane.end();

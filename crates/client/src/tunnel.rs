@@ -14,7 +14,10 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream as _};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
 use trunkline_proto::v1::{
     AuthorizationContext, TunnelAck, TunnelClose, TunnelData, TunnelOpen, downstream_message::Payload as Down,
     upstream_message::Payload as Up,
@@ -40,8 +43,11 @@ const ACK_EVERY: u64 = 256 * 1024;
 /// Reads after which it is told all the same: peers that count frames wait for that.
 const ACK_READS: u32 = 8;
 
-/// How long nothing may happen on a tunnel. The published figure.
+/// How long nothing may happen on a tunnel, if it is not said. The published figure.
 const IDLE: Duration = Duration::from_secs(300);
+
+/// The longest that may be said: longer is for ever.
+const IDLE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Largest datagram. What UDP has room for, rounded up.
 const DATAGRAM_MAX: usize = 64 * 1024;
@@ -107,13 +113,13 @@ impl Dial {
         self
     }
 
-    /// Closes it when nothing happened for so long: 5 minutes without this.
+    /// Closes it when nothing went through for so long, as seen by either side when it reads or writes: 5 minutes without this.
     pub fn idle_timeout(mut self, idle: Duration) -> Self {
         self.open.idle_timeout_ms = millis(idle);
         self
     }
 
-    /// Closes it when so many bytes went through.
+    /// Closes it when more bytes were to go through than this, both ways together.
     pub fn bytes_max(mut self, bytes: u64) -> Self {
         self.open.max_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self
@@ -145,10 +151,9 @@ impl Client {
     /// As [`Client::send`].
     pub async fn dial(&self, dial: Dial) -> Result<Tunnel> {
         let core = &self.core;
-        let (id, is_datagrams) = (dial.open.tunnel_id.clone(), dial.open.protocol() == Protocol::Udp);
+        let id = dial.open.tunnel_id.clone();
         let frames = Received::of(&core.routes.open(&id, FRAMES, &core.room));
-        let close = Box::new(Close(self.clone(), id.clone()));
-        let tunnel = Tunnel::new(self.clone(), id, frames, is_datagrams, close);
+        let tunnel = Tunnel::new(self.clone(), &dial.open, frames, Box::new(Close(self.clone(), id)));
         // Through the same queue as its data, so that it is before them.
         core.put_bulk(Up::TunnelOpen(Box::new(dial.open))).await?;
         Ok(tunnel)
@@ -171,8 +176,7 @@ pub struct Incoming {
 
 impl Incoming {
     pub(crate) fn new(client: Client, open: TunnelOpen, frames: Received<Frame>, forget: Box<dyn Send + Sync>) -> Self {
-        let is_datagrams = open.protocol() == Protocol::Udp;
-        let mut tunnel = Tunnel::new(client, open.tunnel_id.clone(), frames, is_datagrams, forget);
+        let mut tunnel = Tunnel::new(client, &open, frames, forget);
         // Who accepts begins with 1: its 0 is the frame that opened it.
         tunnel.seq = 1;
         Self { open, tunnel }
@@ -193,15 +197,15 @@ impl Incoming {
     /// Refuses it, for a reason.
     pub async fn refuse(mut self, why: &str) {
         self.tunnel.is_closed = true;
-        refuse(&self.tunnel.client, &self.tunnel.id, Reason::Error, why).await;
+        let close = refusal(self.tunnel.id.clone(), Reason::Error, why);
+        if let Err(error) = self.tunnel.client.core.put_bulk(close).await {
+            tracing::debug!(%error, "a refusal of a tunnel did not go out");
+        }
     }
 }
 
-pub(crate) async fn refuse(client: &Client, id: &str, reason: Reason, why: &str) {
-    let close = TunnelClose { tunnel_id: id.to_owned(), reason: reason.into(), detail: why.to_owned() };
-    if let Err(error) = client.core.put_bulk(Up::TunnelClose(Box::new(close))).await {
-        tracing::debug!(%error, "the end of a tunnel did not go out");
-    }
+pub(crate) fn refusal(tunnel_id: String, reason: Reason, why: &str) -> Up {
+    Up::TunnelClose(Box::new(TunnelClose { tunnel_id, reason: reason.into(), detail: why.to_owned() }))
 }
 
 type Sending = Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>;
@@ -231,22 +235,23 @@ pub struct Tunnel {
     waiting: Vec<Waker>,
     /// Why nothing goes any more.
     broken: Option<Error>,
+    /// How long nothing may happen; and the end of that, counted from when something was last seen to happen.
+    idle: Duration,
+    idle_until: Pin<Box<Sleep>>,
+    /// What may still go through, both ways.
+    bytes_left: u64,
     _forget: Box<dyn Send + Sync>,
 }
 
 impl Tunnel {
-    fn new(
-        client: Client,
-        id: String,
-        frames: Received<Frame>,
-        is_datagrams: bool,
-        forget: Box<dyn Send + Sync>,
-    ) -> Self {
+    fn new(client: Client, open: &TunnelOpen, frames: Received<Frame>, forget: Box<dyn Send + Sync>) -> Self {
+        let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
+        let idle = positive(open.idle_timeout_ms).map_or(IDLE, Duration::from_millis).min(IDLE_MAX);
         Self {
             client,
-            id,
+            id: open.tunnel_id.clone(),
             frames,
-            is_datagrams,
+            is_datagrams: open.protocol() == Protocol::Udp,
             seq: 0,
             credit: WINDOW,
             sending: None,
@@ -260,6 +265,9 @@ impl Tunnel {
             is_closed: false,
             waiting: Vec::new(),
             broken: None,
+            idle,
+            idle_until: Box::pin(sleep(idle)),
+            bytes_left: positive(open.max_bytes).unwrap_or(u64::MAX),
             _forget: forget,
         }
     }
@@ -273,6 +281,7 @@ impl Tunnel {
             Some(Frame::Down(Down::TunnelData(data))) => {
                 self.last_seq = data.seq;
                 self.is_read_over |= data.fin;
+                self.went(data.data.len());
                 self.left_bytes += data.data.len();
                 while self.is_datagrams && self.left_bytes > LEFT_MAX {
                     // Nobody reads them: the oldest are lost, as everywhere.
@@ -299,6 +308,29 @@ impl Tunnel {
             Some(Frame::Failed(error)) => self.broken = Some(error),
             None => self.broken = self.broken.take().or_else(|| Some(crate::connection::closed())),
         }
+        true
+    }
+
+    /// Something went through.
+    fn went(&mut self, bytes: usize) {
+        self.idle_until.as_mut().reset(Instant::now() + self.idle);
+        match self.bytes_left.checked_sub(bytes as u64) {
+            Some(left) => self.bytes_left = left,
+            None => {
+                self.bytes_left = 0;
+                let why = "as many bytes went through the tunnel as may";
+                self.broken.get_or_insert(Error::from_proxy(Kind::Exhausted, Reason::Quota.as_str_name(), why));
+            }
+        }
+    }
+
+    /// Whether nothing happened for too long.
+    fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.idle_until.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        let why = format!("nothing went through the tunnel for {:?}", self.idle);
+        self.broken.get_or_insert(Error::from_proxy(Kind::Timeout, Reason::IdleTimeout.as_str_name(), &why));
         true
     }
 
@@ -331,6 +363,7 @@ impl Tunnel {
     }
 
     fn start(&mut self, data: Bytes, fin: bool) {
+        self.went(data.len());
         self.credit = self.credit.saturating_sub(data.len() as u64);
         let frame = TunnelData { tunnel_id: self.id.clone(), seq: self.seq, data, fin };
         self.seq = self.seq.wrapping_add(1);
@@ -408,6 +441,9 @@ impl AsyncRead for Tunnel {
             if !self.take(cx) {
                 // What found no room before.
                 self.acknowledge(0);
+                if self.is_idle(cx) {
+                    continue;
+                }
                 return self.wait(cx);
             }
         }
@@ -429,8 +465,11 @@ impl AsyncWrite for Tunnel {
         }
         // What came may be the end, or credit behind data that nobody has read yet.
         while self.broken.is_none() && !self.is_closed && self.take(cx) {}
-        if self.credit == 0 && !self.is_datagrams && self.broken.is_none() && !self.is_closed {
+        if self.credit == 0 && !self.is_datagrams && self.broken.is_none() && !self.is_closed && !self.is_idle(cx) {
             return self.wait(cx);
+        }
+        if self.bytes_left == 0 && !buf.is_empty() {
+            self.went(1);
         }
         if let Some(error) = self.error() {
             return Poll::Ready(Err(error));
@@ -440,6 +479,7 @@ impl AsyncWrite for Tunnel {
         }
         let limit =
             if self.is_datagrams { buf.len() } else { CHUNK.min(usize::try_from(self.credit).unwrap_or(CHUNK)) };
+        let limit = limit.min(usize::try_from(self.bytes_left).unwrap_or(limit)).max(1);
         let piece = &buf[..buf.len().min(limit)];
         let (count, data) = (piece.len(), Bytes::copy_from_slice(piece));
         self.start(data, false);
@@ -470,7 +510,10 @@ impl Drop for Tunnel {
             return;
         }
         // Also if it broke on this side: what opens it may still be in the queue.
-        let reason = if self.broken.is_some() { Reason::Error } else { Reason::Normal };
+        let reason = match self.broken.as_ref().map(Error::code) {
+            None => Reason::Normal,
+            Some(code) => Reason::from_str_name(code).unwrap_or(Reason::Error),
+        };
         let (client, id) = (self.client.clone(), std::mem::take(&mut self.id));
         let sending = self.sending.take();
         // Behind what was written.

@@ -1,11 +1,11 @@
 //! The acknowledgement extension, on the client's side: what was handed out, and how far it is done.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicBool,
+            AtomicBool, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -26,6 +26,10 @@ pub(crate) struct Acks {
     pub(crate) writer: AtomicWaker,
     /// Whether there is anything to say: looked at for each parcel that goes out.
     is_due: AtomicBool,
+    /// How much is out.
+    out: AtomicUsize,
+    /// Messages are acknowledged by whoever takes them, who can forget it; otherwise by being taken.
+    by_hand: bool,
 }
 
 #[derive(Default)]
@@ -39,22 +43,35 @@ struct Inner {
     /// Counts the times that the server did not know this client any more: offsets of before mean nothing then.
     epoch: u64,
     /// What is out on this connection, in the order of delivery.
-    order: VecDeque<u64>,
-    /// What was handed out and is not acknowledged.
-    held: HashMap<u64, Held>,
+    order: VecDeque<Out>,
+    /// What was handed out on earlier connections, is not acknowledged, and was not delivered again yet.
+    carried: HashMap<u64, Held>,
+    /// What was acknowledged last.
     remembered: VecDeque<u64>,
-    is_remembered: HashSet<u64>,
+    /// The highest offset that was ever delivered: what is above it was not handed out before.
+    highest: u64,
     through: u64,
     shared: Vec<u64>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+struct Out {
+    offset: u64,
+    held: Held,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Held {
     Working,
     Done,
+    /// Nobody will say that it is done: it comes again with the next connection.
+    Dropped,
 }
 
 impl Acks {
+    pub(crate) fn new(by_hand: bool) -> Arc<Self> {
+        Arc::new(Self { by_hand, ..Self::default() })
+    }
+
     /// Short and without a wait inside; a panic inside leaves nothing half done.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,15 +87,19 @@ impl Acks {
         inner.through = 0;
         inner.is_on = is_on;
         inner.connection += 1;
-        inner.order.clear();
         inner.shared.clear();
         self.is_due.store(false, Relaxed);
-        if !is_same {
+        let out = std::mem::take(&mut inner.order);
+        if is_same {
+            let kept = out.into_iter().filter(|out| out.held != Held::Dropped);
+            inner.carried.extend(kept.map(|Out { offset, held }| (offset, held)));
+        } else {
             inner.epoch += 1;
-            inner.held.clear();
+            inner.highest = 0;
+            inner.carried.clear();
             inner.remembered.clear();
-            inner.is_remembered.clear();
         }
+        self.out.store(0, Relaxed);
     }
 
     /// Something was delivered. `None` if it was handed out before: it is acknowledged when that one is.
@@ -90,23 +111,30 @@ impl Acks {
         if delivery.shared {
             return Some(ack(true));
         }
-        inner.order.push_back(offset);
-        if inner.is_remembered.contains(&offset) {
-            inner.held.insert(offset, Held::Done);
-            self.advance(inner);
-            return None;
-        }
-        match inner.held.get(&offset) {
+        let known = if offset > inner.highest {
+            inner.highest = offset;
+            None
+        } else if inner.remembered.contains(&offset) {
+            Some(Held::Done)
+        } else {
+            inner.carried.remove(&offset)
+        };
+        inner.order.push_back(Out { offset, held: known.unwrap_or(Held::Working) });
+        self.out.store(inner.order.len(), Relaxed);
+        match known {
+            None => Some(ack(false)),
             Some(Held::Done) => {
-                self.advance(inner);
+                let is_due = inner.advance();
+                self.tell(inner, is_due);
                 None
             }
-            Some(Held::Working) => None,
-            None => {
-                inner.held.insert(offset, Held::Working);
-                Some(ack(false))
-            }
+            Some(_) => None,
         }
+    }
+
+    /// Whether so much is out that the server will soon give no more.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.out.load(Relaxed) >= REMEMBERED / 2
     }
 
     /// Whether there is anything to say.
@@ -123,15 +151,9 @@ impl Acks {
         self.is_due.store(false, Relaxed);
         Some(Acknowledgement { through: inner.through, shared: std::mem::take(&mut inner.shared) })
     }
-}
-
-impl Acks {
-    fn advance(&self, mut inner: MutexGuard<'_, Inner>) {
-        let is_due = inner.advance();
-        self.tell(inner, is_due);
-    }
 
     fn tell(&self, inner: MutexGuard<'_, Inner>, is_due: bool) {
+        self.out.store(inner.order.len(), Relaxed);
         if is_due {
             self.is_due.store(true, Release);
         }
@@ -146,26 +168,25 @@ impl Inner {
     /// Everything at the front that is done is acknowledged. Answers whether there was anything.
     fn advance(&mut self) -> bool {
         let before = self.order.len();
-        while let Some(offset) = self.order.front().copied()
-            && self.held.get(&offset) == Some(&Held::Done)
-        {
+        while let Some(Out { offset, held: Held::Done }) = self.order.front() {
+            let offset = *offset;
             self.order.pop_front();
-            self.held.remove(&offset);
             self.remember(offset);
             self.through = offset;
         }
         self.order.len() < before
     }
 
+    /// Notes how it stands, if it is out on this connection. Most are done in order, and found at once.
+    fn note(&mut self, offset: u64, held: Held) -> bool {
+        let out = self.order.iter_mut().find(|out| out.offset == offset);
+        out.map(|out| out.held = held).is_some()
+    }
+
     fn remember(&mut self, offset: u64) {
-        if !self.is_remembered.insert(offset) {
-            return;
-        }
         self.remembered.push_back(offset);
-        if self.remembered.len() > REMEMBERED
-            && let Some(oldest) = self.remembered.pop_front()
-        {
-            self.is_remembered.remove(&oldest);
+        if self.remembered.len() > REMEMBERED {
+            self.remembered.pop_front();
         }
     }
 }
@@ -200,12 +221,11 @@ impl Ack {
                 is_due = true;
             }
         } else if inner.epoch == self.epoch {
-            if inner.order.contains(&self.offset) {
-                inner.held.insert(self.offset, Held::Done);
+            if inner.note(self.offset, Held::Done) {
                 is_due = inner.advance();
             } else {
                 // It may come again on a later connection, and is not handed out again then.
-                inner.held.remove(&self.offset);
+                inner.carried.remove(&self.offset);
                 inner.remember(self.offset);
             }
         }
@@ -217,7 +237,11 @@ impl Drop for Ack {
     fn drop(&mut self) {
         if !self.is_done && !self.shared {
             let mut inner = self.acks.lock();
-            if inner.epoch == self.epoch && inner.held.remove(&self.offset).is_some() && inner.is_on {
+            if inner.epoch == self.epoch
+                && (inner.note(self.offset, Held::Dropped) || inner.carried.remove(&self.offset).is_some())
+                && inner.is_on
+                && self.acks.by_hand
+            {
                 tracing::warn!(
                     offset = self.offset,
                     "a message was dropped without being acknowledged: it comes again with the next connection, and what is \
@@ -230,6 +254,8 @@ impl Drop for Ack {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;

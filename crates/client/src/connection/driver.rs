@@ -155,7 +155,7 @@ async fn shake(core: &Arc<Core>, resume: &str) -> std::result::Result<(Streaming
         let Some(frame) = down.message().await.map_err(failed)? else { return Err(End::Clean) };
         match frame.payload {
             Some(Down::ConnectionAck(ack)) => {
-                let welcome = Welcome::of(*ack);
+                let welcome = Welcome::of(*ack, core.options.at_least_once);
                 // A refusal of an extension that is required comes right behind.
                 if let Some(uri) = missing(core, &welcome) {
                     return Err(End::Failed(Error::new(Kind::Precondition, format!("the server does not have {uri}"))));
@@ -211,7 +211,7 @@ fn root(error: &dyn std::error::Error) -> String {
 
 fn init(core: &Core, resume: &str) -> InitConnection {
     let mut extensions = core.options.extensions.clone();
-    if core.options.at_least_once && !extensions.iter().any(|each| each.uri == ACK_EXTENSION) {
+    if !extensions.iter().any(|each| each.uri == ACK_EXTENSION) {
         let (uri, version) = (ACK_EXTENSION.to_owned(), "1".to_owned());
         extensions.push(ExtensionDeclaration { uri, version, ..ExtensionDeclaration::default() });
     }
@@ -235,7 +235,7 @@ fn accepted(core: &Arc<Core>, welcome: Welcome) {
     tracing::info!(session = welcome.session_id, resumed = welcome.resumed, "connected");
     let assigned = core.identity().assigned(&welcome.assigned_id);
     *core.identity() = assigned;
-    core.acks.begin(welcome.acknowledges(), welcome.resumed, &welcome.log_epoch);
+    core.acks.begin(welcome.supports(ACK_EXTENSION), welcome.resumed, &welcome.log_epoch);
     // Shared work of the last connection goes to others, and what is of another log means nothing.
     core.inbox.messages.retain(|message| !message.ack.as_ref().is_some_and(Ack::is_stale));
     let mut front = core.routes.restore();

@@ -10,7 +10,7 @@ use trunkline_proto::v1::{
 
 use super::{
     Core, State,
-    lane::{Lane, Overflow, Pressure},
+    lane::{Lane, Overflow, Pressure, Weight},
     pending,
 };
 use crate::{error::Error, message::Message, task::Assignment};
@@ -54,6 +54,9 @@ impl fmt::Debug for Notice {
     }
 }
 
+/// Payloads of messages that are not taken yet: over this, nothing more is read but for the sake of an answer.
+const MESSAGES_BYTES: usize = 64 * 1024 * 1024;
+
 /// What was received and is not taken yet.
 pub(crate) struct Inbox {
     pub(crate) messages: Arc<Lane<Message>>,
@@ -69,8 +72,17 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new(bound: usize, at_least_once: bool, room: &Arc<Notify>) -> Self {
         let overflow = if at_least_once { Overflow::Nothing } else { Overflow::Unheard };
+        // On Trunkline a message is delivered when it was taken: so the server sends only so much ahead, and answers do not
+        // have to wait behind everything that it has.
+        let taken = |message: &mut Message| {
+            if let Some(ack) = message.ack.take() {
+                ack.done();
+            }
+        };
+        let gone = if at_least_once { |_: &mut Message| {} } else { taken };
+        let weight = Weight { of: |message: &Message| message.payload().len(), soft: MESSAGES_BYTES, hard: usize::MAX };
         Self {
-            messages: Lane::of("messages", bound, overflow, Arc::clone(room)),
+            messages: Lane::with("messages", bound, overflow, Arc::clone(room), gone, weight),
             progress: Lane::new("progress", bound, Arc::clone(room)),
             assignments: Lane::new("assignments", bound, Arc::clone(room)),
             // Nobody has to listen to these, and the last ones tell enough.
@@ -121,7 +133,10 @@ impl Core {
                     },
                     None => None,
                 };
-                self.inbox.messages.push(Message { frame, ack, offset: delivery.map(|delivery| delivery.offset) })
+                let message = Message { frame, ack, offset: delivery.map(|delivery| delivery.offset) };
+                let pressure = self.inbox.messages.push(message);
+                self.make_way();
+                pressure
             }
             Some(Down::ProgressUpdate(update)) => {
                 // A report is about a moment: it is done with when it is there.
@@ -130,11 +145,19 @@ impl Core {
                     Some(Some(ack)) => ack.done(),
                     None => {}
                 }
+                self.make_way();
                 self.inbox.progress.push(*update)
             }
             payload => return self.receive_rare(DownstreamMessage { payload, ..frame }),
         };
         (None, pressure)
+    }
+
+    /// Messages that nobody listens to do not hold up what does.
+    fn make_way(&self) {
+        if self.acks.is_crowded() {
+            self.inbox.messages.let_go();
+        }
     }
 
     fn receive_rare(&self, frame: DownstreamMessage) -> (Option<Signal>, Pressure) {

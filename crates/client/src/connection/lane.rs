@@ -13,6 +13,9 @@ use tokio::sync::Notify;
 /// How many times its bound a queue may hold while an answer is waited for: the answer comes behind what is not taken.
 const WHILE_ASKING: usize = 64;
 
+/// So much at least: twice what Trunkline sends ahead of what is taken.
+const WHILE_ASKING_MIN: usize = 8192;
+
 /// One kind of thing. Who does not listen loses what comes over the bound; who listens too slowly holds the connection up,
 /// and with it the server, which keeps what is durable.
 pub(crate) struct Lane<T> {
@@ -22,10 +25,30 @@ pub(crate) struct Lane<T> {
     inner: Mutex<Inner<T>>,
     /// Told when there is room again.
     room: Arc<Notify>,
+    /// Done to what is taken, or dropped.
+    gone: fn(&mut T),
+    weight: Weight<T>,
+}
+
+/// How large items are, and what may wait of them.
+pub(crate) struct Weight<T> {
+    pub(crate) of: fn(&T) -> usize,
+    /// Bytes over which nothing should be read but for the sake of an answer.
+    pub(crate) soft: usize,
+    /// Bytes over which nothing may be read.
+    pub(crate) hard: usize,
+}
+
+impl<T> Weight<T> {
+    /// They are small.
+    fn none() -> Self {
+        Self { of: |_| 0, soft: usize::MAX, hard: usize::MAX }
+    }
 }
 
 struct Inner<T> {
     queue: VecDeque<T>,
+    bytes: usize,
     listeners: usize,
     wakers: Vec<Waker>,
     dropped: u64,
@@ -60,8 +83,21 @@ impl<T> Lane<T> {
     }
 
     pub(crate) fn of(what: &'static str, bound: usize, overflow: Overflow, room: Arc<Notify>) -> Arc<Self> {
-        let inner = Inner { queue: VecDeque::new(), listeners: 0, wakers: Vec::new(), dropped: 0, is_over: false };
-        Arc::new(Self { what, bound: bound.max(1), overflow, inner: Mutex::new(inner), room })
+        Self::with(what, bound, overflow, room, |_| {}, Weight::none())
+    }
+
+    /// One whose items are large, or that does something to each when it is taken, or dropped for want of room.
+    pub(crate) fn with(
+        what: &'static str,
+        bound: usize,
+        overflow: Overflow,
+        room: Arc<Notify>,
+        gone: fn(&mut T),
+        weight: Weight<T>,
+    ) -> Arc<Self> {
+        let (queue, wakers) = (VecDeque::new(), Vec::new());
+        let inner = Mutex::new(Inner { queue, bytes: 0, listeners: 0, wakers, dropped: 0, is_over: false });
+        Arc::new(Self { what, bound: bound.max(1), overflow, inner, room, gone, weight })
     }
 
     /// Short and without a wait inside, so a lock of the standard library's; a panic inside leaves nothing half done.
@@ -70,23 +106,28 @@ impl<T> Lane<T> {
     }
 
     /// Takes something in. What is dropped because nobody listens is dropped outside of the lock.
-    pub(crate) fn push(&self, item: T) -> Pressure {
+    pub(crate) fn push(&self, mut item: T) -> Pressure {
         let mut inner = self.lock();
         if inner.is_over {
             return Pressure::Hard;
         }
-        if self.overflow == Overflow::Oldest && inner.queue.len() >= self.bound {
-            inner.queue.pop_front();
+        if self.overflow == Overflow::Oldest
+            && inner.queue.len() >= self.bound
+            && let Some(oldest) = inner.queue.pop_front()
+        {
+            inner.bytes -= (self.weight.of)(&oldest);
         }
         if inner.listeners == 0 && inner.queue.len() >= self.bound && self.overflow == Overflow::Unheard {
             inner.dropped += 1;
             let is_first = inner.dropped == 1;
             drop(inner);
+            (self.gone)(&mut item);
             if is_first {
                 tracing::warn!(what = self.what, bound = self.bound, "nobody takes what comes: it is dropped");
             }
             return Pressure::None;
         }
+        inner.bytes += (self.weight.of)(&item);
         inner.queue.push_back(item);
         let wakers = std::mem::take(&mut inner.wakers);
         let pressure = self.pressure_of(&inner);
@@ -96,12 +137,25 @@ impl<T> Lane<T> {
     }
 
     fn pressure_of(&self, inner: &Inner<T>) -> Pressure {
-        if inner.listeners == 0 || inner.queue.len() < self.bound || self.overflow == Overflow::Oldest {
+        let is_light = inner.queue.len() < self.bound && inner.bytes < self.weight.soft;
+        if inner.listeners == 0 || is_light || self.overflow == Overflow::Oldest {
             Pressure::None
-        } else if inner.queue.len() < self.bound * WHILE_ASKING {
+        } else if inner.queue.len() < self.most() && inner.bytes < self.weight.hard {
             Pressure::Soft
         } else {
             Pressure::Hard
+        }
+    }
+
+    fn most(&self) -> usize {
+        (self.bound * WHILE_ASKING).max(WHILE_ASKING_MIN)
+    }
+
+    /// What waits counts as taken, if nobody listens: it must not hold up what comes behind it.
+    pub(crate) fn let_go(&self) {
+        let mut inner = self.lock();
+        if inner.listeners == 0 {
+            inner.queue.iter_mut().for_each(self.gone);
         }
     }
 
@@ -111,7 +165,9 @@ impl<T> Lane<T> {
 
     /// Leaves out what is not wanted any more.
     pub(crate) fn retain(&self, wanted: impl FnMut(&T) -> bool) {
-        self.lock().queue.retain(wanted);
+        let mut inner = self.lock();
+        inner.queue.retain(wanted);
+        inner.bytes = inner.queue.iter().map(self.weight.of).sum();
     }
 
     /// Nothing comes any more; what is there can still be taken.
@@ -125,7 +181,7 @@ impl<T> Lane<T> {
 
     fn poll(&self, cx: &Context<'_>) -> Poll<Option<T>> {
         let mut inner = self.lock();
-        let Some(item) = inner.queue.pop_front() else {
+        let Some(mut item) = inner.queue.pop_front() else {
             if inner.is_over {
                 return Poll::Ready(None);
             }
@@ -138,11 +194,18 @@ impl<T> Lane<T> {
             // A burst's room is given back.
             inner.queue = VecDeque::new();
         }
-        let has_room = inner.queue.len() + 1 == self.bound || inner.queue.len() + 1 == self.bound * WHILE_ASKING;
+        let before = inner.bytes;
+        inner.bytes -= (self.weight.of)(&item);
+        let crosses = |bytes: usize| before >= bytes && inner.bytes < bytes;
+        let has_room = inner.queue.len() + 1 == self.bound
+            || inner.queue.len() + 1 == self.most()
+            || crosses(self.weight.soft)
+            || crosses(self.weight.hard);
         drop(inner);
         if has_room {
             self.room.notify_one();
         }
+        (self.gone)(&mut item);
         Poll::Ready(Some(item))
     }
 }
@@ -207,15 +270,31 @@ mod tests {
     async fn who_listens_loses_nothing_and_holds_the_sender_up() {
         let lane = lane(2);
         let mut numbers = Received::of(&lane);
-        let pressure: Vec<_> = (0..129).map(|n| lane.push(n)).collect();
+        let most = WHILE_ASKING_MIN as u32;
+        let pressure: Vec<_> = (0..=most).map(|n| lane.push(n)).collect();
         assert_eq!(pressure[0], Pressure::None);
-        assert_eq!(pressure[1..127], [Pressure::Soft; 126]);
-        assert_eq!(pressure[127..], [Pressure::Hard; 2]);
-        for n in 0..129 {
+        let (soft, hard) = pressure[1..].split_at(WHILE_ASKING_MIN - 2);
+        assert!(soft.iter().all(|pressure| *pressure == Pressure::Soft));
+        assert_eq!(hard, [Pressure::Hard; 2]);
+        for n in 0..=most {
             assert_eq!(numbers.next().await, Some(n));
         }
         lane.room.notified().await;
         assert_eq!(lane.pressure(), Pressure::None);
+    }
+
+    #[tokio::test]
+    async fn what_is_large_presses_sooner() {
+        let weight = Weight { of: |n: &u32| *n as usize, soft: 100, hard: 200 };
+        let lane = Lane::with("numbers", 1000, Overflow::Unheard, Arc::default(), |_| {}, weight);
+        let mut numbers = Received::of(&lane);
+        let pressure: Vec<_> = [60, 60, 60, 60].into_iter().map(|n| lane.push(n)).collect();
+        assert_eq!(pressure, [Pressure::None, Pressure::Soft, Pressure::Soft, Pressure::Hard]);
+        for expected in [Pressure::Soft, Pressure::Soft, Pressure::None, Pressure::None] {
+            numbers.next().await;
+            assert_eq!(lane.pressure(), expected);
+        }
+        lane.room.notified().await;
     }
 
     #[tokio::test]

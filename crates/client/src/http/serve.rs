@@ -27,10 +27,10 @@ use crate::{
     connection::{
         Client,
         feed::Mark,
-        lane::{Lane, Pressure, Received},
+        lane::{Lane, Overflow, Pressure, Received, Weight},
     },
     error::{Error, Kind, Result},
-    routes::Frame,
+    routes::{Frame, frames},
     tunnel::{self, Incoming},
 };
 
@@ -40,11 +40,15 @@ const CALLS_MAX: usize = 256;
 /// Tunnels that are open at once, at most; those beyond are refused.
 const TUNNELS_MAX: usize = 256;
 
-/// Frames of calls that are not looked at yet, and of one tunnel that are not read yet: at 64 times this they fail.
+/// Frames of calls that are not looked at yet, and of one tunnel that are not read yet: at 64 times this, or 32 MiB, they fail.
 const FRAMES: usize = 1024;
 
-/// Pieces of a request's body that are not read yet: at 64 times this, 32 MiB in whole ones, the call fails.
-const PIECES: usize = 2;
+/// Pieces of a request's body that are not read yet, and their bytes: at 64 times this, or so many bytes, the call fails.
+const PIECES: usize = 128;
+const PIECES_BYTES: usize = 32 * 1024 * 1024;
+
+/// Refusals that wait for room to go out, beside what is being answered; then nothing more is looked at.
+const REFUSALS_MAX: usize = 256;
 
 /// How long a call may be worked on, if it does not say: the published ceiling.
 const CEILING: Duration = Duration::from_secs(180);
@@ -236,12 +240,12 @@ impl Client {
 
     /// As [`Client::serve_http`], with more to say. What served before does not any more.
     pub fn serve(&self, serve: Serve) -> Serving {
-        let lane = Lane::new("calls", FRAMES, Arc::clone(&self.core.room));
-        let frames = Received::of(&lane);
+        let lane = frames("calls", FRAMES, &self.core.room);
+        let received = Received::of(&lane);
         self.core.routes.serve(&lane);
         let desk = Arc::new(Desk { client: self.clone(), serve, calls: Mutex::default(), tunnels: Mutex::default() });
         // Ends with its lane.
-        self.core.spawn(desk.run(frames));
+        self.core.spawn(desk.run(received));
         Serving { client: self.clone(), lane }
     }
 }
@@ -339,20 +343,20 @@ impl Desk {
         }
         let opened = TunnelOpen::decode(data.data.clone()).ok().filter(|open| open.tunnel_id == data.tunnel_id);
         let (Some(open), Some(handler)) = (opened, self.serve.tunnels.clone()) else {
-            let why = "no active tunnel for id";
-            return tunnel::refuse(&self.client, &data.tunnel_id, tunnel::Reason::PeerReset, why).await;
+            let close = tunnel::refusal(data.tunnel_id, tunnel::Reason::PeerReset, "no active tunnel for id");
+            return self.say(close, running).await;
         };
         if self.tunnels().len() >= TUNNELS_MAX {
             let why = format!("{TUNNELS_MAX} tunnels are open already");
-            return tunnel::refuse(&self.client, &data.tunnel_id, tunnel::Reason::Quota, &why).await;
+            return self.say(tunnel::refusal(data.tunnel_id, tunnel::Reason::Quota, &why), running).await;
         }
-        let lane = Lane::new("frames of a tunnel", FRAMES, Arc::clone(&self.client.core.room));
-        let frames = Received::of(&lane);
+        let lane = frames("frames of a tunnel", FRAMES, &self.client.core.room);
+        let received = Received::of(&lane);
         let id = open.tunnel_id.clone();
         self.tunnels().insert(id.clone(), lane);
         let desk = Arc::clone(self);
         let forget = Forget(Arc::clone(self), id);
-        let incoming = Incoming::new(self.client.clone(), open, frames, Box::new(forget));
+        let incoming = Incoming::new(self.client.clone(), open, received, Box::new(forget));
         running.spawn(async move {
             (handler)(incoming).await;
             drop(desk);
@@ -363,11 +367,15 @@ impl Desk {
         let id = request.request_id.clone();
         let refused = self.refusal(&request);
         if let Some((kind, why)) = refused {
-            return refuse(&self.client, &id, kind, &why).await;
+            return self.say(refusal(&id, kind, &why), running).await;
         }
         let cancel = CancellationToken::new();
-        let lane =
-            request.body_chunked.then(|| Lane::new("pieces of a body", PIECES, Arc::clone(&self.client.core.room)));
+        let room = &self.client.core.room;
+        let weight =
+            || Weight { of: |piece: &ProxyHttpBodyChunk| piece.data.len(), soft: usize::MAX, hard: PIECES_BYTES };
+        let lane = request
+            .body_chunked
+            .then(|| Lane::with("pieces of a body", PIECES, Overflow::Unheard, Arc::clone(room), |_| {}, weight()));
         let pieces = lane.as_ref().map(Received::of);
         self.calls().insert(id.clone(), Answering { body: lane, cancel: cancel.clone() });
         let (desk, forget) = (Arc::clone(self), ForgetCall(Arc::clone(self), id.clone()));
@@ -387,8 +395,19 @@ impl Desk {
                 Kind::Exhausted => ProxyKind::PayloadTooLarge,
                 _ => ProxyKind::UpstreamReset,
             };
-            refuse(&desk.client, &id, kind, &failed.to_string()).await;
+            // In order behind what of the answer went out already.
+            say(&desk.client, refusal(&id, kind, &failed.to_string())).await;
         });
+    }
+
+    /// Says something without holding the others up, unless there is too much that waits to be said.
+    async fn say(&self, what: Up, running: &mut tokio::task::JoinSet<()>) {
+        if running.len() < CALLS_MAX + TUNNELS_MAX + REFUSALS_MAX {
+            let client = self.client.clone();
+            running.spawn(async move { say(&client, what).await });
+        } else {
+            say(&self.client, what).await;
+        }
     }
 
     /// What is not answered at all.
@@ -501,11 +520,17 @@ impl Drop for Forget {
     }
 }
 
-async fn refuse(client: &Client, id: &str, kind: ProxyKind, why: &str) {
+fn refusal(id: &str, kind: ProxyKind, why: &str) -> Up {
     let error = Some(ProxyError { kind: kind.into(), message: why.to_owned() });
-    let response = ProxyHttpResponse { request_id: id.to_owned(), error, ..ProxyHttpResponse::default() };
-    // In order behind what of the answer went out already.
-    if let Err(error) = client.core.put_bulk(Up::ProxyHttpResponse(Box::new(response))).await {
+    Up::ProxyHttpResponse(Box::new(ProxyHttpResponse {
+        request_id: id.to_owned(),
+        error,
+        ..ProxyHttpResponse::default()
+    }))
+}
+
+async fn say(client: &Client, what: Up) {
+    if let Err(error) = client.core.put_bulk(what).await {
         tracing::debug!(%error, "a refusal did not go out");
     }
 }

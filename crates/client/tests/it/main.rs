@@ -11,6 +11,7 @@
 
 mod connection;
 mod coord;
+mod delivery;
 mod operations;
 mod orchestrate;
 mod peer;

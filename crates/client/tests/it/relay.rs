@@ -20,9 +20,11 @@ use trunkline_client::{
     Agent, Kind, Service, Topic,
     authority::OnBehalf,
     http::{HeaderMode, Serve},
+    kv::Scope,
     proto::{
-        DownstreamMessage, ProxyError, ProxyHttpResponse, TunnelAck, TunnelClose, TunnelData,
-        downstream_message::Payload as Down, proxy_error, tunnel_close, upstream_message::Payload as Up,
+        DownstreamMessage, KvResponse, ProxyError, ProxyHttpBodyChunk, ProxyHttpRequest, ProxyHttpResponse, TunnelAck,
+        TunnelClose, TunnelData, downstream_message::Payload as Down, proxy_error, tunnel_close,
+        upstream_message::Payload as Up,
     },
     tunnel::{Dial, Incoming, Protocol},
 };
@@ -342,4 +344,69 @@ async fn a_dropped_tunnel_is_closed_for_the_other_side() {
     assert!(matches!(line.next().await, Up::TunnelOpen(_)));
     assert!(matches!(line.next().await, Up::TunnelData(data) if data.data == "last words"));
     assert!(matches!(line.next().await, Up::TunnelClose(_)));
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_when_nothing_goes_through_it_or_too_much() {
+    let mut peer = Peer::begin().await;
+    let (agent, mut line) = peer.agent().await;
+    let closed = async |line: &mut Line| loop {
+        if let Up::TunnelClose(close) = line.next().await {
+            return close.reason();
+        }
+    };
+    let idle = Dial::tcp(memory()).idle_timeout(Duration::from_millis(50));
+    let mut tunnel = agent.dial(idle).await.unwrap();
+    tunnel.write_all(b"hello").await.unwrap();
+    assert_eq!(soon(tunnel.read(&mut [0; 1])).await.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    drop(tunnel);
+    assert_eq!(closed(&mut line).await, tunnel_close::Reason::IdleTimeout);
+    let mut tunnel = agent.dial(Dial::tcp(memory()).bytes_max(10)).await.unwrap();
+    tunnel.write_all(b"0123456789").await.unwrap();
+    let refused = soon(tunnel.write_all(b"1")).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::QuotaExceeded);
+    drop(tunnel);
+    assert_eq!(closed(&mut line).await, tunnel_close::Reason::Quota);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_read_breaks_off_before_it_fills_the_memory() {
+    let mut peer = Peer::begin().await;
+    let (agent, mut line) = peer.agent().await;
+    let (tell, ended) = tokio::sync::oneshot::channel();
+    let tell = std::sync::Arc::new(std::sync::Mutex::new(Some(tell)));
+    let (go, goes) = tokio::sync::watch::channel(false);
+    let router = Router::new().fallback(move |body: AxumBody| {
+        let (tell, mut goes) = (tell.lock().unwrap().take().unwrap(), goes.clone());
+        async move {
+            goes.wait_for(|goes| *goes).await.unwrap();
+            tell.send(axum::body::to_bytes(body, usize::MAX).await.map(|all| all.len())).unwrap();
+        }
+    });
+    let _serving = agent.serve_http(router);
+    let request = ProxyHttpRequest {
+        request_id: "r".into(),
+        method: "POST".into(),
+        path: "/".into(),
+        body_chunked: true,
+        ..Default::default()
+    };
+    line.put(Down::ProxyHttpRequest(request.into())).await;
+    for seq in 0..150 {
+        let data = Bytes::from(vec![0; 256 * 1024]);
+        let chunk = ProxyHttpBodyChunk { request_id: "r".into(), is_request: true, seq, data, fin: false };
+        line.put(Down::ProxyHttpBodyChunk(chunk.into())).await;
+    }
+    // A question behind it all, so that it is there.
+    let asks = tokio::spawn(async move { agent.kv(Scope::workspace()).get("k").await });
+    let asked = loop {
+        if let Up::KvOp(asked) = line.next().await {
+            break asked;
+        }
+    };
+    let answer = KvResponse { request_id: asked.request_id, success: true, ..Default::default() };
+    line.put(Down::Kv(answer.into())).await;
+    soon(asks).await.unwrap().unwrap();
+    go.send_replace(true);
+    assert!(soon(ended).await.unwrap().is_err(), "37 MiB in a row are not kept");
 }

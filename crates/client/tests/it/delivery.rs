@@ -1,0 +1,99 @@
+//! When a message counts as delivered, and what a backlog does to everything else. Against a server.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+use trunkline_client::{Agent, Client, Outgoing, Topic, kv::Scope, task::Progress};
+
+use crate::server::{World, soon};
+
+fn reader() -> Topic {
+    Topic::agent("ws", "impl", "reader").unwrap()
+}
+
+/// So many messages for a reader who is away, numbered.
+async fn backlog(sender: &Client, count: usize) {
+    for n in 0..count {
+        sender.send(Outgoing::chat(reader(), n.to_string())).await.unwrap();
+    }
+    sender.settled().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_asks_gets_its_answers_however_long_the_backlog_is() {
+    const COUNT: usize = 12_000;
+    let world = World::begin().await;
+    let sender = world.agent("sender").await;
+    backlog(&sender, COUNT).await;
+    let builder = Agent::builder("ws", "impl", "reader").inbox(4).request_timeout(Duration::from_secs(5));
+    let reader = world.connect(builder).await;
+    let (seen, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    reader.on_message({
+        let (client, seen, done) = (reader.client().clone(), Arc::clone(&seen), Arc::clone(&done));
+        move |message| {
+            let (client, seen, done) = (client.clone(), Arc::clone(&seen), Arc::clone(&done));
+            async move {
+                assert_eq!(message.text(), seen.load(SeqCst).to_string());
+                // One answer after the other, each behind what the server has for us.
+                if seen.load(SeqCst).is_multiple_of(10) {
+                    client.kv(Scope::GlobalExclusive).get("k").await?;
+                }
+                if seen.fetch_add(1, SeqCst) + 1 == COUNT {
+                    done.notify_one();
+                }
+                Ok::<_, trunkline_client::Error>(())
+            }
+        }
+    });
+    soon(done.notified()).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_was_not_taken_is_there_for_who_comes_next() {
+    let world = World::begin().await;
+    let sender = world.agent("sender").await;
+    backlog(&sender, 5).await;
+    let first = world.agent("reader").await;
+    let mut messages = first.messages();
+    assert_eq!(soon(messages.next()).await.unwrap().text(), "0");
+    assert_eq!(soon(messages.next()).await.unwrap().text(), "1");
+    soon(first.close()).await;
+    let second = world.agent("reader").await;
+    let mut messages = second.messages();
+    for n in 2..5 {
+        assert_eq!(soon(messages.next()).await.unwrap().text(), n.to_string());
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_nobody_listens_to_do_not_hold_progress_up() {
+    let world = World::begin().await;
+    let sender = world.agent("sender").await;
+    backlog(&sender, 1000).await;
+    let reader = world.agent("reader").await;
+    let mut progress = reader.progress();
+    let reports = tokio::spawn({
+        let sender = sender.client().clone();
+        async move {
+            for n in 0..6000 {
+                sender.report(Progress::running("t").summary(n.to_string())).await.unwrap();
+            }
+            sender.settled().await.unwrap();
+        }
+    });
+    for n in 0..6000 {
+        assert_eq!(soon(progress.next()).await.unwrap().summary, n.to_string());
+    }
+    reports.await.unwrap();
+    // They are there all the same.
+    assert_eq!(soon(reader.messages().next()).await.unwrap().text(), "0");
+    world.end().await;
+}
