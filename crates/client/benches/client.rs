@@ -24,14 +24,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
 use trunkline_client::{
     Agent, Outgoing, Topic,
     proto::{
-        AgentIdentity, ConnectionAck, DownstreamMessage, IncomingMessage, InitConnection, MessageType, SendMessage,
-        UpstreamMessage,
+        AgentIdentity, ConnectionAck, DownstreamMessage, IncomingMessage, InitConnection, MessageType,
+        NegotiatedExtension, SendMessage, UpstreamMessage,
         aether_gateway_client::AetherGatewayClient,
         aether_gateway_server::{AetherGateway, AetherGatewayServer},
         downstream_message::Payload as Down,
@@ -39,6 +39,7 @@ use trunkline_client::{
         upstream_message::Payload as Up,
     },
 };
+use trunkline_proto::own::Delivery;
 
 /// Set for the copy of this program that is the other side, or that holds idle clients.
 const ROLE: &str = "TRUNKLINE_BENCH_ROLE";
@@ -50,6 +51,10 @@ const ROUNDS: usize = 5;
 
 /// What may be on the way to the sink and not read yet.
 const WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Deliveries that Trunkline lets a client hold, under this extension.
+const AHEAD: u64 = 4096;
+const ACK: &str = "https://trunkline.dev/ext/ack/v1";
 
 const PAYLOAD: [u8; 256] = [7; 256];
 
@@ -129,30 +134,60 @@ impl AetherGateway for Bare {
     async fn connect(&self, request: Request<Streaming<UpstreamMessage>>) -> Result<Response<Frames>, Status> {
         let (mut inbound, read) = (request.into_inner(), Arc::clone(&self.read));
         let first = inbound.message().await?.expect("a first frame");
-        let is_source = matches!(
-            first.payload,
-            Some(Up::Init(init)) if matches!(&init.client_type, Some(ClientType::Agent(it)) if it.specifier == "source")
-        );
-        let ack = down(Down::ConnectionAck(Box::new(ConnectionAck { session_id: "s".into(), ..Default::default() })));
+        let specifier = match first.payload {
+            Some(Up::Init(init)) => match init.client_type {
+                Some(ClientType::Agent(it)) => it.specifier,
+                _ => String::new(),
+            },
+            _ => String::new(),
+        };
+        let acks = NegotiatedExtension { uri: ACK.into(), supported: true, ..Default::default() };
+        let negotiated_extensions = if specifier == "paced" { vec![acks] } else { Vec::new() };
+        let ack = ConnectionAck { session_id: "s".into(), negotiated_extensions, ..Default::default() };
         let (keep, tail) = mpsc::channel::<Result<DownstreamMessage, Status>>(1);
+        let done = watch::Sender::new(0_u64);
+        let through = done.subscribe();
         tokio::spawn(async move {
             let _keep = keep;
-            while let Ok(Some(_)) = inbound.message().await {
+            while let Ok(Some(frame)) = inbound.message().await {
                 read.fetch_add(1, Relaxed);
+                if let Some(Up::Acknowledgement(ack)) = frame.payload {
+                    done.send_replace(ack.through);
+                }
             }
         });
-        let ack = tokio_stream::once(Ok(ack));
-        if is_source {
-            let message = down(Down::Msg(IncomingMessage {
-                source_topic: "ag::w::i::s".into(),
-                payload: Bytes::from_static(&PAYLOAD),
-                ..IncomingMessage::default()
-            }));
-            let flood = tokio_stream::iter(std::iter::repeat_with(move || Ok(message.clone())));
-            return Ok(Response::new(Box::pin(ack.chain(flood))));
+        let ack = tokio_stream::once(Ok(down(Down::ConnectionAck(Box::new(ack)))));
+        let message = down(Down::Msg(IncomingMessage {
+            source_topic: "ag::w::i::s".into(),
+            payload: Bytes::from_static(&PAYLOAD),
+            ..IncomingMessage::default()
+        }));
+        match specifier.as_str() {
+            "source" => {
+                let flood = tokio_stream::iter(std::iter::repeat_with(move || Ok(message.clone())));
+                return Ok(Response::new(Box::pin(ack.chain(flood))));
+            }
+            "paced" => return Ok(Response::new(Box::pin(ack.chain(paced(message, through))))),
+            _ => {}
         }
         Ok(Response::new(Box::pin(ack.chain(ReceiverStream::new(tail)))))
     }
+}
+
+/// As fast as they are acknowledged, with as many ahead as Trunkline allows.
+fn paced(
+    message: DownstreamMessage,
+    through: watch::Receiver<u64>,
+) -> impl Stream<Item = Result<DownstreamMessage, Status>> + Send {
+    futures_util::stream::unfold((through, 0, message), |(mut through, last, message)| async move {
+        let offset = last + 1;
+        if offset > *through.borrow() + AHEAD {
+            through.wait_for(|through| offset <= *through + AHEAD).await.ok()?;
+        }
+        let delivery = Some(Delivery { offset, shared: false });
+        let next = DownstreamMessage { delivery, ..message.clone() };
+        Some((Ok(next), (through, offset, message)))
+    })
 }
 
 fn down(payload: Down) -> DownstreamMessage {
@@ -278,7 +313,7 @@ async fn send() {
 async fn receive() {
     let mut source = Peer::start("sink", None);
     let address: SocketAddr = source.line().parse().unwrap();
-    let (mut raws, mut ours) = (Vec::new(), Vec::new());
+    let (mut raws, mut ours, mut paced) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let mut raw = Raw::connect(address, "source").await;
         let (begun, mut count) = (Instant::now(), 0_u64);
@@ -290,21 +325,24 @@ async fn receive() {
         }
         raws.push(count as f64 / begun.elapsed().as_secs_f64());
         drop(raw);
-        let agent = agent(address, "source").await;
-        let mut messages = agent.messages();
-        let (begun, mut count) = (Instant::now(), 0_u64);
-        while begun.elapsed() < MEASURE {
-            for _ in 0..256 {
-                std::hint::black_box(messages.next().await.unwrap());
+        for (specifier, rates) in [("source", &mut ours), ("paced", &mut paced)] {
+            let agent = agent(address, specifier).await;
+            let mut messages = agent.messages();
+            let (begun, mut count) = (Instant::now(), 0_u64);
+            while begun.elapsed() < MEASURE {
+                for _ in 0..256 {
+                    std::hint::black_box(messages.next().await.unwrap());
+                }
+                count += 256;
             }
-            count += 256;
+            rates.push(count as f64 / begun.elapsed().as_secs_f64());
         }
-        ours.push(count as f64 / begun.elapsed().as_secs_f64());
     }
-    let (raw, ours) = (median(raws), median(ours));
+    let (raw, ours, paced) = (median(raws), median(ours), median(paced));
     println!("\nreceive, 256 B, one client from a bare source (messages/s, median of {ROUNDS})");
     println!("  generated stubs   {raw:>12.0}");
     println!("  Agent::messages   {ours:>12.0}   {:>4.0} %", 100.0 * ours / raw);
+    println!("  … acknowledged    {paced:>12.0}   {:>4.0} %   as on Trunkline", 100.0 * paced / raw);
 }
 
 /// From nothing to accepted.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use trunkline_client::{MessageType, Outgoing, Topic, operator::TailItem};
 use trunkline_core::{identity::Identity, topic::Target};
 
-use super::{Done, Fault, block_on, client::Connect, payload, say};
+use super::{Done, Fault, block_on, client::Connect, output::plain, payload, say};
 
 #[derive(clap::Args)]
 pub(crate) struct Send {
@@ -19,6 +19,9 @@ pub(crate) struct Send {
     /// Who sends it [default: an agent in the target's workspace, or else a service].
     #[arg(long = "as", value_name = "IDENTITY")]
     sender: Option<String>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     connect: Connect,
 }
@@ -49,7 +52,11 @@ pub(crate) fn send(args: Send) -> Done {
         let message = Outgoing::new(args.target.parse::<Topic>()?, payload).of(kind);
         let client = args.connect.client_as(Some(&sender.to_string())).await?;
         client.send_confirmed(message).await.map_err(Fault::from)?;
-        say(format_args!("sent to {} as {sender}", args.target));
+        if args.json {
+            say(json!({"to": args.target, "as": sender.to_string()}));
+        } else {
+            say(format_args!("sent to {} as {sender}", args.target));
+        }
         client.close().await;
         Ok(())
     })
@@ -90,9 +97,8 @@ fn show(item: &TailItem) {
         return say(format_args!("-- not retained any more, through {} --", item.gap_through));
     }
     let (kind, text) = (kind(item), String::from_utf8_lossy(&item.payload));
-    let text: String = text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
     let source = if item.source_topic.is_empty() { "-" } else { &item.source_topic };
-    say(format_args!("{} {} {source} {kind} {text}", item.offset, item.timestamp_ms));
+    say(plain(&format!("{} {} {source} {kind} {text}", item.offset, item.timestamp_ms)));
 }
 
 /// The payload as JSON if it is that, as text if it is that, and else as it is, in base64.

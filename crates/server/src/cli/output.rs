@@ -22,8 +22,21 @@ pub(crate) struct Output {
 pub(crate) type Row = Vec<(&'static str, Value)>;
 
 impl Output {
+    /// Whether programs read it.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints what a request answers, once or again and again.
-    pub(crate) async fn show<F>(&self, mut ask: impl FnMut() -> F) -> Done
+    pub(crate) async fn show<F>(&self, ask: impl FnMut() -> F) -> Done
+    where
+        F: Future<Output = Result<Vec<Row>, Fault>>,
+    {
+        self.show_with(ask, || {}).await
+    }
+
+    /// As [`Output::show`], with a line behind each table.
+    pub(crate) async fn show_with<F>(&self, mut ask: impl FnMut() -> F, behind: impl Fn()) -> Done
     where
         F: Future<Output = Result<Vec<Row>, Fault>>,
     {
@@ -33,6 +46,9 @@ impl Output {
                 clear();
             }
             self.print(&rows);
+            if !self.json {
+                behind();
+            }
             match self.watch {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
                 None => return Ok(()),
@@ -86,6 +102,11 @@ fn cell(value: &Value) -> String {
         Value::Array(all) => all.iter().map(cell).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     };
+    plain(&text)
+}
+
+/// Without what could move a terminal's cursor.
+pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

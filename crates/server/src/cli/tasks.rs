@@ -2,7 +2,7 @@
 
 mod shown;
 
-use std::{collections::HashMap, time::Duration};
+use std::cell::Cell;
 
 use serde_json::{Value, json};
 use trunkline_client::{
@@ -12,7 +12,12 @@ use trunkline_client::{
 };
 
 use self::shown::Shown;
-use super::{Done, Fault, block_on, client::Connect, output::clear, payload, say};
+use super::{
+    Done, Fault, block_on,
+    client::Connect,
+    output::{Output, Row, plain},
+    payload, say,
+};
 
 /// Tasks of one page; the server's own limit.
 const PAGE: i32 = 1000;
@@ -89,11 +94,10 @@ pub(crate) struct List {
     /// At most so many.
     #[arg(long, default_value_t = 50)]
     limit: i32,
-    /// Prints again every so many seconds, until it is interrupted.
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = 1..=3600)]
-    watch: Option<u64>,
     #[command(flatten)]
-    ask: Ask,
+    output: Output,
+    #[command(flatten)]
+    whom: Whom,
 }
 
 #[derive(clap::Args)]
@@ -120,6 +124,12 @@ pub(crate) struct Ask {
     /// For programs: one JSON value a line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    whom: Whom,
+}
+
+#[derive(Clone, clap::Args)]
+pub(crate) struct Whom {
     /// Who asks [default: an orchestrator of its own, which an administrator's key is good for].
     #[arg(long = "as", value_name = "IDENTITY")]
     who: Option<String>,
@@ -127,7 +137,7 @@ pub(crate) struct Ask {
     connect: Connect,
 }
 
-impl Ask {
+impl Whom {
     async fn open(&self) -> Result<Client, Fault> {
         self.open_as(&uuid::Uuid::new_v4().to_string()).await
     }
@@ -137,9 +147,11 @@ impl Ask {
         let own = format!("orc::trunkline-cli::{specifier}");
         self.connect.client_as(Some(self.who.as_ref().unwrap_or(&own))).await
     }
+}
 
+impl Ask {
     fn show(&self, task: &TaskInfo) {
-        if self.json { say(as_json(task)) } else { say(line(task)) }
+        if self.json { say(as_json(task)) } else { say(plain(&line(task))) }
     }
 }
 
@@ -150,7 +162,7 @@ pub(crate) fn run(task: Task) -> Done {
             Task::List(args) => list(args).await?,
             Task::Show(args) => show(args).await?,
             Task::Watch(args) => {
-                let client = args.ask.open().await?;
+                let client = args.ask.whom.open().await?;
                 watch(&client, &args.id, args.ask.json).await?;
                 client.close().await;
             }
@@ -165,10 +177,10 @@ pub(crate) fn run(task: Task) -> Done {
 
 async fn create(args: Create) -> Result<(), Fault> {
     let client = match &args.idempotency_key {
-        None => args.ask.open().await?,
+        None => args.ask.whom.open().await?,
         // Names are their creator's: whoever gives the same one is the same.
         Some(key) => {
-            args.ask.open_as(&key.bytes().take(48).map(|byte| format!("{byte:02x}")).collect::<String>()).await?
+            args.ask.whom.open_as(&key.bytes().take(48).map(|byte| format!("{byte:02x}")).collect::<String>()).await?
         }
     };
     let (ask, follows) = (args.ask.clone(), args.watch);
@@ -203,7 +215,7 @@ fn wanted(args: Create) -> Result<NewTask, Fault> {
     })
 }
 
-async fn list(args: List) -> Result<(), Fault> {
+async fn list(args: List) -> Done {
     let statuses = args.status.iter().map(|status| status_number(status)).collect::<Result<_, _>>()?;
     let filter = TaskFilter {
         workspace: args.workspace.unwrap_or_default(),
@@ -213,26 +225,32 @@ async fn list(args: List) -> Result<(), Fault> {
         limit: args.limit,
         ..TaskFilter::default()
     };
-    let client = args.ask.open().await?;
-    loop {
+    let client = args.whom.open().await?;
+    let total = Cell::new((0, 0));
+    let rows = || async {
         let found = client.tasks().list(filter.clone()).await?;
-        if args.watch.is_some() && !args.ask.json {
-            clear();
-        }
-        found.tasks.iter().for_each(|task| args.ask.show(task));
-        if !args.ask.json {
-            say(format_args!("{} of {}", found.tasks.len(), found.total));
-        }
-        let Some(seconds) = args.watch else { break };
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-    }
+        total.set((found.tasks.len(), found.total));
+        Ok(found.tasks.iter().map(|task| if args.output.is_json() { whole(task) } else { row(task) }).collect())
+    };
+    args.output.show_with(rows, || say(format_args!("{} of {}", total.get().0, total.get().1))).await?;
     client.close().await;
     Ok(())
 }
 
+fn row(task: &TaskInfo) -> Row {
+    vec![
+        ("task", json!(task.task_id)),
+        ("status", json!(word(task.status))),
+        ("workspace", json!(task.workspace)),
+        ("type", json!(task.task_type)),
+        ("assigned_to", json!(task.assigned_to)),
+        ("error", json!(task.error)),
+    ]
+}
+
 /// A task, and the tree below it.
 async fn show(args: One) -> Result<(), Fault> {
-    let client = args.ask.open().await?;
+    let client = args.ask.whom.open().await?;
     let task = client.tasks().get(&args.id).await?;
     let below = TaskFilter {
         workspace: task.workspace.clone(),
@@ -251,9 +269,9 @@ async fn show(args: One) -> Result<(), Fault> {
         say(value);
         return Ok(());
     }
-    say(line(&task));
+    say(plain(&line(&task)));
     for (name, value) in details(&task) {
-        say(format_args!("  {name}: {value}"));
+        say(plain(&format!("  {name}: {value}")));
     }
     branch(&below, &args.id, 1);
     Ok(())
@@ -261,7 +279,7 @@ async fn show(args: One) -> Result<(), Fault> {
 
 fn branch(all: &[TaskInfo], parent: &str, depth: usize) {
     for child in all.iter().filter(|task| task.parent_task_id == parent) {
-        say(format_args!("{}└ {}", "  ".repeat(depth), line(child)));
+        say(format_args!("{}└ {}", "  ".repeat(depth), plain(&line(child))));
         branch(all, &child.task_id, depth + 1);
     }
 }
@@ -303,7 +321,7 @@ async fn change(
     args: Change,
     operate: impl AsyncFnOnce(&Tasks, &str, &str) -> trunkline_client::Result<TaskInfo>,
 ) -> Result<(), Fault> {
-    let client = args.ask.open().await?;
+    let client = args.ask.whom.open().await?;
     args.ask.show(&operate(&client.tasks(), &args.id, &args.reason).await?);
     client.close().await;
     Ok(())
@@ -345,28 +363,31 @@ fn details(task: &TaskInfo) -> Vec<(&'static str, String)> {
 }
 
 fn as_json(task: &TaskInfo) -> Value {
-    let metadata: &HashMap<String, String> = &task.metadata;
-    json!({
-        "task_id": task.task_id,
-        "type": task.task_type,
-        "status": word(task.status),
-        "workspace": task.workspace,
-        "assigned_to": task.assigned_to,
-        "target": task.target_topic,
-        "creator": task.creator_actor_id,
-        "parent_task_id": task.parent_task_id,
-        "root_task_id": task.root_task_id,
-        "correlation_id": task.correlation_id,
-        "context_id": task.context_id,
-        "priority": task.priority,
-        "class": task.task_class,
-        "created_at": task.created_at,
-        "started_at": task.started_at,
-        "completed_at": task.completed_at,
-        "attempt": task.attempt,
-        "max_attempts": task.max_attempts,
-        "error": task.error,
-        "depends_on": task.depends_on,
-        "metadata": metadata,
-    })
+    Value::Object(whole(task).into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+fn whole(task: &TaskInfo) -> Row {
+    vec![
+        ("task_id", json!(task.task_id)),
+        ("type", json!(task.task_type)),
+        ("status", json!(word(task.status))),
+        ("workspace", json!(task.workspace)),
+        ("assigned_to", json!(task.assigned_to)),
+        ("target", json!(task.target_topic)),
+        ("creator", json!(task.creator_actor_id)),
+        ("parent_task_id", json!(task.parent_task_id)),
+        ("root_task_id", json!(task.root_task_id)),
+        ("correlation_id", json!(task.correlation_id)),
+        ("context_id", json!(task.context_id)),
+        ("priority", json!(task.priority)),
+        ("class", json!(task.task_class)),
+        ("created_at", json!(task.created_at)),
+        ("started_at", json!(task.started_at)),
+        ("completed_at", json!(task.completed_at)),
+        ("attempt", json!(task.attempt)),
+        ("max_attempts", json!(task.max_attempts)),
+        ("error", json!(task.error)),
+        ("depends_on", json!(task.depends_on)),
+        ("metadata", json!(task.metadata)),
+    ]
 }

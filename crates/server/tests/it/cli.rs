@@ -65,6 +65,7 @@ async fn keys_are_made_listed_and_revoked() {
     let mut one = Client::connect(grpc, init.clone()).await.unwrap();
     let list = terminal.says(&["token", "list"]);
     assert!(list.contains(id) && list.contains("ag::ws::impl::*") && !list.contains(secret), "{list}");
+    assert!(terminal.says(&["token", "list", "--json"]).contains("\"state\":\"active\""));
     terminal.says(&["token", "revoke", id]);
     one.end().await;
     assert!(Client::connect(grpc, init).await.is_err());
@@ -154,7 +155,10 @@ async fn tasks_are_made_shown_followed_and_changed() {
     let id = make(&["--metadata", "depth=3", "--priority", "high", "--attempts", "2", "--idempotency-key", "k"]);
     assert_eq!(make(&["--idempotency-key", "k"]), id);
     let listed = terminal.says(&["task", "list", "-w", "ws", "--status", "queued"]);
-    assert!(listed.contains(&format!("{id} queued ws dig -")) && listed.contains("1 of 1"), "{listed}");
+    let words: Vec<&str> = listed.split_whitespace().collect();
+    assert_eq!(words[..7], ["TASK", "STATUS", "WORKSPACE", "TYPE", "ASSIGNED", "TO", "ERROR"]);
+    assert_eq!(words[7..], [&id, "queued", "ws", "dig", "-", "-", "1", "of", "1"]);
+    assert!(terminal.says(&["task", "list", "-w", "ws", "--json"]).contains(&format!("\"task_id\":\"{id}\"")));
     let shown = terminal.says(&["task", "show", &id]);
     assert!(shown.contains("metadata: depth=3"), "{shown}");
 

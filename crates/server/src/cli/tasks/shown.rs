@@ -10,7 +10,8 @@ use trunkline_client::{
     task::{TaskEvent, TaskStatus},
 };
 
-use super::{say, word};
+use super::word;
+use crate::cli::{output::plain, say};
 
 /// Cells of a progress bar in a line.
 const CELLS: usize = 20;
@@ -41,7 +42,7 @@ impl Shown {
             Self::Json => {
                 say(json!({"task_id": event.task_id, "at_ms": event.emitted_at_unix_ms, "event": value}));
             }
-            Self::Lines => say(format_args!("{} {}", event.task_id, text.trim_end())),
+            Self::Lines => say(plain(&format!("{} {}", event.task_id, text.trim_end()))),
             Self::Bars { all, bars } => draw(all, bars, event, &text),
         }
     }
@@ -84,11 +85,6 @@ fn draw(all: &MultiProgress, bars: &mut HashMap<String, ProgressBar>, event: &Ta
 fn is_end(status: i32) -> bool {
     use TaskStatus::{Cancelled, Completed, Failed, Rejected};
     matches!(TaskStatus::try_from(status), Ok(Completed | Failed | Cancelled | Rejected))
-}
-
-/// Without what could move a terminal's cursor.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// What happened, for people and for programs.

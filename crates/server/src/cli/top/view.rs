@@ -11,6 +11,8 @@ use trunkline_client::{
     operator::{Figures, Standing},
 };
 
+use crate::cli::output::plain;
+
 /// Looks that the curve goes back.
 const HISTORY: usize = 240;
 
@@ -240,11 +242,6 @@ impl View {
             ),
         ]
     }
-}
-
-/// Without what could move a terminal's cursor.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// With commas between thousands.
