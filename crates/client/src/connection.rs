@@ -429,7 +429,7 @@ impl Core {
     }
 
     fn late(&self, what: &str, timeout: Duration) -> Error {
-        let why = match (&*self.state.borrow(), self.inbox.pressure()) {
+        let why = match (&*self.state.borrow(), self.inbox.pressure(self.acks.is_on())) {
             (State::Connected(_), lane::Pressure::None) => String::new(),
             (State::Connected(_), _) => "; what was received is not taken fast enough".to_owned(),
             (State::Reconnecting { because, .. }, _) => format!("; there is no connection: {because}"),

@@ -191,7 +191,8 @@ impl<P: Principal> Builder<P> {
     }
 
     /// How many things of one kind are kept that are not taken yet: 1,024 without this. Who listens too slowly holds up the
-    /// connection at this point; for the sake of requests that wait for an answer it is 64 times as many.
+    /// connection at this point; for the sake of requests that wait for an answer it is 64 times as many. Of messages, Trunkline
+    /// sends up to 4,096 or 16 MiB ahead of what was taken, whatever is said here, and nothing is held up.
     pub fn inbox(mut self, count: usize) -> Self {
         self.options.inbox = count;
         self

@@ -26,7 +26,7 @@ use std::{
 };
 
 #[cfg(unix)]
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child, Command},
@@ -126,6 +126,9 @@ impl Default for Options {
         Self { at_once: 16, restarts: 3, restart_delay, settled }
     }
 }
+
+/// How often it is looked at whether a group of processes has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The longest wait before something is started again, or the server is told once more.
 const DELAY_MAX: Duration = Duration::from_secs(30);
@@ -281,7 +284,11 @@ async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Sema
 async fn give_up(shared: &Shared, task_id: &str, why: &str) {
     let mut delay = shared.options.restart_delay;
     while let Err(error) = shared.orchestrator.tasks().fail(task_id, why).await {
-        if !error.is_retryable() {
+        let is_final = matches!(
+            error.kind(),
+            Kind::NotFound | Kind::Precondition | Kind::Denied | Kind::Closed | Kind::Disconnected
+        );
+        if is_final {
             // It has ended otherwise, or the client has.
             tracing::warn!(%error, task_id, "the server was not told that a start failed");
             return;
@@ -320,7 +327,8 @@ pub struct Process {
     kill_timeout: Duration,
 }
 
-/// What the system lets a process have. For Linux; elsewhere a limit is an error when something is started.
+/// What the system lets a process have, from a moment after it was started. For Linux; elsewhere a limit is an error when something
+/// is started, as is one above the system's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of address space.
@@ -440,15 +448,22 @@ impl Process {
         Ok(child)
     }
 
-    async fn end(&self, child: &mut Child) {
-        let group = Group::of(child);
+    /// Ends it and whom it started: tells them to, and kills whoever is left after a while.
+    async fn end(&self, child: &mut Child, group: &mut Group) {
         group.terminate(child);
-        if timeout(self.terminate_timeout, child.wait()).await.is_err() {
+        let gone = async {
+            let ended = child.wait().await;
+            group.gone().await;
+            ended
+        };
+        if timeout(self.terminate_timeout, gone).await.is_err() {
+            group.kill();
             // It is gone if this fails, and as it should be.
             let _ = child.start_kill();
             let _ = timeout(self.kill_timeout, child.wait()).await;
         }
-        group.kill();
+        // Its number may be somebody else's from now on.
+        *group = Group::none();
     }
 }
 
@@ -464,17 +479,17 @@ impl Launch for Process {
                 lines.spawn(read(stderr, start.identity(), true, Arc::clone(output)));
             }
         }
+        let mut group = Group::of(&child);
         let ended = tokio::select! {
-            ended = child.wait() => ended,
-            () = stop.cancelled() => {
-                self.end(&mut child).await;
-                return Ok(());
-            }
+            ended = child.wait() => Some(ended),
+            () = stop.cancelled() => None,
         };
-        // What it printed last is still in the pipe; whom it started may hold that open.
+        // Whom it started ends with it.
+        self.end(&mut child, &mut group).await;
+        // What was printed last is still in the pipe; somebody who left the group may hold that open.
         let _ = timeout(self.kill_timeout, async { while lines.join_next().await.is_some() {} }).await;
         let lost = |e: std::io::Error| Error::new(Kind::Internal, format!("a process was lost: {e}")).with_source(e);
-        ended.map_err(lost).and_then(judged)
+        ended.map_or(Ok(()), |ended| ended.map_err(lost).and_then(judged))
     }
 }
 
@@ -492,10 +507,21 @@ impl Group {
         Self(child.id().and_then(|id| Pid::from_raw(id.cast_signed())))
     }
 
+    fn none() -> Self {
+        Self(None)
+    }
+
     fn terminate(&self, _child: &mut Child) {
         if let Some(pid) = self.0 {
             // They are gone if this fails, and as they should be.
             let _ = kill_process_group(pid, Signal::TERM);
+        }
+    }
+
+    /// Returns when nobody of it is left. Its number is nobody else's before.
+    async fn gone(&self) {
+        while self.0.is_some_and(|pid| test_kill_process_group(pid).is_ok()) {
+            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -504,6 +530,14 @@ impl Group {
         if let Some(pid) = self.0 {
             let _ = kill_process_group(pid, Signal::KILL);
         }
+    }
+}
+
+/// Nobody is left, also if whoever waits is dropped.
+#[cfg(unix)]
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -517,9 +551,15 @@ impl Group {
         Self
     }
 
+    fn none() -> Self {
+        Self
+    }
+
     fn terminate(&self, child: &mut Child) {
         let _ = child.start_kill();
     }
+
+    async fn gone(&self) {}
 
     fn kill(&self) {}
 }
@@ -527,7 +567,7 @@ impl Group {
 #[cfg(target_os = "linux")]
 fn limit(child: &Child, limits: Limits) -> std::io::Result<()> {
     use rustix::process::{Resource, Rlimit, prlimit};
-    let Some(pid) = Group::of(child).0 else { return Ok(()) };
+    let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return Ok(()) };
     for (resource, most) in [(Resource::As, limits.address_space), (Resource::Nofile, limits.open_files)] {
         if most.is_some() {
             prlimit(Some(pid), resource, Rlimit { current: most, maximum: most })?;
@@ -544,7 +584,7 @@ fn limit(_child: &Child, limits: Limits) -> std::io::Result<()> {
 fn log_file(directory: &Path, identity: &str) -> std::io::Result<File> {
     std::fs::create_dir_all(directory)?;
     // Names may contain anything but a separator of the system's.
-    let name = identity.trim_start_matches("ag::").replace("::", ".").replace(['/', '\\'], "_");
+    let name = identity.strip_prefix("ag::").unwrap_or(identity).replace("::", ".").replace(['/', '\\'], "_");
     OpenOptions::new().create(true).append(true).open(directory.join(format!("{name}.log")))
 }
 

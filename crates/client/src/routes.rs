@@ -7,6 +7,7 @@ use std::{
     time::SystemTime,
 };
 
+use prost::Message as _;
 use tokio::sync::Notify;
 use trunkline_proto::v1::{
     AuthorityGrantRevocation, ErrorResponse, SwitchWorkspace, TaskEvent, TaskSubscriptionOperation,
@@ -70,8 +71,8 @@ const FRAMES_BYTES: usize = 32 * 1024 * 1024;
 impl Frame {
     fn bytes(&self) -> usize {
         match self {
-            Self::Down(Down::ProxyHttpRequest(frame)) => frame.body.len(),
-            Self::Down(Down::ProxyHttpResponse(frame)) => frame.body.len(),
+            Self::Down(Down::ProxyHttpRequest(frame)) => frame.encoded_len(),
+            Self::Down(Down::ProxyHttpResponse(frame)) => frame.encoded_len(),
             Self::Down(Down::ProxyHttpBodyChunk(frame)) => frame.data.len(),
             Self::Down(Down::TunnelData(frame)) => frame.data.len(),
             Self::Down(_) | Self::Failed(_) => 0,
@@ -208,7 +209,8 @@ impl Routes {
         if let Some(follow) = table.follows.get_mut(id) {
             subscription.clone_into(&mut follow.subscription);
             table.subscriptions.insert(subscription.to_owned(), id.to_owned());
-        } else if !subscription.is_empty() {
+        } else if !id.is_empty() && !subscription.is_empty() {
+            // Without an id it is the answer to the end of one.
             table.unwanted.insert(subscription.to_owned());
         }
     }
@@ -286,6 +288,12 @@ impl Routes {
             _ => return true,
         };
         self.lock().calls.contains_key(id)
+    }
+
+    /// Whether somebody waits for what comes of a call, a tunnel or a task.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let table = self.lock();
+        !table.calls.is_empty() || !table.follows.is_empty()
     }
 
     pub(crate) fn close(&self, id: &str) {

@@ -329,6 +329,8 @@ impl Tunnel {
         if self.idle_until.as_mut().poll(cx).is_pending() {
             return false;
         }
+        // The halves may wait in two tasks, of which one is woken.
+        self.waiting.drain(..).for_each(Waker::wake);
         let why = format!("nothing went through the tunnel for {:?}", self.idle);
         self.broken.get_or_insert(Error::from_proxy(Kind::Timeout, Reason::IdleTimeout.as_str_name(), &why));
         true
@@ -468,8 +470,9 @@ impl AsyncWrite for Tunnel {
         if self.credit == 0 && !self.is_datagrams && self.broken.is_none() && !self.is_closed && !self.is_idle(cx) {
             return self.wait(cx);
         }
-        if self.bytes_left == 0 && !buf.is_empty() {
-            self.went(1);
+        let least = if self.is_datagrams { buf.len() } else { buf.len().min(1) };
+        if self.bytes_left < least as u64 {
+            self.went(least);
         }
         if let Some(error) = self.error() {
             return Poll::Ready(Err(error));

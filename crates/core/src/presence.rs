@@ -23,7 +23,7 @@ pub struct Presence {
 }
 
 struct Entry {
-    connection: Connection,
+    connection: Arc<Connection>,
     taken: Arc<AtomicU64>,
     meter: Arc<Meter>,
     farewell: Option<String>,
@@ -38,20 +38,29 @@ pub struct Meter {
     pub delivered: AtomicU64,
     /// Of those, what it has to acknowledge and did not yet.
     pub unacknowledged: AtomicU64,
-    /// What it reads, each from where.
-    reads: Mutex<Vec<(Topic, u64)>>,
+    /// Everything up to here was read for it.
+    pub read: AtomicU64,
+    reads: Mutex<Vec<Read>>,
     /// The work that it shares with others.
     work: Option<Arc<WorkGroup>>,
 }
 
-/// How a session stands.
-pub(crate) struct Reading {
-    pub(crate) connection: Connection,
-    pub(crate) meter: Arc<Meter>,
-    /// What is behind these is still to come.
-    pub(crate) reads: Vec<(Topic, Offset)>,
-    /// Shared work that was handed out and came back.
-    pub(crate) returned: u64,
+/// A topic that a session reads, and from where.
+struct Read {
+    topic: Topic,
+    from: u64,
+    /// While it is behind the others: where it joined them, and how far it was delivered.
+    behind: Option<(u64, Arc<AtomicU64>)>,
+}
+
+impl Read {
+    /// What is behind this is still to come, when everything else was read up to `read`.
+    fn position(&self, read: u64) -> Offset {
+        Offset(match &self.behind {
+            Some((joined_at, taken)) if read <= *joined_at => taken.load(SeqCst).max(self.from),
+            _ => read.max(self.from),
+        })
+    }
 }
 
 impl Meter {
@@ -64,12 +73,25 @@ impl Meter {
         self.accepted.load(SeqCst).saturating_add(self.delivered.load(SeqCst))
     }
 
-    pub(crate) fn reads(&self, topic: &Topic, from: u64) {
-        lock(&self.reads).push((topic.clone(), from));
+    /// Notes that a topic is read, from where, and what tells how far it is while it is behind the others.
+    pub(crate) fn reads(&self, topic: &Topic, from: u64, behind: Option<(u64, Arc<AtomicU64>)>) {
+        lock(&self.reads).push(Read { topic: topic.clone(), from, behind });
     }
 
     pub(crate) fn reads_no_more(&self, topics: &[Topic]) {
-        lock(&self.reads).retain(|(topic, _)| !topics.contains(topic));
+        lock(&self.reads).retain(|read| !topics.contains(&read.topic));
+    }
+
+    /// What is to come: behind each of these, and what came back of shared work.
+    pub(crate) fn to_come(&self) -> (Vec<(Topic, Offset)>, u64) {
+        let (read, work) = (self.read.load(SeqCst), self.work.as_ref().map(|work| work.waiting()));
+        let mut behind: Vec<_> =
+            lock(&self.reads).iter().map(|each| (each.topic.clone(), each.position(read))).collect();
+        let returned = work.map_or(0, |(shared, returned)| {
+            behind.push(shared);
+            returned
+        });
+        (behind, returned)
     }
 }
 
@@ -105,20 +127,12 @@ impl Presence {
     /// Notes a session, in place of the one before it that it took over.
     pub(crate) fn enter(&self, connection: Connection, taken: Arc<AtomicU64>, meter: Arc<Meter>) {
         let key = connection.identity.to_string();
-        lock(&self.entries).insert(key, Entry { connection, taken, meter, farewell: None });
+        lock(&self.entries).insert(key, Entry { connection: connection.into(), taken, meter, farewell: None });
     }
 
-    /// How every session stands.
-    pub(crate) fn readings(&self) -> Vec<Reading> {
-        let reading = |Entry { connection, taken, meter, .. }: &Entry| {
-            let (taken, (work, returned)) =
-                (taken.load(SeqCst), meter.work.as_ref().map(|work| work.waiting()).unzip());
-            let own =
-                lock(&meter.reads).iter().map(|(topic, from)| (topic.clone(), Offset(taken.max(*from)))).collect();
-            let reads = Vec::into_iter(own).chain(work).collect();
-            Reading { connection: connection.clone(), meter: meter.clone(), reads, returned: returned.unwrap_or(0) }
-        };
-        lock(&self.entries).values().map(reading).collect()
+    /// Every session, with what it has to do.
+    pub(crate) fn meters(&self) -> Vec<(Arc<Connection>, Arc<Meter>)> {
+        lock(&self.entries).values().map(|entry| (entry.connection.clone(), entry.meter.clone())).collect()
     }
 
     /// How far the session that holds the identity now got with delivering.
@@ -138,7 +152,7 @@ impl Presence {
     /// Notes that a session acts in another workspace now.
     pub(crate) fn moved(&self, identity: &Identity, workspace: Option<String>) {
         if let Some(entry) = lock(&self.entries).get_mut(&identity.to_string()) {
-            entry.connection.workspace = workspace;
+            Arc::make_mut(&mut entry.connection).workspace = workspace;
         }
     }
 
@@ -159,25 +173,29 @@ impl Presence {
     /// The sessions that fit, by identity.
     #[must_use]
     pub fn list(&self, filter: &Filter) -> Vec<Connection> {
-        let fits = |connection: &&Connection| {
+        let fits = |connection: &&Arc<Connection>| {
             filter.kind.is_none_or(|kind| connection.identity.kind() == kind)
                 && (filter.workspace.is_none() || connection.workspace == filter.workspace)
         };
-        lock(&self.entries).values().map(|entry| &entry.connection).filter(fits).cloned().collect()
+        let entries = lock(&self.entries);
+        let fit = entries.values().map(|entry| &entry.connection).filter(fits);
+        fit.map(|connection| (**connection).clone()).collect()
     }
 
     /// The sessions that came in with an API key.
     pub(crate) fn with_token(&self, token: &str) -> Vec<Connection> {
         let entries = lock(&self.entries);
         let all = entries.values().map(|entry| &entry.connection);
-        all.filter(|connection| connection.token.as_deref() == Some(token)).cloned().collect()
+        let fit = all.filter(|connection| connection.token.as_deref() == Some(token));
+        fit.map(|connection| (**connection).clone()).collect()
     }
 
     /// The session with this id.
     #[must_use]
     pub fn get(&self, session: &str) -> Option<Connection> {
         let entries = lock(&self.entries);
-        entries.values().map(|entry| &entry.connection).find(|connection| connection.session == session).cloned()
+        let found = entries.values().map(|entry| &entry.connection).find(|connection| connection.session == session);
+        found.map(|connection| (**connection).clone())
     }
 
     /// Whether the principal that rules name so is connected; a user by any window.

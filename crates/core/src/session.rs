@@ -40,7 +40,7 @@ use crate::{
     error::{Error, Kind},
     gate::{Administer, Attend, AttendPermit, Enter, Gate, Keep, KeepPermit, QueryConnection},
     identity::{self, Identity, PrincipalKind},
-    presence::{self, Connection, Meter, Presence, Reading},
+    presence::{self, Connection, Meter, Presence},
     token::opens,
     topic::{Target, no_service, own_lane, progress_for, progress_in, task_events, task_messages},
     work::{WorkGroup, WorkGroups},
@@ -115,14 +115,15 @@ pub struct Session {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Whose it is.
-    pub connection: Connection,
+    pub connection: Arc<Connection>,
     /// Messages and reports of progress that were taken from it.
     pub accepted: u64,
     /// Messages and reports of progress that it was given.
     pub delivered: u64,
     /// Of those, what it has to acknowledge and did not yet.
     pub unacknowledged: u64,
-    /// Records of its lanes, and of work that it shares, that are still to come: up to [`LAG_MAX`].
+    /// Records of its lanes, and of work that it shares, that were not read for it yet: up to [`LAG_MAX`]. Some of them may be
+    /// for others.
     pub lag: u64,
 }
 
@@ -224,20 +225,21 @@ impl Sessions {
     /// [`Kind::Denied`], [`Kind::Unavailable`].
     pub async fn standings(&self, caller: &Caller, most: usize) -> Result<(Vec<Standing>, usize), Error> {
         let permit = self.gate.authorize(caller, Administer("sessions"))?;
-        let mut readings = self.presence.readings();
-        let total = readings.len();
+        let mut sessions = self.presence.meters();
+        let total = sessions.len();
         // Whoever did the most is looked at, if there are more than that can be.
-        readings.sort_by_key(|reading| Reverse(reading.meter.traffic()));
-        readings.truncate(STANDINGS_MAX);
-        let wanted: Vec<_> = readings.iter().flat_map(|reading| reading.reads.clone()).collect();
+        sessions.sort_by_cached_key(|(_, meter)| Reverse(meter.traffic()));
+        sessions.truncate(STANDINGS_MAX);
+        let to_come: Vec<_> = sessions.iter().map(|(_, meter)| meter.to_come()).collect();
+        let wanted = to_come.iter().flat_map(|(behind, _)| behind.iter().cloned()).collect();
         let mut unread = self.gate.unread(&permit, wanted, LAG_MAX).await?.into_iter();
-        let standing = |Reading { connection, meter, reads, returned }: Reading| {
-            let lag = unread.by_ref().take(reads.len()).sum::<u64>() + returned;
+        let mut all = Vec::with_capacity(sessions.len());
+        for ((connection, meter), (behind, returned)) in sessions.into_iter().zip(to_come) {
+            let lag = unread.by_ref().take(behind.len()).sum::<u64>() + returned;
             let [accepted, delivered, unacknowledged] =
                 [&meter.accepted, &meter.delivered, &meter.unacknowledged].map(|count| count.load(SeqCst));
-            Standing { connection, accepted, delivered, unacknowledged, lag: lag.min(LAG_MAX as u64) }
-        };
-        let mut all: Vec<_> = readings.into_iter().map(standing).collect();
+            all.push(Standing { connection, accepted, delivered, unacknowledged, lag: lag.min(LAG_MAX as u64) });
+        }
         // Stable: among equals those that did the most.
         all.sort_by_key(|standing| Reverse(standing.lag));
         all.truncate(most);
@@ -304,7 +306,7 @@ impl Sessions {
         session.follow_lanes(before).await?;
         if let Some(all) = broadcast {
             session.reader.follow_from_tail(&all)?;
-            session.meter.reads(&all, tail.offset.0);
+            session.meter.reads(&all, tail.offset.0, None);
         }
         let connection = Connection {
             session: session.caller.session.clone(),
@@ -360,7 +362,7 @@ impl Session {
             if matches!(self.caller.identity, Identity::Task(_)) {
                 // Nobody comes back under an assigned id.
                 self.reader.follow_from_start(&own)?;
-                self.meter.reads(&own, 0);
+                self.meter.reads(&own, 0, None);
                 return Ok(());
             }
             let from = self.remembered(OWN).await?.unwrap_or(0).max(before);
@@ -371,7 +373,7 @@ impl Session {
                 let all = Target::AllAgents { workspace: named.workspace.clone() }.topic()?;
                 let progress = progress_in(&named.workspace)?;
                 self.reader.follow_from_tail(&all)?;
-                self.meter.reads(&all, tail);
+                self.meter.reads(&all, tail, None);
                 let from = self.remembered(PROGRESS).await?.map_or(tail, |from| from.max(before));
                 self.follow(PROGRESS.to_owned(), vec![progress], from)?;
             }
@@ -388,10 +390,12 @@ impl Session {
     fn follow(&mut self, scope: String, topics: Vec<Topic>, from: u64) -> Result<(), Error> {
         for topic in &topics {
             self.reader.follow_from(topic, Offset(from))?;
-            self.meter.reads(topic, from);
         }
         let joined_at = self.reader.cursor().offset.0;
         let behind = (from < joined_at).then(|| Behind { joined_at, taken: Arc::default() });
+        for topic in &topics {
+            self.meter.reads(topic, from, behind.as_ref().map(|behind| (joined_at, behind.taken.clone())));
+        }
         self.lanes.push(Lanes { scope, topics, from, behind });
         Ok(())
     }

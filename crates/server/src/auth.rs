@@ -11,7 +11,6 @@ use std::{
 };
 
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
 use trunkline_core::{
     Error, Kind,
     caller::{Caller, Credential},
@@ -30,6 +29,9 @@ const CREDENTIALS: [&str; 6] = ["token", "task_token", "x-api-key", "api_key", "
 const FAILURES_MAX: u32 = 5;
 const FAILURES_WINDOW: Duration = Duration::from_secs(30);
 const COOLDOWN: Duration = Duration::from_secs(30);
+
+/// How often it is looked at whether the token of a stream is still good. One that is revoked ends it at once.
+const TOKEN_PAUSE: Duration = Duration::from_secs(30);
 
 /// Peers whose failures are remembered; beyond it, those whose window is over are forgotten first, and then all.
 const PEERS_MAX: usize = 10_000;
@@ -124,14 +126,28 @@ impl Auth {
         }
     }
 
-    /// Tells when to ask [`Auth::confirm`] again.
-    pub(crate) fn revocations(&self) -> watch::Receiver<u64> {
-        self.gate.revocations()
-    }
-
     /// Whether what somebody came in with is still good.
     pub(crate) async fn confirm(&self, caller: &Caller) -> Result<(), Error> {
         token::confirm(&self.gate, &caller.credential).await
+    }
+
+    /// Returns when what somebody came in with is not good any more; never for what does not end.
+    pub(crate) async fn ended(&self, caller: &Caller) {
+        if caller.credential.token.is_none() {
+            return std::future::pending().await;
+        }
+        let mut revocations = self.gate.revocations();
+        // A token ends by itself, too.
+        let mut looks = tokio::time::interval(TOKEN_PAUSE);
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                Ok(()) = revocations.changed() => {}
+            }
+            if self.confirm(caller).await.is_err_and(|error| error.kind == Kind::Unauthenticated) {
+                return;
+            }
+        }
     }
 
     fn throttle<T>(&self, run: impl FnOnce(&mut Throttle) -> T) -> T {

@@ -1,6 +1,6 @@
 //! The commands.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
 pub(crate) mod admin;
 pub(crate) mod app;
@@ -36,6 +36,9 @@ pub(crate) enum Fault {
     /// What was waited for came to a bad end.
     #[error("{0}")]
     Ended(String),
+    /// The server ended what was to go on.
+    #[error("the server ended it: it stops, or the key is not good any more")]
+    Gone,
     /// A file or a stream.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -63,6 +66,7 @@ pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
     let kind = match error.downcast_ref::<Fault>() {
         Some(Fault::Usage(_)) => return 2,
         Some(Fault::NotFound(_)) => return 3,
+        Some(Fault::Gone) => return 5,
         Some(Fault::Client(error)) => error.kind(),
         Some(Fault::Ended(_) | Fault::Io(_)) => return 1,
         None => match error.downcast_ref::<trunkline_client::Error>() {
@@ -79,16 +83,25 @@ pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
     }
 }
 
-/// Prints as it is, without an end of line.
-#[allow(clippy::print_stdout, reason = "what a command answers belongs on standard output")]
+/// Prints as it is, without an end of line. Ends the program if nobody reads any more: it has what it wanted.
+#[allow(clippy::disallowed_methods, reason = "a command has nothing to drain that somebody still waits for")]
 pub(crate) fn put(text: &str) {
-    print!("{text}");
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
 }
 
 /// Prints a line of a command's result.
-#[allow(clippy::print_stdout, reason = "what a command answers belongs on standard output")]
 pub(crate) fn say(line: impl std::fmt::Display) {
-    println!("{line}");
+    put(&format!("{line}\n"));
+}
+
+/// Tells whoever started a program that goes on, if it listens.
+pub(crate) fn announce(line: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    // It goes on all the same.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// What an argument says, or standard input for `-`.

@@ -37,9 +37,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of a body that are read to be thrown away.
 const DRAIN_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How often it is looked at whether the token of a stream is still good. One that is revoked ends it at once.
-const TOKEN_PAUSE: Duration = Duration::from_secs(30);
-
 /// By which a browser's event stream says what it had last.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -183,27 +180,9 @@ async fn whole(body: Body, most: usize) -> Result<Bytes, Error> {
 /// Returns when the server stops, or when what the caller came in with is not good any more.
 pub(crate) async fn ending(web: Web, caller: Arc<Caller>) {
     let Web { auth, stop, .. } = web;
-    if caller.credential.token.is_none() {
-        return stop.cancelled().await;
-    }
-    let revoked = async {
-        let mut revocations = auth.revocations();
-        // A token ends by itself, too.
-        let mut looks = tokio::time::interval(TOKEN_PAUSE);
-        loop {
-            tokio::select! {
-                _ = looks.tick() => {}
-                Ok(()) = revocations.changed() => {}
-            }
-            let confirmed = auth.confirm(&caller).await;
-            if confirmed.is_err_and(|error| error.kind == Kind::Unauthenticated) {
-                return;
-            }
-        }
-    };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = revoked => {}
+        () = auth.ended(&caller) => {}
     }
 }
 

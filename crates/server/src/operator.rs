@@ -5,7 +5,7 @@ mod figures;
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
-use futures_util::stream;
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use trunkline_core::{
@@ -36,6 +36,14 @@ impl Desk {
         Ok((self.admit(&metadata, peer).await?, asked))
     }
 
+    /// Ends what goes on: when the server stops, or the caller's key is not good any more.
+    fn ended(&self, caller: Caller) -> BoxFuture<'static, ()> {
+        let gateway = self.0.clone();
+        Box::pin(async move {
+            gateway.stop.run_until_cancelled(gateway.auth.ended(&caller)).await;
+        })
+    }
+
     /// The administrator who calls.
     async fn admit(&self, metadata: &MetadataMap, peer: Option<std::net::IpAddr>) -> Result<Caller, Status> {
         let operator = Identity::orchestrator("operator", "desk").map_err(|e| status(&e))?;
@@ -54,21 +62,20 @@ impl Operator for Desk {
         let (caller, TailRequest { topic, from_start }) = self.called(request).await?;
         let permit = self.0.gate.authorize(&caller, Administer("topics")).map_err(|e| status(&e))?;
         let reader = self.0.gate.tap(&permit, &topic, from_start).map_err(|e| status(&e))?;
-        let stop = self.0.stop.clone();
         // Pulled by the transport: who does not read holds nothing but its place.
-        let items = stream::unfold((reader, stop), |(mut reader, stop)| async move {
+        let items = stream::unfold(reader, |mut reader| async move {
             loop {
-                let next = match stop.run_until_cancelled(reader.next()).await? {
+                let next = match reader.next().await {
                     Ok(Item::Record(record)) => Ok(item(&record)),
                     Ok(Item::Gap(gap)) => Ok(TailItem { gap_through: gap.through.0, ..TailItem::default() }),
                     Ok(Item::End { .. }) => return None,
                     Ok(Item::Transient(_)) => continue,
                     Err(error) => Err(status(&error.into())),
                 };
-                return Some((next, (reader, stop)));
+                return Some((next, reader));
             }
         });
-        Ok(Response::new(Box::pin(items)))
+        Ok(Response::new(Box::pin(items.take_until(self.ended(caller)))))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Figures, Status>> + Send>>;
@@ -77,7 +84,8 @@ impl Operator for Desk {
         let (caller, asked) = self.called(request).await?;
         // Whether it may is told at once, and not by a stream that ends.
         self.0.gate.authorize(&caller, Administer("sessions")).map_err(|e| status(&e))?;
-        Ok(Response::new(Box::pin(figures::watch(self.0.clone(), caller, asked))))
+        let figures = figures::watch(self.0.clone(), caller.clone(), asked);
+        Ok(Response::new(Box::pin(figures.take_until(self.ended(caller)))))
     }
 
     async fn list_apps(&self, request: Request<ListAppsRequest>) -> Result<Response<ListAppsReply>, Status> {

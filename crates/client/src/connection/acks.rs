@@ -26,15 +26,17 @@ pub(crate) struct Acks {
     pub(crate) writer: AtomicWaker,
     /// Whether there is anything to say: looked at for each parcel that goes out.
     is_due: AtomicBool,
-    /// How much is out.
+    /// How much is out, and how much of that is done and waits for what was delivered before it.
     out: AtomicUsize,
+    done: AtomicUsize,
+    /// Whether the extension is in force.
+    is_on: AtomicBool,
     /// Messages are acknowledged by whoever takes them, who can forget it; otherwise by being taken.
     by_hand: bool,
 }
 
 #[derive(Default)]
 struct Inner {
-    /// Whether the extension is in force.
     is_on: bool,
     /// Which log the offsets belong to, as the server names it.
     log: String,
@@ -44,6 +46,8 @@ struct Inner {
     epoch: u64,
     /// What is out on this connection, in the order of delivery.
     order: VecDeque<Out>,
+    /// How much of it is done.
+    done: usize,
     /// What was handed out on earlier connections, is not acknowledged, and was not delivered again yet.
     carried: HashMap<u64, Held>,
     /// What was acknowledged last.
@@ -86,10 +90,12 @@ impl Acks {
         log.clone_into(&mut inner.log);
         inner.through = 0;
         inner.is_on = is_on;
+        self.is_on.store(is_on, Relaxed);
         inner.connection += 1;
         inner.shared.clear();
         self.is_due.store(false, Relaxed);
         let out = std::mem::take(&mut inner.order);
+        inner.done = 0;
         if is_same {
             let kept = out.into_iter().filter(|out| out.held != Held::Dropped);
             inner.carried.extend(kept.map(|Out { offset, held }| (offset, held)));
@@ -99,7 +105,19 @@ impl Acks {
             inner.carried.clear();
             inner.remembered.clear();
         }
-        self.out.store(0, Relaxed);
+        self.count(&inner);
+    }
+
+    /// The connection is over: what was shared is others' now.
+    pub(crate) fn end(&self) {
+        let mut inner = self.lock();
+        inner.connection += 1;
+        inner.shared.clear();
+    }
+
+    /// Whether the server sends only so much ahead of what is acknowledged.
+    pub(crate) fn is_on(&self) -> bool {
+        self.is_on.load(Relaxed)
     }
 
     /// Something was delivered. `None` if it was handed out before: it is acknowledged when that one is.
@@ -114,13 +132,15 @@ impl Acks {
         let known = if offset > inner.highest {
             inner.highest = offset;
             None
-        } else if inner.remembered.contains(&offset) {
+        } else if inner.remembered.contains(&offset) || inner.order.iter().any(|out| out.offset == offset) {
+            // The history of a workspace that a user comes back to may be delivered twice on one connection.
             Some(Held::Done)
         } else {
             inner.carried.remove(&offset)
         };
         inner.order.push_back(Out { offset, held: known.unwrap_or(Held::Working) });
-        self.out.store(inner.order.len(), Relaxed);
+        inner.done += usize::from(known == Some(Held::Done));
+        self.count(&inner);
         match known {
             None => Some(ack(false)),
             Some(Held::Done) => {
@@ -135,6 +155,11 @@ impl Acks {
     /// Whether so much is out that the server will soon give no more.
     pub(crate) fn is_crowded(&self) -> bool {
         self.out.load(Relaxed) >= REMEMBERED / 2
+    }
+
+    /// Whether so much that is done waits for something else that the server will soon give no more.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.done.load(Relaxed) >= REMEMBERED / 2
     }
 
     /// Whether there is anything to say.
@@ -152,8 +177,13 @@ impl Acks {
         Some(Acknowledgement { through: inner.through, shared: std::mem::take(&mut inner.shared) })
     }
 
-    fn tell(&self, inner: MutexGuard<'_, Inner>, is_due: bool) {
+    fn count(&self, inner: &Inner) {
         self.out.store(inner.order.len(), Relaxed);
+        self.done.store(inner.done, Relaxed);
+    }
+
+    fn tell(&self, inner: MutexGuard<'_, Inner>, is_due: bool) {
+        self.count(&inner);
         if is_due {
             self.is_due.store(true, Release);
         }
@@ -171,6 +201,7 @@ impl Inner {
         while let Some(Out { offset, held: Held::Done }) = self.order.front() {
             let offset = *offset;
             self.order.pop_front();
+            self.done -= 1;
             self.remember(offset);
             self.through = offset;
         }
@@ -179,8 +210,11 @@ impl Inner {
 
     /// Notes how it stands, if it is out on this connection. Most are done in order, and found at once.
     fn note(&mut self, offset: u64, held: Held) -> bool {
-        let out = self.order.iter_mut().find(|out| out.offset == offset);
-        out.map(|out| out.held = held).is_some()
+        let out = self.order.iter_mut().find(|out| out.offset == offset && out.held == Held::Working);
+        let Some(out) = out else { return false };
+        out.held = held;
+        self.done += usize::from(held == Held::Done);
+        true
     }
 
     fn remember(&mut self, offset: u64) {
@@ -325,6 +359,18 @@ mod tests {
         acks.begin(true, false, "log-2");
         assert!(b.is_stale());
         assert!(acks.delivered(&one(5)).is_some());
+    }
+
+    #[test]
+    fn what_is_delivered_twice_on_one_connection_is_handed_out_once() {
+        let acks = begun();
+        let [a, b] = [3, 5].map(|offset| acks.delivered(&one(offset)).unwrap());
+        assert!(acks.delivered(&one(3)).is_none() && acks.delivered(&one(5)).is_none());
+        b.done();
+        assert_eq!(acks.take(), None);
+        a.done();
+        assert_eq!(acks.take().unwrap().through, 5);
+        assert!(acks.lock().order.is_empty());
     }
 
     #[test]

@@ -87,6 +87,7 @@ fn over(core: &Core, because: Error, ready: Option<oneshot::Sender<Result<()>>>)
     core.pending().fail(&because);
     core.routes.broken(&because);
     core.routes.end();
+    core.leave_messages();
     core.inbox.end();
     match ready {
         // Whoever wanted to connect is told.
@@ -134,6 +135,8 @@ async fn connection(
         End::Clean | End::Graceful(_) | End::Forced(_) => Error::new(Kind::Unavailable, "the server ended it"),
     };
     core.feed.detach();
+    core.acks.end();
+    core.inbox.messages.retain(|message| !message.ack.as_ref().is_some_and(Ack::is_stale));
     *core.again() = core.pending().broken(&why);
     end
 }
@@ -253,13 +256,13 @@ const TURN: usize = 64;
 
 /// Reads until it ends. Nothing is read while too much waits to be taken.
 async fn read(core: &Core, down: &mut Streaming<DownstreamMessage>) -> End {
-    let (mut pressure, mut said_goodbye) = (core.inbox.pressure(), None);
+    let (mut pressure, mut said_goodbye) = (core.inbox.pressure(core.acks.is_on()), None);
     let closing = pin!(core.closing.cancelled());
     let mut closing = closing.fuse();
     loop {
         let may_read = match pressure {
             Pressure::None => true,
-            Pressure::Soft => !core.pending().is_empty() || core.flights.is_waiting(),
+            Pressure::Soft => !core.pending().is_empty() || core.flights.is_waiting() || core.routes.is_waiting(),
             Pressure::Hard => false,
         };
         tokio::select! {
@@ -278,8 +281,9 @@ async fn read(core: &Core, down: &mut Streaming<DownstreamMessage>) -> End {
                     }
                 }
             }
-            () = core.room.notified(), if pressure > Pressure::None => pressure = core.inbox.pressure(),
+            () = core.room.notified(), if pressure > Pressure::None => pressure = core.inbox.pressure(core.acks.is_on()),
             () = &mut closing, if said_goodbye.is_none() => {
+                core.leave_messages();
                 core.feed.close();
                 said_goodbye = Some(Instant::now() + core.options.close_timeout);
             }
@@ -301,7 +305,7 @@ fn take(
         Some(Ok(frame)) => {
             let (signal, now) = core.receive(frame);
             if now > Pressure::None || *pressure > Pressure::None {
-                *pressure = core.inbox.pressure();
+                *pressure = core.inbox.pressure(core.acks.is_on());
             }
             signal.map_or(ControlFlow::Continue(()), |signal| ControlFlow::Break(end_of(signal)))
         }

@@ -250,13 +250,23 @@ impl Outbound {
         if taken.is_pending() || (taken == Poll::Ready(None) && inner.unasked > 0) {
             return self.ask_after_confirmed(&mut inner);
         }
+        if taken == Poll::Ready(None)
+            && let Some(ack) = core.acks.take()
+        {
+            // What was taken until now is not given to a successor.
+            self.taken.push_back(Up::Acknowledgement(Box::new(ack)));
+            return Poll::Ready(Some(()));
+        }
         for queued in self.batch.drain(..) {
             let goes = match queued.mark {
                 Mark::Nothing => core.routes.wants(&queued.payload),
                 Mark::Request(number) => core.pending().sent(number),
                 Mark::Confirm(number) => {
                     inner.unasked += 1;
-                    core.flights.takes_off(number, &queued.payload)
+                    let goes = core.flights.takes_off(number, &queued.payload);
+                    // Somebody waits for an answer now: it is read on.
+                    core.room.notify_one();
+                    goes
                 }
             };
             if goes {

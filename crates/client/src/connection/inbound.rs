@@ -54,7 +54,8 @@ impl fmt::Debug for Notice {
     }
 }
 
-/// Payloads of messages that are not taken yet: over this, nothing more is read but for the sake of an answer.
+/// Payloads of messages that are not taken yet: over this, nothing more is read but for the sake of an answer; over eight times
+/// this, nothing at all. Trunkline sends 16 MiB ahead.
 const MESSAGES_BYTES: usize = 64 * 1024 * 1024;
 
 /// What was received and is not taken yet.
@@ -80,7 +81,8 @@ impl Inbox {
             }
         };
         let gone = if at_least_once { |_: &mut Message| {} } else { taken };
-        let weight = Weight { of: |message: &Message| message.payload().len(), soft: MESSAGES_BYTES, hard: usize::MAX };
+        let weight =
+            Weight { of: |message: &Message| message.payload().len(), soft: MESSAGES_BYTES, hard: 8 * MESSAGES_BYTES };
         Self {
             messages: Lane::with("messages", bound, overflow, Arc::clone(room), gone, weight),
             progress: Lane::new("progress", bound, Arc::clone(room)),
@@ -94,10 +96,10 @@ impl Inbox {
         }
     }
 
-    /// How full the fullest is.
-    pub(crate) fn pressure(&self) -> Pressure {
+    /// How full the fullest is. Of messages the server may send only so much ahead, if they are acknowledged.
+    pub(crate) fn pressure(&self, acknowledged: bool) -> Pressure {
         let all = [
-            self.messages.pressure(),
+            of_messages(self.messages.pressure(), acknowledged),
             self.progress.pressure(),
             self.assignments.pressure(),
             self.refusals.pressure(),
@@ -119,6 +121,11 @@ impl Inbox {
     }
 }
 
+/// They are read on although they wait: what else comes may be what their taker waits for.
+fn of_messages(pressure: Pressure, acknowledged: bool) -> Pressure {
+    if acknowledged && pressure == Pressure::Soft { Pressure::None } else { pressure }
+}
+
 impl Core {
     /// Hands a frame to whoever waits for it. Answers the signal, if it is one, and whether there is too much of something.
     pub(super) fn receive(&self, frame: DownstreamMessage) -> (Option<Signal>, Pressure) {
@@ -134,9 +141,12 @@ impl Core {
                     None => None,
                 };
                 let message = Message { frame, ack, offset: delivery.map(|delivery| delivery.offset) };
+                if self.is_for_a_successor(&message) {
+                    return (None, Pressure::None);
+                }
                 let pressure = self.inbox.messages.push(message);
                 self.make_way();
-                pressure
+                of_messages(pressure, self.acks.is_on())
             }
             Some(Down::ProgressUpdate(update)) => {
                 // A report is about a moment: it is done with when it is there.
@@ -153,10 +163,28 @@ impl Core {
         (None, pressure)
     }
 
-    /// Messages that nobody listens to do not hold up what does.
+    /// Messages that nobody listens to do not hold up what else there is to be told, nor do others for too long: who takes them
+    /// may wait for it.
     fn make_way(&self) {
-        if self.acks.is_crowded() {
-            self.inbox.messages.let_go();
+        if self.options.at_least_once {
+            return;
+        }
+        if self.acks.is_blocked() {
+            self.inbox.messages.let_go(false);
+        } else if self.acks.is_crowded() {
+            self.inbox.messages.let_go(true);
+        }
+    }
+
+    /// What was not taken when this client closes is given to whoever comes next.
+    fn is_for_a_successor(&self, message: &Message) -> bool {
+        self.closing.is_cancelled() && message.ack.is_some() && !self.options.at_least_once
+    }
+
+    /// Leaves what was not taken to whoever comes next.
+    pub(super) fn leave_messages(&self) {
+        if !self.options.at_least_once {
+            self.inbox.messages.retain(|message| message.ack.is_none());
         }
     }
 

@@ -60,7 +60,8 @@ struct Inner<T> {
 pub(crate) enum Overflow {
     /// It is dropped if nobody listens; who listens holds the connection up.
     Unheard,
-    /// It is kept if nobody listens, because the other side keeps count, and sends no more than it may be owed.
+    /// It is kept if nobody listens, because the other side keeps count, and sends no more than it may be owed. Of one that does
+    /// not, what comes over the utmost bound is dropped.
     Nothing,
     /// The oldest goes: the latest tell enough.
     Oldest,
@@ -117,7 +118,8 @@ impl<T> Lane<T> {
         {
             inner.bytes -= (self.weight.of)(&oldest);
         }
-        if inner.listeners == 0 && inner.queue.len() >= self.bound && self.overflow == Overflow::Unheard {
+        let unheard = if self.overflow == Overflow::Nothing { self.most() } else { self.bound };
+        if inner.listeners == 0 && inner.queue.len() >= unheard && self.overflow != Overflow::Oldest {
             inner.dropped += 1;
             let is_first = inner.dropped == 1;
             drop(inner);
@@ -151,10 +153,10 @@ impl<T> Lane<T> {
         (self.bound * WHILE_ASKING).max(WHILE_ASKING_MIN)
     }
 
-    /// What waits counts as taken, if nobody listens: it must not hold up what comes behind it.
-    pub(crate) fn let_go(&self) {
+    /// What waits counts as taken: it must not hold up what comes behind it. Or only if nobody listens.
+    pub(crate) fn let_go(&self, only_unheard: bool) {
         let mut inner = self.lock();
-        if inner.listeners == 0 {
+        if inner.listeners == 0 || !only_unheard {
             inner.queue.iter_mut().for_each(self.gone);
         }
     }
@@ -241,6 +243,10 @@ impl<T> Drop for Received<T> {
     fn drop(&mut self) {
         let mut inner = self.lane.lock();
         inner.listeners -= 1;
+        if inner.listeners == 0 && inner.queue.len() >= self.lane.bound.min(WHILE_ASKING_MIN / 4) {
+            // So much that the other side may have stopped.
+            inner.queue.iter_mut().for_each(self.lane.gone);
+        }
         // Who sleeps on another stream of this lane takes over.
         let wakers = std::mem::take(&mut inner.wakers);
         drop(inner);

@@ -358,6 +358,16 @@ async fn requests_are_answered_although_nobody_takes_what_comes() {
     soon(answers).await.unwrap();
 }
 
+fn subscribed(client_request_id: String, name: &str) -> Down {
+    let reply = TaskSubscriptionOperationResponse {
+        success: true,
+        client_request_id,
+        subscription_id: name.into(),
+        ..TaskSubscriptionOperationResponse::default()
+    };
+    Down::TaskSubscriptionResponse(reply.into())
+}
+
 #[tokio::test]
 async fn the_workspace_and_what_is_followed_are_taken_up_again() {
     let mut peer = Peer::begin().await;
@@ -374,15 +384,6 @@ async fn the_workspace_and_what_is_followed_are_taken_up_again() {
     soon(goes).await.unwrap().unwrap();
     let tasks = user.tasks();
     let follows = tokio::spawn(async move { tasks.follow("t", true).await });
-    let subscribed = |client_request_id: String, name: &str| {
-        let reply = TaskSubscriptionOperationResponse {
-            success: true,
-            client_request_id,
-            subscription_id: name.into(),
-            ..TaskSubscriptionOperationResponse::default()
-        };
-        Down::TaskSubscriptionResponse(reply.into())
-    };
     let event = |at: i64, name: &str, reason: &str| {
         let change = TaskStatusChangedEvent { reason: reason.into(), ..TaskStatusChangedEvent::default() };
         let event = TaskEvent {
@@ -418,6 +419,33 @@ async fn the_workspace_and_what_is_followed_are_taken_up_again() {
     }
     drop(events);
     assert!(matches!(line.next().await, Up::TaskSubscriptionOp(end) if end.subscription_id == "s-2"));
+}
+
+#[tokio::test]
+async fn a_subscription_that_nobody_wants_is_ended_once() {
+    let mut peer = Peer::begin().await;
+    let (agent, mut line) = peer.agent().await;
+    let tasks = agent.tasks();
+    let follows = tokio::spawn(async move { tasks.follow("t", false).await });
+    let Up::TaskSubscriptionOp(asked) = line.next().await else { panic!("expected a subscription") };
+    line.put(subscribed(asked.client_request_id, "s-2")).await;
+    drop(soon(follows).await.unwrap().unwrap());
+    assert!(matches!(line.next().await, Up::TaskSubscriptionOp(end) if end.subscription_id == "s-2"));
+    line.put(subscribed(String::new(), "s-2")).await;
+    // One that nobody waits for any more when it is answered.
+    let tasks = agent.tasks();
+    let abandoned = tokio::spawn(async move { tasks.follow("t", false).await.map(drop) });
+    let Up::TaskSubscriptionOp(asked) = line.next().await else { panic!("expected a subscription") };
+    abandoned.abort();
+    assert!(abandoned.await.unwrap_err().is_cancelled());
+    line.put(subscribed(asked.client_request_id, "s-3")).await;
+    assert!(matches!(line.next().await, Up::TaskSubscriptionOp(end) if end.subscription_id == "s-3"));
+    line.put(subscribed(String::new(), "s-3")).await;
+    let settles = tokio::spawn(async move { agent.settled().await });
+    let Up::TaskQuery(asked) = line.next().await else { panic!("it was told once") };
+    let reply = TaskQueryResponse { request_id: asked.request_id, ..TaskQueryResponse::default() };
+    line.put(Down::TaskQuery(reply.into())).await;
+    soon(settles).await.unwrap().unwrap();
 }
 
 #[tokio::test]

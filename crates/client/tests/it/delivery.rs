@@ -17,6 +17,10 @@ fn reader() -> Topic {
     Topic::agent("ws", "impl", "reader").unwrap()
 }
 
+fn to_sender() -> Topic {
+    Topic::agent("ws", "impl", "sender").unwrap()
+}
+
 /// So many messages for a reader who is away, numbered.
 async fn backlog(sender: &Client, count: usize) {
     for n in 0..count {
@@ -41,8 +45,10 @@ async fn a_handler_that_asks_gets_its_answers_however_long_the_backlog_is() {
             async move {
                 assert_eq!(message.text(), seen.load(SeqCst).to_string());
                 // One answer after the other, each behind what the server has for us.
-                if seen.load(SeqCst).is_multiple_of(10) {
-                    client.kv(Scope::GlobalExclusive).get("k").await?;
+                match seen.load(SeqCst) % 20 {
+                    0 => drop(client.kv(Scope::GlobalExclusive).get("k").await?),
+                    10 => client.send_confirmed(Outgoing::chat(to_sender(), "got it")).await?,
+                    _ => {}
                 }
                 if seen.fetch_add(1, SeqCst) + 1 == COUNT {
                     done.notify_one();
@@ -70,6 +76,61 @@ async fn what_was_not_taken_is_there_for_who_comes_next() {
     for n in 2..5 {
         assert_eq!(soon(messages.next()).await.unwrap().text(), n.to_string());
     }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_lies_here_when_a_client_closes_is_its_successors() {
+    let world = World::begin().await;
+    let sender = world.agent("sender").await;
+    backlog(&sender, 5).await;
+    let first = world.agent("reader").await;
+    let mut messages = first.messages();
+    assert_eq!(soon(messages.next()).await.unwrap().text(), "0");
+    // All of it is here by now.
+    first.settled().await.unwrap();
+    soon(first.close()).await;
+    assert!(soon(messages.next()).await.is_none(), "nothing is handled twice");
+    let second = world.agent("reader").await;
+    let mut messages = second.messages();
+    for n in 1..5 {
+        assert_eq!(soon(messages.next()).await.unwrap().text(), n.to_string());
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_progress_gets_it_although_messages_wait() {
+    let world = World::begin().await;
+    let sender = world.agent("sender").await;
+    backlog(&sender, 10).await;
+    let reader = world.agent("reader").await;
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let (mut progress, mut tell) = (reader.progress(), Some(tell));
+    let waits = tokio::spawn(async move {
+        while let Some(update) = progress.next().await {
+            if update.summary == "last" {
+                return;
+            }
+        }
+    });
+    let mut waits = Some(waits);
+    reader.on_message(move |_| {
+        // The first one waits for the end of somebody's work.
+        let (waits, tell) = (waits.take(), tell.take());
+        async move {
+            if let (Some(waits), Some(tell)) = (waits, tell) {
+                waits.await.unwrap();
+                tell.send(()).unwrap();
+            }
+            Ok::<_, trunkline_client::Error>(())
+        }
+    });
+    for n in 0..6000 {
+        sender.report(Progress::running("t").summary(n.to_string())).await.unwrap();
+    }
+    sender.report(Progress::running("t").summary("last")).await.unwrap();
+    soon(told).await.unwrap();
     world.end().await;
 }
 

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use trunkline_client::{
     Orchestrator, Reconnect,
     admin::AgentRegistrationInfo,
-    orchestrate::{self, Options, Process, Processes},
+    orchestrate::{self, Limits, Options, Process, Processes},
     task::TaskStatus,
 };
 
@@ -51,7 +51,8 @@ async fn a_process_is_told_whom_it_is_to_be_and_ends_when_it_is_told() {
     assert_eq!(soon(printed.recv()).await.unwrap().text, "has a token");
     assert_eq!(crew.running().len(), 1);
     soon(crew.stop()).await;
-    assert_eq!(soon(printed.recv()).await.unwrap().text, "bye");
+    // Shells may say that what they waited for was terminated.
+    while soon(printed.recv()).await.unwrap().text != "bye" {}
     other.close().await;
     orchestrator.close().await;
     world.end().await;
@@ -113,5 +114,32 @@ async fn nothing_is_left_when_the_client_ends() {
     orchestrator.close().await;
     soon(until(false)).await;
     assert!(crew.running().is_empty());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn whom_a_process_started_ends_with_it_and_has_its_limits() {
+    let (world, dir) = (World::begin().await, tempfile::tempdir().unwrap());
+    let orchestrator = orchestrator(&world, "wrapper").await;
+    let (lines, mut printed) = mpsc::channel(64);
+    // It ends by itself, and leaves somebody behind who takes a moment to end.
+    let text = "sleep 0.3\n(trap 'sleep 0.1; echo left; exit 0' TERM; touch $0.ready; while :; do sleep 0.05; done) &\n\
+        echo $!\nulimit -n\nwhile ! test -e $0.ready; do sleep 0.02; done; exit 1";
+    let limits = Limits { open_files: Some(77), ..Limits::default() };
+    let process = script(dir.path(), "wrapper.sh", text).limits(limits);
+    let process = process.output(move |line| lines.try_send(line).unwrap());
+    let crew = orchestrate::run(&orchestrator, process, Options { restarts: 0, ..Options::default() });
+    orchestrator.admin().launch_agent("wrapper", "ws", "main", Default::default()).await.unwrap();
+    let left_behind = soon(printed.recv()).await.unwrap().text;
+    assert_eq!(soon(printed.recv()).await.unwrap().text, "77");
+    // It had its time; shells may say that what they waited for was terminated.
+    while soon(printed.recv()).await.unwrap().text != "left" {}
+    let stat = std::path::Path::new("/proc").join(left_behind).join("stat");
+    // It may lie there unburied for a moment.
+    let lives = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
+    while lives() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    soon(crew.stop()).await;
     world.end().await;
 }

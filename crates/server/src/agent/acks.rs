@@ -11,14 +11,18 @@ use super::outbound::Work;
 /// Deliveries that one client may hold; then it gets no more until it acknowledges some.
 const DELIVERED_MAX: usize = 4096;
 
+/// Bytes of such deliveries, to the same end; one of any size is always given.
+const BYTES_MAX: u64 = 16 * 1024 * 1024;
+
 /// The same for shared work, which meanwhile nobody else can do.
 const SHARED_MAX: usize = 256;
 
 /// What is out with a client that acknowledges.
 #[derive(Default)]
 pub(super) struct Acks {
-    /// In the order of delivery.
-    delivered: VecDeque<Delivery>,
+    /// In the order of delivery, with their sizes.
+    delivered: VecDeque<(Delivery, u32)>,
+    bytes: u64,
     /// Shared work, by offset; what is left at the end goes back to its group.
     shared: BTreeMap<u64, Work>,
     /// The last that was acknowledged.
@@ -28,7 +32,7 @@ pub(super) struct Acks {
 impl Acks {
     /// Whether the client may be given more.
     pub(super) fn takes_records(&self) -> bool {
-        self.delivered.len() < DELIVERED_MAX
+        self.delivered.len() < DELIVERED_MAX && self.bytes < BYTES_MAX
     }
 
     /// Whether the client may be given more shared work.
@@ -41,8 +45,10 @@ impl Acks {
         (self.delivered.len() + self.shared.len()) as u64
     }
 
-    pub(super) fn delivered(&mut self, delivery: Delivery) {
-        self.delivered.push_back(delivery);
+    pub(super) fn delivered(&mut self, delivery: Delivery, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.bytes += u64::from(bytes);
+        self.delivered.push_back((delivery, bytes));
     }
 
     pub(super) fn shared(&mut self, offset: Offset, work: Work) {
@@ -56,11 +62,14 @@ impl Acks {
         if ack.through == 0 || ack.through == self.last {
             return Ok(());
         }
-        let Some(at) = self.delivered.iter().position(|delivery| delivery.offset().0 == ack.through) else {
+        let Some(at) = self.delivered.iter().position(|(delivery, _)| delivery.offset().0 == ack.through) else {
             let message = format!("acknowledgement of offset {}, which is not out with this client", ack.through);
             return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message));
         };
-        self.delivered.drain(..=at).for_each(Delivery::done);
+        for (delivery, bytes) in self.delivered.drain(..=at) {
+            self.bytes -= u64::from(bytes);
+            delivery.done();
+        }
         self.last = ack.through;
         Ok(())
     }

@@ -395,6 +395,7 @@ impl Connection<'_> {
         }
         // Its room is used again.
         self.items = items;
+        self.session.meter.read.store(self.session.reader.cursor().offset.0, Relaxed);
         self.delivered(delivered);
     }
 
@@ -429,7 +430,7 @@ impl Connection<'_> {
                 let delivery = self.session.delivery(record.offset);
                 self.frames.push_back(match &mut self.acks {
                     Some(acks) => {
-                        acks.delivered(delivery);
+                        acks.delivered(delivery, record.payload.len());
                         Frame::unacknowledged(payload, record.offset, false)
                     }
                     None => Frame::lane(payload, delivery),

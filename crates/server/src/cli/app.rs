@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use trunkline_client::operator::{App, AppAgent, AttachmentPolicy};
 
-use super::{Done, Fault, block_on, client::Connect, say};
+use super::{Done, Fault, block_on, client::Connect, output::plain, say};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Apps {
@@ -209,8 +209,8 @@ fn as_json(app: &App) -> Value {
 
 fn show(app: &App) {
     let state = if app.rotating { "two secrets" } else { "one secret" };
-    say(format_args!("{}  {}  {state}  {}", app.name, app.key, app.origins.join(" ")));
+    say(plain(&format!("{}  {}  {state}  {}", app.name, app.key, app.origins.join(" "))));
     for AppAgent { id, identity, name, .. } in &app.agents {
-        say(format_args!("  {id}  {identity}  {name}"));
+        say(plain(&format!("  {id}  {identity}  {name}")));
     }
 }

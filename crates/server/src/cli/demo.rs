@@ -30,7 +30,7 @@ use tokio::{
 };
 use trunkline::demo::sign;
 
-use super::{Done, block_on, say};
+use super::{Done, announce, block_on};
 
 /// Who is who in the demo.
 const WORKSPACE: &str = "demo";
@@ -119,8 +119,8 @@ async fn show(demo: Demo) -> Done {
     let (server, grpc, http) = serve(&dir, page, &secret, free, free).await?;
     let cast = Cast { server, grpc, http, agent: None, sandbox: None, agent_due: Some(Instant::now()), is_over: false };
     let stage = Arc::new(Stage { dir, page, secret, is_fast: demo.fast, cast: Mutex::new(cast) });
-    say(format_args!("ready page=http://localhost:{}", page.port()));
-    say("Open it in a browser. Ctrl-C ends the demo.");
+    announce(format_args!("ready page=http://localhost:{}", page.port()));
+    announce("Open it in a browser. Ctrl-C ends the demo.");
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let router = Router::new()
         .route("/", get(index))

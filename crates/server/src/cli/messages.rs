@@ -76,16 +76,13 @@ fn sender(wanted: Option<&str>, target: &str) -> Result<Identity, Box<dyn std::e
 pub(crate) fn tail(args: Tail) -> Done {
     block_on(async {
         let mut items = args.connect.operator().await?.tail(args.topic, args.from_start).await.map_err(Fault::from)?;
-        let mut left = args.count.unwrap_or(usize::MAX);
-        while left > 0
-            && let Some(item) = items.next().await.map_err(Fault::from)?
-        {
+        for _ in 0..args.count.unwrap_or(usize::MAX) {
+            let item = items.next().await.map_err(Fault::from)?.ok_or(Fault::Gone)?;
             if args.json {
                 say(as_json(&item));
             } else {
                 show(&item);
             }
-            left -= 1;
         }
         Ok(())
     })

@@ -4,7 +4,15 @@
 //! process that fails is started again, with growing pauses; when it has failed too often, the server is told, and a new
 //! message to the agent may ask again. Processes outlive a lost connection and end with this program.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::Duration,
+};
 
 use tokio::signal::unix::{SignalKind, signal};
 use trunkline_client::{
@@ -12,7 +20,10 @@ use trunkline_client::{
     orchestrate::{self, Limits, Line, Options, Process},
 };
 
-use super::{Done, Fault, block_on, client::Connect, say};
+use super::{Done, Fault, announce, block_on, client::Connect, output::plain};
+
+/// Lines that wait to be printed.
+const LINES_MAX: usize = 1024;
 
 /// The longest pause before the server is tried again.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -62,16 +73,19 @@ async fn orchestrate(args: Orchestrate) -> Result<(), Fault> {
         who = who.profile(profile);
     }
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // Processes have groups of their own, which a terminal that is closed does not reach.
+    let mut hangup = signal(SignalKind::hangup())?;
     // Whoever started this is there to hear why it cannot begin; later it comes back whenever it can.
     let patience = Reconnect { longest: RECONNECT_PAUSE_MAX, ..Reconnect::forever() };
     let orchestrator = who.reconnect(patience.once_connected()).connect().await?;
-    say(format_args!("ready as orc::{}::{specifier} for {}", args.name, args.profiles.join(" ")));
+    announce(format_args!("ready as orc::{}::{specifier} for {}", args.name, args.profiles.join(" ")));
     let options = Options { at_once: args.processes, restarts: args.restarts, ..Options::default() };
     let crew = orchestrate::run(&orchestrator, process(&args), options);
     let ended = tokio::select! {
         error = orchestrator.ended() => Err(error.into()),
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
+        _ = hangup.recv() => Ok(()),
     };
     crew.stop().await;
     orchestrator.close().await;
@@ -89,12 +103,40 @@ fn process(args: &Orchestrate) -> Process {
     }
     match &args.log_dir {
         Some(directory) => process.log_directory(directory),
-        None => process.output(|line| print(&line)),
+        None => {
+            let printer = Printer::start();
+            process.output(move |line| printer.print(&line))
+        }
     }
 }
 
-/// What agents print goes where this program's errors go: its own output is for whoever started it.
-#[allow(clippy::print_stderr, reason = "a line of another program's, not of this one's log")]
-fn print(line: &Line) {
-    eprintln!("{} {}", line.identity, line.text);
+/// What agents print goes where this program's errors go: its own output is for whoever started it. By a thread, so that a
+/// reader that stops holds up no process; what finds no room is dropped, and counted.
+struct Printer {
+    lines: SyncSender<String>,
+    dropped: AtomicU64,
+}
+
+impl Printer {
+    fn start() -> Self {
+        let (lines, inbox) = sync_channel::<String>(LINES_MAX);
+        std::thread::spawn(move || {
+            for line in inbox {
+                // Nobody reads it, and the processes go on all the same.
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+        });
+        Self { lines, dropped: AtomicU64::new(0) }
+    }
+
+    fn print(&self, line: &Line) {
+        let dropped = match self.dropped.swap(0, Relaxed) {
+            0 => String::new(),
+            count => format!(" ({count} lines before this were dropped)"),
+        };
+        let text = format!("{} {}{dropped}", line.identity, plain(&line.text));
+        if self.lines.try_send(text).is_err() {
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
 }

@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Done, block_on, say};
+use super::{Done, announce, block_on};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -87,7 +87,7 @@ async fn sandbox_run(args: Run) -> Done {
     let (told, tells) = mpsc::channel(256);
     let (ordered, orders) = mpsc::channel(16);
     let child = spawn(&args)?;
-    say(format_args!("session {} at {}", args.id, args.http));
+    announce(format_args!("session {} at {}", args.id, args.http));
     let mut telling = std::pin::pin!(tell(server.clone(), tells));
     let status = tokio::select! {
         status = converse(child, orders, told) => status?,

@@ -9,7 +9,7 @@ use trunkline::{
     doctor::{Verdict, examine},
 };
 
-use super::{Done, say};
+use super::{Done, announce, say};
 
 /// Flags that say what the file and the variables do not.
 #[derive(clap::Args)]
@@ -79,10 +79,10 @@ async fn serve(config: Config) -> Done {
 /// one before it, with the administrator's key; not on standard error, because that is kept as a log.
 fn ready(server: &mut Server) {
     if let Some(key) = server.take_admin_key() {
-        say(format_args!("admin-key {} (shown once; send it as x-api-key)", key.reveal()));
+        announce(format_args!("admin-key {} (shown once; send it as x-api-key)", key.reveal()));
     }
     let addresses = server.addresses();
-    say(format_args!("ready grpc={} http={} ops={}", addresses.grpc, addresses.http, addresses.ops));
+    announce(format_args!("ready grpc={} http={} ops={}", addresses.grpc, addresses.http, addresses.ops));
 }
 
 pub(crate) fn show(args: &Settings) -> Done {

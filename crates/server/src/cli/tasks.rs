@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 use serde_json::{Value, json};
 use trunkline_client::{
-    Client,
+    Client, State,
     proto::task_event::Event,
     task::{BackoffStrategy, NewTask, RetryPolicy, TaskFilter, TaskInfo, TaskPriority, TaskStatus, Tasks},
 };
@@ -289,7 +289,12 @@ async fn watch(client: &Client, id: &str, json: bool) -> Result<(), Fault> {
     let mut events = client.tasks().replay(id, true).await?;
     let mut shown = Shown::new(json);
     loop {
-        let Some(event) = events.next().await else { return Err(client.ended().await.into()) };
+        let Some(event) = events.next().await else {
+            return Err(match &*client.state().borrow() {
+                State::Ended { because, .. } => because.clone().into(),
+                _ => Fault::Ended("more happened than could be shown in time".to_owned()),
+            });
+        };
         shown.tell(&event);
         // Whether that is the end is told by the task: one that failed may be tried again.
         if let Some(Event::StatusChanged(change)) = &event.event

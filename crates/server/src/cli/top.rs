@@ -8,7 +8,10 @@ use std::{io::IsTerminal as _, time::Duration};
 use crossterm::event::{Event, EventStream, KeyCode, KeyEventKind, KeyModifiers};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 use trunkline_client::{Kind, Operator, operator};
 
 use self::view::{Order, Row, View};
@@ -62,15 +65,17 @@ type Figures = operator::Stream<operator::Figures>;
 /// Without a terminal: a table, or JSON, again and again.
 async fn print(args: &Top, mut figures: Figures) -> Result<(), Fault> {
     let mut view = View::new(args.sort);
-    // Rates take two looks.
-    let mut left = args.count.unwrap_or(if args.json { u64::MAX } else { 1 }).saturating_add(1);
-    while left > 0
-        && let Some(now) = figures.next().await?
-    {
-        view.take(now);
-        left -= 1;
+    let mut left = args.count.unwrap_or(if args.json { u64::MAX } else { 1 });
+    while left > 0 {
+        view.take(figures.next().await?.ok_or(Fault::Gone)?);
+        // Rates take two looks.
         if view.is_timed() {
-            if args.json { say(as_json(&view)) } else { table(&view) }
+            if args.json {
+                say(as_json(&view));
+            } else {
+                table(&view);
+            }
+            left -= 1;
         }
     }
     Ok(())
@@ -141,10 +146,17 @@ async fn show(
     terminal: &mut ratatui::DefaultTerminal,
 ) -> Result<(), Fault> {
     let (mut view, mut keys, mut figures) = (View::new(args.sort), EventStream::new(), Some(figures));
+    // Whoever ends it so finds the terminal as it was.
+    let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     let mut left = args.count.unwrap_or(u64::MAX);
-    while left > 0 {
+    loop {
         terminal.draw(|frame| screen::draw(frame, &mut view))?;
+        if left == 0 {
+            return Ok(());
+        }
         tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = hangup.recv() => return Ok(()),
             event = keys.next() => match event {
                 Some(Ok(event)) if asks_to_end(&event) => return Ok(()),
                 Some(Ok(event)) => press(&mut view, &event),
@@ -161,7 +173,6 @@ async fn show(
             },
         }
     }
-    Ok(())
 }
 
 /// The next look; asks anew if the server went away. Cancel-safe.

@@ -34,7 +34,7 @@ pub(super) fn watch(
     let mut ticks = tokio::time::interval_at(Instant::now(), Duration::from_millis(interval.into()));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     stream::unfold((gateway, caller, ticks), move |(gateway, caller, mut ticks)| async move {
-        gateway.stop.run_until_cancelled(ticks.tick()).await?;
+        ticks.tick().await;
         let figures = figures(&gateway, &caller, most).await.map_err(|e| status(&e));
         Some((figures, (gateway, caller, ticks)))
     })
@@ -64,9 +64,9 @@ async fn figures(gateway: &Gateway, caller: &Caller, most: usize) -> Result<Figu
 fn standing(standing: session::Standing) -> Standing {
     let session::Standing { connection, accepted, delivered, unacknowledged, lag } = standing;
     Standing {
-        session_id: connection.session,
+        session_id: connection.session.clone(),
         identity: connection.identity.to_string(),
-        workspace: connection.workspace.unwrap_or_default(),
+        workspace: connection.workspace.clone().unwrap_or_default(),
         connected_at_ms: connection.connected_at_ms,
         fencing_epoch: connection.fencing_epoch,
         reconnections: connection.reconnections,

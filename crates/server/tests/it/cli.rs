@@ -8,8 +8,8 @@ use std::{
 
 use trunkline::{Config, Server};
 use trunkline_proto::v1::{
-    CreateTaskRequest, ProgressReport, TaskOperation, downstream_message::Payload as Down, task_operation::OpType,
-    upstream_message::Payload as Up,
+    CreateTaskRequest, ExtensionDeclaration, ProgressReport, TaskOperation, downstream_message::Payload as Down,
+    task_operation::OpType, upstream_message::Payload as Up,
 };
 
 use crate::client::{Client, agent, lane};
@@ -271,23 +271,73 @@ async fn a_server_is_watched_as_it_stands() {
         terminal.says(&["send", &lane("reads"), &n.to_string()]);
     }
     assert_eq!(reads.numbers(5).await, [0, 1, 2, 3, 4]);
+    // One that acknowledges nothing, and is given no more than so much; one that only tells others how it goes on.
+    let mut holds = {
+        let mut init = agent("holds");
+        init.credentials.insert("x-api-key".to_owned(), key.clone());
+        init.extensions =
+            vec![ExtensionDeclaration { uri: "https://trunkline.dev/ext/ack/v1".into(), ..Default::default() }];
+        Client::connect(grpc, init).await.unwrap()
+    };
+    let tells = connect("tells", &key).await;
+    for n in 0..5000_u32 {
+        let summary = n.to_string();
+        let report = ProgressReport { summary, recipient: lane("holds"), ..Default::default() };
+        tells.put(Up::Progress(report.into())).await;
+    }
+    for _ in 0..4096 {
+        holds.next().await.unwrap();
+    }
     let look = || {
         let json = terminal.says(&["top", "--json", "--count", "1", "--interval", "200"]);
         serde_json::from_str::<serde_json::Value>(&json).unwrap()
     };
-    let seen = look();
+    // Until everything was read that can be.
+    let seen = loop {
+        let seen = look();
+        let all = seen["sessions"].as_array().unwrap();
+        if all.iter().all(|one| one["identity"] == lane("holds").as_str() || one["lag"] == 0) {
+            break seen;
+        }
+    };
     let session = seen["sessions"].as_array().unwrap().iter().find(|one| one["identity"] == lane("reads").as_str());
     let session = session.unwrap_or_else(|| panic!("{seen}"));
     assert_eq!((&session["delivered"], &session["lag"]), (&5.into(), &0.into()), "{seen}");
     assert!(session["fencing_epoch"].as_u64().unwrap() > 0 && session["workspace"] == "ws");
-    assert_eq!((&seen["connections"]["agent"], &seen["sessions_total"]), (&1.into(), &1.into()));
+    let of = |identity: &str| {
+        let all = seen["sessions"].as_array().unwrap();
+        all.iter().find(|one| one["identity"] == lane(identity).as_str()).unwrap_or_else(|| panic!("{seen}"))
+    };
+    let (held, lag) = (of("holds")["unacknowledged"].as_u64().unwrap(), of("holds")["lag"].as_u64().unwrap());
+    assert!(held >= 4096 && lag > 0 && held + lag == 5000, "{held} {lag}: {seen}");
+    assert_eq!((&of("tells")["accepted"], &of("tells")["lag"]), (&5000.into(), &0.into()), "{seen}");
+    assert_eq!((&seen["connections"]["agent"], &seen["sessions_total"]), (&3.into(), &3.into()));
     assert!(seen["accepted_per_s"].as_f64().unwrap() >= 0.0 && seen["records"].as_u64().unwrap() >= 5);
     // Not on a terminal, it prints what a terminal would show.
     let table = terminal.says(&["top", "--interval", "200", "--sort", "name"]);
     assert!(table.starts_with("trunkline ") && table.contains("IDENTITY") && table.contains(&lane("reads")), "{table}");
-    // Only for administrators.
-    let said = terminal.says(&["token", "create", "bot", "--kind", "agent"]);
-    said.split(' ').next().unwrap().clone_into(&mut terminal.key);
+    // Only for administrators, and for as long as the key is good.
+    let said = terminal.says(&["token", "create", "bot", "--kind", "agent", "--json"]);
+    let bot: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let keys = terminal.says(&["token", "list", "--json"]);
+    let keys = keys.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let own = keys.into_iter().find(|key| key["id"] != bot["id"]).unwrap();
+    let mut watches = Command::new(env!("CARGO_BIN_EXE_trunkline"))
+        .args(["top", "--json", "--interval", "200"])
+        .env("TRUNKLINE_SERVER", &terminal.server)
+        .env("TRUNKLINE_API_KEY", &terminal.key)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut lines = BufReader::new(watches.stdout.take().unwrap());
+    lines.read_line(&mut line).unwrap();
+    // It may not hear of its own end.
+    terminal.run(&["token", "revoke", own["id"].as_str().unwrap()]);
+    while lines.read_line(&mut line).unwrap() > 0 {}
+    assert_eq!(watches.wait().unwrap().code(), Some(5));
+    bot["secret"].as_str().unwrap().clone_into(&mut terminal.key);
     assert_eq!(terminal.run(&["top"]).status.code(), Some(4));
     assert_eq!(terminal.run(&["top", "--interval", "1"]).status.code(), Some(2));
     server.stop().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::sleep;
-use trunkline_client::{self as sdk, Message, MessageType, Outgoing, Reconnect, task::Progress};
+use trunkline_client::{self as sdk, Message, MessageType, Outgoing, Reconnect, State, task::Progress};
 
 use super::{SESSION, SPECIFIER, WORKSPACE};
 use crate::cli::{Done, Fault, block_on, client::Connect};
@@ -45,6 +45,9 @@ pub(crate) fn run(agent: &Agent) -> Done {
             while message.kind() == MessageType::Chat
                 && let Err(error) = answer(agent, &client, &message).await
             {
+                if let State::Ended { because, .. } = &*client.state().borrow() {
+                    return Err(because.clone().into());
+                }
                 tracing::info!("{error}; answering again");
                 sleep(RETRY).await;
             }

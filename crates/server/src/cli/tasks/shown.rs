@@ -33,7 +33,9 @@ impl Shown {
         if !std::io::stdout().is_terminal() {
             return Self::Lines;
         }
-        Self::Bars { all: MultiProgress::with_draw_target(ProgressDrawTarget::stdout()), bars: HashMap::new() }
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        // One that can do nothing but lines.
+        if all.is_hidden() { Self::Lines } else { Self::Bars { all, bars: HashMap::new() } }
     }
 
     pub(super) fn tell(&mut self, event: &TaskEvent) {

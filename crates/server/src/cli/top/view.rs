@@ -217,7 +217,8 @@ impl View {
         let Some(now) = &self.now else { return ["…".to_owned(), String::new(), String::new()] };
         let mut kinds: Vec<_> = now.connections.iter().filter(|(_, count)| **count > 0).collect();
         kinds.sort();
-        let kinds: Vec<_> = kinds.into_iter().map(|(kind, n)| format!("{kind} {}", count(u64::from(*n)))).collect();
+        let kinds: Vec<_> =
+            kinds.into_iter().map(|(kind, n)| format!("{} {}", plain(kind), count(u64::from(*n)))).collect();
         let (held, log) = (bytes(now.resident_bytes), bytes(now.log_buffered_bytes));
         let Rates { accepted, delivered, refused, records } = self.rates;
         [
