@@ -258,7 +258,7 @@ async fn a_server_is_watched_as_it_stands() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = start(dir.path()).await;
     let grpc = server.addresses().grpc;
-    let mut terminal = terminal(dir, &mut server);
+    let terminal = terminal(dir, &mut server);
     let connect = async |specifier: &str, key: &str| {
         let mut init = agent(specifier);
         init.credentials.insert("x-api-key".to_owned(), key.to_owned());
@@ -316,7 +316,14 @@ async fn a_server_is_watched_as_it_stands() {
     // Not on a terminal, it prints what a terminal would show.
     let table = terminal.says(&["top", "--interval", "200", "--sort", "name"]);
     assert!(table.starts_with("trunkline ") && table.contains("IDENTITY") && table.contains(&lane("reads")), "{table}");
-    // Only for administrators, and for as long as the key is good.
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_is_an_administrator_and_stays_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path()).await;
+    let mut terminal = terminal(dir, &mut server);
     let said = terminal.says(&["token", "create", "bot", "--kind", "agent", "--json"]);
     let bot: serde_json::Value = serde_json::from_str(&said).unwrap();
     let keys = terminal.says(&["token", "list", "--json"]);
