@@ -204,7 +204,7 @@ async fn serve_bare() {
             println!("{}", counted.load(Relaxed));
         }
     });
-    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = AetherGatewayServer::new(Bare { read });
     // Room enough that the line is never waited for: what is measured is the client.
     tonic::transport::Server::builder()
