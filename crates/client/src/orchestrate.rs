@@ -26,7 +26,7 @@ use std::{
 };
 
 #[cfg(unix)]
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child, Command},
@@ -126,6 +126,12 @@ impl Default for Options {
         Self { at_once: 16, restarts: 3, restart_delay, settled }
     }
 }
+
+/// Reasons of failures, in bytes: the server's limit.
+const REASON_BYTES_MAX: usize = 4096;
+
+/// How often the server is told that a start failed, if it does not take it: over more than half an hour.
+const TELLINGS: u32 = 64;
 
 /// How often it is looked at whether a group of processes has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -252,7 +258,7 @@ async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Sema
     let (task_id, identity) = (start.assignment.task_id.clone(), start.identity());
     let _ended = Ended(&shared, &task_id);
     let lived = shared.stop.run_until_cancelled(room.acquire_owned()).await;
-    let Some(Ok(_place)) = lived else { return };
+    let Some(Ok(place)) = lived else { return };
     let (mut delay, mut failures) = (shared.options.restart_delay, 0);
     loop {
         let begun = Instant::now();
@@ -267,7 +273,8 @@ async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Sema
         failures += 1;
         if failures > shared.options.restarts {
             tracing::error!(%error, identity, failures, "what was started failed too often");
-            return give_up(&shared, &task_id, &error.to_string()).await;
+            drop(place);
+            return give_up(&shared, &task_id, &reason(&error)).await;
         }
         tracing::warn!(%error, identity, failures, ?delay, "what was started failed; it is started again");
         if let Some(running) = shared.running().get_mut(&task_id) {
@@ -280,16 +287,21 @@ async fn member<L: Launch>(shared: Arc<Shared>, launcher: Arc<L>, room: Arc<Sema
     }
 }
 
+/// Why something failed, as far as servers take it.
+fn reason(error: &Error) -> String {
+    let text = error.to_string().replace('\0', "\u{fffd}");
+    let end = (0..=text.len().min(REASON_BYTES_MAX)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text[..end].to_owned()
+}
+
 /// Tells the server, and again over breaks of the connection, until it knows.
 async fn give_up(shared: &Shared, task_id: &str, why: &str) {
     let mut delay = shared.options.restart_delay;
-    while let Err(error) = shared.orchestrator.tasks().fail(task_id, why).await {
-        let is_final = matches!(
-            error.kind(),
-            Kind::NotFound | Kind::Precondition | Kind::Denied | Kind::Closed | Kind::Disconnected
-        );
-        if is_final {
-            // It has ended otherwise, or the client has.
+    for _ in 0..TELLINGS {
+        let Err(error) = shared.orchestrator.tasks().fail(task_id, why).await else { return };
+        // Others tell that it has ended otherwise, or that the client has. A refusal in words may be of the moment.
+        let may_pass = error.is_retryable() || matches!(error.kind(), Kind::Refused | Kind::Internal);
+        if !may_pass {
             tracing::warn!(%error, task_id, "the server was not told that a start failed");
             return;
         }
@@ -298,6 +310,7 @@ async fn give_up(shared: &Shared, task_id: &str, why: &str) {
         }
         delay = (delay * 2).min(DELAY_MAX);
     }
+    tracing::warn!(task_id, "the server was not told that a start failed, however often it was tried");
 }
 
 /// A line that a process printed.
@@ -463,7 +476,7 @@ impl Process {
             let _ = timeout(self.kill_timeout, child.wait()).await;
         }
         // Its number may be somebody else's from now on.
-        *group = Group::none();
+        group.forget();
     }
 }
 
@@ -507,8 +520,8 @@ impl Group {
         Self(child.id().and_then(|id| Pid::from_raw(id.cast_signed())))
     }
 
-    fn none() -> Self {
-        Self(None)
+    fn forget(&mut self) {
+        self.0 = None;
     }
 
     fn terminate(&self, _child: &mut Child) {
@@ -520,7 +533,12 @@ impl Group {
 
     /// Returns when nobody of it is left. Its number is nobody else's before.
     async fn gone(&self) {
-        while self.0.is_some_and(|pid| test_kill_process_group(pid).is_ok()) {
+        while let Some(pid) = self.0 {
+            // Where nobody else buries orphans, such as for the first process of a container, they are ours.
+            while let Ok(Some(_)) = waitpgid(pid, WaitOptions::NOHANG) {}
+            if test_kill_process_group(pid).is_err() {
+                return;
+            }
             sleep(LOOK_EVERY).await;
         }
     }
@@ -551,9 +569,7 @@ impl Group {
         Self
     }
 
-    fn none() -> Self {
-        Self
-    }
+    fn forget(&mut self) {}
 
     fn terminate(&self, child: &mut Child) {
         let _ = child.start_kill();

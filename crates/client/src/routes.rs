@@ -277,6 +277,9 @@ impl Routes {
             lane.end();
         }
         table.calls.insert(id.to_owned(), Arc::clone(&lane));
+        drop(table);
+        // Somebody waits for an answer now: it is read on.
+        room.notify_one();
         lane
     }
 

@@ -37,7 +37,7 @@ pub(crate) enum Fault {
     #[error("{0}")]
     Ended(String),
     /// The server ended what was to go on.
-    #[error("the server ended it: it stops, or the key is not good any more")]
+    #[error("the server ended it: it stops, the key is not good any more, or there is nothing more to come")]
     Gone,
     /// A file or a stream.
     #[error(transparent)]
@@ -87,8 +87,13 @@ pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
 #[allow(clippy::disallowed_methods, reason = "a command has nothing to drain that somebody still waits for")]
 pub(crate) fn put(text: &str) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            tracing::error!("cannot print: {error}");
+            std::process::exit(1);
+        }
     }
 }
 

@@ -18,6 +18,12 @@ use trunkline_proto::own::{Acknowledgement, Delivery};
 /// the server lets a client hold.
 const REMEMBERED: usize = 4096;
 
+/// Bytes that the server lets a client hold, a little less: it counts more than the payload.
+const BYTES: usize = 14 * 1024 * 1024;
+
+/// A whole window.
+const FULL: usize = 1024;
+
 /// Shared by the connection and all messages that can be acknowledged.
 #[derive(Default)]
 pub(crate) struct Acks {
@@ -26,7 +32,8 @@ pub(crate) struct Acks {
     pub(crate) writer: AtomicWaker,
     /// Whether there is anything to say: looked at for each parcel that goes out.
     is_due: AtomicBool,
-    /// How much is out, and how much of that is done and waits for what was delivered before it.
+    /// How full the server's window is by what is out, and by what of that is done and waits for what was delivered before it:
+    /// in parts of [`FULL`].
     out: AtomicUsize,
     done: AtomicUsize,
     /// Whether the extension is in force.
@@ -46,8 +53,10 @@ struct Inner {
     epoch: u64,
     /// What is out on this connection, in the order of delivery.
     order: VecDeque<Out>,
+    /// How much it is.
+    out: Amount,
     /// How much of it is done.
-    done: usize,
+    done: Amount,
     /// What was handed out on earlier connections, is not acknowledged, and was not delivered again yet.
     carried: HashMap<u64, Held>,
     /// What was acknowledged last.
@@ -60,7 +69,30 @@ struct Inner {
 
 struct Out {
     offset: u64,
+    bytes: usize,
     held: Held,
+}
+
+/// Deliveries, and their bytes.
+#[derive(Clone, Copy, Default)]
+struct Amount {
+    count: usize,
+    bytes: usize,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: usize) {
+        (self.count, self.bytes) = (self.count + 1, self.bytes + bytes);
+    }
+
+    fn take(&mut self, bytes: usize) {
+        (self.count, self.bytes) = (self.count - 1, self.bytes - bytes);
+    }
+
+    /// Of a window, in parts of [`FULL`].
+    fn part(self) -> usize {
+        (self.count * FULL / REMEMBERED).max(self.bytes.saturating_mul(FULL) / BYTES)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,10 +127,13 @@ impl Acks {
         inner.shared.clear();
         self.is_due.store(false, Relaxed);
         let out = std::mem::take(&mut inner.order);
-        inner.done = 0;
+        (inner.out, inner.done) = Default::default();
         if is_same {
-            let kept = out.into_iter().filter(|out| out.held != Held::Dropped);
-            inner.carried.extend(kept.map(|Out { offset, held }| (offset, held)));
+            // Of what was delivered twice, the first was handed out.
+            for Out { offset, held, .. } in out {
+                inner.carried.entry(offset).or_insert(held);
+            }
+            inner.carried.retain(|_, held| *held != Held::Dropped);
         } else {
             inner.epoch += 1;
             inner.highest = 0;
@@ -121,7 +156,7 @@ impl Acks {
     }
 
     /// Something was delivered. `None` if it was handed out before: it is acknowledged when that one is.
-    pub(crate) fn delivered(self: &Arc<Self>, delivery: &Delivery) -> Option<Ack> {
+    pub(crate) fn delivered(self: &Arc<Self>, delivery: &Delivery, bytes: usize) -> Option<Ack> {
         let mut inner = self.lock();
         let offset = delivery.offset;
         let (connection, epoch) = (inner.connection, inner.epoch);
@@ -138,8 +173,11 @@ impl Acks {
         } else {
             inner.carried.remove(&offset)
         };
-        inner.order.push_back(Out { offset, held: known.unwrap_or(Held::Working) });
-        inner.done += usize::from(known == Some(Held::Done));
+        inner.order.push_back(Out { offset, bytes, held: known.unwrap_or(Held::Working) });
+        inner.out.add(bytes);
+        if known == Some(Held::Done) {
+            inner.done.add(bytes);
+        }
         self.count(&inner);
         match known {
             None => Some(ack(false)),
@@ -154,12 +192,12 @@ impl Acks {
 
     /// Whether so much is out that the server will soon give no more.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.out.load(Relaxed) >= REMEMBERED / 2
+        self.out.load(Relaxed) >= FULL / 2
     }
 
     /// Whether so much that is done waits for something else that the server will soon give no more.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.done.load(Relaxed) >= REMEMBERED / 2
+        self.done.load(Relaxed) >= FULL / 2
     }
 
     /// Whether there is anything to say.
@@ -178,8 +216,8 @@ impl Acks {
     }
 
     fn count(&self, inner: &Inner) {
-        self.out.store(inner.order.len(), Relaxed);
-        self.done.store(inner.done, Relaxed);
+        self.out.store(inner.out.part(), Relaxed);
+        self.done.store(inner.done.part(), Relaxed);
     }
 
     fn tell(&self, inner: MutexGuard<'_, Inner>, is_due: bool) {
@@ -198,10 +236,11 @@ impl Inner {
     /// Everything at the front that is done is acknowledged. Answers whether there was anything.
     fn advance(&mut self) -> bool {
         let before = self.order.len();
-        while let Some(Out { offset, held: Held::Done }) = self.order.front() {
-            let offset = *offset;
+        while let Some(Out { offset, bytes, held: Held::Done }) = self.order.front() {
+            let (offset, bytes) = (*offset, *bytes);
             self.order.pop_front();
-            self.done -= 1;
+            self.out.take(bytes);
+            self.done.take(bytes);
             self.remember(offset);
             self.through = offset;
         }
@@ -213,7 +252,9 @@ impl Inner {
         let out = self.order.iter_mut().find(|out| out.offset == offset && out.held == Held::Working);
         let Some(out) = out else { return false };
         out.held = held;
-        self.done += usize::from(held == Held::Done);
+        if held == Held::Done {
+            self.done.add(out.bytes);
+        }
         true
     }
 
@@ -307,7 +348,7 @@ mod tests {
     #[test]
     fn what_is_done_out_of_order_waits_for_what_came_before() {
         let acks = begun();
-        let [a, b, c] = [3, 5, 9].map(|offset| acks.delivered(&one(offset)).unwrap());
+        let [a, b, c] = [3, 5, 9].map(|offset| acks.delivered(&one(offset), 1).unwrap());
         b.done();
         assert_eq!(acks.take(), None);
         a.done();
@@ -320,14 +361,14 @@ mod tests {
     #[test]
     fn what_was_not_done_comes_again_and_what_was_does_not() {
         let acks = begun();
-        let [a, b, c] = [3, 5, 9].map(|offset| acks.delivered(&one(offset)).unwrap());
+        let [a, b, c] = [3, 5, 9].map(|offset| acks.delivered(&one(offset), 1).unwrap());
         a.done();
         drop(b);
         acks.begin(true, true, "");
         // The acknowledgement of 3 may have been lost, 5 was dropped, 9 is being worked on.
-        assert!(acks.delivered(&one(3)).is_none());
-        let again = acks.delivered(&one(5)).unwrap();
-        assert!(acks.delivered(&one(9)).is_none());
+        assert!(acks.delivered(&one(3), 1).is_none());
+        let again = acks.delivered(&one(5), 1).unwrap();
+        assert!(acks.delivered(&one(9), 1).is_none());
         assert_eq!(acks.take().unwrap().through, 3);
         c.done();
         assert_eq!(acks.take(), None);
@@ -338,9 +379,9 @@ mod tests {
     #[test]
     fn a_server_that_forgot_its_client_is_not_told_of_old_offsets() {
         let acks = begun();
-        let old = acks.delivered(&one(3)).unwrap();
+        let old = acks.delivered(&one(3), 1).unwrap();
         acks.begin(true, false, "");
-        let new = acks.delivered(&one(3)).unwrap();
+        let new = acks.delivered(&one(3), 1).unwrap();
         old.done();
         assert_eq!(acks.take(), None);
         new.done();
@@ -351,21 +392,21 @@ mod tests {
     fn a_session_that_is_new_on_the_same_log_remembers() {
         let acks = Arc::new(Acks::default());
         acks.begin(true, false, "log-1");
-        let [a, b] = [3, 5].map(|offset| acks.delivered(&one(offset)).unwrap());
+        let [a, b] = [3, 5].map(|offset| acks.delivered(&one(offset), 1).unwrap());
         a.done();
         acks.begin(true, false, "log-1");
-        assert!(acks.delivered(&one(3)).is_none() && acks.delivered(&one(5)).is_none());
+        assert!(acks.delivered(&one(3), 1).is_none() && acks.delivered(&one(5), 1).is_none());
         assert!(!b.is_stale());
         acks.begin(true, false, "log-2");
         assert!(b.is_stale());
-        assert!(acks.delivered(&one(5)).is_some());
+        assert!(acks.delivered(&one(5), 1).is_some());
     }
 
     #[test]
     fn what_is_delivered_twice_on_one_connection_is_handed_out_once() {
         let acks = begun();
-        let [a, b] = [3, 5].map(|offset| acks.delivered(&one(offset)).unwrap());
-        assert!(acks.delivered(&one(3)).is_none() && acks.delivered(&one(5)).is_none());
+        let [a, b] = [3, 5].map(|offset| acks.delivered(&one(offset), 1).unwrap());
+        assert!(acks.delivered(&one(3), 1).is_none() && acks.delivered(&one(5), 1).is_none());
         b.done();
         assert_eq!(acks.take(), None);
         a.done();
@@ -374,9 +415,41 @@ mod tests {
     }
 
     #[test]
+    fn what_was_delivered_twice_and_not_done_comes_again_after_a_break() {
+        let acks = begun();
+        let [a, b] = [3, 5].map(|offset| acks.delivered(&one(offset), 1).unwrap());
+        assert!(acks.delivered(&one(3), 1).is_none() && acks.delivered(&one(5), 1).is_none());
+        drop(b);
+        acks.begin(true, true, "");
+        assert!(acks.delivered(&one(3), 1).is_none(), "it is being worked on");
+        let again = acks.delivered(&one(5), 1).unwrap();
+        assert_eq!(acks.take(), None);
+        a.done();
+        assert_eq!(acks.take().unwrap().through, 3);
+        again.done();
+        assert_eq!(acks.take().unwrap().through, 5);
+    }
+
+    #[test]
+    fn a_window_is_full_by_number_or_by_bytes() {
+        let acks = begun();
+        let first = acks.delivered(&one(1), BYTES / 2).unwrap();
+        assert!(acks.is_crowded() && !acks.is_blocked());
+        let second = acks.delivered(&one(2), BYTES / 2).unwrap();
+        second.done();
+        assert!(acks.is_blocked());
+        first.done();
+        assert!(!acks.is_crowded() && !acks.is_blocked());
+        let many: Vec<_> = (3..3 + REMEMBERED as u64 / 2).map(|n| acks.delivered(&one(n), 1).unwrap()).collect();
+        assert!(acks.is_crowded());
+        many.into_iter().for_each(Ack::done);
+        assert!(!acks.is_crowded());
+    }
+
+    #[test]
     fn shared_work_is_acknowledged_one_by_one_and_on_its_own_connection_only() {
         let acks = begun();
-        let share = |offset| acks.delivered(&Delivery { offset, shared: true }).unwrap();
+        let share = |offset| acks.delivered(&Delivery { offset, shared: true }, 1).unwrap();
         let [a, b] = [4, 6].map(share);
         b.done();
         assert_eq!(acks.take().unwrap().shared, [6]);
@@ -392,13 +465,13 @@ mod tests {
         #[test]
         fn nothing_is_acknowledged_before_it_is_done(order in Just((1..=40_u64).collect::<Vec<_>>()).prop_shuffle(), cut in 0..40_usize) {
             let acks = begun();
-            let mut out: HashMap<u64, Ack> = (1..=40).map(|n| (n, acks.delivered(&one(n)).unwrap())).collect();
+            let mut out: HashMap<u64, Ack> = (1..=40).map(|n| (n, acks.delivered(&one(n), 1).unwrap())).collect();
             let (mut done, mut through) = (HashSet::new(), 0);
             for (step, offset) in order.into_iter().enumerate() {
                 if step == cut {
                     acks.begin(true, true, "");
                     for n in through + 1..=40 {
-                        prop_assert!(acks.delivered(&one(n)).is_none());
+                        prop_assert!(acks.delivered(&one(n), 1).is_none());
                     }
                 }
                 out.remove(&offset).unwrap().done();

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use prost::Message as _;
 use tokio::sync::Notify;
 use trunkline_proto::v1::{
     AuthorityGrantRevocation, AuthorityRequestEvent, ConfigSnapshot, DownstreamMessage, ErrorResponse, ProgressUpdate,
@@ -133,7 +134,7 @@ impl Core {
         let pressure = match frame.payload {
             Some(Down::Msg(frame)) => {
                 let ack = match delivery {
-                    Some(delivery) => match self.acks.delivered(&delivery) {
+                    Some(delivery) => match self.acks.delivered(&delivery, frame.payload.len()) {
                         Some(ack) => Some(ack),
                         // It was handed out before.
                         None => return (None, Pressure::None),
@@ -150,7 +151,7 @@ impl Core {
             }
             Some(Down::ProgressUpdate(update)) => {
                 // A report is about a moment: it is done with when it is there.
-                match delivery.as_ref().map(|delivery| self.acks.delivered(delivery)) {
+                match delivery.as_ref().map(|delivery| self.acks.delivered(delivery, update.encoded_len())) {
                     Some(None) => return (None, Pressure::None),
                     Some(Some(ack)) => ack.done(),
                     None => {}

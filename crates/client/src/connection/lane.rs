@@ -16,6 +16,9 @@ const WHILE_ASKING: usize = 64;
 /// So much at least: twice what Trunkline sends ahead of what is taken.
 const WHILE_ASKING_MIN: usize = 8192;
 
+/// What the last listener leaves behind counts as taken if it is so much.
+const LEFT_BYTES: usize = 4 * 1024 * 1024;
+
 /// One kind of thing. Who does not listen loses what comes over the bound; who listens too slowly holds the connection up,
 /// and with it the server, which keeps what is durable.
 pub(crate) struct Lane<T> {
@@ -119,7 +122,8 @@ impl<T> Lane<T> {
             inner.bytes -= (self.weight.of)(&oldest);
         }
         let unheard = if self.overflow == Overflow::Nothing { self.most() } else { self.bound };
-        if inner.listeners == 0 && inner.queue.len() >= unheard && self.overflow != Overflow::Oldest {
+        let is_full = inner.queue.len() >= unheard || inner.bytes >= self.weight.soft;
+        if inner.listeners == 0 && is_full && self.overflow != Overflow::Oldest {
             inner.dropped += 1;
             let is_first = inner.dropped == 1;
             drop(inner);
@@ -203,17 +207,19 @@ impl<T> Lane<T> {
             || inner.queue.len() + 1 == self.most()
             || crosses(self.weight.soft)
             || crosses(self.weight.hard);
+        // Before anybody else can look at what is left.
+        (self.gone)(&mut item);
         drop(inner);
         if has_room {
             self.room.notify_one();
         }
-        (self.gone)(&mut item);
         Poll::Ready(Some(item))
     }
 }
 
-/// What a client receives, one after the other. Ends when the client has ended and everything was taken. Several streams of
-/// one kind share what comes. Dropping it takes nothing away.
+/// What a client receives, one after the other. Ends when the client has ended and everything was taken; messages of Trunkline that
+/// were not taken until then are left to whoever comes next. Several streams of one kind share what comes. Dropping it takes
+/// nothing away.
 #[must_use = "streams do nothing unless they are polled"]
 pub struct Received<T> {
     lane: Arc<Lane<T>>,
@@ -243,7 +249,8 @@ impl<T> Drop for Received<T> {
     fn drop(&mut self) {
         let mut inner = self.lane.lock();
         inner.listeners -= 1;
-        if inner.listeners == 0 && inner.queue.len() >= self.lane.bound.min(WHILE_ASKING_MIN / 4) {
+        let is_much = inner.queue.len() >= self.lane.bound.min(WHILE_ASKING_MIN / 4) || inner.bytes >= LEFT_BYTES;
+        if inner.listeners == 0 && is_much {
             // So much that the other side may have stopped.
             inner.queue.iter_mut().for_each(self.lane.gone);
         }

@@ -45,9 +45,9 @@ async fn a_handler_that_asks_gets_its_answers_however_long_the_backlog_is() {
             async move {
                 assert_eq!(message.text(), seen.load(SeqCst).to_string());
                 // One answer after the other, each behind what the server has for us.
-                match seen.load(SeqCst) % 20 {
-                    0 => drop(client.kv(Scope::GlobalExclusive).get("k").await?),
-                    10 => client.send_confirmed(Outgoing::chat(to_sender(), "got it")).await?,
+                match seen.load(SeqCst) % 200 {
+                    n if n % 20 == 0 => drop(client.kv(Scope::GlobalExclusive).get("k").await?),
+                    110 => client.send_confirmed(Outgoing::chat(to_sender(), "got it")).await?,
                     _ => {}
                 }
                 if seen.fetch_add(1, SeqCst) + 1 == COUNT {
@@ -156,5 +156,26 @@ async fn messages_that_nobody_listens_to_do_not_hold_progress_up() {
     reports.await.unwrap();
     // They are there all the same.
     assert_eq!(soon(reader.messages().next()).await.unwrap().text(), "0");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_messages_that_nobody_listens_to_do_not_hold_progress_up() {
+    let world = World::begin().await;
+    let sender = world.agent("sender").await;
+    let large = vec![b'x'; 1_000_000];
+    for _ in 0..40 {
+        sender.send(Outgoing::new(reader(), large.clone())).await.unwrap();
+    }
+    sender.settled().await.unwrap();
+    let reader = world.agent("reader").await;
+    let mut progress = reader.progress();
+    sender.report(Progress::running("t").summary("here")).await.unwrap();
+    assert_eq!(soon(progress.next()).await.unwrap().summary, "here");
+    // Who takes them is given all that are left, one window after the other.
+    let mut messages = reader.messages();
+    for _ in 0..30 {
+        assert_eq!(soon(messages.next()).await.unwrap().payload().len(), large.len());
+    }
     world.end().await;
 }

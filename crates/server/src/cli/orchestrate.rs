@@ -14,7 +14,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::timeout,
+};
 use trunkline_client::{
     Orchestrator, Reconnect,
     orchestrate::{self, Limits, Line, Options, Process},
@@ -24,6 +28,9 @@ use super::{Done, Fault, announce, block_on, client::Connect, output::plain};
 
 /// Lines that wait to be printed.
 const LINES_MAX: usize = 1024;
+
+/// How long what was printed last may take to go out.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The longest pause before the server is tried again.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -74,25 +81,42 @@ async fn orchestrate(args: Orchestrate) -> Result<(), Fault> {
     }
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     // Processes have groups of their own, which a terminal that is closed does not reach.
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
+    let hung_up = async {
+        match &mut hangup {
+            Some(hangup) => hangup.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     // Whoever started this is there to hear why it cannot begin; later it comes back whenever it can.
     let patience = Reconnect { longest: RECONNECT_PAUSE_MAX, ..Reconnect::forever() };
     let orchestrator = who.reconnect(patience.once_connected()).connect().await?;
     announce(format_args!("ready as orc::{}::{specifier} for {}", args.name, args.profiles.join(" ")));
     let options = Options { at_once: args.processes, restarts: args.restarts, ..Options::default() };
-    let crew = orchestrate::run(&orchestrator, process(&args), options);
+    let (tell, printed) = oneshot::channel();
+    let crew = orchestrate::run(&orchestrator, process(&args, tell), options);
     let ended = tokio::select! {
         error = orchestrator.ended() => Err(error.into()),
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
-        _ = hangup.recv() => Ok(()),
+        _ = hung_up => Ok(()),
     };
     crew.stop().await;
     orchestrator.close().await;
+    // The last words of the processes, unless nobody reads them. Without a printer there is nothing to wait for.
+    let _ = timeout(LAST_WORDS, printed).await;
     ended
 }
 
-fn process(args: &Orchestrate) -> Process {
+/// Whoever started this wants it to survive its terminal, as by `nohup`.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    // The first signal is this one.
+    ignored.is_some_and(|signals| signals & 1 != 0)
+}
+
+fn process(args: &Orchestrate, printed: oneshot::Sender<()>) -> Process {
     let limits = Limits {
         address_space: args.memory_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
         open_files: args.open_files,
@@ -104,7 +128,7 @@ fn process(args: &Orchestrate) -> Process {
     match &args.log_dir {
         Some(directory) => process.log_directory(directory),
         None => {
-            let printer = Printer::start();
+            let printer = Printer::start(printed);
             process.output(move |line| printer.print(&line))
         }
     }
@@ -118,25 +142,25 @@ struct Printer {
 }
 
 impl Printer {
-    fn start() -> Self {
+    fn start(printed: oneshot::Sender<()>) -> Self {
         let (lines, inbox) = sync_channel::<String>(LINES_MAX);
         std::thread::spawn(move || {
             for line in inbox {
                 // Nobody reads it, and the processes go on all the same.
                 let _ = writeln!(std::io::stderr(), "{line}");
             }
+            // Whoever waits for this may have gone.
+            let _ = printed.send(());
         });
         Self { lines, dropped: AtomicU64::new(0) }
     }
 
     fn print(&self, line: &Line) {
-        let dropped = match self.dropped.swap(0, Relaxed) {
-            0 => String::new(),
-            count => format!(" ({count} lines before this were dropped)"),
-        };
+        let count = self.dropped.swap(0, Relaxed);
+        let dropped = if count > 0 { format!(" ({count} lines before this were dropped)") } else { String::new() };
         let text = format!("{} {}{dropped}", line.identity, plain(&line.text));
         if self.lines.try_send(text).is_err() {
-            self.dropped.fetch_add(1, Relaxed);
+            self.dropped.fetch_add(count + 1, Relaxed);
         }
     }
 }

@@ -292,7 +292,9 @@ async fn watch(client: &Client, id: &str, json: bool) -> Result<(), Fault> {
         let Some(event) = events.next().await else {
             return Err(match &*client.state().borrow() {
                 State::Ended { because, .. } => because.clone().into(),
-                _ => Fault::Ended("more happened than could be shown in time".to_owned()),
+                _ => Fault::Ended(
+                    "the task cannot be followed any more, or more happened than could be shown".to_owned(),
+                ),
             });
         };
         shown.tell(&event);

@@ -94,8 +94,8 @@ fn fields(row: &Row) -> Fields {
         ("held", json!(row.held())),
         ("epoch", json!(row.fencing_epoch)),
         ("back", json!(row.reconnections)),
-        ("in_per_s", json!(row.accepted_per_s.round())),
-        ("out_per_s", json!(row.delivered_per_s.round())),
+        ("in_per_s", json!(row.accepted_per_s.round() as u64)),
+        ("out_per_s", json!(row.delivered_per_s.round() as u64)),
         ("unacknowledged", json!(row.unacknowledged)),
         ("lag", json!(row.lag())),
     ]
