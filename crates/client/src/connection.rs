@@ -46,7 +46,7 @@ use crate::{
     routes::Routes,
     task::Assignment,
 };
-pub(crate) use driver::dial;
+pub(crate) use driver::{FRAME_IN_BYTES_MAX, dial};
 pub use inbound::{Notice, Signal};
 
 /// A connected client of any principal: what all of them can do. The typed ones, such as [`Agent`](crate::Agent), dereference

@@ -29,7 +29,7 @@ use trunkline_proto::own::{
 pub use trunkline_proto::own::{App, AppAgent, AttachmentPolicy, Figures, Standing, TailItem};
 
 use crate::{
-    connection::dial,
+    connection::{FRAME_IN_BYTES_MAX, dial},
     credentials::{Credentials, Tls},
     error::{Error, Kind, Result},
     options::Options,
@@ -85,7 +85,8 @@ impl Builder {
         key.iter_mut().for_each(|key| key.set_sensitive(true));
         let late = |_| Error::new(Kind::Unavailable, format!("no connection after {connect_timeout:?}"));
         let channel = timeout(*connect_timeout, dial(&self.options)).await.map_err(late)??;
-        Ok(Operator { client: OperatorClient::new(channel), key, timeout: *request_timeout })
+        let client = OperatorClient::new(channel).max_decoding_message_size(FRAME_IN_BYTES_MAX);
+        Ok(Operator { client, key, timeout: *request_timeout })
     }
 }
 
@@ -262,7 +263,7 @@ fn refused(status: &Status) -> Error {
 pub struct Stream<T>(Streaming<T>);
 
 impl<T> Stream<T> {
-    /// The next, or `None` if the server stops. Cancel-safe.
+    /// The next, or `None` if the server stops, or the key is not good any more. Cancel-safe.
     ///
     /// # Errors
     /// What ended it: [`Kind::Unavailable`] if the connection broke.

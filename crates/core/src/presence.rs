@@ -40,7 +40,8 @@ pub struct Meter {
     pub unacknowledged: AtomicU64,
     /// Everything up to here was read for it.
     pub read: AtomicU64,
-    reads: Mutex<Vec<Read>>,
+    /// What it reads.
+    topics: Mutex<Vec<Read>>,
     /// The work that it shares with others.
     work: Option<Arc<WorkGroup>>,
 }
@@ -75,18 +76,18 @@ impl Meter {
 
     /// Notes that a topic is read, from where, and what tells how far it is while it is behind the others.
     pub(crate) fn reads(&self, topic: &Topic, from: u64, behind: Option<(u64, Arc<AtomicU64>)>) {
-        lock(&self.reads).push(Read { topic: topic.clone(), from, behind });
+        lock(&self.topics).push(Read { topic: topic.clone(), from, behind });
     }
 
     pub(crate) fn reads_no_more(&self, topics: &[Topic]) {
-        lock(&self.reads).retain(|read| !topics.contains(&read.topic));
+        lock(&self.topics).retain(|read| !topics.contains(&read.topic));
     }
 
     /// What is to come: behind each of these, and what came back of shared work.
     pub(crate) fn to_come(&self) -> (Vec<(Topic, Offset)>, u64) {
         let (read, work) = (self.read.load(SeqCst), self.work.as_ref().map(|work| work.waiting()));
         let mut behind: Vec<_> =
-            lock(&self.reads).iter().map(|each| (each.topic.clone(), each.position(read))).collect();
+            lock(&self.topics).iter().map(|each| (each.topic.clone(), each.position(read))).collect();
         let returned = work.map_or(0, |(shared, returned)| {
             behind.push(shared);
             returned

@@ -63,6 +63,7 @@ pub(crate) struct Metrics {
     pub(crate) delivered: Counter,
     /// Requests that were refused.
     refused: Family<Code, Counter>,
+    /// All of those, for whoever watches.
     pub(crate) refused_total: Counter,
     pub(crate) connections: Family<Of, Gauge>,
     pub(crate) http_connections: Gauge,

@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicBool, AtomicUsize,
+            AtomicBool,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -21,9 +21,6 @@ const REMEMBERED: usize = 4096;
 /// Bytes that the server lets a client hold, a little less: it counts more than the payload.
 const BYTES: usize = 14 * 1024 * 1024;
 
-/// A whole window.
-const FULL: usize = 1024;
-
 /// Shared by the connection and all messages that can be acknowledged.
 #[derive(Default)]
 pub(crate) struct Acks {
@@ -32,10 +29,10 @@ pub(crate) struct Acks {
     pub(crate) writer: AtomicWaker,
     /// Whether there is anything to say: looked at for each parcel that goes out.
     is_due: AtomicBool,
-    /// How full the server's window is by what is out, and by what of that is done and waits for what was delivered before it:
-    /// in parts of [`FULL`].
-    out: AtomicUsize,
-    done: AtomicUsize,
+    /// Half of the server's window is taken by what is out; by what of that is done and waits for what was delivered before it.
+    /// Looked at for each delivery.
+    is_crowded: AtomicBool,
+    is_blocked: AtomicBool,
     /// Whether the extension is in force.
     is_on: AtomicBool,
     /// Messages are acknowledged by whoever takes them, who can forget it; otherwise by being taken.
@@ -89,9 +86,9 @@ impl Amount {
         (self.count, self.bytes) = (self.count - 1, self.bytes - bytes);
     }
 
-    /// Of a window, in parts of [`FULL`].
-    fn part(self) -> usize {
-        (self.count * FULL / REMEMBERED).max(self.bytes.saturating_mul(FULL) / BYTES)
+    /// Whether it is half of the server's window, or more.
+    fn is_half(self) -> bool {
+        self.count >= REMEMBERED / 2 || self.bytes >= BYTES / 2
     }
 }
 
@@ -192,12 +189,12 @@ impl Acks {
 
     /// Whether so much is out that the server will soon give no more.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.out.load(Relaxed) >= FULL / 2
+        self.is_crowded.load(Relaxed)
     }
 
     /// Whether so much that is done waits for something else that the server will soon give no more.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.done.load(Relaxed) >= FULL / 2
+        self.is_blocked.load(Relaxed)
     }
 
     /// Whether there is anything to say.
@@ -216,8 +213,8 @@ impl Acks {
     }
 
     fn count(&self, inner: &Inner) {
-        self.out.store(inner.out.part(), Relaxed);
-        self.done.store(inner.done.part(), Relaxed);
+        self.is_crowded.store(inner.out.is_half(), Relaxed);
+        self.is_blocked.store(inner.done.is_half(), Relaxed);
     }
 
     fn tell(&self, inner: MutexGuard<'_, Inner>, is_due: bool) {

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Largest frame that a server sends. The published contract's figure.
-const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub(crate) const FRAME_IN_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What the transport may have under way before it must be read: enough for a fast line, little enough for many clients.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -146,8 +146,8 @@ async fn shake(core: &Arc<Core>, resume: &str) -> std::result::Result<(Streaming
     let channel = dial(&core.options).await.map_err(End::Failed)?;
     let outbound = core.feed.begin(core, Up::Init(Box::new(init(core, resume))));
     let mut client = AetherGatewayClient::new(channel)
-        .max_decoding_message_size(FRAME_BYTES_MAX)
-        .max_encoding_message_size(FRAME_BYTES_MAX);
+        .max_decoding_message_size(FRAME_IN_BYTES_MAX)
+        .max_encoding_message_size(FRAME_IN_BYTES_MAX);
     let mut request = Request::new(outbound);
     for (name, value) in &core.options.metadata {
         request.metadata_mut().insert(name.clone(), value.clone());

@@ -62,24 +62,6 @@ async fn a_handler_that_asks_gets_its_answers_however_long_the_backlog_is() {
 }
 
 #[tokio::test]
-async fn what_was_not_taken_is_there_for_who_comes_next() {
-    let world = World::begin().await;
-    let sender = world.agent("sender").await;
-    backlog(&sender, 5).await;
-    let first = world.agent("reader").await;
-    let mut messages = first.messages();
-    assert_eq!(soon(messages.next()).await.unwrap().text(), "0");
-    assert_eq!(soon(messages.next()).await.unwrap().text(), "1");
-    soon(first.close()).await;
-    let second = world.agent("reader").await;
-    let mut messages = second.messages();
-    for n in 2..5 {
-        assert_eq!(soon(messages.next()).await.unwrap().text(), n.to_string());
-    }
-    world.end().await;
-}
-
-#[tokio::test]
 async fn what_lies_here_when_a_client_closes_is_its_successors() {
     let world = World::begin().await;
     let sender = world.agent("sender").await;
