@@ -42,6 +42,14 @@ enum Command {
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
+    /// Hostile bytes for each reader of bytes, guided by coverage, from a kept corpus; new inputs stay below `target`.
+    Fuzz {
+        /// How long for each target.
+        #[arg(long, default_value_t = fuzz::SECONDS)]
+        seconds: u32,
+        /// Only these targets; all of them if none is named.
+        targets: Vec<String>,
+    },
     /// Runs the benches and prints their table: `agent`, `client`, `conversation`, `sandbox`, `socket`, `store` or `tasks`, and
     /// sections of it.
     Bench {
@@ -67,6 +75,7 @@ fn main() -> ExitCode {
             faults.env("TRUNKLINE_FAULTS_SECONDS", seconds.to_string());
             run::checked(faults)
         }
+        Command::Fuzz { seconds, targets } => fuzz::run(&targets, seconds),
         Command::Bench { name, args } => {
             let mut bench = match name.as_str() {
                 "agent" | "conversation" | "sandbox" | "socket" | "tasks" => {

@@ -28,7 +28,7 @@ pub(crate) enum Step {
     Conformance,
     /// The browser SDK, also in a real browser; and the examples.
     Web,
-    /// A minute of frames that nobody would send.
+    /// A minute of hostile bytes for each reader of bytes.
     Fuzz,
 }
 
@@ -79,7 +79,7 @@ impl Step {
             }
             Self::Conformance => conformance::run(),
             Self::Web => web::run(),
-            Self::Fuzz => fuzz::run(),
+            Self::Fuzz => fuzz::run(&[], fuzz::SECONDS),
         }
     }
 }

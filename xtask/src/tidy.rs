@@ -27,9 +27,9 @@ const NAMED_ONLY_BELOW: [(&str, &[&str]); 7] = [
     ("rusqlite", &["crates/store", "crates/agent-socket"]),
     ("tokio_postgres", &["crates/store"]),
     ("async_nats", &["crates/store"]),
-    ("tonic", &["crates/proto", "crates/server", "crates/client"]),
+    ("tonic", &["crates/proto", "crates/server", "crates/client", "fuzz"]),
     ("axum", &["crates/server", "crates/client"]),
-    ("trunkline_proto", &["crates/proto", "crates/server", "crates/client"]),
+    ("trunkline_proto", &["crates/proto", "crates/server", "crates/client", "fuzz"]),
 ];
 
 /// Modules of the server that must not name each other.
@@ -79,7 +79,7 @@ fn read_ratchet() -> Result<BTreeMap<String, usize>> {
 
 fn rust_files() -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut folders = vec![root().join("crates"), root().join("xtask")];
+    let mut folders = vec![root().join("crates"), root().join("fuzz"), root().join("xtask")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
