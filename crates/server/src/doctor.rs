@@ -4,6 +4,7 @@ use std::{
     fmt, fs,
     io::Write as _,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -67,6 +68,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     let finding = |what, verdict| Finding { what, verdict };
     vec![
         finding("data directory", directory(&config.data_dir, running.as_deref())),
+        finding("data directory's permissions", permissions(&config.data_dir)),
         finding("disk", disk(&config.data_dir)),
         finding("gRPC address", address(config.listen.grpc, "--grpc", running.as_deref())),
         finding("HTTP address", address(config.listen.http, "--http", running.as_deref())),
@@ -114,6 +116,20 @@ fn directory(dir: &Path, running: Option<&str>) -> Verdict {
         Ok(()) => Verdict::Good(format!("{shown} is not there yet and can be made")),
         Err(error) => Verdict::Bad(format!("{shown}: {error}"), "give this user the right to write there".to_owned()),
     }
+}
+
+/// A server closes the directory to others when it starts, if it may.
+fn permissions(dir: &Path) -> Verdict {
+    let mode = match fs::metadata(dir) {
+        Ok(found) => found.permissions().mode() & 0o777,
+        Err(_) => return Verdict::Good("it is not there yet and will be its owner's alone".to_owned()),
+    };
+    if mode & 0o077 == 0 {
+        return Verdict::Good(format!("{mode:o}, its owner's alone"));
+    }
+    let how =
+        format!("{} has mode {mode:o}: other users can look into it, and the secrets of apps are in it", dir.display());
+    Verdict::Poor(how, format!("chmod 700 {}", dir.display()))
 }
 
 fn disk(dir: &Path) -> Verdict {

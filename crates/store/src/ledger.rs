@@ -49,11 +49,15 @@ mod transaction;
 
 use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
-use crate::{Durability, lease};
+use crate::{
+    Durability,
+    fault::{Fault, Faults},
+    lease,
+};
 
-pub use outbox::{Outgoing, Relay};
+pub use outbox::{Outgoing, Relay, RelayError};
 pub use transaction::{ReadTx, WriteTx};
 
 /// One value of a row or a statement's parameter.
@@ -84,6 +88,9 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
+/// Read transactions at a time that may take long; see [`Ledger::scan`].
+const SCANS_MAX: usize = 2;
+
 /// How a ledger is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -106,8 +113,10 @@ pub type TxFuture<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send +
 #[derive(Clone)]
 pub struct Ledger {
     engine: Engine,
-    /// Raised when a transaction that wrote outbox rows has committed.
+    /// Raised by the engine when a transaction that wrote outbox rows has committed, whether or not anybody waits for it.
     outbox: Arc<Notify>,
+    scans: Arc<Semaphore>,
+    faults: Faults,
     id: Arc<str>,
 }
 
@@ -118,10 +127,7 @@ enum Engine {
 }
 
 /// A write transaction that has its place in the order. It runs to its end whether or not anybody waits.
-pub struct Submitted<T, E> {
-    pending: Pending<T, E>,
-    outbox: Arc<Notify>,
-}
+pub struct Submitted<T, E>(Pending<T, E>);
 
 impl<T, E: From<Error>> Submitted<T, E> {
     /// Waits until it has ended.
@@ -129,20 +135,16 @@ impl<T, E: From<Error>> Submitted<T, E> {
     /// # Errors
     /// As [`Ledger::write`].
     pub async fn ended(self) -> Result<T, E> {
-        let (answer, wrote_outbox) = match self.pending {
-            Pending::Queued(answered) => answered.await.map_err(|_| Error::Stopped)??,
-            Pending::Ended(ended) => ended?,
-        };
-        if wrote_outbox {
-            self.outbox.notify_one();
+        match self.0 {
+            Pending::Queued(answered) => answered.await.map_err(|_| Error::Stopped)?,
+            Pending::Ended(ended) => ended,
         }
-        Ok(answer)
     }
 }
 
 enum Pending<T, E> {
-    Queued(oneshot::Receiver<Result<(T, bool), E>>),
-    Ended(Result<(T, bool), E>),
+    Queued(oneshot::Receiver<Result<T, E>>),
+    Ended(Result<T, E>),
 }
 
 impl Ledger {
@@ -152,8 +154,9 @@ impl Ledger {
     /// [`Error::Unavailable`] if the file cannot be used, [`Error::Schema`] if it was migrated otherwise than
     /// `migrations` say (an applied one was changed, or is not known here: a newer version wrote the file).
     pub fn open_sqlite(path: &Path, migrations: &[Migration], options: Options) -> Result<Self, Error> {
-        let (engine, id) = sqlite::Sqlite::open(path, &with_own(migrations), options)?;
-        Ok(Self { engine: Engine::Sqlite(engine), outbox: Arc::default(), id: id.into() })
+        let (outbox, faults) = (Arc::new(Notify::new()), Faults::default());
+        let (engine, id) = sqlite::Sqlite::open(path, &with_own(migrations), options, outbox.clone(), &faults)?;
+        Ok(Self::new(Engine::Sqlite(engine), outbox, faults, &id))
     }
 
     /// Opens the ledger in a PostgreSQL database, given by a connection URL, and brings its schema up to date, while
@@ -162,8 +165,13 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open_sqlite`].
     pub async fn open_postgres(url: &str, migrations: &[Migration], options: Options) -> Result<Self, Error> {
-        let (engine, id) = postgres::Postgres::open(url, &with_own(migrations), options).await?;
-        Ok(Self { engine: Engine::Postgres(engine), outbox: Arc::default(), id: id.into() })
+        let outbox = Arc::new(Notify::new());
+        let (engine, id) = postgres::Postgres::open(url, &with_own(migrations), options, outbox.clone()).await?;
+        Ok(Self::new(Engine::Postgres(engine), outbox, Faults::default(), &id))
+    }
+
+    fn new(engine: Engine, outbox: Arc<Notify>, faults: Faults, id: &str) -> Self {
+        Self { engine, outbox, scans: Arc::new(Semaphore::new(SCANS_MAX)), faults, id: id.into() }
     }
 
     /// Runs one write transaction; durable when it returns. See the [module documentation](self).
@@ -200,7 +208,7 @@ impl Ledger {
             // Its transactions run side by side, so the order needs the end of this one.
             Engine::Postgres(engine) => Pending::Ended(engine.write(run).await),
         };
-        Ok(Submitted { pending, outbox: self.outbox.clone() })
+        Ok(Submitted(pending))
     }
 
     /// Runs one read transaction on a consistent view that holds every commit that returned before.
@@ -219,6 +227,34 @@ impl Ledger {
             Engine::Sqlite(engine) => engine.read(run).await,
             Engine::Postgres(engine) => engine.read(run).await,
         }
+    }
+
+    /// As [`Ledger::read`], for queries whose cost is that of a list and not of a look-up. At most two run at a time, and the
+    /// others wait for those; look-ups never wait for a list.
+    ///
+    /// # Errors
+    /// As [`Ledger::read`].
+    pub async fn scan<T, E>(
+        &self,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let place = self.scans.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
+        self.read(move |tx| {
+            // The job holds it and not its asker, who may go before the query has ended.
+            let _held = &place;
+            run(tx)
+        })
+        .await
+    }
+
+    /// Waits until one of its threads has failed for good. The ledger then answers nothing, or [`Error::Stopped`], and
+    /// the process should end with the reason.
+    pub async fn failed(&self) -> Fault {
+        self.faults.reported().await
     }
 
     /// Waits for outbox rows; those of other nodes are looked for every `poll`.
@@ -263,6 +299,9 @@ pub enum Error {
     /// The closure waited for something else than its transaction: a mistake in the program.
     #[error("a transaction awaited something else than its own statements")]
     Waited,
+    /// The closure panicked: a mistake in the program. Nothing of the transaction is kept.
+    #[error("a transaction panicked")]
+    Panicked,
     /// The applied migrations are not those of this version.
     #[error("schema of the ledger: {reason}")]
     Schema {
@@ -331,6 +370,17 @@ impl Row {
             Value::Bytes(value) => Ok(value),
             other => Err(mismatch(column, "bytes", other)),
         }
+    }
+
+    /// The size of its texts and bytes, for those who read until so many.
+    #[must_use]
+    pub fn bytes_in_all(&self) -> usize {
+        let size = |value: &Value| match value {
+            Value::Text(text) => text.len(),
+            Value::Bytes(bytes) => bytes.len(),
+            Value::Null | Value::Int(_) | Value::Float(_) => 8,
+        };
+        self.0.iter().map(size).sum()
     }
 
     fn value(&self, column: usize) -> Result<&Value, Error> {

@@ -4,20 +4,22 @@
 //! - [`ledger`]: rows that are looked up and changed, and the outbox that makes records of them.
 //! - [`lease`]: who holds a key right now.
 //! - [`files`]: what is too large for a record.
+//! - [`fault`]: background threads that failed for good.
 //!
 //! [`Store::open`] gives all of them over one data directory. This crate knows nothing of agents, HTTP or gRPC.
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
+pub mod fault;
 pub mod files;
 pub mod lease;
 pub mod ledger;
 pub mod log;
+mod private;
 
 use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -114,11 +116,10 @@ impl Store {
     /// # Errors
     /// [`OpenError`]; nothing was changed in a directory that is in use or newer.
     pub fn open(dir: &Path, options: Options) -> Result<Self, OpenError> {
-        // What lies there is nobody else's business: the secrets of apps among it.
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(|e| io_error(dir, e))?;
+        private::make(dir)?;
         let lock = DirectoryLock::take(dir)?;
         check_format(dir)?;
+        private::close_contents(dir)?;
         let fsync = options.log.durability == Durability::Machine;
         let log = Log::open(&dir.join("log"), options.log)?;
         let ledger = Ledger::open_sqlite(&dir.join("ledger.sqlite"), &options.migrations, options.ledger)?;
@@ -127,6 +128,15 @@ impl Store {
             None => Files::in_directory(&dir.join("files"), fsync)?,
         };
         Ok(Self { log, leases: Leases::in_memory(), ledger, files, _lock: Arc::new(lock) })
+    }
+
+    /// Waits until a thread of the log or of the ledger has failed for good: what it served is not served any more, and the
+    /// process should end with the reason.
+    pub async fn failed(&self) -> fault::Fault {
+        tokio::select! {
+            fault = self.ledger.failed() => fault,
+            fault = self.log.failed() => fault,
+        }
     }
 
     /// Finishes what waits and closes everything; later calls are answered with an error that says so.

@@ -12,7 +12,7 @@ use std::{
 
 use trunkline_store::{
     OpenError, Store,
-    ledger::{self, Ledger, Migration},
+    ledger::{self, Ledger, Migration, Outgoing, Relay, RelayError},
     log::{Append, Error, Item, Log, Options, Topic},
 };
 
@@ -143,6 +143,63 @@ async fn a_full_disk_is_an_error_for_the_ledger_and_heals() {
     let rows = ledger.read(|tx| Box::pin(async move { tx.query("SELECT n FROM t ORDER BY n", &[]).await })).await;
     let rows: Vec<_> = rows.unwrap_or_else(|e: ledger::Error| panic!("{e}"));
     assert!(rows.iter().map(|row| row.int(0).unwrap()).eq(0..=acknowledged));
+}
+
+/// Damage says nothing about what waits to be appended: it stays, in order, until the log is repaired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outbox_rows_wait_while_the_log_is_damaged() {
+    let Some(dir) = child_dir() else {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare = "trap '' XFSZ; ulimit -S -f 65536";
+        tokio::task::block_in_place(|| {
+            in_child("outbox_rows_wait_while_the_log_is_damaged", dir.path(), prepare, None)
+        });
+        return;
+    };
+    let ledger = Ledger::open_sqlite(&dir.join("ledger.sqlite"), &[], ledger::Options::default()).unwrap();
+    let log = Log::open(&dir.join("log"), Options::default()).unwrap();
+    let topic = Topic::new("t").unwrap();
+    let payload = |n: usize| noise(format!("{n:08}{}", "x".repeat(512 * 1024)));
+    while log.append(Append::new(&topic, payload(1))).await.is_ok() {}
+    // The log is opened again for the next append, and finds this in front of what was acknowledged.
+    let journal = journal(&dir.join("log"));
+    let whole = fs::read(&journal).unwrap();
+    let mut damaged = whole.clone();
+    damaged[1_000_000..1_000_100].fill(0xff);
+    fs::write(&journal, &damaged).unwrap();
+    let raised = Command::new("prlimit").arg(format!("--pid={}", std::process::id())).arg("--fsize=unlimited").status();
+    assert!(raised.unwrap().success());
+    let is_corrupt = async {
+        while !matches!(log.append(Append::new(&topic, payload(2))).await, Err(Error::Corrupt { .. })) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), is_corrupt).await.expect("the damage is found");
+
+    let notices = Topic::new("notices").unwrap();
+    for payload in ["00000001", "00000002"] {
+        let outgoing = Outgoing { topic: notices.clone(), payload: payload.into() };
+        let sent: Result<(), ledger::Error> = ledger
+            .write(move |tx| {
+                let outgoing = outgoing.clone();
+                Box::pin(async move { tx.send(&outgoing).await })
+            })
+            .await;
+        sent.unwrap();
+    }
+    let relay = Relay::new(ledger.clone(), log.clone());
+    let refused = relay.step().await;
+    assert!(matches!(refused, Err(RelayError::Log(Error::Corrupt { .. }))), "{refused:?}");
+
+    fs::write(&journal, &whole).unwrap();
+    let relayed = async {
+        while relay.step().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), relayed).await.expect("rows are relayed again");
+    assert_eq!(payloads(&log, &notices).await, [1, 2]);
+    log.stop().await;
 }
 
 /// Incompressible, so that the journal grows by what is appended.

@@ -4,8 +4,8 @@
 
 mod sqlite {
     use trunkline_store::{
-        conformance::ledger::Home,
-        ledger::{Error, Ledger, Migration, Options},
+        conformance::ledger::{Home, SCHEMA},
+        ledger::{Error, Ledger, Migration, Options, TxFuture, WriteTx},
         ledger_suite,
     };
 
@@ -18,6 +18,60 @@ mod sqlite {
     }
 
     ledger_suite!(InFile(tempfile::tempdir().unwrap()));
+
+    const INSERT: &str = "INSERT INTO things (name, count, data) VALUES ($1, 1, $2)";
+
+    fn insert<'a>(tx: &'a mut WriteTx, name: &'static str, bytes: usize) -> TxFuture<'a, u64, Error> {
+        Box::pin(async move { tx.execute(INSERT, &[name.into(), vec![7; bytes].into()]).await })
+    }
+
+    /// SQLite rolls the whole transaction back when a single-row insert meets a full disk. What the group held before is gone
+    /// then, and what runs after it is not in a transaction any more.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_group_that_sqlite_rolled_back_is_refused_as_a_whole() {
+        let ledger = InFile(tempfile::tempdir().unwrap());
+        let ledger = ledger.open(SCHEMA).await.unwrap();
+        // The file may not grow by more than a few pages, as on a full disk.
+        let limit: Result<_, Error> = ledger
+            .write(|tx| {
+                Box::pin(async move {
+                    let pages = tx.query("PRAGMA page_count", &[]).await?[0].int(0)?;
+                    assert!(pages < 100, "{pages}");
+                    tx.query("PRAGMA max_page_count = 100", &[]).await
+                })
+            })
+            .await;
+        limit.unwrap();
+        // The writer is held up until all others are in its queue, so that they become one group.
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let released = std::sync::Mutex::new(released);
+        let (started, mut starts) = tokio::sync::mpsc::channel(1);
+        let blocker = ledger
+            .submit(move |_| {
+                started.try_send(()).unwrap();
+                released.lock().unwrap().recv().unwrap();
+                Box::pin(async move { Ok::<_, Error>(()) })
+            })
+            .await
+            .unwrap();
+        starts.recv().await.unwrap();
+        let mut group = Vec::new();
+        for (name, bytes) in [("before", 10), ("large", 10_000_000), ("after", 10), ("last", 10)] {
+            let submitted = ledger.submit(move |tx| insert(tx, name, bytes)).await.unwrap();
+            group.push((name, submitted));
+        }
+        release.send(()).unwrap();
+        blocker.ended().await.unwrap();
+        for (name, submitted) in group {
+            let ended = submitted.ended().await;
+            assert!(matches!(ended, Err(Error::Unavailable { .. })), "{name}: {ended:?}");
+        }
+        let names: Result<_, Error> =
+            ledger.read(|tx| Box::pin(async move { tx.query("SELECT name FROM things", &[]).await })).await;
+        assert_eq!(names.unwrap(), [], "what was refused is not there");
+        // The next group is one as any other.
+        assert_eq!(ledger.write(|tx| insert(tx, "next", 10)).await.unwrap(), 1);
+    }
 }
 
 mod postgres {

@@ -25,7 +25,9 @@ macro_rules! ledger_suite {
             a_dropped_asker_does_not_undo, waiting_for_something_else_is_refused, mistakes_are_named,
             rows_survive_reopening, changed_or_unknown_migrations_are_refused, new_migrations_are_applied,
             outbox_rows_become_records_in_order, an_undone_transaction_sends_nothing, a_repeated_relay_doubles_nothing,
-            a_closed_topic_does_not_hold_up_the_others, stopping_tells_everybody,
+            a_closed_topic_does_not_hold_up_the_others, a_row_that_cannot_be_read_does_not_hold_up_the_others,
+            the_relay_wakes_though_nobody_waits_for_the_write, a_panic_is_answered_and_leaves_nothing,
+            look_ups_do_not_wait_for_scans, stopping_tells_everybody,
         );
     };
     (@tests $home:expr; $($name:ident,)+) => {
@@ -349,6 +351,112 @@ pub async fn a_closed_topic_does_not_hold_up_the_others(home: &impl Home) {
     send(&ledger, &open, "fine").await;
     assert_eq!(Relay::new(ledger.clone(), log.clone()).step().await.unwrap(), 2);
     assert_eq!(payloads(&log, &open, 1).await, ["fine"]);
+}
+
+/// No version writes such a row; one that another version or a person left must not stop the relay.
+pub async fn a_row_that_cannot_be_read_does_not_hold_up_the_others(home: &impl Home) {
+    let ledger = home.open(SCHEMA).await.unwrap();
+    let (_dir, log) = open_log();
+    let topic = Topic::new("t").unwrap();
+    send(&ledger, &topic, "before").await;
+    let nameless = "INSERT INTO outbox (topic, payload) VALUES ('', $1)";
+    let payload: Value = (&b"?"[..]).into();
+    ledger
+        .write(move |tx| {
+            let payload = payload.clone();
+            Box::pin(async move { tx.execute(nameless, &[payload]).await })
+        })
+        .await
+        .unwrap_or_else(|e: Error| panic!("{e}"));
+    send(&ledger, &topic, "after").await;
+    assert_eq!(Relay::new(ledger.clone(), log.clone()).step().await.unwrap(), 3);
+    assert_eq!(payloads(&log, &topic, 2).await, ["before", "after"]);
+    assert_eq!(Relay::new(ledger.clone(), log.clone()).step().await.unwrap(), 0);
+}
+
+/// The caller of a write can go before it has ended, as the handler of an HTTP request does with its client.
+pub async fn the_relay_wakes_though_nobody_waits_for_the_write(home: &impl Home) {
+    let ledger = home.open(SCHEMA).await.unwrap();
+    let (_dir, log) = open_log();
+    let topic = Topic::new("t").unwrap();
+    let relay = tokio::spawn(Relay::new(ledger.clone(), log.clone()).run());
+    for n in 0..20 {
+        send(&ledger, &topic, &format!("{n} waited for")).await;
+        let count = 2 * n + 1;
+        assert_eq!(payloads(&log, &topic, count).await.len(), count, "the relay is asleep by now, or about to be");
+        let sent = outgoing(&topic, "dropped");
+        let write = ledger.write(move |tx| {
+            let sent = sent.clone();
+            Box::pin(async move { tx.send(&sent).await })
+        });
+        {
+            tokio::pin!(write);
+            // One poll hands the transaction over.
+            let poll = |cx: &mut std::task::Context<'_>| {
+                let polled: std::task::Poll<Result<(), Error>> = write.as_mut().poll(cx);
+                std::task::Poll::Ready(polled.is_pending())
+            };
+            std::future::poll_fn(poll).await;
+        }
+        assert_eq!(payloads(&log, &topic, count + 1).await.last().map(String::as_str), Some("dropped"));
+    }
+    relay.abort();
+}
+
+pub async fn a_panic_is_answered_and_leaves_nothing(home: &impl Home) {
+    let ledger = home.open(SCHEMA).await.unwrap();
+    let panicked: Result<(), Error> = ledger
+        .write(|tx| {
+            Box::pin(async move {
+                tx.execute(INSERT, &["a".into(), 1.into()]).await?;
+                panic!("on purpose")
+            })
+        })
+        .await;
+    assert!(matches!(panicked, Err(Error::Panicked)), "{panicked:?}");
+    let panicked: Result<(), Error> = ledger.read(|_| Box::pin(async move { panic!("on purpose") })).await;
+    assert!(matches!(panicked, Err(Error::Panicked)), "{panicked:?}");
+    assert_eq!(count(&ledger, "a").await, None);
+    insert(&ledger, "a", 2).await.unwrap();
+    assert_eq!(count(&ledger, "a").await, Some(2));
+}
+
+/// As many scans as may run and some that wait for those, all of them stuck: a look-up is answered meanwhile.
+pub async fn look_ups_do_not_wait_for_scans(home: &impl Home) {
+    let ledger = home.open(SCHEMA).await.unwrap();
+    insert(&ledger, "a", 1).await.unwrap();
+    let (started, mut starts) = tokio::sync::mpsc::channel(16);
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Arc::new(std::sync::Mutex::new(released));
+    let scans: Vec<_> = (0..8)
+        .map(|_| {
+            let (ledger, started, released) = (ledger.clone(), started.clone(), released.clone());
+            tokio::spawn(async move {
+                ledger
+                    .scan(move |tx| {
+                        let (started, released) = (started.clone(), released.clone());
+                        Box::pin(async move {
+                            // The first one that is told to go on holds up the thread that it runs on, as a long query does.
+                            let _ = started.try_send(());
+                            tokio::task::block_in_place(|| released.lock().unwrap().recv()).unwrap();
+                            tx.query_opt(COUNT, &["a".into()]).await
+                        })
+                    })
+                    .await
+            })
+        })
+        .collect();
+    starts.recv().await.unwrap();
+    starts.recv().await.unwrap();
+    let look_up = tokio::time::timeout(std::time::Duration::from_secs(20), count(&ledger, "a"));
+    assert_eq!(look_up.await.expect("an answer while scans run"), Some(1));
+    for _ in &scans {
+        release.send(()).unwrap();
+    }
+    for scan in scans {
+        let row: Result<_, Error> = scan.await.unwrap();
+        assert_eq!(row.unwrap().unwrap().int(0).unwrap(), 1);
+    }
 }
 
 pub async fn stopping_tells_everybody(home: &impl Home) {

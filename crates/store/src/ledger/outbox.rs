@@ -2,6 +2,10 @@
 //!
 //! A row is removed after its append returned. A crash between the two repeats the append, which the log recognises by
 //! its dedup id (the ledger's id and the row's number), so that each row becomes exactly one record.
+//!
+//! A row that can never be appended (its topic is closed, it is larger than the log takes, it cannot be decoded) is removed
+//! with an error in the program's log, so that the rows after it go on. Every other error of the log, a damaged log among
+//! them, says nothing about a row: all rows stay, in order, until the log takes appends again.
 
 use std::time::Duration;
 
@@ -74,14 +78,21 @@ impl Relay {
     /// What the ledger or the log said; the rows stay.
     pub async fn step(&self) -> Result<usize, RelayError> {
         let rows = self.ledger.read(|tx| Box::pin(async move { tx.query(NEXT, &[ROWS_MAX.into()]).await })).await?;
-        let appends = rows.iter().map(|row| self.append(row)).collect::<Result<Vec<_>, _>>()?;
-        match self.log.append_batch(appends.clone()).await {
-            Ok(_) | Err(log::Error::Empty) => {}
-            Err(error) if error.is_retryable() => return Err(error.into()),
-            // One of them cannot be appended: find out which.
-            Err(_) => self.one_by_one(appends).await?,
-        }
         let ids = rows.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
+        let mut appends = Vec::with_capacity(rows.len());
+        for (id, row) in ids.iter().zip(&rows) {
+            match self.append(*id, row) {
+                Ok(append) => appends.push((*id, append)),
+                Err(error) => drop_row(*id, row.text(1).unwrap_or_default(), &error),
+            }
+        }
+        let batch = appends.iter().map(|(_, append)| append.clone()).collect();
+        match self.log.append_batch(batch).await {
+            Ok(_) | Err(log::Error::Empty) => {}
+            // One of them cannot be appended: find out which.
+            Err(error) if condemns(&error) => self.one_by_one(appends).await?,
+            Err(error) => return Err(error.into()),
+        }
         let count = ids.len();
         if count > 0 {
             self.remove(ids).await?;
@@ -108,22 +119,32 @@ impl Relay {
         remove.await
     }
 
-    fn append(&self, row: &Row) -> Result<Append, RelayError> {
-        let id = format!("{}:{}", self.ledger.id, row.int(0)?);
-        Ok(Append::new(&Topic::new(row.text(1)?)?, row.bytes(2)?.to_vec()).dedup(id))
+    fn append(&self, id: i64, row: &Row) -> Result<Append, RelayError> {
+        let dedup = format!("{}:{id}", self.ledger.id);
+        Ok(Append::new(&Topic::new(row.text(1)?)?, row.bytes(2)?.to_vec()).dedup(dedup))
     }
 
-    async fn one_by_one(&self, appends: Vec<Append>) -> Result<(), RelayError> {
-        for append in appends {
+    async fn one_by_one(&self, appends: Vec<(i64, Append)>) -> Result<(), RelayError> {
+        for (id, append) in appends {
+            let topic = append.topic.clone();
             match self.log.append(append).await {
                 Ok(_) => {}
-                Err(error) if error.is_retryable() => return Err(error.into()),
-                // Nobody can hear it any more, and it must not hold up the others.
-                Err(error) => tracing::error!(%error, "outbox row dropped"),
+                Err(error) if condemns(&error) => drop_row(id, topic.as_str(), &error.into()),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
+}
+
+/// Whether the error is about what is appended and will be the same at every attempt. Whatever else the log says is about
+/// the log, and passes or is repaired.
+fn condemns(error: &log::Error) -> bool {
+    matches!(error, log::Error::TooLarge { .. } | log::Error::InvalidTopic { .. } | log::Error::Closed { .. })
+}
+
+fn drop_row(id: i64, topic: &str, error: &RelayError) {
+    tracing::error!(%error, row = id, topic, "outbox row can never be appended; removing it");
 }
 
 /// Why the relay could not go on.

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::BytesMut;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_postgres::{
     NoTls,
     error::SqlState,
@@ -51,11 +51,18 @@ const MIGRATION_LOCK: i64 = 0x7472_756e_6b6c_696e;
 pub(super) struct Postgres {
     pool: Pool,
     tasks: TaskTracker,
+    /// Raised after each commit that holds outbox rows.
+    outbox: Arc<Notify>,
 }
 
 impl Postgres {
     /// Connects, migrates; answers the ledger's id too.
-    pub(super) async fn open(url: &str, migrations: &[Migration], options: Options) -> Result<(Self, String), Error> {
+    pub(super) async fn open(
+        url: &str,
+        migrations: &[Migration],
+        options: Options,
+        outbox: Arc<Notify>,
+    ) -> Result<(Self, String), Error> {
         let mut config: tokio_postgres::Config =
             url.parse().map_err(|e: tokio_postgres::Error| unavailable(&format!("not a PostgreSQL URL: {e}")))?;
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
@@ -69,22 +76,30 @@ impl Postgres {
             .build()
             .map_err(|e| unavailable(&e.to_string()))?;
         let id = Connection::begin(&pool, "BEGIN").await?.migrate(migrations).await?;
-        Ok((Self { pool, tasks: TaskTracker::new() }, id))
+        Ok((Self { pool, tasks: TaskTracker::new(), outbox }, id))
     }
 
     pub(super) async fn write<T, E>(
         &self,
         run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
-    ) -> Result<(T, bool), E>
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
+        let outbox = self.outbox.clone();
         self.in_task(move |pool| async move {
             let mut attempt = 1;
             loop {
                 match write_once(&pool, &run).await {
-                    Attempt::Done(result) => return result,
+                    Attempt::Done(result) => {
+                        return result.map(|(value, wrote_outbox)| {
+                            if wrote_outbox {
+                                outbox.notify_one();
+                            }
+                            value
+                        });
+                    }
                     Attempt::Lost if attempt < ATTEMPTS_MAX => attempt += 1,
                     Attempt::Lost => return Err(unavailable("the transaction lost against others too often").into()),
                 }
@@ -138,7 +153,8 @@ impl Postgres {
             // Whoever asked may have gone; the transaction stands all the same.
             let _ = answer.send(run(pool).await);
         });
-        answered.await.map_err(|_| Error::Stopped)?
+        // The task ends without an answer only if its closure panics; its connection is closed then.
+        answered.await.map_err(|_| Error::Panicked)?
     }
 }
 

@@ -1,29 +1,38 @@
-//! The embedded engine: one thread writes, one thread reads, many transactions share a commit.
+//! The embedded engine: one thread writes, [`READERS`] threads read, many write transactions share a commit.
 //!
 //! The writer takes what waits, opens one SQLite transaction, runs each closure in a savepoint of it and commits once:
-//! one fsync for all. The reader answers each group of queries from one snapshot that is taken after they were asked.
+//! one fsync for all. If SQLite itself rolls that transaction back (a full disk, an I/O error), the rest of the group is
+//! refused without being run outside of it. A reader answers each query from a snapshot that is taken after it was asked.
+//!
+//! A closure that panics gets [`Error::Panicked`] as its answer and leaves nothing behind; its thread goes on.
 
 use std::{
     any::Any,
     collections::HashMap,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use rusqlite::{OpenFlags, config::DbConfig, types::ValueRef};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{
     Durability, Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction,
 };
+use crate::fault::Faults;
 
 /// Transactions in one commit at most. Past a few hundred, a larger group only adds latency.
 const GROUP_MAX: usize = 1024;
+
+/// Threads that read, each with a connection. Twice as many as [`super::SCANS_MAX`], so that look-ups always find one.
+const READERS: usize = 4;
 
 /// How long to wait for a lock that another program (a backup, a shell) holds on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,8 +51,8 @@ trait Pending: Any {
 }
 
 struct Ran<T, E> {
-    result: Result<(T, bool), E>,
-    answer: oneshot::Sender<Result<(T, bool), E>>,
+    result: Result<T, E>,
+    answer: oneshot::Sender<Result<T, E>>,
 }
 
 impl<T: 'static, E: From<Error> + 'static> Pending for Ran<T, E> {
@@ -53,7 +62,7 @@ impl<T: 'static, E: From<Error> + 'static> Pending for Ran<T, E> {
 
     /// Whoever asked may have gone; the transaction stands all the same.
     fn finish(self: Box<Self>, committed: Result<(), Error>) {
-        let result = self.result.and_then(|answer| committed.map(|()| answer).map_err(E::from));
+        let result = self.result.and_then(|value| committed.map(|()| value).map_err(E::from));
         let _ = self.answer.send(result);
     }
 }
@@ -67,36 +76,57 @@ enum Job<J> {
 pub(super) struct Sqlite {
     writes: mpsc::Sender<Job<WriteJob>>,
     reads: mpsc::Sender<Job<ReadJob>>,
+    /// The threads that read.
+    readers: TaskTracker,
 }
 
 impl Sqlite {
-    /// Opens the file, migrates it, starts the threads; answers the ledger's id too.
-    pub(super) fn open(path: &Path, migrations: &[Migration], options: Options) -> Result<(Self, String), Error> {
+    /// Opens the file, migrates it, starts the threads; answers the ledger's id too. `outbox` is raised after each commit
+    /// that holds outbox rows.
+    pub(super) fn open(
+        path: &Path,
+        migrations: &[Migration],
+        options: Options,
+        outbox: Arc<Notify>,
+        faults: &Faults,
+    ) -> Result<(Self, String), Error> {
         let mut writer = Connection::open(path, false, options.durability)?;
         writer.migrate(migrations)?;
         let id = writer.id()?;
-        let reader = Connection::open(path, true, options.durability)?;
         let (writes, write_jobs) = mpsc::channel(options.queue_max.max(1));
         let (reads, read_jobs) = mpsc::channel(options.queue_max.max(1));
-        let no_thread = |e: std::io::Error| unavailable(&format!("cannot start a thread: {e}"));
-        let threads = std::thread::Builder::new;
-        threads().name("trunkline-ledger".into()).spawn(move || write_loop(writer, write_jobs)).map_err(no_thread)?;
-        threads().name("trunkline-reads".into()).spawn(move || read_loop(reader, read_jobs)).map_err(no_thread)?;
-        Ok((Self { writes, reads }, id))
+        let (read_jobs, readers) = (Arc::new(Mutex::new(read_jobs)), TaskTracker::new());
+        for _ in 0..READERS {
+            let (connection, jobs) = (Connection::open(path, true, options.durability)?, read_jobs.clone());
+            let (running, on_panic) = (readers.token(), faults.guard("ledger reader"));
+            let read = move || {
+                let _running = (running, on_panic);
+                read_loop(connection, &jobs);
+            };
+            std::thread::Builder::new().name("trunkline-reads".into()).spawn(read).map_err(no_thread)?;
+        }
+        readers.close();
+        let on_panic = faults.guard("ledger writer");
+        let write = move || {
+            let _on_panic = on_panic;
+            write_loop(writer, write_jobs, &outbox);
+        };
+        std::thread::Builder::new().name("trunkline-ledger".into()).spawn(write).map_err(no_thread)?;
+        Ok((Self { writes, reads, readers }, id))
     }
 
     /// Puts a transaction into the queue.
     pub(super) async fn submit<T, E>(
         &self,
         run: impl for<'a> Fn(&'a mut WriteTx) -> TxFuture<'a, T, E> + Send + Sync + 'static,
-    ) -> Result<oneshot::Receiver<Result<(T, bool), E>>, Error>
+    ) -> Result<oneshot::Receiver<Result<T, E>>, Error>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let job: WriteJob = Box::new(move |tx| {
-            let result = in_place(run(tx)).map(|value| (value, tx.wrote_outbox));
+            let result = in_place(|| run(tx));
             Box::new(Ran { result, answer })
         });
         self.writes.send(Job::Run(job)).await.map_err(|_| Error::Stopped)?;
@@ -114,7 +144,7 @@ impl Sqlite {
         let (answer, answered) = oneshot::channel();
         let job: ReadJob = Box::new(move |tx| {
             // Whoever asked may have gone.
-            let _ = answer.send(in_place(run(tx)));
+            let _ = answer.send(in_place(|| run(tx)));
         });
         self.reads.send(Job::Run(job)).await.map_err(|_| Error::Stopped)?;
         answered.await.map_err(|_| Error::Stopped)?
@@ -122,29 +152,37 @@ impl Sqlite {
 
     pub(super) async fn stop(&self) {
         let (writer_done, writer_stopped) = oneshot::channel();
-        let (reader_done, reader_stopped) = oneshot::channel();
         // A thread that is gone already has stopped.
         let _ = self.writes.send(Job::Stop(writer_done)).await;
         let _ = writer_stopped.await;
-        let _ = self.reads.send(Job::Stop(reader_done)).await;
-        let _ = reader_stopped.await;
+        let _ = self.reads.send(Job::Stop(oneshot::channel().0)).await;
+        self.readers.wait().await;
     }
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    unavailable(&format!("cannot start a thread: {error}"))
 }
 
 /// Every statement answers at once, so a closure that awaits only its transaction is ready at the first poll.
-fn in_place<T, E: From<Error>>(future: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(Error::Waited.into()),
+fn in_place<T, E: From<Error>, F: Future<Output = Result<T, E>>>(run: impl FnOnce() -> F) -> Result<T, E> {
+    // What a closure holds goes with it, and what it did to the transaction is undone.
+    let polled = catch_unwind(AssertUnwindSafe(|| pin!(run()).poll(&mut Context::from_waker(Waker::noop()))));
+    match polled {
+        Ok(Poll::Ready(result)) => result,
+        Ok(Poll::Pending) => Err(Error::Waited.into()),
+        Err(_) => Err(Error::Panicked.into()),
     }
 }
 
-fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>) {
+fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>, outbox: &Notify) {
     let connection = transaction::Connection::Sqlite(connection);
     let mut tx = WriteTx { reads: ReadTx { connection }, wrote_outbox: false };
     while let Some(first) = jobs.blocking_recv() {
         let (group, stop) = gather(first, &mut jobs);
-        write_group(&mut tx, group);
+        if write_group(&mut tx, group) {
+            outbox.notify_one();
+        }
         if let Some(stop) = stop {
             jobs.close();
             drop(tx);
@@ -154,21 +192,28 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>) {
     }
 }
 
-fn read_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<ReadJob>>) {
+/// One query at a time, so that a long one holds up nobody who waits behind it.
+fn read_loop(connection: Connection, jobs: &Mutex<mpsc::Receiver<Job<ReadJob>>>) {
     let mut tx = ReadTx { connection: transaction::Connection::Sqlite(connection) };
-    while let Some(first) = jobs.blocking_recv() {
-        let (group, stop) = gather(first, &mut jobs);
-        // Without a snapshot each query still reads a consistent state of its own, so an error here is one of theirs.
+    loop {
+        let job = {
+            // The queue is in order whatever happened to the thread that held it.
+            let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            match jobs.blocking_recv() {
+                Some(Job::Run(job)) => job,
+                Some(Job::Stop(_)) => {
+                    // What is queued is still answered; then every reader ends.
+                    jobs.close();
+                    continue;
+                }
+                None => return,
+            }
+        };
+        // Without a snapshot each statement still reads a consistent state of its own, so an error here is one of theirs.
         let begun = own(&mut tx.connection).execute("BEGIN", &[]).is_ok();
-        group.into_iter().for_each(|job| job(&mut tx));
+        job(&mut tx);
         if begun && let Err(error) = own(&mut tx.connection).execute("COMMIT", &[]) {
             tracing::warn!(%error, "ledger snapshot did not end");
-        }
-        if let Some(stop) = stop {
-            jobs.close();
-            drop(tx);
-            let _ = stop.send(());
-            return;
         }
     }
 }
@@ -195,34 +240,46 @@ fn gather<J>(first: Job<J>, jobs: &mut mpsc::Receiver<Job<J>>) -> (Vec<J>, Optio
     (group, None)
 }
 
-fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>) {
+/// Runs and commits a group; answers whether outbox rows were committed with it.
+fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>) -> bool {
     let begun = own(&mut tx.reads.connection).execute("BEGIN IMMEDIATE", &[]);
-    own(&mut tx.reads.connection).refusing = begun.as_ref().err().cloned();
-    let pending: Vec<_> = group.into_iter().map(|job| in_savepoint(tx, job)).collect();
-    own(&mut tx.reads.connection).refusing = None;
-    let committed = begun.and_then(|_| own(&mut tx.reads.connection).execute("COMMIT", &[])).map(drop);
+    own(&mut tx.reads.connection).begin_group(begun.err());
+    let mut wrote_outbox = false;
+    let pending: Vec<_> = group
+        .into_iter()
+        .map(|job| {
+            let ran = in_savepoint(tx, job);
+            wrote_outbox |= tx.wrote_outbox && ran.keeps();
+            ran
+        })
+        .collect();
+    let connection = own(&mut tx.reads.connection);
+    let committed = match connection.end_group() {
+        Some(error) => Err(error),
+        None => connection.execute("COMMIT", &[]).map(drop),
+    };
     if let Err(error) = &committed {
         tracing::error!(%error, "ledger refused a commit; nothing of it is kept");
-        if !own(&mut tx.reads.connection).is_autocommit() {
+        if !connection.is_autocommit() {
             // Only an error here would leave the transaction open, and then the next BEGIN says so.
-            let _ = own(&mut tx.reads.connection).execute("ROLLBACK", &[]);
+            let _ = connection.execute("ROLLBACK", &[]);
         }
     }
     pending.into_iter().for_each(|ran| ran.finish(committed.clone()));
+    committed.is_ok() && wrote_outbox
 }
 
+/// Runs one job of a group. One that cannot be told apart from the others any more condemns the group.
 fn in_savepoint(tx: &mut WriteTx, job: WriteJob) -> Box<dyn Pending> {
     tx.wrote_outbox = false;
-    if let Err(error) = own(&mut tx.reads.connection).execute("SAVEPOINT one", &[]) {
-        let refusing = own(&mut tx.reads.connection).refusing.replace(error);
-        let ran = job(tx);
-        own(&mut tx.reads.connection).refusing = refusing;
-        return ran;
-    }
+    let begun = own(&mut tx.reads.connection).execute("SAVEPOINT one", &[]);
+    own(&mut tx.reads.connection).condemn_group(begun);
     let ran = job(tx);
-    let undone = if ran.keeps() { Ok(0) } else { own(&mut tx.reads.connection).execute("ROLLBACK TO one", &[]) };
-    if let Err(error) = undone.and_then(|_| own(&mut tx.reads.connection).execute("RELEASE one", &[])) {
-        tracing::error!(%error, "ledger savepoint failed");
+    let connection = own(&mut tx.reads.connection);
+    if !connection.is_refusing() {
+        let undone = if ran.keeps() { Ok(0) } else { connection.execute("ROLLBACK TO one", &[]) };
+        let released = undone.and_then(|_| connection.execute("RELEASE one", &[]));
+        connection.condemn_group(released);
     }
     ran
 }
@@ -231,7 +288,10 @@ fn in_savepoint(tx: &mut WriteTx, job: WriteJob) -> Box<dyn Pending> {
 pub(super) struct Connection {
     sqlite: rusqlite::Connection,
     translated: HashMap<(usize, usize), String>,
-    /// Set while a transaction could not be begun: its statements must not run outside of one.
+    /// A group of transactions is under way.
+    in_group: bool,
+    /// Why the group cannot be committed any more: its transaction could not be begun, or SQLite rolled it back by itself.
+    /// The statements that follow would run, and be kept, outside of it; they are answered with this.
     refusing: Option<Error>,
 }
 
@@ -259,7 +319,7 @@ impl Connection {
             // A plan does not depend on what is bound; otherwise some statements are compiled again for each execution.
             sqlite.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             sqlite.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-            Ok(Self { sqlite, translated: HashMap::new(), refusing: None })
+            Ok(Self { sqlite, translated: HashMap::new(), in_group: false, refusing: None })
         };
         open().map_err(|e: rusqlite::Error| match engine_error(&e) {
             Error::Unavailable { reason } => unavailable(&format!("{}: {reason}", path.display())),
@@ -269,6 +329,36 @@ impl Connection {
 
     fn is_autocommit(&self) -> bool {
         self.sqlite.is_autocommit()
+    }
+
+    fn begin_group(&mut self, refusing: Option<Error>) {
+        (self.in_group, self.refusing) = (true, refusing);
+    }
+
+    /// Answers why the group cannot be committed, if it cannot.
+    fn end_group(&mut self) -> Option<Error> {
+        self.in_group = false;
+        self.refusing.take()
+    }
+
+    fn is_refusing(&self) -> bool {
+        self.refusing.is_some()
+    }
+
+    fn condemn_group(&mut self, done: Result<u64, Error>) {
+        if let Err(error) = done {
+            self.refusing.get_or_insert(error);
+        }
+    }
+
+    /// What an error of a statement means for its group: a full disk, an I/O error and lack of memory can make SQLite roll
+    /// back the whole transaction and not just the statement.
+    fn refused(&mut self, error: &rusqlite::Error) -> Error {
+        let error = engine_error(error);
+        if self.in_group && self.sqlite.is_autocommit() {
+            self.condemn_group(Err(error.clone()));
+        }
+        error
     }
 
     fn run_batch(&mut self, sql: &str) -> Result<(), Error> {
@@ -290,7 +380,8 @@ impl Connection {
             }
             Ok(all)
         };
-        run().map_err(|e: rusqlite::Error| engine_error(&e))
+        let rows = run();
+        rows.map_err(|e: rusqlite::Error| self.refused(&e))
     }
 
     pub(super) fn execute(&mut self, sql: &'static str, params: &[Value]) -> Result<u64, Error> {
@@ -301,7 +392,8 @@ impl Connection {
             let mut statement = self.sqlite.prepare_cached(translate(&mut self.translated, sql))?;
             statement.execute(rusqlite::params_from_iter(params.iter().map(to_sql)))
         };
-        run().map(|rows| rows as u64).map_err(|e: rusqlite::Error| engine_error(&e))
+        let rows = run();
+        rows.map(|rows| rows as u64).map_err(|e: rusqlite::Error| self.refused(&e))
     }
 
     /// Applies what is missing, all in one transaction.

@@ -28,6 +28,7 @@ use super::{
     journal::Repair,
     window::Windows,
 };
+use crate::fault::{Fault, Faults};
 use writer::{Command, Request, Writer};
 
 /// Reads from the disk at one time, over all readers. Each holds a blocking thread for a few milliseconds; more of
@@ -46,6 +47,7 @@ pub struct Log {
     repair: Option<Repair>,
     opened: Instant,
     options: Arc<Options>,
+    faults: Faults,
 }
 
 /// What the handles, the readers and the writer share.
@@ -91,10 +93,22 @@ impl Log {
         let queue_bytes = Arc::new(Semaphore::new(options.queue_bytes_max));
         let options = Arc::new(options);
         let no_thread = |e| Error::Unavailable { reason: format!("cannot start a thread: {e}").into() };
-        let indexer = Indexer::start().map_err(no_thread)?;
+        let faults = Faults::default();
+        let indexer = Indexer::start(&faults).map_err(no_thread)?;
         let writer = Writer::new(shared.clone(), engine, tail, dir, options.clone(), requests, indexer);
-        std::thread::Builder::new().name("trunkline-log".into()).spawn(move || writer.run()).map_err(no_thread)?;
-        Ok(Self { shared, queue, queue_bytes, repair, opened: Instant::now(), options })
+        let on_panic = faults.guard("log writer");
+        let write = move || {
+            let _on_panic = on_panic;
+            writer.run();
+        };
+        std::thread::Builder::new().name("trunkline-log".into()).spawn(write).map_err(no_thread)?;
+        Ok(Self { shared, queue, queue_bytes, repair, opened: Instant::now(), options, faults })
+    }
+
+    /// Waits until its writer has failed for good: appends are then answered with [`Error::Stopped`], and the process
+    /// should end with the reason.
+    pub async fn failed(&self) -> Fault {
+        self.faults.reported().await
     }
 
     /// What had to be repaired, if anything, when this log was opened.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::{TopicKey, engine::Engine, window::lock};
+use crate::fault::Faults;
 
 pub(super) use lists::Lists;
 
@@ -169,9 +170,11 @@ pub(super) struct Indexer {
 }
 
 impl Indexer {
-    pub(super) fn start() -> std::io::Result<Self> {
+    pub(super) fn start(faults: &Faults) -> std::io::Result<Self> {
         let (chunks, inbox) = mpsc::sync_channel::<(Arc<Engine>, Arc<Chunk>)>(CHUNKS_WAITING_MAX);
+        let on_panic = faults.guard("log index");
         let thread = std::thread::Builder::new().name("trunkline-index".into()).spawn(move || {
+            let _on_panic = on_panic;
             stand_back();
             for (engine, chunk) in inbox {
                 // When the disk refuses, the writer finds out with its next batch and opens the engine again, which
