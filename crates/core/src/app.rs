@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub(crate) use self::sql::MIGRATIONS;
@@ -241,6 +242,7 @@ struct Inner {
     known: Mutex<Known>,
     /// One change at a time: what is in memory is what is in the rows.
     changing: tokio::sync::Mutex<()>,
+    tracker: TaskTracker,
 }
 
 #[derive(Clone, Default)]
@@ -251,12 +253,13 @@ struct Known {
 }
 
 impl Apps {
-    /// The apps of the rows, and those of the settings.
+    /// The apps of the rows, and those of the settings. Changes run in `tracker`, so that each is made in the rows and in
+    /// memory even if its caller goes in between.
     ///
     /// # Errors
     /// [`Kind::Invalid`] if one of the settings' cannot be, or has a name or key that another one has;
     /// [`Kind::Unavailable`].
-    pub async fn open(gate: Gate, configured: Vec<App>) -> Result<Self, Error> {
+    pub async fn open(gate: Gate, configured: Vec<App>, tracker: TaskTracker) -> Result<Self, Error> {
         let mut known = Known::default();
         for app in gate.glance(sql::all).await? {
             known.by_key.insert(app.key.clone(), app.into());
@@ -269,7 +272,8 @@ impl Apps {
             known.configured.push(app.name.clone());
             known.by_key.insert(app.key.clone(), app.into());
         }
-        Ok(Self(Arc::new(Inner { gate, known: Mutex::new(known), changing: tokio::sync::Mutex::default() })))
+        let (known, changing) = (Mutex::new(known), tokio::sync::Mutex::default());
+        Ok(Self(Arc::new(Inner { gate, known, changing, tracker })))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -364,20 +368,38 @@ impl Apps {
             agents: Vec::new(),
         };
         app.check()?;
-        let _one = self.0.changing.lock().await;
-        if self.known().by_key.values().any(|other| other.name == app.name || other.key == app.key) {
-            return Err(taken(name));
-        }
-        Ok((self.keep(app).await?, secret))
+        let made = self.complete(|apps| async move {
+            let _one = apps.0.changing.lock().await;
+            if apps.known().by_key.values().any(|other| other.name == app.name || other.key == app.key) {
+                return Err(taken(&app.name));
+            }
+            apps.keep(app).await
+        });
+        Ok((made.await?, secret))
     }
 
-    /// Changes an app.
+    /// Runs a change to its end, whether or not its caller waits for it.
+    async fn complete<T, F>(&self, change: impl FnOnce(Self) -> F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let changed = self.0.tracker.spawn(change(self.clone()));
+        changed.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
+    }
+
+    /// Changes an app. Completes even if it is not waited for.
     ///
     /// # Errors
     /// [`Kind::Denied`], [`Kind::NotFound`], [`Kind::Precondition`] if it is in the settings, [`Kind::Invalid`],
     /// [`Kind::Unavailable`].
     pub async fn change(&self, caller: &Caller, name: &str, change: Change) -> Result<Arc<App>, Error> {
         self.0.gate.authorize(caller, Administer("apps"))?;
+        let name = name.to_owned();
+        self.complete(|apps| async move { apps.change_now(&name, change).await }).await
+    }
+
+    async fn change_now(&self, name: &str, change: Change) -> Result<Arc<App>, Error> {
         let _one = self.0.changing.lock().await;
         let mut app = App::clone(&*self.changeable(name)?);
         match change {
@@ -414,18 +436,23 @@ impl Apps {
         Ok(shown)
     }
 
-    /// Forgets an app: none of its tokens is good any more. Its conversations stay until they are erased.
+    /// Forgets an app: none of its tokens is good any more. Its conversations stay until they are erased. Completes even if it
+    /// is not waited for.
     ///
     /// # Errors
     /// As [`Apps::change`].
     pub async fn remove(&self, caller: &Caller, name: &str) -> Result<(), Error> {
         self.0.gate.authorize(caller, Administer("apps"))?;
-        let _one = self.0.changing.lock().await;
-        let app = self.changeable(name)?;
-        let own = app.name.clone();
-        self.0.gate.housekeep(move |tx| sql::remove(tx, own.clone())).await?;
-        self.known().by_key.remove(&app.key);
-        Ok(())
+        let name = name.to_owned();
+        let removed = self.complete(|apps| async move {
+            let _one = apps.0.changing.lock().await;
+            let app = apps.changeable(&name)?;
+            let own = app.name.clone();
+            apps.0.gate.housekeep(move |tx| sql::remove(tx, own.clone())).await?;
+            apps.known().by_key.remove(&app.key);
+            Ok(())
+        });
+        removed.await
     }
 
     fn changeable(&self, name: &str) -> Result<Arc<App>, Error> {

@@ -3,6 +3,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use tokio::task::JoinError;
 use trunkline_store::{files, lease, ledger, log};
 
 /// What a caller should make of an error. Closed: the surfaces map each to their status.
@@ -54,6 +55,17 @@ impl Error {
         Self { kind, code, message: message.into(), retry_after: None }
     }
 
+    /// What a caller is answered whose request ran in a task of its own that ended without an answer: the task panicked, or it
+    /// was dropped with its runtime because the process ends.
+    pub(crate) fn of_task(ended: &JoinError) -> Self {
+        if ended.is_panic() {
+            tracing::error!(%ended, "handler panicked");
+            Self::new(Kind::Internal, "ERR_INTERNAL", "handler panicked")
+        } else {
+            Self::new(Kind::Unavailable, "ERR_UNAVAILABLE", "server shutting down")
+        }
+    }
+
     /// Whether the same request can succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -98,5 +110,22 @@ impl From<lease::Error> for Error {
             _ => (Kind::Exists, "ERR_HELD"),
         };
         Self::new(kind, code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, Kind};
+
+    #[tokio::test]
+    #[allow(clippy::disallowed_methods, reason = "test code")]
+    async fn a_panic_is_a_defect_and_not_a_shutdown() {
+        let panicked = tokio::spawn(async { panic!("on purpose") }).await;
+        let error = Error::of_task(&panicked.unwrap_err());
+        assert_eq!((error.kind, error.is_retryable()), (Kind::Internal, false));
+        let dropped = tokio::spawn(std::future::pending::<()>());
+        dropped.abort();
+        let error = Error::of_task(&dropped.await.unwrap_err());
+        assert_eq!((error.kind, error.is_retryable()), (Kind::Unavailable, true));
     }
 }

@@ -331,7 +331,7 @@ impl Sandboxes {
             }
             sandboxes.change(&id, happened, None).await.map(drop)
         });
-        told.await.unwrap_or_else(|_| Err(stopped()))
+        told.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
     }
 
     /// Tells a sandbox what to do. Durable when it returns, and delivered once its stream is there. With a key, only if it was
@@ -373,7 +373,7 @@ impl Sandboxes {
     pub async fn remove(&self, seat: &Seat) -> Result<(), Error> {
         let (sandboxes, id) = (self.clone(), seat.standing.sandbox.id.clone());
         let removed = self.0.tracker.spawn(async move { sandboxes.unmake(&id).await });
-        removed.await.unwrap_or_else(|_| Err(stopped()))
+        removed.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
     }
 
     fn may_watch(&self, caller: &Caller, id: &str, project: Option<&str>) -> bool {
@@ -466,7 +466,7 @@ pub(crate) fn missing() -> Error {
 }
 
 fn stopped() -> Error {
-    Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the server is stopping")
+    Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "server shutting down")
 }
 
 fn invalid(message: String) -> Error {

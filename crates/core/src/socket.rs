@@ -207,7 +207,7 @@ impl Sockets {
             }
             gate.tell_sockets(told, Some((&name, through))).await
         });
-        telling.await.map_err(|e| Error::new(Kind::Internal, "ERR_INTERNAL", e.to_string()))?
+        telling.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
     }
 
     /// Keeps what a client asks, until a runtime takes it. `told` becomes a record of the client's stream with it: that it

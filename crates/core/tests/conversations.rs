@@ -46,7 +46,7 @@ async fn open(store: Store) -> Conversations {
     let (tracker, clock) = (TaskTracker::new(), Clock::system());
     let registry = Registry::open(gate.clone()).await.unwrap();
     let parts = Parts {
-        apps: Apps::open(gate.clone(), Vec::new()).await.unwrap(),
+        apps: Apps::open(gate.clone(), Vec::new(), tracker.clone()).await.unwrap(),
         sessions: Sessions::new(gate.clone(), session::Options::default()),
         tasks: Tasks::new(gate.clone(), registry, task::Options::default(), tracker.clone(), clock.clone()),
         options: Options { draft_hours: 0, ..Options::default() },

@@ -22,6 +22,7 @@ use trunkline_core::{
 };
 use trunkline_store::{
     Options, Store,
+    fault::Fault,
     ledger::{self, Relay},
     log,
 };
@@ -38,6 +39,7 @@ use crate::{
     sandbox,
     socket::{Agents, Inside, Surface},
     sse::Streams,
+    supervise::Supervisor,
     tls::Tls,
 };
 
@@ -53,6 +55,7 @@ pub struct Server {
     store: Store,
     stop: CancellationToken,
     tasks: TaskTracker,
+    jobs: Supervisor,
     /// Ends what outlives the clients.
     closed: CancellationToken,
     ops_tasks: TaskTracker,
@@ -135,7 +138,9 @@ impl Server {
         let Rooms { gate, sandboxes, sockets, sessions, tasks, talks } = rooms.clone();
         let metrics = Arc::new(Metrics::new());
         let (known, ends) = (gate.clone(), stop.clone());
-        let operations = Operations::new(known, sessions.clone(), sandboxes.clone(), metrics.clone(), ends);
+        let jobs = Supervisor::new(background.clone(), stop.clone());
+        let operations =
+            Operations::new(known, sessions.clone(), sandboxes.clone(), metrics.clone(), ends, jobs.clone());
         let auth = Auth::new(gate.clone(), tasks.clone(), config.dev);
         let gateway = Gateway {
             sessions: sessions.clone(),
@@ -161,6 +166,7 @@ impl Server {
             store: store.clone(),
             stop,
             tasks: background,
+            jobs,
             sandboxes,
             inside: Inside::new(socket, owner()?),
             dir: None,
@@ -174,7 +180,7 @@ impl Server {
         listeners.http(http.0, site, metrics.doors(limits.http_connections));
         server.operators(ops.0, operations);
         if let Some(tls) = tls {
-            server.tasks.spawn(tls.watch(server.stop.clone()));
+            server.jobs.spawn("certificate watch", tls.watch(server.stop.clone()));
         }
         server.keep_going(store, rooms, config.retention);
         Ok(server)
@@ -284,27 +290,23 @@ impl Server {
         }
     }
 
-    /// Carries ledger changes to the log.
-    fn relay(&self, store: Store) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            stop.run_until_cancelled(Relay::new(store.ledger, store.log).run()).await;
-        });
-    }
-
-    /// Does what tasks are due for.
-    fn pump(&self, tasks: Tasks) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move { Box::pin(stop.run_until_cancelled(tasks.run())).await });
+    /// Waits until a part of the server that must not end has ended before [`Server::stop`]: a background job that panicked,
+    /// or a thread of the store. `/readyz` answers 503 from then on. What the part did is not done any more, so the program
+    /// should stop the server and start another one, best in a new process; `trunkline serve` ends with exit code 70.
+    /// Cancel-safe; waits for ever while all is well.
+    pub async fn failed(&self) -> Fault {
+        self.jobs.failed().await
     }
 
     /// What goes on besides, for as long as it runs.
     fn keep_going(&self, store: Store, rooms: Rooms, retention: RetentionConfig) {
-        self.relay(store.clone());
-        self.pump(rooms.tasks.clone());
-        self.tasks.spawn(rooms.sandboxes.clone().run());
-        self.tasks.spawn(rooms.talks.clone().run());
-        self.sweep(store.log, rooms, retention);
+        self.jobs.watch(store.clone());
+        let Store { ledger, log, .. } = store;
+        self.jobs.spawn_until_stop("outbox relay", Relay::new(ledger, log.clone()).run());
+        self.jobs.spawn_until_stop("task timer", Box::pin(rooms.tasks.clone().run()));
+        self.jobs.spawn("sandbox timer", rooms.sandboxes.clone().run());
+        self.jobs.spawn("conversation timer", rooms.talks.clone().run());
+        self.sweep(log, rooms, retention);
     }
 
     /// Trims what is older than it is kept, and removes audit events and keys that have expired.
@@ -312,7 +314,7 @@ impl Server {
         let Rooms { gate, tasks, sockets, talks, .. } = rooms;
         let stop = self.stop.clone();
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
-        self.tasks.spawn(async move {
+        self.jobs.spawn("retention sweep", async move {
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
                 if let Err(error) = log.sweep().await {
                     tracing::warn!(%error, "retention sweep failed; the next one goes on");
@@ -378,7 +380,7 @@ impl Rooms {
         let tasks = Tasks::new(gate.clone(), registry, config.tasks, tracker.clone(), clock.clone());
         tasks.recover().await?;
         let parts = conversation::Parts {
-            apps: Apps::open(gate.clone(), config.apps.clone()).await?,
+            apps: Apps::open(gate.clone(), config.apps.clone(), tracker.clone()).await?,
             sessions: sessions.clone(),
             tasks: tasks.clone(),
             options: config.conversation.clone(),

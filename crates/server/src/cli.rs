@@ -39,6 +39,9 @@ pub(crate) enum Fault {
     /// The server ended what was to go on.
     #[error("the server ended it: it stops, the key is not good any more, or there is nothing more to come")]
     Gone,
+    /// A part of the server that this process ran has failed.
+    #[error("server failed: {0}")]
+    Failed(trunkline::Fault),
     /// A file or a stream.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -60,13 +63,14 @@ fn hint(error: &trunkline_client::Error) -> &'static str {
 }
 
 /// What a command ends with, for scripts: 2 for what cannot be meant so, 3 for what is not there, 4 for what may not be, 5 for a
-/// server that is not there or does not answer, 1 for everything else.
+/// server that is not there or does not answer, 70 (`EX_SOFTWARE`) for a server of which a part has failed, 1 for everything else.
 pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
     use trunkline_client::Kind;
     let kind = match error.downcast_ref::<Fault>() {
         Some(Fault::Usage(_)) => return 2,
         Some(Fault::NotFound(_)) => return 3,
         Some(Fault::Gone) => return 5,
+        Some(Fault::Failed(_)) => return 70,
         Some(Fault::Client(error)) => error.kind(),
         Some(Fault::Ended(_) | Fault::Io(_)) => return 1,
         None => match error.downcast_ref::<trunkline_client::Error>() {

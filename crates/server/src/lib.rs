@@ -29,6 +29,7 @@ mod ops;
 mod sandbox;
 mod socket;
 mod sse;
+mod supervise;
 mod tls;
 
 pub use self::socket::Inside;
@@ -37,3 +38,4 @@ pub use builder::Builder;
 pub use config::Config;
 pub use trunkline_agent_socket as agent_socket;
 pub use trunkline_core::sandbox::{Sandbox, SessionStore, StoreError, StoreFuture, Told};
+pub use trunkline_store::fault::Fault;

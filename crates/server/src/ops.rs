@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `/livez`, `/healthz` | 200 while the process serves requests at all |
 //! | `/startupz` | 200 once everything was opened and bound; before it, nothing listens |
-//! | `/readyz` | 200 if the store answers and the server is not stopping, else 503, with a line for each part |
+//! | `/readyz` | 200 if the store answers, no part of the server has failed and it is not stopping, else 503, with a line for each part |
 //! | `/metrics` | figures in Prometheus form |
 
 use std::{
@@ -24,8 +24,11 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{gate::Gate, identity::PrincipalKind, sandbox::Sandboxes, session::Sessions};
 
-use crate::http;
-use crate::metrics::{Metrics, Of, OfStatus, Part, resident_bytes};
+use crate::{
+    http,
+    metrics::{Metrics, Of, OfStatus, Part, resident_bytes},
+    supervise::Supervisor,
+};
 
 /// A store that has not answered after so long is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +40,7 @@ pub(crate) struct Operations {
     sandboxes: Sandboxes,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
+    jobs: Supervisor,
     started: Instant,
 }
 
@@ -47,8 +51,9 @@ impl Operations {
         sandboxes: Sandboxes,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
+        jobs: Supervisor,
     ) -> Arc<Self> {
-        Arc::new(Self { gate, sessions, sandboxes, metrics, stop, started: Instant::now() })
+        Arc::new(Self { gate, sessions, sandboxes, metrics, stop, jobs, started: Instant::now() })
     }
 
     /// Each part of the store, and how long it took to answer, or why it did not.
@@ -76,6 +81,11 @@ async fn ready(State(operations): State<Arc<Operations>>) -> (StatusCode, String
     if operations.stop.is_cancelled() {
         is_ready = false;
         text.push_str("server: stopping\n");
+    }
+    if let Some(fault) = operations.jobs.fault() {
+        is_ready = false;
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "server: {fault}");
     }
     for (part, answer) in operations.store().await {
         is_ready &= answer.is_ok();

@@ -12,7 +12,6 @@ use trunkline_store::ledger::{Outgoing, TxFuture, WriteTx};
 use super::{
     Active, Sandbox, Sandboxes, Standing, lock, missing, sql,
     state::{Happening, Status},
-    stopped,
 };
 use crate::{error::Error, message, topic};
 
@@ -64,8 +63,15 @@ impl Sandboxes {
         self.0.gate.glance(move |tx| sql::all(tx, project.clone())).await
     }
 
-    /// Puts a new row; answers the one that is there otherwise.
+    /// Puts a new row; answers the one that is there otherwise. Completes even if nobody waits for it: a row of which its due
+    /// time is not known here, or that a store of the program's own does not have, would stay as it is.
     pub(super) async fn make(&self, sandbox: Sandbox) -> Result<(Sandbox, bool), Error> {
+        let sandboxes = self.clone();
+        let made = self.0.tracker.spawn(async move { sandboxes.put_new(sandbox).await });
+        made.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
+    }
+
+    async fn put_new(&self, sandbox: Sandbox) -> Result<(Sandbox, bool), Error> {
         let due_at = self.after(self.0.options.bootstrap_ms);
         // Greater than all that was said of a former one of that id.
         let version = sandbox.created_at.saturating_mul(1000);
@@ -111,7 +117,7 @@ impl Sandboxes {
             }
             Ok(changed)
         });
-        done.await.unwrap_or_else(|_| Err(stopped()))
+        done.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
     }
 
     /// Removes a sandbox: first for everybody who looks, then what it told.

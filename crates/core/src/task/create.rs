@@ -9,9 +9,7 @@ use super::{
     CompletionEvent, Mode, NORMAL, RetryPolicy, Spec, Task, Tasks,
     assign::Place,
     attend::TOKEN_MS,
-    decide, events,
-    operate::stopped,
-    own_queue, pool_queue, sql,
+    decide, events, own_queue, pool_queue, sql,
     start::{Begun, STARTUP, TRIGGER, begin, subject},
     state::State,
 };
@@ -176,7 +174,7 @@ impl Tasks {
             let token = token.filter(|_| !status.1.is_empty()).map(|(_, secret)| secret);
             Ok(Created { id: status.0, status: status.1, assigned_to: status.2, token })
         });
-        Ok(async move { done.await.unwrap_or_else(|_| Err(stopped())) })
+        Ok(async move { done.await.unwrap_or_else(|ended| Err(Error::of_task(&ended))) })
     }
 
     /// After the commit: whoever is concerned is told.

@@ -158,7 +158,7 @@ impl Tasks {
             tasks.settle(changed).await;
             Ok(after)
         });
-        Ok(async move { done.await.unwrap_or_else(|_| Err(stopped())) })
+        Ok(async move { done.await.unwrap_or_else(|ended| Err(Error::of_task(&ended))) })
     }
 
     /// Only what waits is looked at by whether its worker is there.
@@ -262,11 +262,6 @@ impl Tasks {
     ) -> Result<T, Error> {
         self.0.gate.housekeep(run).await
     }
-}
-
-/// The answer when nobody will do it any more.
-pub(super) fn stopped() -> Error {
-    Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the server is stopping")
 }
 
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use trunkline_store::ledger::WriteTx;
 use uuid::Uuid;
 
-use super::{Mode, Spec, Task, Tasks, Times, decide, events, operate::stopped, sql, start_queue};
+use super::{Mode, Spec, Task, Tasks, Times, decide, events, sql, start_queue};
 use crate::{
     caller::Caller,
     error::{Error, Kind},
@@ -131,7 +131,7 @@ impl Tasks {
                 Begun::Unknown => Ok(None),
             }
         });
-        begun.await.unwrap_or_else(|_| Err(stopped()))
+        begun.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `serve`, `config`, `doctor`: what takes the server's settings.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use trunkline::{
@@ -9,7 +9,11 @@ use trunkline::{
     doctor::{Verdict, examine},
 };
 
-use super::{Done, announce, say};
+use super::{Done, Fault, announce, say};
+
+/// How long a server of which a part has failed may take to stop, besides what it gives its connections: what is left of it
+/// may wait for that part.
+const STOP_AFTER_FAULT: Duration = Duration::from_secs(5);
 
 /// Flags that say what the file and the variables do not.
 #[derive(clap::Args)]
@@ -59,20 +63,32 @@ pub(crate) fn run(args: &Serve) -> Done {
     let mut config = args.settings.load()?;
     config.dev |= args.dev;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    let done = runtime.block_on(serve(config));
+    // Not longer, for a thread that does not end.
+    runtime.shutdown_timeout(STOP_AFTER_FAULT);
+    done
 }
 
 async fn serve(config: Config) -> Done {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let patience = Duration::from_secs(config.shutdown.timeout_seconds).saturating_add(STOP_AFTER_FAULT);
     let mut server = Server::start(config).await?;
     ready(&mut server);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    let fault = tokio::select! {
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+        fault = server.failed() => Some(fault),
+    };
+    let Some(fault) = fault else {
+        tracing::info!("stopping");
+        server.stop().await;
+        return Ok(());
+    };
+    tracing::error!(%fault, "stopping, because a part of the server has failed");
+    if tokio::time::timeout(patience, server.stop()).await.is_err() {
+        tracing::error!("the server did not stop in time; ending the process");
     }
-    tracing::info!("stopping");
-    server.stop().await;
-    Ok(())
+    Err(Fault::Failed(fault).into())
 }
 
 /// The one line on standard output: whoever started the server waits for it. At the first start without `--dev` there is

@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    task::Poll,
     time::Duration,
 };
 
 use serde_json::{Value, json};
 use trunkline::{Sandbox, Server, SessionStore, StoreFuture, Told};
+use trunkline_store::ledger;
 
 use super::Web;
 
@@ -47,6 +49,27 @@ impl SessionStore for Map {
 
     fn remove<'a>(&'a self, id: &'a str) -> StoreFuture<'a, ()> {
         self.with(|kept| drop(kept.sessions.remove(id)))
+    }
+}
+
+/// As [`Map`], but with a mistake in it.
+struct PanicsOnRemove(Map);
+
+impl SessionStore for PanicsOnRemove {
+    fn load(&self) -> StoreFuture<'_, Vec<(Sandbox, Vec<Told>)>> {
+        self.0.load()
+    }
+
+    fn save<'a>(&'a self, session: &'a Sandbox) -> StoreFuture<'a, ()> {
+        self.0.save(session)
+    }
+
+    fn append<'a>(&'a self, id: &'a str, told: &'a Told) -> StoreFuture<'a, ()> {
+        self.0.append(id, told)
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> StoreFuture<'a, ()> {
+        panic!("on purpose: {id}")
     }
 }
 
@@ -122,5 +145,52 @@ async fn sessions_live_in_a_store_of_ones_own() {
     assert_eq!(web_two.get("/sessions/gone").await.0, 404);
     let _: Value = web_two.delete("/sessions/s").await.1;
     assert!(store.0.lock().unwrap().sessions.is_empty());
+    server.close().await;
+}
+
+/// The job that removes sandboxes which never came is gone for good then, and a server that goes on as if nothing had happened
+/// would keep them for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_background_job_that_panics_is_a_fault_of_the_server() {
+    let store = PanicsOnRemove(Map::default());
+    let server = Server::builder().bootstrap_timeout(Duration::from_millis(50)).store(store).start().await.unwrap();
+    let ops = Web::new(server.addresses().ops);
+    assert_eq!(ops.get("/readyz").await.0, 200);
+    server.create_session("s", None).await.unwrap();
+    let fault = tokio::time::timeout(super::PATIENCE, server.failed()).await.expect("the program is told");
+    assert_eq!(&*fault.part, "sandbox timer");
+    let (status, text) = ops.get("/readyz").await;
+    assert!(status == 503 && text.to_string().contains("sandbox timer"), "{status}: {text}");
+    server.close().await;
+}
+
+/// As with an HTTP client that goes before it is answered. Each session is alone, so that no other one's timer helps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_maker_goes_is_removed_in_time() {
+    let server = Server::builder().bootstrap_timeout(Duration::from_millis(20)).start().await.unwrap();
+    let mut made = 0;
+    for polls in 1..16 {
+        let id = format!("s{polls}");
+        {
+            let mut left = polls;
+            let mut making = std::pin::pin!(server.create_session(&id, None));
+            std::future::poll_fn(|cx| {
+                left -= 1;
+                if making.as_mut().poll(cx).is_ready() || left == 0 { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+        // Behind what was begun.
+        let behind: Result<(), ledger::Error> = server.store().ledger.write(|_| Box::pin(async { Ok(()) })).await;
+        behind.unwrap();
+        let gone = async {
+            while server.session(&id).await.unwrap().is_some() {
+                made |= 1 << polls;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, gone).await.unwrap_or_else(|_| panic!("{id} stays after {polls} polls"));
+    }
+    assert_ne!(made, 0, "none was made");
     server.close().await;
 }
