@@ -9,6 +9,7 @@ pub mod rules;
 mod sandbox;
 mod socket;
 mod sql;
+mod task;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,6 +28,7 @@ pub use self::conversation::{ConversationPermit, TakePart, UseConversation};
 use self::rules::{Fallback, Level, Name, Rule, Rules};
 pub use self::sandbox::{SandboxNeed, SandboxPermit, UseSandbox};
 pub use self::socket::{SocketNeed, SocketPermit, UseSocket};
+pub use self::task::CreateTask;
 use crate::{
     caller::Caller,
     error::Error,
@@ -154,9 +156,6 @@ pub struct SubmitTrail<'a> {
 pub struct ReadTrail<'a> {
     pub(crate) workspace: &'a str,
 }
-
-/// To make a task in a workspace.
-pub struct CreateTask<'a>(pub(crate) &'a str);
 
 /// To look at a task, or to change it.
 pub struct TouchTask<'a>(pub(crate) &'a Task);

@@ -17,8 +17,8 @@
 //! the others by a rule on the key (`kv_key`), or else on the scope (`kv_scope`).
 
 use super::{
-    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, ConversationPermit, CreateTask, CreditMetrics, Enter,
-    EnterPermit, Inspect, Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail,
+    AdminPermit, Administer, Attend, AttendPermit, ChangeRules, ConversationPermit, CreditMetrics, Enter, EnterPermit,
+    Inspect, Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail,
     ReadTrailPermit, Report, ReportOn, RulesPermit, SandboxNeed, SandboxPermit, SayOf, Send, SendPermit, SocketNeed,
     SocketPermit, SubmitTrail, SubmitTrailPermit, TakePart, TouchTask, UseConversation, UseKeys, UseSandbox, UseSocket,
     rules::{Decision, Level, Name, Rules},
@@ -392,18 +392,6 @@ impl Intent for MintUserKeys {
     }
 }
 
-impl Intent for CreateTask<'_> {
-    type Permit = ();
-
-    /// The workflow engine starts work everywhere; that is what it is for.
-    fn decide(self, caller: &Caller, rules: &Rules) -> Result<(), Error> {
-        let allowed = caller.identity == Identity::WorkflowEngine
-            || caller.credential.is_admin
-            || caller.opens(self.0) && has(caller, rules, "workspace", self.0, Level::READ_WRITE);
-        if allowed { Ok(()) } else { Err(denied(format!("not authorized to create tasks in workspace {}", self.0))) }
-    }
-}
-
 impl Intent for TouchTask<'_> {
     type Permit = ();
 
@@ -486,7 +474,7 @@ fn is_admin(caller: &Caller, rules: &Rules, part: &str, needed: Level) -> bool {
     caller.credential.is_admin || has("admin/*") || has(&format!("admin/{part}"))
 }
 
-fn has(caller: &Caller, rules: &Rules, kind: &str, id: &str, needed: Level) -> bool {
+pub(super) fn has(caller: &Caller, rules: &Rules, kind: &str, id: &str, needed: Level) -> bool {
     look_up(caller, rules, kind, id).level >= needed
 }
 
@@ -494,7 +482,7 @@ fn look_up(caller: &Caller, rules: &Rules, kind: &str, id: &str) -> Decision {
     rules.decide(&caller.subject, &Name::new(kind, id), now())
 }
 
-fn denied(message: String) -> Error {
+pub(super) fn denied(message: String) -> Error {
     Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message)
 }
 

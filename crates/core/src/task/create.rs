@@ -132,7 +132,17 @@ impl Tasks {
             identifier("target_implementation", &wanted.implementation)?;
         }
         self.check(&wanted)?;
-        self.0.gate.authorize(caller, CreateTask(&workspace))?;
+        // What is no identity is refused with what else is wrong with the task.
+        let target = Identity::parse(&wanted.target).ok().filter(|_| wanted.mode == Mode::Targeted);
+        let create = CreateTask {
+            workspace: &workspace,
+            target: target.as_ref(),
+            is_launch: wanted.kind == STARTUP,
+            overrides: &wanted.launch_overrides,
+            home,
+            has_completion_event: wanted.completion.is_some(),
+        };
+        self.0.gate.authorize(caller, create)?;
         let token = self.token_for(caller, &wanted);
         let mut task = self.new_task(caller, workspace, &wanted)?;
         let parent =
