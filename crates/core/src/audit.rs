@@ -151,7 +151,8 @@ pub async fn submit(gate: &Gate, caller: &Caller, home: Option<&str>, mut event:
     gate.keep_trail(&permit, move |tx| sql::insert(tx, entry.clone())).await
 }
 
-/// The events that fit, newest first, and how many there are in all.
+/// The events that fit, newest first, and how many there are in all, counted up to [`crate::limits::COUNT_MAX`]. A page ends
+/// after [`crate::limits::LIST_BYTES_MAX`] even if more events were asked for; the next one begins behind the events that it has.
 ///
 /// # Errors
 /// [`Kind::Denied`], [`Kind::Invalid`], [`Kind::Unavailable`].

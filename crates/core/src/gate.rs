@@ -397,6 +397,14 @@ impl Gate {
         self.0.store.ledger.read(run).await
     }
 
+    /// A read transaction that may look at every task. Look-ups do not wait for it.
+    pub(crate) async fn scan_tasks<T: std::marker::Send + 'static>(
+        &self,
+        run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, ledger::Error> + std::marker::Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        Ok(self.0.store.ledger.scan(run).await?)
+    }
+
     /// A read transaction of the server itself, for nobody.
     pub(crate) async fn glance<T: std::marker::Send + 'static>(
         &self,
@@ -450,13 +458,13 @@ impl Gate {
         self.0.store.ledger.write(run).await
     }
 
-    /// A read transaction on the audit trail.
+    /// A read transaction on the audit trail, which may look at all of it.
     pub(crate) async fn read_trail<T: std::marker::Send + 'static>(
         &self,
         _permit: &ReadTrailPermit,
         run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, ledger::Error> + std::marker::Send + Sync + 'static,
     ) -> Result<T, Error> {
-        self.glance(run).await
+        Ok(self.0.store.ledger.scan(run).await?)
     }
 
     /// What this server's log is called: the same as long as its data is.

@@ -38,6 +38,14 @@ pub const KV_LIST_MAX: usize = 1000;
 /// Bytes on one page of a listing, unless a single value is larger: well below the largest frame that a client takes.
 pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Bytes of the rows on one page of tasks or audit events, unless a single one has more: half of the 4 MiB that clients of
+/// gRPC take where they do not say otherwise, because an encoded row is somewhat larger.
+pub const LIST_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Rows that are counted at most for the total of a list. Counting reads what it counts, so an exact total of a large table
+/// would cost more than the page that it is for.
+pub const COUNT_MAX: i64 = 10_000;
+
 /// Limits that an operator sets. 0 is no limit, except for sizes and times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]

@@ -15,6 +15,7 @@ mod attend;
 mod create;
 pub mod decide;
 mod events;
+mod held;
 mod input;
 mod mailbox;
 mod operate;

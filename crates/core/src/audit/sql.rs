@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, Value, WriteTx};
 
 use super::{EXCLUDED_MAX, Entry, Event, Filter};
+use crate::limits::{COUNT_MAX, LIST_BYTES_MAX};
 
 pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
     name: "audit_0001_trail",
@@ -26,25 +27,39 @@ const INSERT: &str =
         workspace, success, error, metadata)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 
-/// What fits a filter, with [`EXCLUDED_MAX`] places for each of both exclusions.
+/// What fits a filter, with [`EXCLUDED_MAX`] places for each of both exclusions. The first term names the index.
 macro_rules! fitting {
-    () => {
-        "WHERE ($1 = 0 OR at >= $1) AND ($2 = 0 OR at <= $2) AND ($3 = '' OR kind = $3) AND ($4 = '' OR actor_kind = $4)
-        AND ($5 = '' OR actor = $5) AND ($6 = '' OR resource_kind = $6) AND ($7 = '' OR resource_id = $7)
-        AND ($8 = '' OR operation = $8) AND ($9 = '' OR workspace = $9) AND ($10 = 0 OR success = 0)
-        AND actor_kind NOT IN ($11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)
-        AND workspace NOT IN ($27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)"
+    ($by:literal) => {
+        concat!(
+            " WHERE ",
+            $by,
+            " AND ($1 = 0 OR at >= $1) AND ($2 = 0 OR at <= $2) AND ($3 = '' OR kind = $3)
+            AND ($4 = '' OR actor_kind = $4) AND ($5 = '' OR actor = $5) AND ($6 = '' OR resource_kind = $6)
+            AND ($7 = '' OR resource_id = $7) AND ($8 = '' OR operation = $8) AND ($9 = '' OR workspace = $9)
+            AND ($10 = 0 OR success = 0)
+            AND actor_kind NOT IN ($11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)
+            AND workspace NOT IN ($27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)"
+        )
     };
 }
 
-const SELECT: &str = concat!(
-    "SELECT id, at, kind, actor_kind, actor, session, resource_kind, resource_id, operation, workspace, success, error,
-        metadata FROM audit ",
-    fitting!(),
-    " ORDER BY id DESC LIMIT $43 OFFSET $44"
-);
+/// A piece of a page, and a count up to a bound, of the events that fit.
+macro_rules! listing {
+    ($by:literal) => {
+        (
+            concat!(
+                "SELECT id, at, kind, actor_kind, actor, session, resource_kind, resource_id, operation, workspace, success,
+                    error, metadata FROM audit",
+                fitting!($by),
+                " AND id < $43 ORDER BY id DESC LIMIT $44 OFFSET $45"
+            ),
+            concat!("SELECT COUNT(*) FROM (SELECT 1 FROM audit", fitting!($by), " LIMIT $43) AS counted"),
+        )
+    };
+}
 
-const COUNT: &str = concat!("SELECT COUNT(*) FROM audit ", fitting!());
+/// Events that are read at a time: one may have 3 MiB, and a page ends where its bytes do.
+const PIECE: i64 = 16;
 
 const REMOVE: &str = "DELETE FROM audit WHERE id < $1";
 
@@ -77,30 +92,58 @@ pub(super) fn insert(tx: &mut WriteTx, entry: Entry) -> TxFuture<'_, (), crate::
     })
 }
 
+/// A page, and how many events fit, up to [`COUNT_MAX`].
 pub(super) fn select(tx: &mut ReadTx, filter: Filter) -> TxFuture<'_, (Vec<Entry>, i64), Error> {
     Box::pin(async move {
-        let Filter { limit, offset, .. } = filter;
-        let mut params: Vec<Value> = vec![
-            filter.from.max(0).into(),
-            filter.to.max(0).into(),
-            filter.kind.into(),
-            filter.actor_kind.into(),
-            filter.actor.into(),
-            filter.resource_kind.into(),
-            filter.resource_id.into(),
-            filter.operation.into(),
-            filter.workspace.into(),
-            i64::from(filter.only_failures).into(),
-        ];
-        for excluded in [filter.except_actor_kinds, filter.except_workspaces] {
-            let unused = std::iter::repeat_with(|| NOBODY.to_owned());
-            params.extend(excluded.into_iter().chain(unused).take(EXCLUDED_MAX).map(Value::from));
+        let (page, count) = match &filter {
+            Filter { actor, .. } if !actor.is_empty() => listing!("actor = $5"),
+            Filter { workspace, .. } if !workspace.is_empty() => listing!("workspace = $9"),
+            _ => listing!("1 = 1"),
+        };
+        let (limit, mut offset) = (usize::try_from(filter.limit).unwrap_or(0), filter.offset);
+        let mut params = params(filter);
+        let fitting = params.len();
+        params.push(COUNT_MAX.into());
+        let total = tx.query_opt(count, &params).await?.map_or(Ok(0), |row| row.int(0))?;
+        let (mut entries, mut bytes, mut before) = (Vec::new(), 0, i64::MAX);
+        while entries.len() < limit {
+            params.truncate(fitting);
+            let most = PIECE.min((limit - entries.len()) as i64);
+            params.extend([before.into(), most.into(), offset.into()]);
+            let rows = tx.query(page, &params).await?;
+            for row in &rows {
+                bytes += row.bytes_in_all();
+                if !entries.is_empty() && bytes > LIST_BYTES_MAX {
+                    return Ok((entries, total));
+                }
+                entries.push(entry(row)?);
+            }
+            let Some(last) = rows.last().filter(|_| rows.len() as i64 == most) else { break };
+            (before, offset) = (last.int(0)?, 0);
         }
-        let count = tx.query_opt(COUNT, &params).await?.map_or(Ok(0), |row| row.int(0))?;
-        params.extend([limit.into(), offset.into()]);
-        let entries = tx.query(SELECT, &params).await?.iter().map(entry).collect::<Result<_, _>>()?;
-        Ok((entries, count))
+        Ok((entries, total))
     })
+}
+
+/// What [`fitting`] takes.
+fn params(filter: Filter) -> Vec<Value> {
+    let mut params: Vec<Value> = vec![
+        filter.from.max(0).into(),
+        filter.to.max(0).into(),
+        filter.kind.into(),
+        filter.actor_kind.into(),
+        filter.actor.into(),
+        filter.resource_kind.into(),
+        filter.resource_id.into(),
+        filter.operation.into(),
+        filter.workspace.into(),
+        i64::from(filter.only_failures).into(),
+    ];
+    for excluded in [filter.except_actor_kinds, filter.except_workspaces] {
+        let unused = std::iter::repeat_with(|| NOBODY.to_owned());
+        params.extend(excluded.into_iter().chain(unused).take(EXCLUDED_MAX).map(Value::from));
+    }
+    params
 }
 
 /// By id, which begins with the time.

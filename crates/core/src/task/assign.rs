@@ -99,6 +99,11 @@ impl Workers {
         self.change(identity, |worker, _| worker.has.insert(task));
     }
 
+    /// As [`Workers::hold`], for all of these.
+    pub(super) fn hold_all(&mut self, identity: &str, tasks: impl Iterator<Item = Uuid>) {
+        self.change(identity, |worker, _| worker.has.extend(tasks));
+    }
+
     /// Notes what somebody does not have any more; answers whether that may leave room.
     pub(super) fn release(&mut self, identity: &str, task: Uuid) -> bool {
         self.change(identity, |worker, _| worker.has.remove(&task)).unwrap_or(false)

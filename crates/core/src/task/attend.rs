@@ -7,17 +7,19 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
-use trunkline_store::ledger::{self, ReadTx, TxFuture, WriteTx};
+use trunkline_store::ledger::{self, ReadTx, WriteTx};
 use uuid::Uuid;
 
 use super::{
     Mail, Mode, Task, Tasks, Times, Wait,
     assign::{Place, Workers},
     decide::{Context, Request},
+    held::{self, Leaving},
     mailbox::{Given, Mailbox, lock},
     operate::{Changed, step},
-    own_queue, pool_queue, sql, start_queue,
-    state::State,
+    own_queue, pool_queue,
+    sql::{self, HeldAt},
+    start_queue,
 };
 use crate::{
     error::Error,
@@ -89,6 +91,8 @@ pub struct Desk {
     session: String,
     pub(super) mailbox: Arc<Mailbox>,
     caught_up: u64,
+    /// Where what it has and was not told of goes on, if the mailbox had no room for it.
+    behind: Option<HeldAt>,
     /// What the ledger says of it is known here. Until then it may have what nobody noted.
     is_settled: bool,
     /// The task that the session stands for, if it stands for one.
@@ -117,6 +121,7 @@ impl Tasks {
             session: session.to_owned(),
             mailbox,
             caught_up: 0,
+            behind: None,
             is_settled: false,
             bound: None,
         };
@@ -159,17 +164,11 @@ impl Tasks {
         if found.held.is_empty() && bound.is_none() && !found.is_waiting {
             return Ok(None);
         }
-        let context = self.context(true);
-        let (identity, times) = (name.to_owned(), self.0.times);
-        let back = found.held.iter().any(|task| task.disconnected_at.is_some());
-        let (stands_for, started) = if bound.is_some() || back {
-            self.write(move |tx| come_back(tx, identity.clone(), bound, context, times)).await?
-        } else {
-            (None, None)
-        };
+        let away = found.held.iter().filter(|(_, is_away)| *is_away).map(|(id, _)| *id).collect();
+        let (stands_for, started) = held::come_back(self, name, away, bound).await?;
         {
             let mut floor = self.floor();
-            found.held.iter().for_each(|task| floor.workers.hold(name, task.id));
+            floor.workers.hold_all(name, found.held.iter().map(|(id, _)| *id));
             if found.is_waiting {
                 floor.workers.note(&own_queue(name));
             }
@@ -299,28 +298,12 @@ impl Tasks {
         *floor.leaving.entry(identity.clone()).or_default() += 1;
         let tasks = self.clone();
         self.spawn(async move {
-            let (name, times, context) = (identity.clone(), tasks.0.times, tasks.context(false));
-            let here = tasks.clone();
-            let left = tasks.write(move |tx| {
-                let (here, name, untold) = (here.clone(), name.clone(), untold.clone());
-                Box::pin(async move {
-                    // It is back already, and has what it had.
-                    if here.floor().workers.is_there(&name) {
-                        return Ok(Vec::new());
-                    }
-                    left(tx, name, untold, done, context, times).await
-                })
-            });
-            let left = left.await;
+            let leaving = Leaving { identity: identity.clone(), untold, done };
+            let left = held::leave(&tasks, leaving).await;
             tasks.floor().left(&identity);
-            match left {
-                Ok(changes) => {
-                    for changed in changes {
-                        tasks.settle(changed).await;
-                    }
-                }
+            if let Err(error) = left {
                 // The rows still say that it is there; the next start of the server finds them.
-                Err(error) => tracing::error!(%error, identity, "tasks of somebody who left are not noted"),
+                tracing::error!(%error, identity, "tasks of somebody who left are not noted");
             }
         })
     }
@@ -352,7 +335,8 @@ fn takes(identity: &Identity, arrival: &Arrival) -> Vec<String> {
 /// What the ledger says of somebody who comes.
 struct Found {
     inputs: HashMap<Uuid, Wait>,
-    held: Vec<Task>,
+    /// Whether it is taken for gone from each.
+    held: Vec<(Uuid, bool)>,
     start: Option<Task>,
     is_waiting: bool,
 }
@@ -361,58 +345,10 @@ async fn found(tx: &mut ReadTx, identity: &str, own: &str) -> Result<Found, ledg
     let inputs = sql::awaiting_input(tx, identity).await?.into_iter();
     Ok(Found {
         inputs: inputs.filter_map(|task| Some((task.id, task.wait?))).collect(),
-        held: sql::held(tx, identity).await?,
+        held: sql::held_ids(tx, identity).await?,
         start: sql::start_of(tx, identity).await?,
         is_waiting: sql::is_waiting(tx, own).await?,
     })
-}
-
-fn come_back(
-    tx: &mut WriteTx,
-    identity: String,
-    bound: Option<Uuid>,
-    context: Context,
-    times: Times,
-) -> TxFuture<'_, (Option<Task>, Option<Changed>), Error> {
-    Box::pin(async move {
-        for task in sql::held(tx.as_read(), &identity).await? {
-            if task.disconnected_at.is_some() && Some(task.id) != bound {
-                step(tx, &task, &Request::Attendance { gone_since: None }, context, &times).await?;
-            }
-        }
-        let Some(bound) = bound else { return Ok((None, None)) };
-        let Some(task) = sql::get(tx.as_read(), bound).await? else { return Ok((None, None)) };
-        // Whoever waits for something goes on waiting, with its worker there.
-        if !task.state.is_held() && task.state != State::Pending && !task.state.is_terminal() {
-            return Ok((Some(task), None));
-        }
-        let changed = step(tx, &task, &Request::Start { by: identity }, context, &times).await?;
-        Ok((Some(changed.after.clone()), Some(changed)))
-    })
-}
-
-async fn left(
-    tx: &mut WriteTx,
-    identity: String,
-    untold: Vec<Uuid>,
-    done: Option<Uuid>,
-    context: Context,
-    times: Times,
-) -> Result<Vec<Changed>, Error> {
-    let mut changes = Vec::new();
-    for task in sql::held(tx.as_read(), &identity).await? {
-        let request = if done == Some(task.id) && task.state == State::Running {
-            Request::Complete { by: identity.clone() }
-        } else if untold.contains(&task.id) && task.state == State::Assigned && task.mode == Mode::Pool {
-            Request::PutBack
-        } else if task.disconnected_at.is_none() {
-            Request::Attendance { gone_since: Some(context.now) }
-        } else {
-            continue;
-        };
-        changes.push(step(tx, &task, &request, context, &times).await?);
-    }
-    Ok(changes)
 }
 
 /// What comes next for a worker; or whether something waits that is not for it.
@@ -473,41 +409,18 @@ impl Desk {
                 return Ok(Some(mail));
             }
             let wanted = self.mailbox.wanted();
-            if wanted == self.caught_up {
-                return Ok(None);
-            }
+            let after = match self.behind.take() {
+                // From the start if something was added, because it may be more urgent.
+                _ if wanted != self.caught_up => None,
+                None => return Ok(None),
+                after => after,
+            };
+            // Looked for again if this does not end well.
+            self.behind = Some(HeldAt::start());
             // Rare, and large: not a part of every connection.
-            Box::pin(self.catch_up()).await?;
+            self.behind = Box::pin(self.catch_up(after)).await?;
             self.caught_up = wanted;
         }
-    }
-
-    /// Puts into the mailbox what the ledger says that the identity has and the session was not told.
-    async fn catch_up(&self) -> Result<(), Error> {
-        let identity = self.identity.clone();
-        let held = self.tasks.read(move |tx| {
-            let identity = identity.clone();
-            Box::pin(async move { Ok::<_, Error>(sql::held(tx, &identity).await?) })
-        });
-        for task in held.await? {
-            if self.mailbox.has(task.id) || !is_handed_out(&task) {
-                continue;
-            }
-            if self.mailbox.is_full() {
-                self.mailbox.want();
-                break;
-            }
-            let id = task.id;
-            let payload =
-                self.tasks.read(move |tx| Box::pin(async move { Ok::<_, Error>(sql::payload(tx, id).await?) }));
-            let payload = payload.await?;
-            let token = match task.mode {
-                Mode::Startup => Some(self.tasks.new_token(&task).await?),
-                _ => None,
-            };
-            self.mailbox.hand(task, payload, token);
-        }
-        Ok(())
     }
 
     /// Ends it. `clean` if the client said goodbye: then the task that it stood for is done.
@@ -545,14 +458,5 @@ impl Drop for Desk {
             drop(self.end(false));
         }
         self.mailbox.clear();
-    }
-}
-
-/// Whether somebody who has a task is told of it: not of what it gave itself, nor of being started itself.
-fn is_handed_out(task: &Task) -> bool {
-    match task.mode {
-        Mode::SelfAssign => task.assigned_at != Some(task.created_at),
-        Mode::Startup => task.state == State::Starting,
-        Mode::Targeted | Mode::Pool => true,
     }
 }

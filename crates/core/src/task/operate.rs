@@ -24,8 +24,9 @@ use crate::{
 /// Tasks that one may wait for.
 const DEPENDENCIES_MAX: usize = 1000;
 
-/// Tasks that are looked at to find a circle.
-const CIRCLE_MAX: usize = 10_000;
+/// Tasks that one may wait for together with what those wait for: they are looked at to find a circle, in one statement of some
+/// milliseconds.
+const CIRCLE_MAX: i64 = 2000;
 
 /// Longest reason, in bytes.
 const REASON_BYTES_MAX: usize = 4096;
@@ -352,14 +353,14 @@ async fn check_dependencies(tx: &mut WriteTx, task: &Task, on: &[String]) -> Res
             return Err(Error::new(Kind::NotFound, "ERR_NOT_FOUND", format!("dependency not found: {id}")));
         }
     }
-    let (mut seen, mut open) = (std::collections::HashSet::new(), on.to_vec());
-    while let Some(next) = open.pop() {
-        if next == own || seen.len() > CIRCLE_MAX {
-            return Err(invalid("invalid request: the tasks would wait for each other"));
-        }
-        if seen.insert(next.clone()) {
-            open.extend(sql::waits_of(tx.as_read(), &next).await?);
-        }
+    // As if it waited already: an error undoes that.
+    sql::wait_for(tx, task.id, on).await?;
+    let awaited = sql::awaited_by(tx.as_read(), &own, CIRCLE_MAX + 1).await?;
+    if awaited.contains(&own) {
+        return Err(invalid("invalid request: the tasks would wait for each other"));
+    }
+    if awaited.len() as i64 > CIRCLE_MAX {
+        return Err(invalid(format!("invalid request: a task may wait for {CIRCLE_MAX} others, theirs included")));
     }
     Ok(())
 }

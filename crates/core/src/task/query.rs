@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Kind},
     gate::{Inspect, ListTasks, TouchTask},
     identity::Identity,
+    limits::{COUNT_MAX, LIST_BYTES_MAX},
     token::digest,
 };
 
@@ -22,8 +23,8 @@ use crate::{
 const PAGE: i64 = 100;
 const PAGE_MAX: i64 = 1000;
 
-/// Parameters by which tasks are filtered; those behind them make the page.
-const FITTING: usize = 16;
+/// Tasks that are read at a time: one may have some 200 KiB, and a page ends where its bytes do.
+const PIECE: i64 = 64;
 
 /// Which tasks; empty texts, zeros and empty lists fit all.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,7 +78,7 @@ pub struct Filter {
 pub struct Page {
     /// Some of them.
     pub tasks: Vec<Task>,
-    /// How many fit in all.
+    /// How many fit in all, counted up to [`COUNT_MAX`].
     pub total: i64,
     /// With which the next page is asked for; empty if this is the last.
     pub next: String,
@@ -115,7 +116,8 @@ impl Tasks {
         Ok(found.await?.into_iter().filter(Task::has_participant).collect())
     }
 
-    /// The tasks of a workspace that fit. Who lives in none, and does not administer tasks, sees what is its own.
+    /// The tasks of a workspace that fit. Who lives in none, and does not administer tasks, sees what is its own. A page ends
+    /// after [`LIST_BYTES_MAX`] even if more tasks were asked for; its token goes on behind it.
     ///
     /// # Errors
     /// [`Kind::Denied`], [`Kind::Invalid`] for a page token that is none, [`Kind::Unavailable`].
@@ -135,11 +137,11 @@ impl Tasks {
         }
         filter.limit = if filter.limit <= 0 { PAGE } else { filter.limit.min(PAGE_MAX) };
         let before = page_token(&filter.page_token)?;
-        self.read(move |tx| {
+        let page = self.0.gate.scan_tasks(move |tx| {
             let (filter, party, before) = (filter.clone(), party.clone(), before.clone());
             select(tx, filter, party, before)
-        })
-        .await
+        });
+        page.await
     }
 
     /// The task whose token this is, if it is good for `claimed`.
@@ -165,11 +167,11 @@ impl Tasks {
     /// [`Kind::Unavailable`].
     pub async fn descendants(&self, task: &Task, most: i64) -> Result<Vec<Uuid>, Error> {
         let (id, workspace) = (task.id, task.workspace.clone());
-        self.read(move |tx| {
+        let below = self.0.gate.scan_tasks(move |tx| {
             let workspace = workspace.clone();
-            Box::pin(async move { Ok(sql::descendants(tx, id, &workspace, most).await?) })
-        })
-        .await
+            Box::pin(async move { sql::descendants(tx, id, &workspace, most).await })
+        });
+        below.await
     }
 
     /// How many tasks there are, by state. Reads every task: for people who ask, not for every message.
@@ -178,7 +180,7 @@ impl Tasks {
     /// [`Kind::Denied`], [`Kind::Unavailable`].
     pub async fn counts(&self, caller: &Caller) -> Result<Vec<(State, i64)>, Error> {
         self.0.gate.authorize(caller, Inspect("system"))?;
-        self.0.gate.glance(sql::counts).await
+        self.0.gate.scan_tasks(sql::counts).await
     }
 }
 
@@ -211,40 +213,62 @@ fn words<'a>(all: impl Iterator<Item = &'a str>) -> String {
     if text.is_empty() { text } else { text + "," }
 }
 
-fn select(tx: &mut ReadTx, filter: Filter, party: String, before: Before) -> TxFuture<'_, Page, Error> {
+fn select(
+    tx: &mut ReadTx,
+    filter: Filter,
+    party: String,
+    before: Before,
+) -> TxFuture<'_, Page, trunkline_store::ledger::Error> {
     Box::pin(async move {
-        let states = |statuses: &[Status]| words(statuses.iter().flat_map(|status| status.states()).map(State::word));
-        let classes: Vec<String> = filter.except_classes.iter().map(ToString::to_string).collect();
-        let only =
-            if filter.dead_letters { words([State::DeadLetter.word()].into_iter()) } else { states(&filter.statuses) };
-        let params: [Value; 20] = [
-            filter.workspace.as_str().into(),
-            filter.kind.as_str().into(),
-            only.into(),
-            states(&filter.except_statuses).into(),
-            filter.root.as_str().into(),
-            filter.correlation.as_str().into(),
-            filter.context.as_str().into(),
-            filter.creator.as_str().into(),
-            filter.subject.as_str().into(),
-            i64::from(filter.class).into(),
-            words(classes.iter().map(String::as_str)).into(),
-            filter.priority.into(),
-            filter.min_priority.into(),
-            filter.changed_after.into(),
-            party.into(),
-            filter.parent.as_str().into(),
-            before.0.into(),
-            before.1.into(),
-            // One more tells whether there is a next page.
-            (filter.limit + 1).into(),
-            filter.offset.max(0).into(),
-        ];
-        let (mut tasks, total) = sql::list(tx, sql::By::of(&filter), &params, FITTING).await?;
-        let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
-        let is_last = tasks.len() <= limit;
-        tasks.truncate(limit);
-        let next = tasks.last().filter(|_| !is_last).map(next_token).unwrap_or_default();
-        Ok(Page { tasks, total, next })
+        let (by, limit) = (sql::By::of(&filter), usize::try_from(filter.limit).unwrap_or(usize::MAX));
+        let (mut before, mut offset) = (before, filter.offset.max(0));
+        let params = params(&filter, party);
+        let mut page = Page { total: sql::count(tx, by, &params, COUNT_MAX).await?, ..Page::default() };
+        let mut bytes = 0;
+        loop {
+            // One more than the page takes tells whether there is a next page.
+            let most = PIECE.min(filter.limit - page.tasks.len() as i64 + 1);
+            let piece = sql::list(tx, by, &params, &before, (most, offset)).await?;
+            let is_last = (piece.len() as i64) < most;
+            for (task, size) in piece {
+                bytes += size;
+                let is_full = page.tasks.len() == limit || bytes > LIST_BYTES_MAX;
+                if let Some(last) = page.tasks.last().filter(|_| is_full) {
+                    page.next = next_token(last);
+                    return Ok(page);
+                }
+                (before, offset) = ((task.updated_at, task.id.to_string()), 0);
+                page.tasks.push(task);
+            }
+            if is_last {
+                return Ok(page);
+            }
+        }
     })
+}
+
+/// What every list is filtered by.
+fn params(filter: &Filter, party: String) -> [Value; 16] {
+    let states = |statuses: &[Status]| words(statuses.iter().flat_map(|status| status.states()).map(State::word));
+    let classes: Vec<String> = filter.except_classes.iter().map(ToString::to_string).collect();
+    let only =
+        if filter.dead_letters { words([State::DeadLetter.word()].into_iter()) } else { states(&filter.statuses) };
+    [
+        filter.workspace.as_str().into(),
+        filter.kind.as_str().into(),
+        only.into(),
+        states(&filter.except_statuses).into(),
+        filter.root.as_str().into(),
+        filter.correlation.as_str().into(),
+        filter.context.as_str().into(),
+        filter.creator.as_str().into(),
+        filter.subject.as_str().into(),
+        i64::from(filter.class).into(),
+        words(classes.iter().map(String::as_str)).into(),
+        filter.priority.into(),
+        filter.min_priority.into(),
+        filter.changed_after.into(),
+        party.into(),
+        filter.parent.as_str().into(),
+    ]
 }

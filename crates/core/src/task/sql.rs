@@ -7,7 +7,16 @@ use uuid::Uuid;
 
 use super::{Filter, Mode, Task, state::State};
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+pub(crate) const MIGRATIONS: &[Migration] = &[TABLES, HELD_IN_ORDER];
+
+/// What a worker has is read a piece at a time, in order.
+const HELD_IN_ORDER: Migration = Migration {
+    name: "task_0002_held_in_order",
+    sql: "CREATE INDEX tasks_held_in_order ON tasks (holder, priority DESC, queued_at, id) WHERE holder IS NOT NULL;
+        DROP INDEX tasks_held",
+};
+
+const TABLES: Migration = Migration {
     name: "task_0001_tasks",
     sql: "CREATE TABLE tasks (id TEXT PRIMARY KEY, workspace TEXT NOT NULL, kind TEXT NOT NULL, mode TEXT NOT NULL,
             class BIGINT NOT NULL, priority BIGINT NOT NULL, creator TEXT NOT NULL, parent TEXT NOT NULL,
@@ -39,7 +48,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         CREATE INDEX tasks_correlation ON tasks (correlation) WHERE correlation <> '';
         CREATE INDEX tasks_context ON tasks (context) WHERE context <> '';
         CREATE UNIQUE INDEX tasks_start ON tasks (start_key) WHERE start_key IS NOT NULL",
-}];
+};
 
 /// The columns that [`task`] reads, in its order.
 macro_rules! columns {
@@ -85,7 +94,10 @@ const IS_WAITING: &str = "SELECT id FROM tasks WHERE queue = $1 AND state = 'pen
 
 const WAITING: &str = "SELECT DISTINCT queue FROM tasks WHERE state = 'pending' AND queue <> ''";
 
-const HELD: &str = select!("WHERE t.holder = $1 ORDER BY t.priority DESC, t.assigned_at, t.id");
+const TO_HAND_OUT: &str = "SELECT id, priority, queued_at FROM tasks WHERE holder = $1 AND priority <= $2
+        AND (priority < $2 OR queued_at > $3 OR (queued_at = $3 AND id > $4))
+        AND (mode <> 'self_assign' OR assigned_at <> created_at) AND (mode <> 'startup' OR state = 'starting')
+    ORDER BY priority DESC, queued_at, id LIMIT $5";
 
 const DUE: &str = "SELECT id, due_at FROM tasks WHERE due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at LIMIT $2";
 
@@ -197,9 +209,39 @@ pub(super) fn waiting(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
     })
 }
 
-/// What somebody has, most urgent first.
-pub(super) async fn held(tx: &mut ReadTx, identity: &str) -> Result<Vec<Task>, Error> {
-    tx.query(HELD, &[identity.into()]).await?.iter().map(task).collect()
+/// What somebody has, and of each whether it is taken for gone.
+pub(super) async fn held_ids(tx: &mut ReadTx, identity: &str) -> Result<Vec<(Uuid, bool)>, Error> {
+    let rows = tx.query("SELECT id, disconnected_at FROM tasks WHERE holder = $1", &[identity.into()]).await?;
+    rows.iter().map(|row| Ok((uuid(row, 0)?, row.int_opt(1)?.is_some()))).collect()
+}
+
+/// A task that somebody has, by its place among those: most urgent first, and then longest first.
+#[derive(Clone, Debug)]
+pub(super) struct HeldAt {
+    pub(super) id: Uuid,
+    priority: i64,
+    queued_at: i64,
+}
+
+impl HeldAt {
+    /// Before all of them.
+    pub(super) fn start() -> Self {
+        Self { id: Uuid::nil(), priority: i64::MAX, queued_at: i64::MIN }
+    }
+}
+
+/// What somebody has and has to be told of, behind a place: not what it gave itself, nor its own start.
+pub(super) async fn to_hand_out(
+    tx: &mut ReadTx,
+    identity: &str,
+    after: Option<&HeldAt>,
+    most: i64,
+) -> Result<Vec<HeldAt>, Error> {
+    let start = HeldAt::start();
+    let HeldAt { id, priority, queued_at } = after.unwrap_or(&start);
+    let params = [identity.into(), (*priority).into(), (*queued_at).into(), id.to_string().into(), most.into()];
+    let rows = tx.query(TO_HAND_OUT, &params).await?;
+    rows.iter().map(|row| Ok(HeldAt { id: uuid(row, 0)?, priority: row.int(1)?, queued_at: row.int(2)? })).collect()
 }
 
 /// What of somebody's waits for a message.
@@ -255,9 +297,11 @@ pub(super) async fn wait_for(tx: &mut WriteTx, waiter: Uuid, on: &[String]) -> R
     Ok(())
 }
 
-/// What a task waits for.
-pub(super) async fn waits_of(tx: &mut ReadTx, waiter: &str) -> Result<Vec<String>, Error> {
-    let rows = tx.query("SELECT on_task FROM task_waits WHERE waiter = $1", &[waiter.into()]).await?;
+/// What a task waits for, and what those wait for, and so on.
+pub(super) async fn awaited_by(tx: &mut ReadTx, waiter: &str, most: i64) -> Result<Vec<String>, Error> {
+    let sql = "WITH RECURSIVE awaited (id) AS (SELECT on_task FROM task_waits WHERE waiter = $1
+        UNION SELECT w.on_task FROM task_waits w JOIN awaited a ON w.waiter = a.id) SELECT id FROM awaited LIMIT $2";
+    let rows = tx.query(sql, &[waiter.into(), most.into()]).await?;
     rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
 }
 
@@ -417,14 +461,14 @@ macro_rules! listing {
                 " AND (t.updated_at < $17 OR (t.updated_at = $17 AND t.id < $18))
                 ORDER BY t.updated_at DESC, t.id DESC LIMIT $19 OFFSET $20"
             ),
-            concat!("SELECT COUNT(*) FROM tasks t", fitting!($by)),
+            concat!("SELECT COUNT(*) FROM (SELECT 1 FROM tasks t", fitting!($by), " LIMIT $17) AS counted"),
         )
     };
 }
 
-/// One page, by time of change, and how many fit in all.
-pub(super) async fn list(tx: &mut ReadTx, by: By, params: &[Value], fitting: usize) -> Result<(Vec<Task>, i64), Error> {
-    let (page, count) = match by {
+/// The statements for a piece of a page, and for a count.
+fn listing(by: By) -> (&'static str, &'static str) {
+    match by {
         By::Nothing => listing!("1 = 1"),
         By::Workspace => listing!("t.workspace = $1"),
         By::Parent => listing!("t.parent = $16 AND t.parent <> ''"),
@@ -436,10 +480,29 @@ pub(super) async fn list(tx: &mut ReadTx, by: By, params: &[Value], fitting: usi
         By::Root => listing!("(t.id = $5 OR (t.root = $5 AND t.root <> ''))"),
         By::Correlation => listing!("t.correlation = $6 AND t.correlation <> ''"),
         By::Context => listing!("t.context = $7 AND t.context <> ''"),
-    };
-    let tasks = tx.query(page, params).await?.iter().map(task).collect::<Result<_, _>>()?;
-    let total = tx.query_opt(count, &params[..fitting]).await?.map_or(Ok(0), |row| row.int(0))?;
-    Ok((tasks, total))
+    }
+}
+
+/// Some of the tasks that fit, by time of change, each with the bytes of its row: those behind a time and an id, as many as
+/// `limit` says, after `offset` others.
+pub(super) async fn list(
+    tx: &mut ReadTx,
+    by: By,
+    fitting: &[Value; 16],
+    (at, id): &(i64, String),
+    (limit, offset): (i64, i64),
+) -> Result<Vec<(Task, usize)>, Error> {
+    let mut params = fitting.to_vec();
+    params.extend([(*at).into(), id.as_str().into(), limit.into(), offset.into()]);
+    let rows = tx.query(listing(by).0, &params).await?;
+    rows.iter().map(|row| Ok((task(row)?, row.bytes_in_all()))).collect()
+}
+
+/// How many tasks fit, if not more than `most`.
+pub(super) async fn count(tx: &mut ReadTx, by: By, fitting: &[Value; 16], most: i64) -> Result<i64, Error> {
+    let mut params = fitting.to_vec();
+    params.push(most.into());
+    tx.query_opt(listing(by).1, &params).await?.map_or(Ok(0), |row| row.int(0))
 }
 
 /// What is below a task, in a workspace.

@@ -147,3 +147,40 @@ async fn who_may_not_is_told_so_and_too_many_wait() {
     assert!(query(&mut one, AuditQuery { workspace: "ws".into(), ..AuditQuery::default() }).await.success);
     server.stop().await;
 }
+
+/// What one principal reports must not make the trail unreadable for those who look after it: a page stays below what clients
+/// take, and those behind it are found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_large_events_stays_below_what_clients_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut one = Client::connect(grpc, agent("one")).await.unwrap();
+    let metadata: std::collections::HashMap<_, _> =
+        (0..64).map(|n| (format!("{n:02}"), "\u{1}".repeat(4096))).collect();
+    for n in 0..12 {
+        let large = SubmitAuditEventRequest { metadata: metadata.clone(), ..event(&format!("large-{n:02}")) };
+        assert!(submit(&mut one, large).await.success);
+    }
+    for n in 0..12 {
+        assert!(submit(&mut one, event(&format!("small-{n:02}"))).await.success);
+    }
+    let mut admin = Client::connect(grpc, admin()).await.unwrap();
+    let (mut operations, mut pages) = (Vec::new(), 0);
+    loop {
+        let offset = i32::try_from(operations.len()).unwrap();
+        let page = query(&mut admin, AuditQuery { limit: 100, offset, ..AuditQuery::default() }).await;
+        assert!(page.success && page.total_count == 24, "{}", page.error);
+        assert!(prost::Message::encoded_len(&page) < 4 * 1024 * 1024, "{} entries", page.entries.len());
+        if page.entries.is_empty() {
+            break;
+        }
+        operations.extend(page.entries.into_iter().map(|entry| entry.operation));
+        pages += 1;
+    }
+    assert!(pages > 10, "one large event has 1.5 MB: {pages}");
+    let newest_first =
+        ["small", "large"].into_iter().flat_map(|what| (0..12).rev().map(move |n| format!("{what}-{n:02}")));
+    assert_eq!(operations, newest_first.collect::<Vec<_>>());
+    server.stop().await;
+}

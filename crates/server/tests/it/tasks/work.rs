@@ -3,12 +3,12 @@
 use std::{collections::HashMap, time::Duration};
 
 use trunkline_proto::v1::{
-    CreateTaskRequest, TaskCompletionEvent, TaskFilter, TaskOperation, TaskPriority, TaskStatus as Status,
-    downstream_message::Payload as Down, task_event::Event, task_operation::OpType as Op,
+    CreateTaskRequest, TaskAssignmentMode as Mode, TaskCompletionEvent, TaskFilter, TaskOperation, TaskPriority,
+    TaskStatus as Status, downstream_message::Payload as Down, task_event::Event, task_operation::OpType as Op,
     upstream_message::Payload as Up,
 };
 
-use super::{engine, fixed, named, own, pool, server, service};
+use super::{engine, fixed, named, orchestrator, own, pool, server, service};
 use crate::{
     client::{Client, agent},
     process::Process,
@@ -257,4 +257,76 @@ async fn a_killed_server_is_nobodys_absence() {
     worker.op(Op::Complete, &mine).await;
     let mut other = Client::connect(process.grpc, named("other", "o")).await.unwrap();
     assert_eq!(other.assignment().await.task_id, waiting);
+}
+
+/// More than its mailbox holds, so that it is read a piece at a time; and more than one transaction changes when it goes and
+/// comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_comes_back_gets_each_of_its_many_tasks_once_and_the_urgent_ones_first() {
+    const COUNT: usize = 700;
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut boss = Client::connect(grpc, agent("boss")).await.unwrap();
+    Client::connect(grpc, orchestrator("o")).await.unwrap().register("miner").await;
+    let worker = Client::connect(grpc, named("miner", "m")).await.unwrap();
+    let mut ids = Vec::new();
+    for n in 0..COUNT {
+        let priority = if n % 100 == 99 { TaskPriority::High } else { TaskPriority::Normal };
+        let task = CreateTaskRequest {
+            assignment_mode: Mode::Targeted.into(),
+            target_agent_id: "ag::ws::miner::m".into(),
+            priority: priority.into(),
+            ..pool()
+        };
+        ids.push(boss.create(task).await);
+    }
+    // It never took most of them.
+    drop(worker);
+    let mut worker = Client::connect_when_free(grpc, named("miner", "m")).await;
+    let mut order = Vec::new();
+    while order.len() < COUNT {
+        order.push(worker.assignment().await.task_id);
+    }
+    let urgent: Vec<_> = ids.iter().skip(99).step_by(100).cloned().collect();
+    assert_eq!(order[..urgent.len()], urgent);
+    let mut each = order.clone();
+    each.sort();
+    ids.sort();
+    assert_eq!(each, ids);
+    // They are its own again: nobody is taken for gone.
+    for id in &order {
+        boss.op(Op::Cancel, id).await;
+    }
+    server.stop().await;
+}
+
+/// A list of what others fill is cut by bytes, and goes on behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_large_tasks_stays_below_what_clients_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let mut boss = Client::connect(server.addresses().grpc, agent("boss")).await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..100 {
+        let metadata = HashMap::from([("large".to_owned(), "x".repeat(60 * 1024))]);
+        ids.push(boss.create(CreateTaskRequest { metadata, ..own() }).await);
+    }
+    let (mut found, mut pages, mut page_token) = (Vec::new(), 0, String::new());
+    loop {
+        let page = boss.list(TaskFilter { limit: 1000, page_token, ..TaskFilter::default() }).await;
+        assert!(page.success && page.total_count == 100, "{}", page.error);
+        assert!(prost::Message::encoded_len(&page) < 4 * 1024 * 1024, "{} tasks", page.tasks.len());
+        found.extend(page.tasks.into_iter().map(|task| task.task_id));
+        pages += 1;
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert!(pages > 2, "{pages}");
+    found.sort();
+    ids.sort();
+    assert_eq!(found, ids);
+    server.stop().await;
 }
