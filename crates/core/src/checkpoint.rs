@@ -13,6 +13,9 @@ use crate::{
     limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_KEY_BYTES_MAX, CHECKPOINTS_MAX},
 };
 
+/// Expired checkpoints that one transaction removes: up to 3 MiB each.
+const SWEEP_STEP: i64 = 50;
+
 /// The key that an empty one stands for.
 const DEFAULT_KEY: &str = "default";
 
@@ -75,6 +78,16 @@ pub async fn list(gate: &Gate, caller: &Caller) -> Result<Vec<String>, Error> {
     let now = now();
     let keep = gate.authorize(caller, Keep)?;
     Ok(gate.read(&keep, move |tx, owner| sql::list(tx, owner, now)).await?)
+}
+
+/// Removes what has expired, for good: until then it takes room, and its owner may never come again.
+///
+/// # Errors
+/// [`Kind::Unavailable`].
+pub async fn sweep(gate: &Gate) -> Result<(), Error> {
+    let now = now();
+    while gate.housekeep(move |tx| sql::expire(tx, now, SWEEP_STEP)).await? == SWEEP_STEP {}
+    Ok(())
 }
 
 fn checked(key: &str) -> Result<String, Error> {

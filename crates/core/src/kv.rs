@@ -316,11 +316,10 @@ pub async fn run(
             Ok(readable(&gate, &caller, read.await?))
         }));
     }
-    let keys_max = limits.kv_keys_per_namespace as i64;
+    let quota = sql::Quota { keys: limits.kv_keys_per_namespace.into(), members: limits.kv_members_per_set.into() };
     let (for_reply, for_caller) = (gate.clone(), caller.clone());
-    let written = gate
-        .submit_write(&permit, move |tx, _| sql::write(tx, owner.clone(), request.clone(), now_ms, keys_max))
-        .await?;
+    let written =
+        gate.submit_write(&permit, move |tx, _| sql::write(tx, owner.clone(), request.clone(), now_ms, quota)).await?;
     Ok(Box::pin(async move { Ok(readable(&for_reply, &for_caller, written.ended().await?)) }))
 }
 
@@ -356,9 +355,9 @@ pub async fn sweep(gate: &Gate) -> Result<u64, Error> {
     let mut removed = 0;
     loop {
         let now_ms = now_ms();
-        let step = gate.housekeep(move |tx| sql::expire(tx, now_ms, SWEEP_STEP)).await?;
+        let (step, may_be_more) = gate.housekeep(move |tx| sql::expire(tx, now_ms, SWEEP_STEP)).await?;
         removed += step.unsigned_abs();
-        if step < SWEEP_STEP {
+        if !may_be_more {
             return Ok(removed);
         }
     }

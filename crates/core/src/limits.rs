@@ -35,6 +35,9 @@ pub const KV_KEY_CHARS_MAX: usize = 256;
 /// Keys on one page of a listing at most.
 pub const KV_LIST_MAX: usize = 1000;
 
+/// Largest member of a set of the key-value store, in bytes. A member is its own key in an index.
+pub const KV_MEMBER_BYTES_MAX: usize = 4096;
+
 /// Bytes on one page of a listing, unless a single value is larger: well below the largest frame that a client takes.
 pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -50,7 +53,7 @@ pub const COUNT_MAX: i64 = 10_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Messages that one connection may send a second. For a sandbox: requests that tell its events, and commands to it,
+    /// Messages that one connection may send, and tasks that it may make, a second. For a sandbox: requests that tell its events, and commands to it,
     /// together.
     pub messages_per_second: u32,
     /// How many of these at once after a pause.
@@ -73,6 +76,8 @@ pub struct Limits {
     pub kv_value_bytes_max: usize,
     /// Keys that one namespace of it may hold. The published default.
     pub kv_keys_per_namespace: u32,
+    /// Members that one set of it may hold. A set is removed in one transaction, so this bounds that.
+    pub kv_members_per_set: u32,
 }
 
 impl Default for Limits {
@@ -89,6 +94,7 @@ impl Default for Limits {
             frame_bytes_max: 4 * 1024 * 1024,
             kv_value_bytes_max: 1024 * 1024,
             kv_keys_per_namespace: 10_000,
+            kv_members_per_set: 10_000,
         }
     }
 }

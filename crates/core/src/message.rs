@@ -390,6 +390,15 @@ impl Sender {
         })
     }
 
+    /// Takes account of a new task, which counts as a message: without a bound, one connection could fill the ledger as fast
+    /// as its disk takes it.
+    ///
+    /// # Errors
+    /// `ERR_RATE_LIMITED`, with how long to wait.
+    pub fn take_task_token(&mut self) -> Result<(), Error> {
+        self.take_token("task rate limit exceeded")
+    }
+
     fn take_token(&mut self, refusal: &'static str) -> Result<(), Error> {
         take(self.bucket.as_mut(), "ERR_RATE_LIMITED", refusal)
     }

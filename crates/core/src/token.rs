@@ -167,6 +167,9 @@ pub async fn create(gate: &Gate, caller: &Caller, new: New) -> Result<(Token, Se
     if new.kind == PrincipalKind::Sandbox {
         Identity::sandbox(&new.created_by)?;
     }
+    if new.expires_in_hours < 0 {
+        return Err(invalid("expires_in_hours is negative; 0 is never"));
+    }
     let texts = [&new.name, &new.created_by].into_iter().chain(&new.workspace_patterns).chain(&new.scopes);
     if texts.into_iter().any(|text| text.len() > TEXT_BYTES_MAX || text.contains(char::is_control))
         || new.workspace_patterns.len() > LIST_MAX

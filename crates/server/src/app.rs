@@ -8,6 +8,7 @@ use trunkline_core::{
     app::{self, Apps},
     audit,
     caller::{Caller, Credential},
+    checkpoint,
     conversation::{self, Conversations},
     gate::Gate,
     identity::Identity,
@@ -330,6 +331,9 @@ impl Server {
                 }
                 if let Err(error) = talks.sweep().await {
                     tracing::warn!(%error, "drafts that were not sent were not removed; the next sweep goes on");
+                }
+                if let Err(error) = checkpoint::sweep(&gate).await {
+                    tracing::warn!(%error, "expired checkpoints were not removed; the next sweep goes on");
                 }
                 if let Err(error) = kv::sweep(&gate).await {
                     tracing::warn!(%error, "expired keys were not removed; the next sweep goes on");

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{Error, Kind},
-    limits::{KV_KEY_CHARS_MAX, KV_PAGE_BYTES_MAX},
+    limits::{KV_KEY_CHARS_MAX, KV_MEMBER_BYTES_MAX, KV_PAGE_BYTES_MAX},
 };
 
 pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
@@ -33,8 +33,8 @@ const COUNT_IN: &str = "INSERT INTO kv_counts (owner, keys) VALUES ($1, 1)
     ON CONFLICT (owner) DO UPDATE SET keys = kv_counts.keys + 1 WHERE kv_counts.keys < $2";
 const COUNT_OUT: &str = "UPDATE kv_counts SET keys = keys - $2 WHERE owner = $1";
 
-const EXPIRED: &str = "SELECT owner, key FROM kv WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2";
-const EXPIRED_OF: &str = "SELECT owner, key FROM kv WHERE owner = $1 AND expires_ms <= $2 LIMIT 1000";
+const EXPIRED: &str = "SELECT owner, key, members FROM kv WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2";
+const EXPIRED_OF: &str = "SELECT owner, key, members FROM kv WHERE owner = $1 AND expires_ms <= $2 LIMIT 1000";
 
 const PURGE: &str = "SELECT owner, key FROM kv WHERE owner = $1 AND key >= $2 AND key < $3";
 
@@ -42,6 +42,17 @@ const ADD_MEMBER: &str = "INSERT INTO kv_members (owner, key, member) VALUES ($1
 const COUNT_MEMBER: &str =
     "UPDATE kv SET members = members + 1, expires_ms = $3 WHERE owner = $1 AND key = $2 RETURNING members";
 const REMOVE_MEMBERS: &str = "DELETE FROM kv_members WHERE owner = $1 AND key = $2";
+
+/// Members that go in one transaction with the sets that have expired, unless a single set has more: others wait for it.
+const EXPIRED_MEMBERS_MAX: i64 = 10_000;
+
+/// How much a namespace may hold; 0 is no limit.
+#[derive(Clone, Copy)]
+pub(super) struct Quota {
+    pub(super) keys: i64,
+    /// Of each set.
+    pub(super) members: i64,
+}
 
 /// A key's row.
 struct Stored {
@@ -69,9 +80,10 @@ pub(super) fn write(
     owner: String,
     request: Request,
     now_ms: i64,
-    keys_max: i64,
+    quota: Quota,
 ) -> TxFuture<'_, Answer, Error> {
     Box::pin(async move {
+        let keys_max = quota.keys;
         let key = request.key.as_str();
         match &request.action {
             action if action.is_read() => read(tx.as_read(), owner, request, now_ms).await,
@@ -80,7 +92,7 @@ pub(super) fn write(
                 store(tx, &owner, key, value.clone(), expires_ms, keys_max, now_ms).await?;
                 Ok(Answer { applied: true, ..Answer::default() })
             }
-            Action::SetAdd(new) => add_member(tx, &owner, key, new, keys_max, now_ms).await,
+            Action::SetAdd(new) => add_member(tx, &owner, key, new, quota, now_ms).await,
             Action::Purge { .. } => {
                 let end = successor(key);
                 let rows = tx.query(PURGE, &[owner.as_str().into(), key.into(), end.into()]).await?;
@@ -108,12 +120,29 @@ pub(super) fn write(
     })
 }
 
-/// Removes keys that expired before `now_ms`, up to `most`; answers how many.
-pub(crate) fn expire(tx: &mut WriteTx, now_ms: i64, most: i64) -> TxFuture<'_, i64, Error> {
+/// Removes keys that expired before `now_ms`, up to `most`; answers how many, and whether there may be more.
+pub(crate) fn expire(tx: &mut WriteTx, now_ms: i64, most: i64) -> TxFuture<'_, (i64, bool), Error> {
     Box::pin(async move {
         let rows = tx.query(EXPIRED, &[now_ms.into(), most.into()]).await?;
-        remove(tx, rows).await
+        let found = rows.len();
+        let rows = affordable(rows)?;
+        let is_all = rows.len() == found && (found as i64) < most;
+        Ok((remove(tx, rows).await?, !is_all))
     })
+}
+
+/// The first of the rows of owner, key and number of members, as owner and key: as many as one transaction removes.
+fn affordable(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
+    let (mut members, mut some) = (0, Vec::with_capacity(rows.len()));
+    for mut row in rows {
+        members += row.int(2)?;
+        if !some.is_empty() && members > EXPIRED_MEMBERS_MAX {
+            break;
+        }
+        row.0.truncate(2);
+        some.push(row);
+    }
+    Ok(some)
 }
 
 /// The row if it has not expired.
@@ -225,7 +254,7 @@ async fn make_room(tx: &mut WriteTx, owner: &str, key: &str, keys_max: i64, now_
         return Ok(());
     }
     let expired = tx.query(EXPIRED_OF, &[owner.into(), now_ms.into()]).await?;
-    remove(tx, expired).await?;
+    remove(tx, affordable(expired)?).await?;
     if tx.execute(COUNT_IN, &count_in).await? > 0 {
         return Ok(());
     }
@@ -251,9 +280,13 @@ async fn add_member(
     owner: &str,
     key: &str,
     new: &New,
-    keys_max: i64,
+    quota: Quota,
     now_ms: i64,
 ) -> Result<Answer, Error> {
+    if new.value.len() > KV_MEMBER_BYTES_MAX {
+        let bytes = new.value.len();
+        return Err(invalid(format!("member of {bytes} bytes; at most {KV_MEMBER_BYTES_MAX} are allowed")));
+    }
     let row = tx.query_opt(LOAD, &[owner.into(), key.into()]).await?;
     let stored = live(row.as_ref(), now_ms)?;
     if stored.as_ref().is_some_and(|stored| !stored.is_set) {
@@ -262,7 +295,7 @@ async fn add_member(
     let mut expires_ms = expiry(new.ttl, now_ms);
     match &stored {
         None => {
-            make_room(tx, owner, key, keys_max, now_ms).await?;
+            make_room(tx, owner, key, quota.keys, now_ms).await?;
             let params = [owner.into(), key.into(), 1.into(), Vec::new().into(), 0.into(), expires_ms.into()];
             tx.execute(INSERT, &params).await?;
         }
@@ -274,13 +307,33 @@ async fn add_member(
     if tx.execute(ADD_MEMBER, &member).await? == 0 {
         return Ok(Answer { counter: stored.map_or(0, |stored| stored.members), ..Answer::default() });
     }
+    let members = stored.map_or(0, |stored| stored.members);
+    if quota.members > 0 && members >= quota.members {
+        // The error undoes the member.
+        let message = format!("quota exceeded for kv_members: limit {} members a set", quota.members);
+        return Err(Error::new(Kind::Precondition, "ERR_QUOTA_001", message));
+    }
     let counted = tx.query_opt(COUNT_MEMBER, &[owner.into(), key.into(), expires_ms.into()]).await?;
     Ok(Answer { counter: counted.map_or(Ok(0), |row| row.int(0))?, applied: true, ..Answer::default() })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::successor;
+    use super::{EXPIRED_MEMBERS_MAX, Row, affordable, successor};
+
+    #[test]
+    fn large_sets_expire_in_transactions_of_their_own() {
+        let taken = |members: &[i64]| {
+            let rows = members.iter().map(|count| Row(vec!["o".into(), "k".into(), (*count).into()])).collect();
+            let rows = affordable(rows).unwrap();
+            assert!(rows.iter().all(|row| row.0.len() == 2));
+            rows.len()
+        };
+        assert_eq!(taken(&[]), 0);
+        assert_eq!(taken(&[0, 5, 0]), 3);
+        assert_eq!(taken(&[2 * EXPIRED_MEMBERS_MAX, 0]), 1, "one goes, however large");
+        assert_eq!(taken(&[5, EXPIRED_MEMBERS_MAX, 0]), 1);
+    }
 
     #[test]
     fn the_successor_is_behind_everything_with_the_prefix() {

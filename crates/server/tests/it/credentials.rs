@@ -167,3 +167,21 @@ async fn a_key_that_is_revoked_while_its_client_connects_leaves_nobody_in() {
     }
     world.server.stop().await;
 }
+
+/// A lifetime that is a mistake must not become a key for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_would_expire_before_it_is_made_is_refused() {
+    let mut world = World::new().await;
+    for (expires_in_hours, is_made) in [(-1, false), (0, true), (1, true)] {
+        let create_request = Some(TokenCreateRequest {
+            name: "test".into(),
+            principal_type: "agent".into(),
+            expires_in_hours,
+            ..TokenCreateRequest::default()
+        });
+        let create = TokenOperation { op: OpType::Create.into(), create_request, ..TokenOperation::default() };
+        let reply = world.token(create).await;
+        assert_eq!(reply.success, is_made, "{expires_in_hours}: {}", reply.error);
+    }
+    world.server.stop().await;
+}

@@ -3,6 +3,12 @@
 use tonic::Code;
 use trunkline::{Config, Server};
 use trunkline_core::limits::Limits;
+use trunkline_proto::v1::{
+    KvOperation,
+    downstream_message::Payload as Down,
+    kv_operation::{OpType, Scope},
+    upstream_message::Payload as Up,
+};
 
 use crate::client::{Client, agent, lane};
 
@@ -65,5 +71,46 @@ async fn sizes_are_those_of_the_settings() {
     assert_eq!(error.message, "message payload size 1001 exceeds maximum of 1000 bytes");
     client.send(&lane("one"), vec![1; 10_000]).await;
     assert_eq!(client.end().await, Some(Code::ResourceExhausted));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_set_takes_as_many_members_as_the_settings_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits { kv_members_per_set: 2, ..Limits::default() }).await;
+    let mut client = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
+    let mut add = async |number: usize, member: &str| {
+        let number = number.to_string();
+        let operation = KvOperation {
+            op: OpType::SetAdd.into(),
+            scope: Scope::WorkspaceExclusive.into(),
+            key: "voters".into(),
+            request_id: number.clone(),
+            value: member.as_bytes().to_vec().into(),
+            ..KvOperation::default()
+        };
+        client.put(Up::KvOp(operation.into())).await;
+        loop {
+            match client.next().await.unwrap() {
+                Some(Down::Kv(reply)) if reply.success => return Ok((reply.applied, reply.counter_value)),
+                Some(Down::Error(error)) if error.request_id == number => return Err(error.code),
+                // A refusal has a reply, too.
+                Some(Down::Kv(_) | Down::Config(_)) => {}
+                other => panic!("expected a reply, got {other:?}"),
+            }
+        }
+    };
+    let large = "x".repeat(4097);
+    let steps = [
+        ("ann", Ok((true, 1))),
+        ("bob", Ok((true, 2))),
+        ("eve", Err("ERR_QUOTA_001".to_owned())),
+        // It is a member already.
+        ("ann", Ok((false, 2))),
+        (&large, Err("ERR_INVALID_ARGUMENT".to_owned())),
+    ];
+    for (number, (member, expected)) in steps.into_iter().enumerate() {
+        assert_eq!(add(number, member).await, expected, "{number}");
+    }
     server.stop().await;
 }

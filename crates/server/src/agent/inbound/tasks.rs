@@ -31,6 +31,10 @@ pub(super) async fn create(connection: &mut Connection<'_>, request: CreateTaskR
         refusal(&error).into_iter().for_each(|reply| connection.reply(reply));
         return;
     }
+    if let Err(error) = connection.sender.take_task_token() {
+        refusal(&error).into_iter().for_each(|reply| connection.reply(reply));
+        return;
+    }
     let (session, tasks) = (&connection.session, &connection.gateway.tasks);
     let bound = connection.desk.bound.as_ref().map(|task| task.id);
     let created = tasks.create(&session.caller, session.workspace(), bound, wire::create(request)).await;
