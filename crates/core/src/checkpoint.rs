@@ -4,7 +4,7 @@ mod sql;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(crate) use sql::MIGRATIONS;
+pub(crate) use sql::{MIGRATIONS, owners};
 
 use crate::{
     caller::Caller,

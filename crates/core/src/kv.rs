@@ -6,12 +6,16 @@
 //! | workspace | everybody | a workspace |
 //! | user shared | everybody | a user |
 //! | user workspace shared | everybody | a user and a workspace |
-//! | the four exclusive ones | nobody: the principal's own, by kind, implementation and specifier | the same as their shared ones |
+//! | the four exclusive ones | nobody: they belong to one identity | the same as their shared ones |
+//!
+//! Two agents of the same name in different workspaces are two identities and share no exclusive key, whichever
+//! workspace a request names.
 //!
 //! Values are bytes. A counter is a decimal number in a value, so that reading and counting go together. A set is a kind
 //! of its own: it is not listed, and reading it as a value is refused. What has expired is not there.
 
 mod decide;
+mod home;
 mod sql;
 
 use std::{
@@ -19,6 +23,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use home::settle;
 pub(crate) use sql::MIGRATIONS;
 
 use crate::{
@@ -248,15 +253,16 @@ pub(crate) fn namespace(request: &Request, caller: &Identity, home: Option<&str>
     Ok(parts.join(SEPARATOR))
 }
 
-/// What makes a principal's keys its own, over all workspaces: tasks without a name of their own have none.
-fn own(identity: &Identity) -> Result<[String; 3], Error> {
-    let (kind, implementation, specifier) = match identity {
-        Identity::Agent(named) => ("agent", &named.implementation, &named.specifier),
-        Identity::UniqueTask(named) => ("task", &named.implementation, &named.specifier),
-        Identity::Service(unplaced) => ("service", &unplaced.implementation, &unplaced.specifier),
+/// The parts of an identity that begin the namespaces of its exclusive keys. Non-unique tasks have a new identity with
+/// every connection, so they own no keys.
+fn own(identity: &Identity) -> Result<Vec<String>, Error> {
+    let parts: &[&str] = match identity {
+        Identity::Agent(named) => &["ag", &named.workspace, &named.implementation, &named.specifier],
+        Identity::UniqueTask(named) => &["tu", &named.workspace, &named.implementation, &named.specifier],
+        Identity::Service(unplaced) => &["service", &unplaced.implementation, &unplaced.specifier],
         _ => return Err(invalid("exclusive scopes require non-empty agent implementation and specifier".to_owned())),
     };
-    Ok([kind.to_owned(), implementation.clone(), specifier.clone()])
+    Ok(parts.iter().map(|part| (*part).to_owned()).collect())
 }
 
 /// Checks a request of a caller whose workspace is `home`.
@@ -414,6 +420,22 @@ mod tests {
         let shared: std::collections::BTreeSet<_> = all.iter().filter(|(own, _)| !own).collect();
         let own: std::collections::BTreeSet<_> = all.iter().filter(|(own, _)| *own).collect();
         assert_eq!((shared.len(), own.len()), (4, 12));
+    }
+
+    #[test]
+    fn exclusive_namespaces_differ_by_workspace() {
+        let scopes = [Scope::User, Scope::UserWorkspace, Scope::GlobalExclusive, Scope::WorkspaceExclusive];
+        for make in [Identity::agent, Identity::unique_task] {
+            let (a, b) = (make("a", "bot", "main").unwrap(), make("b", "bot", "main").unwrap());
+            for scope in scopes {
+                let (user_id, workspace) = ("ann".to_owned(), "a".to_owned());
+                let request = Request { scope, key: "k".into(), user_id, workspace, action: Action::Get };
+                let names = [&a, &b].map(|identity| namespace(&request, identity, None).unwrap());
+                assert_ne!(names[0], names[1], "{scope:?}");
+                let purge = Request { action: Action::Purge { target: a.clone() }, ..request };
+                assert_eq!(namespace(&purge, &b, None).unwrap(), names[0], "a purge is of the target's keys");
+            }
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use trunkline_store::{
 use uuid::Uuid;
 
 use seats::{Seat, Seats};
-pub(crate) use sql::MIGRATIONS;
+pub(crate) use sql::{MIGRATIONS, owners};
 
 use crate::{
     caller::{Caller, Credential},

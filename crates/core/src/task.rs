@@ -47,7 +47,7 @@ pub use self::{
     retry::{Backoff, RetryPolicy},
     start::STARTUP,
 };
-pub(crate) use sql::MIGRATIONS;
+pub(crate) use sql::{MIGRATIONS, parties};
 
 use self::{attend::Floor, state::State};
 use crate::{due::NextDue, gate::Gate, registry::Registry};

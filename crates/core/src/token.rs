@@ -9,7 +9,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-pub(crate) use sql::MIGRATIONS;
+pub(crate) use sql::{MIGRATIONS, bindings};
 
 use crate::{
     caller::{Access, Caller, Credential},

@@ -373,6 +373,7 @@ impl Rooms {
         let Own { stop, tracker, clock, url } = own;
         let (gate, limits) = (Gate::open(store).await?, config.limits);
         let (known, owner, ends) = (gate.clone(), tracker.clone(), stop.clone());
+        kv::settle(&gate, &config.kv.legacy_workspace).await?;
         let sandboxes = Sandboxes::new(known, config.sandbox, limits, owner, ends, clock.clone(), session_store);
         let sockets = Sockets::open(gate.clone(), clock.clone(), tracker.clone()).await?;
         let options = session::Options {

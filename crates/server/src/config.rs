@@ -31,6 +31,8 @@ pub struct Config {
     pub limits: Limits,
     /// How messages are delivered.
     pub messages: MessagesConfig,
+    /// The key-value store.
+    pub kv: KvConfig,
     /// Browsers.
     pub http: HttpConfig,
     /// How much users of apps may say, and how long anything about conversations may take.
@@ -107,6 +109,15 @@ impl MessagesConfig {
     }
 }
 
+/// The key-value store.
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KvConfig {
+    /// Workspace whose agents and unique tasks get the exclusive keys that earlier versions stored for their names without
+    /// a workspace, where the server does not know the owner. Empty leaves those keys out of reach.
+    pub legacy_workspace: String,
+}
+
 /// What browsers may do.
 #[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -147,6 +158,7 @@ impl Default for Config {
             tls: TlsConfig::default(),
             limits: Limits::default(),
             messages: MessagesConfig::default(),
+            kv: KvConfig::default(),
             http: HttpConfig::default(),
             conversation: conversation::Options::default(),
             apps: Vec::new(),

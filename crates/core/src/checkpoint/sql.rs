@@ -89,6 +89,14 @@ pub(crate) fn expire(tx: &mut WriteTx, now: i64, most: i64) -> TxFuture<'_, i64,
     })
 }
 
+/// Identities that have checkpoints.
+pub(crate) fn owners(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
+    Box::pin(async move {
+        let rows = tx.query("SELECT DISTINCT owner FROM checkpoints", &[]).await?;
+        rows.iter().map(|row| row.text(0).map(str::to_owned)).collect()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use trunkline_store::ledger::{Ledger, Options};

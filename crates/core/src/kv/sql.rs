@@ -1,6 +1,6 @@
 //! Rows of keys. How many keys a namespace has is kept beside them, so that its limit costs a write of a new key only.
 
-use trunkline_store::ledger::{Migration, ReadTx, Row, TxFuture, WriteTx};
+use trunkline_store::ledger::{Error as LedgerError, Migration, ReadTx, Row, TxFuture, WriteTx};
 
 use super::{
     Action, Answer, New, Request,
@@ -53,6 +53,26 @@ pub(super) struct Quota {
     /// Of each set.
     pub(super) members: i64,
 }
+
+/// Namespaces whose owner has no workspace in it. `;` follows `:`.
+const WITHOUT_WORKSPACE: &str = "SELECT owner FROM kv_counts WHERE (owner >= 'agent::' AND owner < 'agent:;')
+    OR (owner >= 'task::' AND owner < 'task:;') OR (owner >= 'unplaced::' AND owner < 'unplaced:;')";
+
+/// Members go before their keys, by which it is told whether the target has the set already.
+const COPY: [&str; 3] = [
+    "INSERT INTO kv_members (owner, key, member) SELECT $2, key, member FROM kv_members m WHERE owner = $1
+        AND NOT EXISTS (SELECT 1 FROM kv WHERE kv.owner = $2 AND kv.key = m.key) ON CONFLICT DO NOTHING",
+    "INSERT INTO kv (owner, key, is_set, value, members, expires_ms)
+        SELECT $2, key, is_set, value, members, expires_ms FROM kv WHERE owner = $1 ON CONFLICT DO NOTHING",
+    "INSERT INTO kv_counts (owner, keys) SELECT $2, COUNT(*) FROM kv WHERE owner = $2 AND owner <> $1
+        ON CONFLICT (owner) DO UPDATE SET keys = excluded.keys",
+];
+
+const FORGET: [&str; 3] = [
+    "DELETE FROM kv_members WHERE owner = $1",
+    "DELETE FROM kv WHERE owner = $1",
+    "DELETE FROM kv_counts WHERE owner = $1",
+];
 
 /// A key's row.
 struct Stored {
@@ -143,6 +163,29 @@ fn affordable(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
         some.push(row);
     }
     Ok(some)
+}
+
+/// Namespaces that were stored without the workspace of their owner, by name.
+pub(super) fn spaces_without_workspace(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, LedgerError> {
+    Box::pin(async move {
+        let rows = tx.query(WITHOUT_WORKSPACE, &[]).await?;
+        rows.iter().map(|row| row.text(0).map(str::to_owned)).collect()
+    })
+}
+
+/// Copies all keys of a namespace to others, which keep what they have, and removes it.
+pub(super) fn move_space(tx: &mut WriteTx, from: String, to: Vec<String>) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        for to in to {
+            for statement in COPY {
+                tx.execute(statement, &[from.as_str().into(), to.as_str().into()]).await?;
+            }
+        }
+        for statement in FORGET {
+            tx.execute(statement, &[from.as_str().into()]).await?;
+        }
+        Ok(())
+    })
 }
 
 /// The row if it has not expired.

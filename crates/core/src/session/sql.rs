@@ -42,3 +42,11 @@ pub(crate) fn load(tx: &mut ReadTx, owner: String, scope: String, epoch: String)
         row.map(|row| row.int(0)).transpose()
     })
 }
+
+/// Identities that stopped reading somewhere.
+pub(crate) fn owners(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
+    Box::pin(async move {
+        let rows = tx.query("SELECT DISTINCT owner FROM positions", &[]).await?;
+        rows.iter().map(|row| row.text(0).map(str::to_owned)).collect()
+    })
+}

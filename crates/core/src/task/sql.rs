@@ -630,3 +630,11 @@ impl Mode {
         [Self::SelfAssign, Self::Targeted, Self::Pool, Self::Startup].into_iter().find(|mode| mode.word() == word)
     }
 }
+
+/// Creators and assignees of tasks.
+pub(crate) fn parties(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
+    Box::pin(async move {
+        let rows = tx.query("SELECT creator FROM tasks UNION SELECT assignee FROM tasks", &[]).await?;
+        rows.iter().map(|row| row.text(0).map(str::to_owned)).collect()
+    })
+}

@@ -120,3 +120,11 @@ fn token(row: &Row) -> Result<Token, Error> {
         revoked_at: row.int_opt(9)?,
     })
 }
+
+/// Whom keys are bound to.
+pub(crate) fn bindings(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
+    Box::pin(async move {
+        let rows = tx.query("SELECT DISTINCT created_by FROM tokens", &[]).await?;
+        rows.iter().map(|row| row.text(0).map(str::to_owned)).collect()
+    })
+}
