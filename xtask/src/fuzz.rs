@@ -33,7 +33,8 @@ pub(crate) fn run(targets: &[String], seconds: u32) -> Result {
     let built = target().join("fuzz");
     // For an explicit target, so that build scripts are built without.
     let triple = host()?;
-    let mut build = cargo(&["build", "--quiet", "--profile", "fuzz", "--package", "trunkline-fuzz", "--target", &triple]);
+    let mut build =
+        cargo(&["build", "--quiet", "--profile", "fuzz", "--package", "trunkline-fuzz", "--target", &triple]);
     build.arg("--target-dir").arg(&built).env("RUSTFLAGS", COVERAGE.join(" "));
     checked(build)?;
     for name in if targets.is_empty() { &all } else { targets } {
