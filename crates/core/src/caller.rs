@@ -65,6 +65,15 @@ impl Credential {
             serves: [].into(),
         }
     }
+
+    /// Whether it gives what the other one gives, whichever key either of them is.
+    #[must_use]
+    pub fn gives_the_same(&self, other: &Self) -> bool {
+        self.is_admin == other.is_admin
+            && self.sandboxes == other.sandboxes
+            && self.task == other.task
+            && self.workspaces == other.workspaces
+    }
 }
 
 impl Caller {

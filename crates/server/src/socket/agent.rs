@@ -1,7 +1,10 @@
 //! An agent on gRPC as a client's runtime: what the client asks becomes messages of a user, and what the agent answers becomes
 //! events of the client. The agent knows nothing of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -13,7 +16,7 @@ use tokio::{
 use trunkline_agent_socket::{Envelope, Type};
 use trunkline_core::{
     Error, Kind,
-    caller::Caller,
+    caller::{Caller, Credential},
     identity::Identity,
     message::{self, Said, Sender},
     session::{Session, Sessions},
@@ -42,14 +45,21 @@ pub(crate) struct Agents {
     pub(crate) tasks: Tasks,
 }
 
-/// A client's line to its agent, for all of the client's sockets; ends with the last of them.
+/// A user's line to a client's agent, for all sockets of that client that the user has open; ends with the last of them.
+/// Each user of a client has a line of its own, so that what one asks is sent in its own name and by its own rights.
 pub(super) struct Line {
     agent: String,
+    user: String,
+    credential: Credential,
     asks: mpsc::Sender<Envelope>,
 }
 
 impl Line {
-    /// The client's line to this agent; the one that there is, if it is to the same.
+    /// The caller's line to this agent; the one that there is, if it is to the same and was opened with the same rights.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] if the client's sockets have another agent, or if the caller's user opened its line with other
+    /// rights; [`Kind::Invalid`] for what is no agent; as [`Sessions::attach`].
     pub(super) async fn open(
         shared: &Arc<Shared>,
         caller: &Caller,
@@ -59,17 +69,23 @@ impl Line {
         if !matches!(Identity::parse(agent), Ok(Identity::Agent(_))) {
             return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "payload.agent: no agent's identity"));
         }
-        let mut known = desk.line.lock().await;
-        if let Some(line) = known.upgrade().filter(|line| !line.asks.is_closed()) {
-            if line.agent == agent {
-                return Ok(line);
-            }
-            let why = "this client has another agent, as long as its other sockets are there";
-            return Err(Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", why));
-        }
         let Identity::User { user, .. } = &caller.identity else {
             return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", "only users have agents"));
         };
+        let mut known = desk.lines.lock().await;
+        known.retain(|line| line.upgrade().is_some_and(|line| !line.asks.is_closed()));
+        let taken = |why| Err(Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", why));
+        for line in known.iter().filter_map(Weak::upgrade) {
+            if line.agent != agent {
+                return taken("this client has another agent, as long as its other sockets are there");
+            }
+            if line.user == *user {
+                if line.credential.gives_the_same(&caller.credential) {
+                    return Ok(line);
+                }
+                return taken("this user's line to the agent was opened with a token of other rights");
+            }
+        }
         let session = attach(&shared.agents.sessions, Identity::user(user, desk.client())?, caller).await?;
         let lane = session.caller.identity.to_string();
         let teller = shared.sockets.teller(&format!("ag::{lane}")).await?;
@@ -77,7 +93,7 @@ impl Line {
         let Agents { sessions, tasks } = shared.agents.clone();
         let sender = Sender::new(sessions, tasks, &session, &shared.web.limits, no_metrics)?;
         let (asks, asked) = mpsc::channel(ASKS_MAX);
-        let agent = agent.to_owned();
+        let (agent, user, credential) = (agent.to_owned(), user.clone(), caller.credential.clone());
         let run = Run {
             shared: shared.clone(),
             session,
@@ -89,8 +105,8 @@ impl Line {
             teller,
         };
         shared.tasks.spawn(run.run(asked));
-        let line = Arc::new(Self { agent, asks });
-        *known = Arc::downgrade(&line);
+        let line = Arc::new(Self { agent, user, credential, asks });
+        known.push(Arc::downgrade(&line));
         Ok(line)
     }
 
@@ -235,13 +251,24 @@ impl Run {
         self.session.save().await
     }
 
+    /// The events of a record. Only what the client's own agent sent is any: others reach the user's lane, too, and would
+    /// speak in its name.
     async fn events(&self, record: &Record) -> Result<Vec<Envelope>, Error> {
+        let said = message::decode(record)?;
+        let is_its_agents = match &said {
+            Said::Message(message) => message.source == self.agent,
+            Said::Progress(progress) => progress.source == self.agent && progress.is_for(&self.lane),
+            Said::Notice(..) => false,
+        };
+        if !is_its_agents {
+            return Ok(Vec::new());
+        }
         let (state, _) = self.desk.state(&self.shared.sockets).await?;
         let turn = state.active_turn.map(|turn| turn.id).filter(|turn| !turn.is_empty());
-        Ok(match message::decode(record)? {
+        Ok(match said {
             Said::Message(message) => events_of(message.kind, &message.payload, turn.as_deref()),
-            Said::Progress(progress) if progress.is_for(&self.lane) => phase(&progress.body, turn.as_deref()),
-            Said::Progress(_) | Said::Notice(..) => Vec::new(),
+            Said::Progress(progress) => phase(&progress.body, turn.as_deref()),
+            Said::Notice(..) => Vec::new(),
         })
     }
 

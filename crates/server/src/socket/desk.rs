@@ -32,8 +32,8 @@ pub(super) struct Desk {
     known: Mutex<Known>,
     /// What each of its sockets had.
     acks: SyncMutex<HashMap<String, u64>>,
-    /// Its line to an agent, if it has one.
-    pub(super) line: Mutex<Weak<Line>>,
+    /// Lines to its agent, one for each user who asked for it.
+    pub(super) lines: Mutex<Vec<Weak<Line>>>,
 }
 
 #[derive(Default)]
@@ -55,8 +55,8 @@ impl Desks {
         if desks.len().is_power_of_two() {
             desks.retain(|_, desk| desk.strong_count() > 0);
         }
-        let (known, acks, line) = (Mutex::default(), SyncMutex::default(), Mutex::default());
-        let desk = Desk { permit: permit.note(), known, acks, line };
+        let (known, acks, lines) = (Mutex::default(), SyncMutex::default(), Mutex::default());
+        let desk = Desk { permit: permit.note(), known, acks, lines };
         let desk = Arc::new(desk);
         desks.insert(permit.client().to_owned(), Arc::downgrade(&desk));
         desk

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use trunkline_agent_socket::close::code;
-use trunkline_proto::v1::{MessageType, SendMessage, upstream_message::Payload as Up};
+use trunkline_proto::v1::{InitConnection, MessageType, ProgressReport, SendMessage, upstream_message::Payload as Up};
 
-use super::{Frame, Socket, server};
-use crate::client::{Client, agent, lane};
+use super::{Frame, Socket, rights::open, server};
+use crate::{
+    client::{Client, agent, lane},
+    sandbox::rights::World,
+};
 
 async fn say(agent: &Client, target: &str, payload: &'static [u8], kind: MessageType) {
     let message = SendMessage {
@@ -84,4 +87,70 @@ async fn an_agent_answers_a_client_and_knows_nothing_of_it() {
         assert_eq!(socket.closed().await.code, code);
     }
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_its_own_agent_speaks_to_a_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let (http, grpc) = (server.addresses().http, server.addresses().grpc);
+    let (mut tab, _, _) = Socket::hello(http, "web-a", json!({"agent": lane("one")})).await;
+    let mut one = Client::connect(grpc, agent("one")).await.unwrap();
+    let mut two = Client::connect(grpc, agent("two")).await.unwrap();
+    tab.say(json!({"type": "turn_start", "turnId": "t-1", "payload": {"text": "hello"}})).await;
+    tab.expect("turn_running").await;
+    let window = one.message().await.source_topic;
+    let report = |summary: &str| ProgressReport {
+        recipient: window.clone(),
+        state: "running".into(),
+        summary: summary.into(),
+        ..ProgressReport::default()
+    };
+    say(&two, &window, br#"{"type":"approval_request","operationId":"o","payload":{}}"#, MessageType::Opaque).await;
+    say(&two, &window, b"I am your agent", MessageType::Chat).await;
+    two.put(Up::Progress(report("pretends").into())).await;
+    two.barrier().await;
+    one.put(Up::Progress(report("works").into())).await;
+    one.barrier().await;
+    assert_eq!(tab.expect("turn_phase").await["payload"]["phase"], "works");
+    say(&one, &window, b"hi", MessageType::Chat).await;
+    assert_eq!(tab.expect("turn_text_delta").await["payload"]["delta"], "hi");
+    assert_eq!(tab.expect("turn_done").await["payload"]["text"], "hi");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_of_one_client_ask_in_their_own_names() {
+    let mut world = World::new().await;
+    let mut key = async |kind: &str, holder: &str, scope: &str, workspaces: &str| {
+        let reply = world.key(kind, holder, scope, workspaces).await;
+        assert!(reply.success, "{}", reply.error);
+        reply.plaintext_token
+    };
+    let (ann, bob) = (key("user", "ann", "socket:web-*", "*").await, key("user", "bob", "socket:web-*", "*").await);
+    let less = key("user", "ann", "socket:web-*", "w").await;
+    let secret = key("agent", "ag::ws::impl::one", "connect", "*").await;
+    let init = InitConnection { credentials: [("x-api-key".to_owned(), secret)].into(), ..agent("one") };
+    let mut one = Client::connect(world.server.addresses().grpc, init).await.unwrap();
+    let hello = json!({"type": "hello", "clientId": "web-a", "payload": {"agent": lane("one")}});
+    let ask = |turn: &str| json!({"type": "turn_start", "turnId": turn, "payload": {"text": turn}});
+    let mut tabs = Vec::new();
+    for token in [&ann, &bob] {
+        let mut tab = open(&world, token, None).await.ok().unwrap();
+        tab.say(hello.clone()).await;
+        tab.expect("welcome").await;
+        tab.expect("state_snapshot").await;
+        tabs.push(tab);
+    }
+    for (tab, (user, turn)) in tabs.iter_mut().zip([("ann", "a-1"), ("bob", "b-1")]) {
+        tab.say(ask(turn)).await;
+        let asked = one.message().await;
+        assert_eq!((asked.source_topic, &asked.payload[..]), (format!("us::{user}::web-a"), turn.as_bytes()));
+    }
+    // Nor does a token with less than the one that is there speak by that one's rights.
+    let mut tab = open(&world, &less, None).await.ok().unwrap();
+    tab.say(hello).await;
+    tab.closed().await;
+    drop(tabs);
+    world.server.stop().await;
 }

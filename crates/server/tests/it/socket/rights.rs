@@ -12,7 +12,7 @@ use super::{FRAME_BYTES_MAX, Socket};
 use crate::sandbox::rights::World;
 
 /// A socket with a token, from a page; or the status of the refusal.
-async fn open(world: &World, token: &str, origin: Option<&str>) -> Result<Socket, u16> {
+pub(super) async fn open(world: &World, token: &str, origin: Option<&str>) -> Result<Socket, u16> {
     let mut request = format!("ws://{}/agent-socket?access_token={token}", world.server.addresses().http)
         .into_client_request()
         .unwrap();
