@@ -263,10 +263,11 @@ fn refused(status: &Status) -> Error {
 pub struct Stream<T>(Streaming<T>);
 
 impl<T> Stream<T> {
-    /// The next, or `None` if the server stops, or the key is not good any more. Cancel-safe.
+    /// The next, or `None` if there is nothing more to come. Cancel-safe.
     ///
     /// # Errors
-    /// What ended it: [`Kind::Unavailable`] if the connection broke.
+    /// What ended it: [`Kind::Unavailable`] if the server stops or the connection broke, [`Kind::Unauthenticated`] if the key
+    /// is not good any more, [`Kind::Denied`] if its right was taken back.
     pub async fn next(&mut self) -> Result<Option<T>> {
         self.0.message().await.map_err(|e| refused(&e))
     }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -243,6 +244,8 @@ struct Inner {
     /// One change at a time: what is in memory is what is in the rows.
     changing: tokio::sync::Mutex<()>,
     tracker: TaskTracker,
+    /// How many changes there were.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -272,8 +275,14 @@ impl Apps {
             known.configured.push(app.name.clone());
             known.by_key.insert(app.key.clone(), app.into());
         }
-        let (known, changing) = (Mutex::new(known), tokio::sync::Mutex::default());
-        Ok(Self(Arc::new(Inner { gate, known, changing, tracker })))
+        let (known, changing, changes) = (Mutex::new(known), tokio::sync::Mutex::default(), watch::Sender::new(0));
+        Ok(Self(Arc::new(Inner { gate, known, changing, tracker, changes })))
+    }
+
+    /// Tells when an app was changed or removed: then whoever was admitted has to be looked at again.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -450,6 +459,7 @@ impl Apps {
             let own = app.name.clone();
             apps.0.gate.housekeep(move |tx| sql::remove(tx, own.clone())).await?;
             apps.known().by_key.remove(&app.key);
+            apps.0.changes.send_modify(|count| *count += 1);
             Ok(())
         });
         removed.await
@@ -468,6 +478,7 @@ impl Apps {
         let row = app.clone();
         self.0.gate.housekeep(move |tx| sql::put(tx, row.clone())).await?;
         self.known().by_key.insert(app.key.clone(), app.clone());
+        self.0.changes.send_modify(|count| *count += 1);
         Ok(app)
     }
 }

@@ -28,6 +28,8 @@ pub struct Credential {
     pub token: Option<String>,
     /// The task whose token it is.
     pub task: Option<Uuid>,
+    /// When it ends, in Unix seconds. What it opened ends with it.
+    pub expires_at: Option<i64>,
     /// Patterns of the workspaces that it opens, and of the projects of sandboxes.
     pub workspaces: Arc<[glob::Pattern]>,
     /// What it gives on sandboxes.
@@ -59,6 +61,7 @@ impl Credential {
             is_admin,
             token: None,
             task: None,
+            expires_at: None,
             workspaces: all,
             sandboxes: Access::None,
             shows: [].into(),

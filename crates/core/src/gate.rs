@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::sync::broadcast;
 use trunkline_store::{
     Store,
     lease::{self, Lease, Policy},
@@ -39,6 +39,9 @@ use crate::{
     topic::Target,
 };
 
+/// Revoked keys that a stream may be behind; one that is further behind asks for its own.
+const REVOKED_MAX: usize = 64;
+
 /// Decides, and does what was decided. Clones share the store.
 #[derive(Clone)]
 pub struct Gate(Arc<Shared>);
@@ -47,8 +50,8 @@ struct Shared {
     store: Store,
     /// The rules as they were last heard of, and their version.
     rules: Mutex<(Arc<Rules>, i64)>,
-    /// How many API keys were revoked.
-    revoked: watch::Sender<u64>,
+    /// Ids of API keys that are revoked.
+    revoked: broadcast::Sender<Arc<str>>,
 }
 
 /// What decisions depend on besides the caller and the intent: the rules, and the second, because rules expire. While it
@@ -243,7 +246,7 @@ impl Gate {
     /// [`crate::Kind::Unavailable`] if they cannot be read.
     pub async fn open(store: Store) -> Result<Self, Error> {
         let (rules, version) = store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
-        let (rules, revoked) = (Mutex::new((Arc::new(rules), version)), watch::Sender::new(0));
+        let (rules, revoked) = (Mutex::new((Arc::new(rules), version)), broadcast::Sender::new(REVOKED_MAX));
         Ok(Self(Arc::new(Shared { store, rules, revoked })))
     }
 
@@ -253,14 +256,16 @@ impl Gate {
         lock(&self.0.rules).0.clone()
     }
 
-    /// Tells when an API key was revoked: then whoever came in with one has to ask whether it is still good.
+    /// Tells the ids of API keys as they are revoked. Whoever came in with that one, or missed some, has to ask whether its
+    /// own is still good.
     #[must_use]
-    pub fn revocations(&self) -> watch::Receiver<u64> {
+    pub fn revocations(&self) -> broadcast::Receiver<Arc<str>> {
         self.0.revoked.subscribe()
     }
 
-    pub(crate) fn revoked(&self) {
-        self.0.revoked.send_modify(|count| *count += 1);
+    pub(crate) fn revoked(&self, key: &str) {
+        // Nobody listens, then.
+        let _ = self.0.revoked.send(key.into());
     }
 
     /// The present, for decisions.

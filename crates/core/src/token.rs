@@ -238,7 +238,7 @@ pub async fn revoke(sessions: &Sessions, caller: &Caller, id: &str, remove: bool
         return Err(missing(id));
     }
     tracing::info!(token = id, by = caller.subject.id, "API key revoked");
-    gate.revoked();
+    gate.revoked(id);
     for connection in sessions.presence().with_token(id) {
         sessions.presence().bid_farewell(&connection.session, "its API key was revoked");
         gate.revoke(&permit, &connection.identity, &connection.session).await?;
@@ -293,6 +293,7 @@ fn credential(token: Token) -> Credential {
     Credential {
         is_admin: token.kind.is_none(),
         task: None,
+        expires_at: token.expires_at,
         workspaces: token.workspace_patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect(),
         sandboxes: match token.kind {
             Some(PrincipalKind::User) if gives(SANDBOX_WRITE) => Access::Write,

@@ -19,6 +19,7 @@ use trunkline_core::{
     task::Tasks,
     token,
 };
+use trunkline_store::log::Clock;
 
 use crate::tls;
 
@@ -32,6 +33,24 @@ const COOLDOWN: Duration = Duration::from_secs(30);
 
 /// How often it is looked at whether the token of a stream is still good. One that is revoked ends it at once.
 const TOKEN_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why what somebody came in with is not good any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Its time is over.
+    Expired,
+    /// Somebody took it back.
+    Revoked,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "its API key has expired",
+            Self::Revoked => "its API key was revoked",
+        })
+    }
+}
 
 /// Peers whose failures are remembered; beyond it, those whose window is over are forgotten first, and then all.
 const PEERS_MAX: usize = 10_000;
@@ -131,22 +150,41 @@ impl Auth {
         token::confirm(&self.gate, &caller.credential).await
     }
 
-    /// Returns when what somebody came in with is not good any more; never for what does not end.
-    pub(crate) async fn ended(&self, caller: &Caller) {
-        if caller.credential.token.is_none() {
-            return std::future::pending().await;
-        }
+    /// Returns when what somebody came in with is not good any more; never for what does not end. Cancel-safe.
+    pub(crate) async fn ended(&self, caller: &Caller) -> Ended {
+        let Some(own) = &caller.credential.token else { return std::future::pending().await };
         let mut revocations = self.gate.revocations();
-        // A token ends by itself, too.
+        let expired = self.expired(caller);
+        tokio::pin!(expired);
+        // Another node may have revoked it.
         let mut looks = tokio::time::interval(TOKEN_PAUSE);
         loop {
             tokio::select! {
+                ended = &mut expired => return ended,
                 _ = looks.tick() => {}
-                Ok(()) = revocations.changed() => {}
+                revoked = revocations.recv() => {
+                    if revoked.is_ok_and(|revoked| *revoked != **own) {
+                        continue;
+                    }
+                }
             }
             if self.confirm(caller).await.is_err_and(|error| error.kind == Kind::Unauthenticated) {
-                return;
+                return Ended::Revoked;
             }
+        }
+    }
+
+    /// Returns when what somebody came in with expires; never for what does not. Cancel-safe.
+    pub(crate) async fn expired(&self, caller: &Caller) -> Ended {
+        let Some(expires_at) = caller.credential.expires_at else { return std::future::pending().await };
+        loop {
+            let now = i64::try_from(Clock::system().now_ms() / 1000).unwrap_or(i64::MAX);
+            let left = expires_at.saturating_sub(now);
+            if left <= 0 {
+                return Ended::Expired;
+            }
+            // In steps, because the wall clock says when it ends, and that may be set.
+            tokio::time::sleep(TOKEN_PAUSE.min(Duration::from_secs(left.unsigned_abs()))).await;
         }
     }
 

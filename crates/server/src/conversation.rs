@@ -281,9 +281,8 @@ async fn watch(
     let held = surface.web.streams.count("conversation");
     let deltas = asked.param("deltas").is_some_and(|value| value == "1");
     let watch = surface.conversations.watch(seat.permit(), asked.last_event(), deltas).await?;
-    let until = stream::until(surface.conversations.options().stream_seconds, asks.expires_at);
     let base = base(&surface, &asked);
-    Ok(sse::response(Viewer::new(surface, seat, watch, place, base, until, held).into_stream()))
+    Ok(sse::response(Viewer::new(surface, (seat, asks), watch, place, base, held).into_stream()))
 }
 
 #[derive(Deserialize)]

@@ -17,7 +17,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
 
 use crate::{
-    auth::Auth,
+    auth::{Auth, Ended},
     config::ConfigError,
     error::{Refusal, TOO_LARGE, TOO_SLOW},
     listen::Peer,
@@ -177,12 +177,30 @@ async fn whole(body: Body, most: usize) -> Result<Bytes, Error> {
     Ok(kept.freeze())
 }
 
+/// Why an open stream ends, as its client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The server stops.
+    Shutdown,
+    /// What the caller came in with is not good any more: another token is needed.
+    Credential(Ended),
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shutdown => f.write_str("server shutting down"),
+            Self::Credential(ended) => ended.fmt(f),
+        }
+    }
+}
+
 /// Returns when the server stops, or when what the caller came in with is not good any more.
-pub(crate) async fn ending(web: Web, caller: Arc<Caller>) {
+pub(crate) async fn ending(web: Web, caller: Arc<Caller>) -> Ending {
     let Web { auth, stop, .. } = web;
     tokio::select! {
-        () = stop.cancelled() => {}
-        () = auth.ended(&caller) => {}
+        () = stop.cancelled() => Ending::Shutdown,
+        ended = auth.ended(&caller) => Ending::Credential(ended),
     }
 }
 

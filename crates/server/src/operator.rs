@@ -10,7 +10,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use trunkline_core::{
     caller::Caller,
-    gate::Administer,
+    gate::{Administer, AsOf, Gate},
     identity::Identity,
     message::{Envelope, Progress},
     topic::is_progress,
@@ -21,7 +21,7 @@ use trunkline_proto::own::{
     RotateAppSecretRequest, SetAppOriginsRequest, SignAppTokenRequest, TailItem, TailRequest, WatchRequest,
     operator_server::Operator,
 };
-use trunkline_store::log::{Item, Record};
+use trunkline_store::log::{Item, Reader, Record};
 
 use crate::{agent::Gateway, error::status};
 
@@ -36,12 +36,27 @@ impl Desk {
         Ok((self.admit(&metadata, peer).await?, asked))
     }
 
-    /// Ends what goes on: when the server stops, or the caller's key is not good any more.
-    fn ended(&self, caller: Caller) -> BoxFuture<'static, ()> {
+    /// The last words of a stream, when the server stops or the caller's key is not good any more; ends what goes on.
+    fn until_ended<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        items: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    ) -> Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>> {
         let gateway = self.0.clone();
-        Box::pin(async move {
-            gateway.stop.run_until_cancelled(gateway.auth.ended(&caller)).await;
-        })
+        let ended: BoxFuture<'static, Status> = Box::pin(async move {
+            match gateway.stop.run_until_cancelled(gateway.auth.ended(&caller)).await {
+                Some(ended) => Status::unauthenticated(ended.to_string()),
+                None => Status::unavailable("server shutting down"),
+            }
+        });
+        let items: Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>> = Box::pin(items);
+        Box::pin(stream::unfold(Some((items, ended)), |going_on| async move {
+            let (mut items, mut ended) = going_on?;
+            tokio::select! {
+                status = &mut ended => Some((Err(status), None)),
+                item = items.next() => Some((item?, Some((items, ended)))),
+            }
+        }))
     }
 
     /// The administrator who calls.
@@ -63,19 +78,8 @@ impl Operator for Desk {
         let permit = self.0.gate.authorize(&caller, Administer("topics")).map_err(|e| status(&e))?;
         let reader = self.0.gate.tap(&permit, &topic, from_start).map_err(|e| status(&e))?;
         // Pulled by the transport: who does not read holds nothing but its place.
-        let items = stream::unfold(reader, |mut reader| async move {
-            loop {
-                let next = match reader.next().await {
-                    Ok(Item::Record(record)) => Ok(item(&record)),
-                    Ok(Item::Gap(gap)) => Ok(TailItem { gap_through: gap.through.0, ..TailItem::default() }),
-                    Ok(Item::End { .. }) => return None,
-                    Ok(Item::Transient(_)) => continue,
-                    Err(error) => Err(status(&error.into())),
-                };
-                return Some((next, reader));
-            }
-        });
-        Ok(Response::new(Box::pin(items.take_until(self.ended(caller)))))
+        let tail = Tail { gate: self.0.gate.clone(), caller: caller.clone(), allowed: self.0.gate.as_of(), reader };
+        Ok(Response::new(self.until_ended(caller, stream::unfold(Some(tail), Tail::next))))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Figures, Status>> + Send>>;
@@ -85,7 +89,7 @@ impl Operator for Desk {
         // Whether it may is told at once, and not by a stream that ends.
         self.0.gate.authorize(&caller, Administer("sessions")).map_err(|e| status(&e))?;
         let figures = figures::watch(self.0.clone(), caller.clone(), asked);
-        Ok(Response::new(Box::pin(figures.take_until(self.ended(caller)))))
+        Ok(Response::new(self.until_ended(caller, figures)))
     }
 
     async fn list_apps(&self, request: Request<ListAppsRequest>) -> Result<Response<ListAppsReply>, Status> {
@@ -140,6 +144,39 @@ impl Operator for Desk {
 
 fn answer<T>(answer: Result<T, trunkline_core::Error>) -> Result<Response<T>, Status> {
     answer.map(Response::new).map_err(|e| status(&e))
+}
+
+/// What a topic holds, for an operator who may see it.
+struct Tail {
+    gate: Gate,
+    caller: Caller,
+    /// As of when it may.
+    allowed: AsOf,
+    reader: Reader,
+}
+
+impl Tail {
+    /// The next item; the last one is an error. A right that was taken back shows nothing more.
+    async fn next(this: Option<Self>) -> Option<(Result<TailItem, Status>, Option<Self>)> {
+        let mut this = this?;
+        loop {
+            let next = match this.reader.next().await {
+                Ok(Item::Record(record)) => item(&record),
+                Ok(Item::Gap(gap)) => TailItem { gap_through: gap.through.0, ..TailItem::default() },
+                Ok(Item::End { .. }) => return None,
+                Ok(Item::Transient(_)) => continue,
+                Err(error) => return Some((Err(status(&error.into())), None)),
+            };
+            let now = this.gate.as_of();
+            if now != this.allowed {
+                if let Err(refused) = this.gate.authorize(&this.caller, Administer("topics")) {
+                    return Some((Err(status(&refused)), None));
+                }
+                this.allowed = now;
+            }
+            return Some((Ok(next), Some(this)));
+        }
+    }
 }
 
 /// A record that is neither message nor progress is shown as it lies in the log.

@@ -29,7 +29,7 @@ use trunkline_core::{
 
 use crate::{
     error::Refusal,
-    http::{self, Asked, Web},
+    http::{self, Asked, Ending, Web},
     sse::{self, Held},
 };
 
@@ -179,7 +179,9 @@ async fn attend(State(surface): State<Arc<Surface>>, Path(id): Path<String>, ask
 struct Open {
     pings: Interval,
     /// The server stops, or the token ended. One for the whole stream, so that not every event waits anew.
-    ending: BoxFuture<'static, ()>,
+    ending: BoxFuture<'static, Ending>,
+    /// Its client was told why it ends.
+    is_over: bool,
     /// Nothing was sent yet.
     is_new: bool,
     _held: Held,
@@ -188,14 +190,14 @@ struct Open {
 /// What a stream does when there is nothing else to do.
 enum Otherwise {
     Ping,
-    End,
+    End(Ending),
 }
 
 impl Open {
     fn new(web: Web, caller: Arc<Caller>, held: Held) -> Self {
         let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { pings, ending: Box::pin(http::ending(web, caller)), is_new: true, _held: held }
+        Self { pings, ending: Box::pin(http::ending(web, caller)), is_over: false, is_new: true, _held: held }
     }
 
     /// What a stream begins with.
@@ -207,8 +209,24 @@ impl Open {
     async fn otherwise(&mut self) -> Otherwise {
         tokio::select! {
             _ = self.pings.tick() => Otherwise::Ping,
-            () = &mut self.ending => Otherwise::End,
+            ending = &mut self.ending => Otherwise::End(ending),
         }
+    }
+
+    /// What a viewer's stream ends with: a page whose token is not good any more asks for another one.
+    fn goodbye(&mut self, ending: Ending) -> Bytes {
+        #[derive(Serialize)]
+        struct Closed {
+            reason: &'static str,
+        }
+        self.is_over = true;
+        let reason = match ending {
+            Ending::Shutdown => "shutdown",
+            Ending::Credential(_) => "auth_expiring",
+        };
+        let mut out = BytesMut::new();
+        sse::event(&mut out, "closed", None, &Closed { reason });
+        out.freeze()
     }
 }
 
@@ -225,6 +243,9 @@ impl Viewer {
         if let Some(hello) = self.open.hello() {
             return Some((hello, self));
         }
+        if self.open.is_over {
+            return None;
+        }
         loop {
             if !self.history.is_empty() {
                 return Some((self.page(), self));
@@ -233,7 +254,7 @@ impl Viewer {
                 sight = self.watch.next() => sight,
                 otherwise = self.open.otherwise() => match otherwise {
                     Otherwise::Ping => return Some((sse::PING, self)),
-                    Otherwise::End => return None,
+                    Otherwise::End(ending) => return Some((self.open.goodbye(ending), self)),
                 },
             };
             match sight {
@@ -316,12 +337,15 @@ async fn news(
     if let Some(hello) = open.hello() {
         return Some((hello, (roll, pending, open)));
     }
+    if open.is_over {
+        return None;
+    }
     if pending.is_empty() {
         let all = tokio::select! {
             all = roll.next() => all,
             otherwise = open.otherwise() => match otherwise {
                 Otherwise::Ping => return Some((sse::PING, (roll, pending, open))),
-                Otherwise::End => return None,
+                Otherwise::End(ending) => return Some((open.goodbye(ending), (roll, pending, open))),
             },
         };
         match all {
@@ -359,7 +383,7 @@ fn commands(duty: Duty, open: Open) -> impl Stream<Item = Bytes> {
             command = duty.next() => command,
             otherwise = open.otherwise() => match otherwise {
                 Otherwise::Ping => return Some((sse::PING, (duty, open))),
-                Otherwise::End => return None,
+                Otherwise::End(_) => return None,
             },
         };
         let command = command.unwrap_or_else(|error| {

@@ -31,7 +31,7 @@ pub(crate) use self::agent::Agents;
 use self::{desk::Desks, transport::WebSocket};
 use crate::{
     error::Refusal,
-    http::{self, Asked, Web},
+    http::{self, Asked, Ending, Web},
     listen::Seat,
 };
 
@@ -143,7 +143,7 @@ struct Socket<S> {
     link: Link,
     begun: Instant,
     /// The server stops, or what the caller came in with is not good any more.
-    ending: BoxFuture<'static, ()>,
+    ending: BoxFuture<'static, Ending>,
 }
 
 impl<S: Sender> Socket<S> {
@@ -167,7 +167,7 @@ impl<S: Sender> Socket<S> {
                     None => return Ok(None),
                 },
                 () = sleep_until(due) => {}
-                () = &mut self.ending => return Err(stops()),
+                ending = &mut self.ending => return Err(ends(ending)),
             }
         }
     }
@@ -214,8 +214,9 @@ impl<S: Sender> Socket<S> {
     }
 }
 
-fn stops() -> Close {
-    Close::new(code::AWAY, "the server stops, or the token is not good any more")
+/// To be connected again, with another token if it was that.
+fn ends(ending: Ending) -> Close {
+    Close::new(code::AWAY, ending.to_string())
 }
 
 /// What an error closes a socket with.

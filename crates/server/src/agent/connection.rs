@@ -44,6 +44,7 @@ use super::{
     outbound::{Frame, Outbound, Work},
 };
 use crate::{
+    auth::Ended,
     error::{code_name, response, status},
     metrics::Code,
 };
@@ -159,6 +160,8 @@ pub(super) struct Connection<'a> {
 enum Ending {
     /// Somebody else has the identity now, or nobody may.
     Lost(Loss),
+    /// What its client came in with is not good any more.
+    Expired(Ended),
     /// The server stops.
     Stop,
     /// The transport is closed.
@@ -229,16 +232,27 @@ impl Connection<'_> {
     /// What ends a stream from outside. In a set, so that each is looked at when it has happened and not in every turn.
     fn endings(&self) -> FuturesUnordered<BoxFuture<'static, Ending>> {
         let (lost, stop, outbound) = (self.session.lease.lost(), self.gateway.stop.clone(), self.outbound.clone());
-        FuturesUnordered::from_iter([
+        let endings = FuturesUnordered::from_iter([
             lost.map(Ending::Lost).boxed(),
             async move { stop.cancelled().await }.map(|()| Ending::Stop).boxed(),
             async move { outbound.closed().await }.map(|()| Ending::Gone).boxed(),
-        ])
+        ]);
+        // One that is revoked ends the session by its lease.
+        let caller = &self.session.caller;
+        if caller.credential.expires_at.is_some() {
+            let (auth, caller) = (self.gateway.auth.clone(), caller.clone());
+            endings.push(async move { auth.expired(&caller).await }.map(Ending::Expired).boxed());
+        }
+        endings
     }
 
     async fn end(&mut self, ending: Ending) -> Result<(), Status> {
         match ending {
             Ending::Lost(loss) => Err(self.displaced(loss).await),
+            Ending::Expired(ended) => {
+                self.signal(SignalType::ForceDisconnect, ended.to_string()).await;
+                Err(Status::unauthenticated(ended.to_string()))
+            }
             Ending::Stop => {
                 self.signal(SignalType::GracefulDisconnect, "server shutting down".to_owned()).await;
                 Ok(())

@@ -5,7 +5,10 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep_until},
+};
 use trunkline_core::conversation::{
     Delta, Place, Seat, Seen, Watch,
     files::{FOR_VIEWERS, Links},
@@ -14,7 +17,11 @@ use trunkline_core::conversation::{
 };
 use trunkline_store::log::Cursor;
 
-use super::{Surface, shown::Shown, token};
+use super::{
+    Surface,
+    shown::Shown,
+    token::{self, Admitted},
+};
 use crate::sse::{self, Held};
 
 /// A client takes a new token when less than this remains of its own, in seconds. The published figure.
@@ -24,6 +31,9 @@ const EXPIRING: i64 = 300;
 pub(super) struct Viewer {
     surface: Arc<Surface>,
     seat: Seat,
+    asks: Admitted,
+    /// Of apps: then it is looked at whether the token is still good.
+    changes: watch::Receiver<u64>,
     watch: Watch,
     place: Arc<Place>,
     base: String,
@@ -55,7 +65,7 @@ pub(super) enum Close {
     ServerCap,
     /// The server stops.
     Shutdown,
-    /// The token ends soon.
+    /// The token ends soon, or is not good any more: another one is needed.
     AuthExpiring,
     /// It did not take what it was sent.
     Stalled,
@@ -77,15 +87,17 @@ impl Until {
 impl Viewer {
     pub(super) fn new(
         surface: Arc<Surface>,
-        seat: Seat,
+        (seat, asks): (Seat, Admitted),
         watch: Watch,
         place: Arc<Place>,
         base: String,
-        until: Until,
         held: Held,
     ) -> Self {
         let ping = Box::pin(sleep_until(Instant::now()));
-        Self { surface, seat, watch, place, base, until, phase: Stage::New, ping, _held: held }
+        let conversations = &surface.conversations;
+        let changes = conversations.apps().changes();
+        let until = Until::new(conversations.options().stream_seconds, asks.expires_at, token::now());
+        Self { surface, seat, asks, changes, watch, place, base, until, phase: Stage::New, ping, _held: held }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
@@ -98,6 +110,8 @@ impl Viewer {
         let chunk = match self.phase {
             Stage::Over => return None,
             _ if !is_held => self.close(Close::Stalled),
+            // The app may have changed since the token was looked at.
+            Stage::New if !self.is_good() => self.close(Close::AuthExpiring),
             Stage::New => {
                 self.phase = Stage::Open;
                 self.hello()
@@ -139,8 +153,16 @@ impl Viewer {
             () = &mut self.ping => {
                 if Instant::now() >= self.until.at { Some(self.close(self.until.why)) } else { Some(PING) }
             }
+            () = changed(&mut self.changes) => match self.is_good() {
+                true => Some(SILENCE),
+                false => Some(self.close(Close::AuthExpiring)),
+            },
             () = stop.cancelled() => Some(self.close(Close::Shutdown)),
         }
+    }
+
+    fn is_good(&self) -> bool {
+        self.asks.is_good(self.surface.conversations.apps())
     }
 
     fn close(&mut self, reason: Close) -> Bytes {
@@ -284,9 +306,11 @@ impl View<'_> {
     }
 }
 
-/// The end of a stream of somebody with this token.
-pub(super) fn until(stream_seconds: u64, expires_at: i64) -> Until {
-    Until::new(stream_seconds, expires_at, token::now())
+/// Waits for a change of apps; for ever, when there are none any more.
+async fn changed(changes: &mut watch::Receiver<u64>) {
+    if changes.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,37 @@ pub(crate) struct Admitted {
     pub(crate) visitor: Visitor,
     /// In Unix seconds.
     pub(crate) expires_at: i64,
+    /// The origin of the page that asks, if that is none of the server's own.
+    page: Option<String>,
+    /// Of the secret that the token is signed with.
+    signed_with: Digest,
+}
+
+type Digest = [u8; 32];
+
+fn digest(secret: &[u8]) -> Digest {
+    let mut digest = Digest::default();
+    digest.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, secret).as_ref());
+    digest
+}
+
+impl Admitted {
+    /// The same, asked for by a page.
+    pub(crate) fn from_page(self, page: Option<String>) -> Self {
+        Self { page, ..self }
+    }
+
+    /// Whether the app would still admit it: the secret that signed it is good, the agent is the app's, and so is the page.
+    /// When it expires is another matter.
+    pub(crate) fn is_good(&self, apps: &Apps) -> bool {
+        let Visitor { app: before, agent, .. } = &self.visitor;
+        apps.by_key(&before.key).is_some_and(|app| {
+            app.name == before.name
+                && app.secrets().any(|secret| digest(secret) == self.signed_with)
+                && app.agent(agent.id).is_some()
+                && self.page.as_ref().is_none_or(|page| app.origins.contains(page))
+        })
+    }
 }
 
 /// HMAC-SHA256 as the rest of the server does it; nothing else.
@@ -148,7 +179,8 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option
     let nobodys: &[&[u8]] = &[&[0; 32]];
     let secrets: Vec<&[u8]> = app.as_ref().map_or(nobodys.to_vec(), |app| app.secrets().collect());
     let decoded = secrets.into_iter().map(|secret| {
-        decode::<Claims>(token, &DecodingKey::from_secret(secret), &VALIDATION).map(|decoded| decoded.claims)
+        let decoded = decode::<Claims>(token, &DecodingKey::from_secret(secret), &VALIDATION)?;
+        Ok::<_, JwtError>((decoded.claims, secret))
     });
     // The last refusal is that of the older secret; an expired token of the newer one is told as such.
     let (mut claims, mut is_expired) = (None, false);
@@ -158,7 +190,8 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option
             Err(error) => is_expired |= matches!(error.kind(), ErrorKind::ExpiredSignature),
         }
     }
-    let (Some(app), Some(claims)) = (app, claims) else {
+    let signed = claims.map(|(claims, secret)| (claims, digest(secret)));
+    let (Some(app), Some((claims, signed_with))) = (app.clone(), signed) else {
         if is_expired {
             let expired = Error::new(Kind::Unauthenticated, "ERR_TOKEN_EXPIRED", "the token has expired");
             return Err((expired, known));
@@ -166,7 +199,7 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option
         return Err((refused(), None));
     };
     let visitor = visitor(apps, app, &claims).map_err(|error| (error, known))?;
-    Ok(Admitted { visitor, expires_at: claims.exp })
+    Ok(Admitted { visitor, expires_at: claims.exp, page: None, signed_with })
 }
 
 /// Whom a token names that its app signed.

@@ -22,7 +22,7 @@ use trunkline_core::{
 };
 use uuid::Uuid;
 
-use super::{Answer, Surface, seat, token::Admitted};
+use super::{Answer, Surface, token::Admitted, unauthenticated};
 
 /// Names of the parts that are files. The published one, and what programs make of it.
 const NAMES: [&str; 3] = ["files[]", "files", "file"];
@@ -50,7 +50,8 @@ pub(super) async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Json<Draft>> {
-    let seat = seat(&surface, admitted, &id).await?;
+    let asks = super::admitted(admitted)?;
+    let seat = surface.conversations.find(&asks.visitor, &id).await?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let boundary = multer::parse_boundary(kind).map_err(|e| unreadable(&e))?;
     let policy = &seat.visitor().agent.attachments;
@@ -64,6 +65,9 @@ pub(super) async fn upload(
     };
     let _room = surface.uploads.try_acquire().map_err(busy)?;
     let taken = timeout(ALTOGETHER, take(&surface, &seat, draft, parts)).await.unwrap_or_else(|_| Err(late()));
+    // It may have taken longer than the user's right.
+    let taken =
+        taken.and_then(|count| asks.is_good(surface.conversations.apps()).then_some(count).ok_or_else(unauthenticated));
     let count = match taken {
         Ok(count) if count > 0 => count,
         other => {
@@ -147,7 +151,7 @@ pub(super) async fn fetch(
             surface.conversations.fetch(&id, Asker::Link(*expires, signature)).await?
         }
         (_, Some(Extension(admitted))) => surface.conversations.fetch(&id, Asker::Visitor(&admitted.visitor)).await?,
-        _ => return Err(super::unauthenticated().into()),
+        _ => return Err(unauthenticated().into()),
     };
     let mut response = Body::from_stream(content).into_response();
     let headers = response.headers_mut();

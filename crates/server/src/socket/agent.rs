@@ -149,6 +149,10 @@ struct Run {
 impl Run {
     async fn run(mut self, mut asks: mpsc::Receiver<Envelope>) {
         let (stop, mut items) = (self.shared.web.stop.clone(), Vec::new());
+        let (auth, caller) = (self.shared.web.auth.clone(), self.session.caller.clone());
+        // A key that is revoked ends the session by its lease.
+        let expired = auth.expired(&caller);
+        tokio::pin!(expired);
         let ended = loop {
             let done = tokio::select! {
                 ask = asks.recv() => match ask {
@@ -160,6 +164,7 @@ impl Run {
                     Err(error) => break Err(error.into()),
                 },
                 _ = self.session.lease.lost() => break Ok(()),
+                _ = &mut expired => break Ok(()),
                 () = stop.cancelled() => break Ok(()),
             };
             if done.is_err() {

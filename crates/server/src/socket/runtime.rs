@@ -19,7 +19,7 @@ use trunkline_core::{
     socket::{Ask, Duty, Need, Permit, Teller},
 };
 
-use super::{Socket, failed, record::Pack, stops};
+use super::{Socket, ends, failed, record::Pack};
 
 /// Records of one append, their events, and their size: below what the log takes at once.
 const RECORDS_AT_ONCE: usize = 4000;
@@ -132,9 +132,9 @@ impl<S: Sender> Runtime<'_, S> {
                     asks = next(self.duty.clone());
                 }
                 () = sleep_until(due) => {}
-                () = &mut self.socket.ending => {
+                ending = &mut self.socket.ending => {
                     self.leave(telling).await?;
-                    return Err(stops());
+                    return Err(ends(ending));
                 }
             }
         }

@@ -18,7 +18,7 @@ use trunkline_core::{
 };
 use trunkline_store::log::{Item, Reader};
 
-use super::{Socket, agent::Line, desk::Desk, failed, record, stops};
+use super::{Socket, agent::Line, desk::Desk, ends, failed, record};
 
 /// Records that are read and sent at once.
 const SEND_AT_ONCE: usize = 64;
@@ -99,7 +99,7 @@ impl<S: Sender> Ui<'_, S> {
                 }
                 () = sleep_until(due) => {}
                 () = ended(self.line.as_deref()) => return Err(Close::new(code::FAILED, "the line to the agent has ended")),
-                () = &mut self.socket.ending => return Err(stops()),
+                ending = &mut self.socket.ending => return Err(ends(ending)),
             }
         }
     }

@@ -4,11 +4,14 @@ use tonic::Code;
 use trunkline::{Config, Server};
 use trunkline_proto::v1::{
     InitConnection, OrchestratorIdentity, SwitchWorkspace, TokenCreateRequest, TokenOperation, TokenResponse,
-    UserIdentity, downstream_message::Payload as Down, init_connection::ClientType, token_operation::OpType,
-    upstream_message::Payload as Up,
+    UserIdentity, downstream_message::Payload as Down, init_connection::ClientType, signal::SignalType,
+    token_operation::OpType, upstream_message::Payload as Up,
 };
 
-use crate::client::{Client, agent};
+use crate::{
+    client::{Client, agent},
+    sql,
+};
 
 struct World {
     server: Server,
@@ -122,6 +125,29 @@ async fn revoking_a_key_ends_its_sessions() {
     assert!(reply.success, "{}", reply.error);
     assert_eq!(one.end().await, Some(Code::Cancelled));
     assert_eq!(world.refused(init).await.0, Code::Unauthenticated);
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_expires_ends_its_sessions() {
+    let mut world = World::new().await;
+    let made = world.key("agent", "", "*").await;
+    let (id, init) = (made.created_token.unwrap().id, with_key(agent("one"), &made.plaintext_token));
+    sql::expire_token(world.server.store(), &id, sql::now() + 2).await;
+    let mut one = Client::connect(world.server.addresses().grpc, init.clone()).await.unwrap();
+    let lasting = world.key("agent", "", "*").await.plaintext_token;
+    let mut two = Client::connect(world.server.addresses().grpc, with_key(agent("two"), &lasting)).await.unwrap();
+    let signal = loop {
+        match one.next().await.unwrap() {
+            Some(Down::Signal(signal)) => break signal,
+            Some(Down::Config(_)) => {}
+            other => panic!("expected a signal, got {other:?}"),
+        }
+    };
+    assert_eq!((signal.r#type(), signal.reason.as_str()), (SignalType::ForceDisconnect, "its API key has expired"));
+    assert_eq!(one.end().await, Some(Code::Unauthenticated));
+    assert_eq!(world.refused(init).await.0, Code::Unauthenticated);
+    two.barrier().await;
     world.server.stop().await;
 }
 

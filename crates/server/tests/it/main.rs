@@ -18,5 +18,6 @@ mod process;
 mod sandbox;
 mod shutdown;
 mod socket;
+mod sql;
 mod tasks;
 mod tls;

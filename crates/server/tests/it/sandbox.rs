@@ -115,14 +115,7 @@ impl Web {
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let events = response.bytes_stream().eventsource().map(|event| {
-            let event = event.ok()?;
-            Some(Event { name: event.event, id: event.id, data: serde_json::from_str(&event.data).unwrap() })
-        });
-        Events(Box::pin(events))
+        Events::of(request.send().await.unwrap())
     }
 }
 
@@ -137,6 +130,16 @@ pub(crate) struct Event {
 }
 
 impl Events {
+    pub(crate) fn of(response: reqwest::Response) -> Self {
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let events = response.bytes_stream().eventsource().map(|event| {
+            let event = event.ok()?;
+            Some(Event { name: event.event, id: event.id, data: serde_json::from_str(&event.data).unwrap() })
+        });
+        Self(Box::pin(events))
+    }
+
     /// The next one; nothing if the stream ended, however it did.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         tokio::time::timeout(PATIENCE, self.0.next()).await.expect("an event, or the end").flatten()

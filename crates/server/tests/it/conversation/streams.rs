@@ -4,12 +4,17 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
+use trunkline_client::Operator;
 use trunkline_core::conversation::Options;
+use trunkline_proto::own::AppAgent;
 
 use super::{
     AGENT, OTHER_AGENT, SECRET, begin, claims, hs256, now, say, server, server_with, sign, user, watch, watch_after,
 };
-use crate::sandbox::Web;
+use crate::{
+    client::lane,
+    sandbox::{Events, Web},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_streams_a_user_and_the_third_waits() {
@@ -94,4 +99,52 @@ async fn streams_say_why_they_end() {
     assert_eq!(tab.expect("closed").await.data["reason"], "shutdown");
     tab.ends().await;
     stop.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_end_with_what_the_app_takes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let (http, grpc) = (server.addresses().http, server.addresses().grpc);
+    let operator = Operator::builder().address(grpc.to_string()).connect().await.unwrap();
+    let page = "https://page.example.org";
+    let (app, _) = operator.create_app("club", None, vec![page.to_owned()]).await.unwrap();
+    assert!(!app.key.is_empty());
+    let agent = |name: &str| AppAgent { identity: lane(name), name: name.into(), ..AppAgent::default() };
+    let one = operator.put_app_agent("club", agent("one")).await.unwrap().id;
+    let two = operator.put_app_agent("club", agent("two")).await.unwrap().id;
+    let signed = async |agent: &str, user: &str| {
+        Web::new(http).with(&operator.sign_app_token("club", agent, user, None).await.unwrap())
+    };
+    let tab = async |web: &Web| watch(web, &begin(web).await).await;
+    let closed = async |mut tab: Events| {
+        let data = tab.expect("closed").await.data;
+        assert_eq!(data, json!({"type": "closed", "reason": "auth_expiring"}));
+        tab.ends().await;
+    };
+    let old = signed(&one, "old").await;
+    let (old_tab, two_tab) = (tab(&old).await, tab(&signed(&two, "ann").await).await);
+    let from_page = old.request(Method::GET, &format!("/api/v2/agent_convos/{}/events", begin(&old).await));
+    let paged = Events::of(from_page.header("origin", page).send().await.unwrap());
+    operator.rotate_app_secret("club").await.unwrap();
+    let new = signed(&one, "new").await;
+    let convo = begin(&new).await;
+    let mut new_tab = watch(&new, &convo).await;
+    // A page that is not the app's any more, whoever signed its token; and an agent that is not.
+    operator.set_app_origins("club", Vec::<String>::new()).await.unwrap();
+    let mut paged = paged;
+    paged.expect("ready").await;
+    closed(paged).await;
+    operator.remove_app_agent("club", two).await.unwrap();
+    closed(two_tab).await;
+    // The older secret is good until it is retired.
+    let again = tab(&old).await;
+    operator.retire_app_secret("club").await.unwrap();
+    closed(old_tab).await;
+    closed(again).await;
+    assert_eq!(say(&new, &convo, "still here").await.0, 200);
+    assert_eq!(new_tab.expect("message").await.data["message"]["content"], "still here");
+    operator.remove_app("club").await.unwrap();
+    closed(new_tab).await;
+    server.stop().await;
 }

@@ -11,7 +11,7 @@ use trunkline_proto::v1::{
 };
 
 use super::{PATIENCE, Web};
-use crate::client::Client;
+use crate::{client::Client, sql};
 
 pub(crate) struct World {
     pub(crate) server: Server,
@@ -145,8 +145,16 @@ async fn streams_take_tokens_as_browsers_send_them_and_end_with_them() {
     assert_eq!(browser.ask(cookie(browser.request(Method::GET, "/sessions"))).await.0, 401);
     let revoke = TokenOperation { op: OpType::Revoke.into(), token_id: id, ..TokenOperation::default() };
     assert!(world.token(revoke).await.success);
-    by_address.ends().await;
-    by_header.ends().await;
+    for stream in [&mut by_address, &mut by_header] {
+        assert_eq!(stream.expect("closed").await.data, json!({"reason": "auth_expiring"}));
+        stream.ends().await;
+    }
+    // One that expires does the same.
+    let reply = world.key("user", "ann", "sandbox:read", "p").await;
+    sql::expire_token(world.server.store(), &reply.created_token.unwrap().id, sql::now() + 2).await;
+    let mut stream = admin.with(&reply.plaintext_token).open("/sessions/s/stream").await;
+    assert_eq!(stream.expect("closed").await.data, json!({"reason": "auth_expiring"}));
+    stream.ends().await;
     world.server.stop().await;
 }
 
