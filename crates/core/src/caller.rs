@@ -34,6 +34,8 @@ pub struct Credential {
     pub workspaces: Arc<[glob::Pattern]>,
     /// What it gives on sandboxes.
     pub sandboxes: Access,
+    /// The only project in which it acts as a sandbox, once it has; empty for none.
+    pub acts_in: Option<Box<str>>,
     /// Patterns of the clients of the socket surface whose streams it shows.
     pub shows: Arc<[glob::Pattern]>,
     /// Patterns of those whose runtime it is.
@@ -64,6 +66,7 @@ impl Credential {
             expires_at: None,
             workspaces: all,
             sandboxes: Access::None,
+            acts_in: None,
             shows: [].into(),
             serves: [].into(),
         }

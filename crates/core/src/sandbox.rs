@@ -42,6 +42,7 @@ use crate::{
     gate::{Gate, SandboxPermit, UseSandbox},
     identity::Identity,
     limits::{Limits, TokenBucket},
+    token,
 };
 
 pub use self::{
@@ -294,6 +295,10 @@ impl Sandboxes {
     pub async fn find(&self, caller: &Caller, id: &str, need: Need) -> Result<Seat, Error> {
         let mut standing = self.standing(id).await?.ok_or_else(missing)?;
         let permit = self.0.gate.authorize(caller, UseSandbox::new(&standing.sandbox, need))?;
+        if need == Need::Act && matches!(caller.identity, Identity::Sandbox(_)) {
+            let project = standing.sandbox.project.as_deref().unwrap_or_default();
+            token::bind(&self.0.gate, &caller.credential, project).await?;
+        }
         standing.sandbox = self.shown(standing.sandbox);
         Ok(Seat { permit, standing })
     }

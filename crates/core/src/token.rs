@@ -65,6 +65,8 @@ pub struct Token {
     pub last_used_at: Option<i64>,
     /// When it was revoked.
     pub revoked_at: Option<i64>,
+    /// The project in which a sandbox's key acted first, which may be none (empty). It acts in no other.
+    pub acts_in: Option<String>,
 }
 
 /// A key to be made.
@@ -146,6 +148,7 @@ fn admin() -> Token {
         expires_at: None,
         last_used_at: None,
         revoked_at: None,
+        acts_in: None,
     }
 }
 
@@ -199,6 +202,7 @@ pub async fn create(gate: &Gate, caller: &Caller, new: New) -> Result<(Token, Se
             .then(|| created_at.saturating_add(new.expires_in_hours.saturating_mul(3600))),
         last_used_at: None,
         revoked_at: None,
+        acts_in: None,
     };
     let (row, hash) = (token.clone(), digest(secret.reveal()));
     gate.housekeep(move |tx| sql::insert(tx, row.clone(), hash.clone())).await?;
@@ -303,7 +307,20 @@ fn credential(token: Token) -> Credential {
         shows: named(SOCKET_UI),
         serves: named(SOCKET_RUNTIME),
         token: Some(token.id),
+        acts_in: token.acts_in.map(Into::into),
     }
+}
+
+/// Has the key of a sandbox act in a project from now on. The id of a sandbox that was removed is anybody's to use again, in
+/// a project of theirs, and its key shall not obey there.
+///
+/// # Errors
+/// [`Kind::NotFound`] if it acts in another one already, as if there were no such sandbox; [`Kind::Unavailable`].
+pub(crate) async fn bind(gate: &Gate, credential: &Credential, project: &str) -> Result<(), Error> {
+    let (Some(id), None) = (&credential.token, &credential.acts_in) else { return Ok(()) };
+    let (id, project) = (id.clone(), project.to_owned());
+    let is_bound = gate.housekeep(move |tx| sql::bind(tx, id.clone(), project.clone())).await?;
+    if is_bound { Ok(()) } else { Err(crate::sandbox::missing()) }
 }
 
 /// Whether the key that a session came in with is still good. To be asked once the session is listed: a key that is revoked
@@ -376,6 +393,7 @@ mod tests {
             expires_at: None,
             last_used_at: None,
             revoked_at: None,
+            acts_in: None,
         }
     }
 

@@ -118,7 +118,8 @@ impl Intent for UseSandbox<'_> {
             return Ok(permit);
         }
         let opens = caller.opens(self.project);
-        let is_itself = matches!(&caller.identity, Identity::Sandbox(own) if own == self.id);
+        let is_its_project = credential.acts_in.as_ref().is_none_or(|own| **own == *self.project);
+        let is_itself = matches!(&caller.identity, Identity::Sandbox(own) if own == self.id) && is_its_project;
         let may = |need: SandboxNeed| match need {
             SandboxNeed::Read => is_itself || credential.sandboxes >= Access::Read,
             SandboxNeed::Write => credential.sandboxes >= Access::Write,

@@ -5,18 +5,21 @@ use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, WriteTx};
 use super::Token;
 use crate::identity::PrincipalKind;
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    Migration {
     name: "token_0001_tokens",
     sql: "CREATE TABLE tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, name TEXT NOT NULL, kind TEXT NOT NULL,
         created_by TEXT NOT NULL, workspace_patterns TEXT NOT NULL, scopes TEXT NOT NULL, created_at BIGINT NOT NULL,
         expires_at BIGINT, last_used_at BIGINT, revoked_at BIGINT)",
-}];
+    },
+    Migration { name: "token_0002_project", sql: "ALTER TABLE tokens ADD COLUMN acts_in TEXT NOT NULL DEFAULT ''" },
+];
 
 const INSERT: &str = "INSERT INTO tokens (id, hash, name, kind, created_by, workspace_patterns, scopes, created_at,
     expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 
 const ALL: &str = "SELECT id, name, kind, created_by, workspace_patterns, scopes, created_at, expires_at, last_used_at,
-    revoked_at FROM tokens ORDER BY created_at DESC, id";
+    revoked_at, acts_in FROM tokens ORDER BY created_at DESC, id";
 
 /// Kind of the administrator's key. Not empty, so that a row that lost its kind opens nothing.
 const ANY_KIND: &str = "*";
@@ -24,9 +27,11 @@ const ANY_KIND: &str = "*";
 /// A key is noted as used at most once a minute, so that connecting does not wait for the disk each time.
 const USED: &str =
     "SELECT id, name, kind, created_by, workspace_patterns, scopes, created_at, expires_at, last_used_at,
-    revoked_at FROM tokens WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)";
+    revoked_at, acts_in FROM tokens WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)";
 const IS_GOOD: &str = "SELECT id FROM tokens WHERE id = $1 AND revoked_at IS NULL
     AND (expires_at IS NULL OR expires_at > $2)";
+const BIND: &str = "UPDATE tokens SET acts_in = $2 WHERE id = $1 AND acts_in = ''";
+const BOUND: &str = "SELECT acts_in FROM tokens WHERE id = $1";
 const NOTE_USE: &str = "UPDATE tokens SET last_used_at = $2 WHERE hash = $1";
 const USE_INTERVAL: i64 = 60;
 
@@ -88,6 +93,19 @@ pub(super) fn used(tx: &mut WriteTx, hash: String, now: i64) -> TxFuture<'_, Opt
     })
 }
 
+/// Before the project in which a key acts, so that none is one, too.
+const BOUND_TO: &str = "=";
+
+/// Has a sandbox's key act in a project, unless it acts in one already; answers whether it acts in this one.
+pub(super) fn bind(tx: &mut WriteTx, id: String, project: String) -> TxFuture<'_, bool, Error> {
+    Box::pin(async move {
+        let project = [BOUND_TO, &project].concat();
+        tx.execute(BIND, &[id.as_str().into(), project.as_str().into()]).await?;
+        let row = tx.query_opt(BOUND, &[id.into()]).await?;
+        row.map_or(Ok(false), |row| Ok(row.text(0)? == project))
+    })
+}
+
 /// Answers whether there was one.
 pub(super) fn revoke(tx: &mut WriteTx, id: String, now: i64, remove: bool) -> TxFuture<'_, bool, Error> {
     Box::pin(async move {
@@ -118,6 +136,7 @@ fn token(row: &Row) -> Result<Token, Error> {
         expires_at: row.int_opt(7)?,
         last_used_at: row.int_opt(8)?,
         revoked_at: row.int_opt(9)?,
+        acts_in: row.text(10)?.strip_prefix(BOUND_TO).map(str::to_owned),
     })
 }
 

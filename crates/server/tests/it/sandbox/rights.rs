@@ -178,6 +178,40 @@ async fn a_token_has_so_many_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_obeys_in_the_project_in_which_it_began() {
+    let mut world = World::new().await;
+    let admin = world.web.clone();
+    let ours = world.holder("user", "ann", "sandbox:write", "ours").await;
+    let theirs = world.holder("user", "eve", "sandbox:write", "theirs").await;
+    // Its key names no project.
+    let sandbox = world.holder("sandbox", "s", "connect", "*").await;
+    let heartbeat = json!({"type": "heartbeat"}).to_string();
+    assert_eq!(ours.post("/sessions/s?project=ours", "").await.0, 201);
+    assert_eq!(sandbox.post("/sessions/s/events", heartbeat.clone()).await.0, 202);
+    let mut commands = sandbox.open("/sessions/s/commands").await;
+    assert_eq!(ours.delete("/sessions/s").await.0, 204);
+    commands.ends().await;
+    // Anybody may use the id again, and finds nobody there.
+    assert_eq!(theirs.post("/sessions/s?project=theirs", "").await.0, 201);
+    assert_eq!(sandbox.request(Method::GET, "/sessions/s/commands").send().await.unwrap().status(), 404);
+    assert_eq!(sandbox.post("/sessions/s/events", heartbeat.clone()).await.0, 404);
+    assert_eq!(sandbox.get("/sessions/s").await.0, 404);
+    let prompt = json!({"type": "prompt", "text": "x"}).to_string();
+    assert_eq!(theirs.post("/sessions/s/commands", prompt).await.0, 409);
+    assert_eq!(theirs.delete("/sessions/s").await.0, 204);
+    assert_eq!(ours.post("/sessions/s?project=ours", "").await.0, 201);
+    assert_eq!(sandbox.post("/sessions/s/events", heartbeat.clone()).await.0, 202);
+    // No project is one, too.
+    let free = world.holder("sandbox", "f", "connect", "*").await;
+    assert_eq!(admin.post("/sessions/f", "").await.0, 201);
+    assert_eq!(free.post("/sessions/f/events", heartbeat.clone()).await.0, 202);
+    assert_eq!(admin.delete("/sessions/f").await.0, 204);
+    assert_eq!(theirs.post("/sessions/f?project=theirs", "").await.0, 201);
+    assert_eq!(free.post("/sessions/f/events", heartbeat).await.0, 404);
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_of_foreign_origins_are_refused() {
     let world = World::new().await;
     let web = world.web.clone();
