@@ -4,7 +4,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::{gate::rules::Name, identity::Identity, token::opens};
+use crate::{
+    error::Error,
+    gate::rules::Name,
+    identity::{Identity, SEPARATOR},
+    token::opens,
+};
 
 /// An admitted principal in one session. Everything it sends is stamped with this, never with what it says itself.
 #[derive(Clone, Debug)]
@@ -92,6 +97,19 @@ impl Caller {
         };
         let subject = Name::new(identity.kind().rule_word(), id);
         Self { identity, session, subject, credential }
+    }
+
+    /// An end user of an app in a conversation. The app's backend names its users as it likes, so rules and tasks of the
+    /// user of the agent surface who has that name are not about this one, nor the other way round.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Invalid`] if it is no name.
+    pub(crate) fn app_user(app: &str, user: &str, conversation: Uuid) -> Result<Self, Error> {
+        let credential = Credential { workspaces: [].into(), ..Credential::none(false) };
+        let identity = Identity::user(user, &conversation.to_string())?;
+        // No user's id has the separator in it.
+        let subject = Name::new("app_user", format!("{app}{SEPARATOR}{user}"));
+        Ok(Self { identity, session: String::new(), subject, credential })
     }
 
     /// Whether its credential opens a workspace; rules may still close it.

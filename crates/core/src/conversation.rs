@@ -363,7 +363,7 @@ impl Conversations {
     pub async fn find(&self, visitor: &Visitor, id: &str) -> Result<Seat, Error> {
         let id = Uuid::try_parse(id).map_err(|_| missing())?;
         let desk = self.look_up(id).await?.ok_or_else(missing)?;
-        let caller = Caller::new(Identity::user(&visitor.user, &id.to_string())?, String::new(), nothing());
+        let caller = Caller::app_user(&visitor.app.name, &visitor.user, id)?;
         let permit = self.gate().authorize(&caller, UseConversation { visitor, row: &desk.row })?;
         Ok(Seat { desk, permit, visitor: visitor.clone() })
     }
@@ -491,6 +491,23 @@ impl Conversations {
             _ => Party::agent(&agent, &lane),
         };
         Ok(Some(Part { desk, permit, party }))
+    }
+
+    /// Refuses the lane of a conversation to whoever would connect as a user's window of that name: to its agent, that one
+    /// would be the conversation's user.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`]; [`Kind::Unavailable`].
+    pub async fn check_window(&self, identity: &Identity) -> Result<(), Error> {
+        let lane = identity.to_string();
+        let Some((user, id)) = conversation_of(&lane) else { return Ok(()) };
+        match self.look_up(id).await? {
+            Some(desk) if desk.row.user == user => {
+                let why = format!("{lane} is the user of a conversation; windows have other names");
+                Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether somebody who joined may still take part.
@@ -760,10 +777,6 @@ pub fn iso(unix_ms: i64) -> String {
 /// The error of what is not there, or is somebody else's.
 pub(crate) fn missing() -> Error {
     Error::new(Kind::NotFound, "ERR_NOT_FOUND", "there is no such conversation")
-}
-
-fn nothing() -> Credential {
-    Credential { workspaces: [].into(), ..Credential::none(false) }
 }
 
 /// A panic while holding the lock cannot leave half a change: each section is a few calls of a map.

@@ -158,7 +158,8 @@ impl Server {
         let (streams, is_tls) =
             (Streams::new(limits.event_streams_per_token, metrics.event_streams.clone()), tls.is_some());
         let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams, is_tls };
-        let socket = Surface::new(sockets, Agents { sessions, tasks }, web.clone(), background.clone());
+        let agents = Agents { sessions, tasks, conversations: talks.clone() };
+        let socket = Surface::new(sockets, agents, web.clone(), background.clone());
         let apps = conversations::router(talks, web.clone());
         let surfaces = sandbox::router(sandboxes.clone(), web).merge(socket.clone().router());
         let server = Self {
@@ -372,8 +373,8 @@ impl Rooms {
     ) -> Result<Self, StartError> {
         let Own { stop, tracker, clock, url } = own;
         let (gate, limits) = (Gate::open(store).await?, config.limits);
-        let (known, owner, ends) = (gate.clone(), tracker.clone(), stop.clone());
         kv::settle(&gate, &config.kv.legacy_workspace).await?;
+        let (known, owner, ends) = (gate.clone(), tracker.clone(), stop.clone());
         let sandboxes = Sandboxes::new(known, config.sandbox, limits, owner, ends, clock.clone(), session_store);
         let sockets = Sockets::open(gate.clone(), clock.clone(), tracker.clone()).await?;
         let options = session::Options {

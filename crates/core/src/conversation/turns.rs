@@ -82,9 +82,8 @@ impl Conversations {
             waiting.was_there |= self.is_there(&agent.identity);
         }
         if let Ok(Identity::Agent(named)) = Identity::parse(&agent.identity)
-            && let Ok(by) = Identity::user(&row.user, &row.id.to_string())
+            && let Ok(by) = crate::caller::Caller::app_user(&row.app, &row.user, row.id)
         {
-            let by = crate::caller::Caller::new(by, String::new(), super::nothing());
             self.0.tasks.wake_up(&agent.identity, &named.implementation, &by);
         }
     }

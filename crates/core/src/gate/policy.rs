@@ -489,10 +489,13 @@ pub(super) fn denied(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Caller, Identity, Intent as _, Level, Rules, Send, Target};
+    use uuid::Uuid;
+
+    use super::{Caller, Identity, Intent as _, Level, Rules, Send, Target, TouchTask};
     use crate::{
         caller::Credential,
         gate::rules::{Fallback, category},
+        task::{Mode, Task},
     };
 
     #[test]
@@ -536,5 +539,23 @@ mod tests {
             let row: String = targets.iter().map(|target| if may(target) { 'y' } else { '.' }).collect();
             assert_eq!(row, expected, "{}", caller.identity);
         }
+    }
+
+    #[test]
+    fn an_apps_user_is_not_the_user_of_that_name() {
+        let window = Identity::user("ann", "w").unwrap();
+        let ann = Caller::new(window, "s".into(), Credential::none(false));
+        let apps = Caller::app_user("shop", "ann", Uuid::now_v7()).unwrap();
+        let others = Caller::app_user("club", "ann", Uuid::now_v7()).unwrap();
+        let task_of = |of: &Caller| Task { subject: of.subject.id.clone(), ..Task::blank(0, Mode::Startup) };
+        let may_touch = |who: &Caller, of: &Caller| TouchTask(&task_of(of)).decide(who, &Rules::default()).is_ok();
+        assert!(
+            may_touch(&ann, &ann) && !may_touch(&ann, &apps) && !may_touch(&apps, &ann) && !may_touch(&apps, &others)
+        );
+        let mut rules = Rules::default();
+        let fallback = Fallback { level: Level::READ_WRITE, updated_by: String::new(), updated_at: 0 };
+        rules.set_fallback(category("user", "workspace"), fallback);
+        let target = Target::parse("ag::w::i::s").unwrap();
+        assert!(Send(&target).decide(&ann, &rules).is_ok() && Send(&target).decide(&apps, &rules).is_err());
     }
 }

@@ -62,6 +62,7 @@ pub(super) async fn shake(
         .admit(&identity, &init.credentials, peer.address, peer.certificate.as_ref())
         .await
         .map_err(|e| status(&e))?;
+    gateway.conversations.check_window(&identity).await.map_err(|e| status(&e))?;
     let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
     token::confirm(&gateway.gate, &session.caller.credential).await.map_err(|e| status(&e))?;

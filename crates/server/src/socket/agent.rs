@@ -17,6 +17,7 @@ use trunkline_agent_socket::{Envelope, Type};
 use trunkline_core::{
     Error, Kind,
     caller::{Caller, Credential},
+    conversation::Conversations,
     identity::Identity,
     message::{self, Said, Sender},
     session::{Session, Sessions},
@@ -43,6 +44,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Agents {
     pub(crate) sessions: Sessions,
     pub(crate) tasks: Tasks,
+    pub(crate) conversations: Conversations,
 }
 
 /// A user's line to a client's agent, for all sockets of that client that the user has open; ends with the last of them.
@@ -86,11 +88,13 @@ impl Line {
                 return taken("this user's line to the agent was opened with a token of other rights");
             }
         }
-        let session = attach(&shared.agents.sessions, Identity::user(user, desk.client())?, caller).await?;
+        let window = Identity::user(user, desk.client())?;
+        shared.agents.conversations.check_window(&window).await?;
+        let session = attach(&shared.agents.sessions, window, caller).await?;
         let lane = session.caller.identity.to_string();
         let teller = shared.sockets.teller(&format!("ag::{lane}")).await?;
         let no_metrics = |_: &[u8]| Err("a client of the socket surface sends none".to_owned());
-        let Agents { sessions, tasks } = shared.agents.clone();
+        let Agents { sessions, tasks, .. } = shared.agents.clone();
         let sender = Sender::new(sessions, tasks, &session, &shared.web.limits, no_metrics)?;
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let (agent, user, credential) = (agent.to_owned(), user.clone(), caller.credential.clone());

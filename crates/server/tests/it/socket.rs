@@ -38,13 +38,13 @@ async fn server(dir: &Path) -> Server {
 }
 
 /// A socket on which nothing is said by itself.
-struct Socket {
+pub(crate) struct Socket {
     sender: WebSocketSender<Stream>,
     receiver: WebSocketReceiver<Stream>,
 }
 
 impl Socket {
-    async fn open(http: SocketAddr) -> Self {
+    pub(crate) async fn open(http: SocketAddr) -> Self {
         let socket = websocket::connect(format!("ws://{http}/agent-socket"), FRAME_BYTES_MAX).await.unwrap();
         let (sender, receiver) = socket.split();
         Self { sender, receiver }
@@ -73,7 +73,7 @@ impl Socket {
         let _ = self.sender.flush().await;
     }
 
-    async fn say(&mut self, fields: Value) {
+    pub(crate) async fn say(&mut self, fields: Value) {
         let mut envelope = json!({"protocol": "agent-socket", "version": 1, "ts": 1});
         envelope.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         self.raw(envelope.to_string()).await;
@@ -96,7 +96,7 @@ impl Socket {
         envelope
     }
 
-    async fn closed(&mut self) -> Close {
+    pub(crate) async fn closed(&mut self) -> Close {
         loop {
             match self.next().await {
                 Frame::Closed(Some(close)) => return close,

@@ -1,6 +1,7 @@
 //! Agents that know nothing of conversations, and operators, at the other end.
 
 use serde_json::{Value, json};
+use trunkline_agent_socket::close::code;
 use trunkline_core::conversation::Options;
 use trunkline_proto::v1::{
     InitConnection, MessageType, ProgressReport, SendMessage, TokenCreateRequest, TokenOperation, UserIdentity,
@@ -14,6 +15,7 @@ use super::{
 use crate::{
     client::{Client, agent},
     sandbox::Web,
+    socket::Socket,
 };
 
 async fn tell(client: &Client, lane: &str, kind: MessageType, payload: impl Into<bytes::Bytes>) {
@@ -327,6 +329,30 @@ async fn an_agent_that_takes_too_long_has_failed() {
     tab.expect("message").await;
     tab.expect("error").await;
     assert_eq!(tab.expect("turn_done").await.data["reason"], "temporary_failure");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_connects_as_the_user_of_a_conversation() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let (http, grpc) = (server.addresses().http, server.addresses().grpc);
+    let convo = begin(&user(http, "ann")).await;
+    let window = |user: &str, window: &str| {
+        let user = UserIdentity { user_id: user.to_owned(), window_id: window.to_owned() };
+        InitConnection { client_type: Some(ClientType::User(user)), ..InitConnection::default() }
+    };
+    let refused = Client::connect(grpc, window("ann", &convo)).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+    let unused = uuid::Uuid::now_v7().to_string();
+    for (user, name) in [("ann", "desk"), ("bob", convo.as_str()), ("ann", unused.as_str())] {
+        Client::connect(grpc, window(user, name)).await.unwrap();
+    }
+    // Nor by way of a socket, whose clients are windows of their users.
+    let convo = begin(&user(http, "dev")).await;
+    let mut socket = Socket::open(http).await;
+    socket.say(json!({"type": "hello", "clientId": convo, "payload": {"agent": "ag::ws::impl::one"}})).await;
+    assert_eq!(socket.closed().await.code, code::POLICY);
     server.stop().await;
 }
 
