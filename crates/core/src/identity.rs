@@ -354,6 +354,18 @@ pub fn workspace(name: &str) -> Result<String, Error> {
     Ok(name)
 }
 
+/// Whether a credential that is bound to `binding` is good for an identity: the identity itself or, if it ends in `*`, those
+/// that begin with what is before that, which names their kind at least. Everything else in it means itself: `?` and
+/// brackets are in names, too, and a server's certificate for `*.example.com` is nobody's.
+#[must_use]
+pub fn is_bound_to(binding: &str, identity: &Identity) -> bool {
+    let identity = identity.to_string();
+    match binding.strip_suffix('*') {
+        Some(begin) => begin.contains(SEPARATOR) && identity.starts_with(begin),
+        None => identity == binding,
+    }
+}
+
 /// Checks one part of a name: 1 to 128 bytes without the separator, a colon at either end, wildcards, spaces or control
 /// characters. A colon at an end would let two different names read the same once they are joined.
 ///
@@ -390,7 +402,7 @@ fn invalid(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Identity, PrincipalKind, identifier, workspace};
+    use super::{Identity, PrincipalKind, identifier, is_bound_to, workspace};
 
     fn check(value: &str, expected: &str) {
         assert_eq!(identifier("impl", value).err().unwrap().message, expected);
@@ -415,6 +427,33 @@ mod tests {
         for value in ["a", "com.example.chat-agent", "alice@example.com", "a/b?[c]", "é😀", "a:b", &"x".repeat(128)]
         {
             assert_eq!(identifier("id", value).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn bindings_are_names_or_how_names_begin() {
+        let check = |binding: &str, specifier: &str, fits: bool| {
+            let identity = Identity::agent("w", "i", specifier).unwrap();
+            assert_eq!(is_bound_to(binding, &identity), fits, "{binding} {identity}");
+        };
+        for (binding, specifier) in
+            [("ag::w::i::s", "s"), ("ag::w::i::*", "s"), ("ag::w*", "s"), ("ag::*", "s"), ("ag::w::i::a?[b]", "a?[b]")]
+        {
+            check(binding, specifier, true);
+        }
+        for (binding, specifier) in [
+            ("ag::w::i::s", "t"),
+            ("ag::w::i::?", "s"),
+            ("ag::w::i::[s]", "s"),
+            ("ag::*::i::s", "s"),
+            ("ag::w::i::a?", "ab"),
+            ("*", "s"),
+            ("ag*", "s"),
+            ("*.example.com", "a.example.com"),
+            ("*::*", "s"),
+            ("", "s"),
+        ] {
+            check(binding, specifier, false);
         }
     }
 

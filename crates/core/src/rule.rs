@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Kind},
     gate::{
         ChangeRules, Gate,
-        rules::{Fallback, Level, Name, Rule, check_breadth},
+        rules::{Fallback, Level, Name, Rule, check_breadth, check_pattern},
     },
 };
 
@@ -93,6 +93,8 @@ pub async fn grant(gate: &Gate, caller: &Caller, grant: Grant) -> Result<Rule, E
     }
     check_breadth("principal_id", &grant.principal.id)?;
     check_breadth("resource_id", &grant.resource.id)?;
+    check_pattern("principal_id", &grant.principal)?;
+    check_pattern("resource_id", &grant.resource)?;
     let now = now();
     if grant.expires_at.is_some_and(|expires| expires <= now) {
         return Err(invalid("expires_at is in the past".to_owned()));

@@ -15,7 +15,7 @@ use crate::{
     caller::{Access, Caller, Credential},
     error::{Error, Kind},
     gate::{Administer, Gate, MintUserKeys},
-    identity::{Identity, PrincipalKind, SEPARATOR},
+    identity::{Identity, PrincipalKind, SEPARATOR, is_bound_to},
     rule::now,
     session::Sessions,
 };
@@ -172,6 +172,10 @@ pub async fn create(gate: &Gate, caller: &Caller, new: New) -> Result<(Token, Se
     }
     if new.expires_in_hours < 0 {
         return Err(invalid("expires_in_hours is negative; 0 is never"));
+    }
+    let binding = new.created_by.strip_suffix('*').unwrap_or(&new.created_by);
+    if new.created_by.contains(SEPARATOR) && binding.contains('*') {
+        return Err(invalid("created_by: an identity may end in *, and has none before"));
     }
     let texts = [&new.name, &new.created_by].into_iter().chain(&new.workspace_patterns).chain(&new.scopes);
     if texts.into_iter().any(|text| text.len() > TEXT_BYTES_MAX || text.contains(char::is_control))
@@ -352,9 +356,7 @@ fn check_binding(token: &Token, claimed: &Identity) -> Result<(), Error> {
     let fits = match claimed {
         Identity::User { user, .. } => user == bound,
         // Words that are no identity only say who made the key.
-        other if bound.contains(SEPARATOR) => {
-            glob::Pattern::new(bound).is_ok_and(|pattern| pattern.matches(&other.to_string()))
-        }
+        other if bound.contains(SEPARATOR) => is_bound_to(bound, other),
         _ => true,
     };
     if !fits {
@@ -409,6 +411,9 @@ mod tests {
         check(agent, "ag::w::i::s", Identity::agent("w", "i", "s"), true);
         check(agent, "ag::w::i::s", Identity::agent("w", "i", "t"), false);
         check(agent, "ag::w::i::*", Identity::agent("w", "i", "t"), true);
+        check(agent, "ag::*::i::t", Identity::agent("w", "i", "t"), false);
+        check(agent, "ag::w::i::?", Identity::agent("w", "i", "t"), false);
+        check(agent, "ag::w::i::a?", Identity::agent("w", "i", "a?"), true);
         check(user, "alice", Identity::user("alice", "w1"), true);
         check(user, "alice", Identity::user("drew", "w1"), false);
         check(Some(PrincipalKind::Task), "ops", Identity::task("w", "i"), true);

@@ -20,7 +20,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline_core::{Error, Kind, identity::Identity};
+use trunkline_core::{
+    Error, Kind,
+    identity::{Identity, is_bound_to},
+};
 
 use x509_cert::{
     Certificate,
@@ -170,8 +173,8 @@ fn server_config(config: &TlsConfig) -> Result<ServerConfig, ConfigError> {
     builder.with_single_cert(chain, key).map_err(|e| wrong(&config.cert, &e))
 }
 
-/// Whom a client's certificate is for: a pattern of identities, such as `ag::prod::chat::*`; nobody in particular for an
-/// anonymous one.
+/// Whom a client's certificate is for: an identity or how identities begin, such as `ag::prod::chat::*`; nobody in particular
+/// for an anonymous one.
 pub(crate) fn holder(certificate: &CertificateDer<'_>) -> Result<Option<String>, Error> {
     let invalid = || Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", "invalid client certificate");
     let parsed = Certificate::from_der(certificate).map_err(|_| invalid())?;
@@ -183,7 +186,7 @@ pub(crate) fn holder(certificate: &CertificateDer<'_>) -> Result<Option<String>,
 
 /// Whether a certificate for `holder` is good for the identity that its client claims.
 pub(crate) fn check_holder(holder: &str, claimed: &Identity) -> Result<(), Error> {
-    if glob::Pattern::new(holder).is_ok_and(|pattern| pattern.matches(&claimed.to_string())) {
+    if is_bound_to(holder, claimed) {
         return Ok(());
     }
     let message = format!("identity mismatch: certificate confirms {holder} but InitConnection provides {claimed}");

@@ -21,7 +21,7 @@ use super::{
     Inspect, Intent, IssueToken, Keep, KeepPermit, ListTasks, MintUserKeys, QueryConnection, ReadTrail,
     ReadTrailPermit, Report, ReportOn, RulesPermit, SandboxNeed, SandboxPermit, SayOf, Send, SendPermit, SocketNeed,
     SocketPermit, SubmitTrail, SubmitTrailPermit, TakePart, TouchTask, UseConversation, UseKeys, UseSandbox, UseSocket,
-    rules::{Decision, Level, Name, Rules},
+    rules::{Decision, Level, Name, Rules, is_pattern},
 };
 use crate::{
     caller::{Access, Caller},
@@ -304,7 +304,11 @@ impl Intent for ChangeRules<'_> {
             return Err(denied("ACL operations on non-workspace resources require an admin_acl grant".to_owned()));
         }
         let needed = self.on_workspace;
-        if has(caller, rules, "workspace", &resource.id, needed) {
+        let has_it = match is_pattern(&resource.id) {
+            true => rules.decide_pattern(&caller.subject, resource, now()) >= needed,
+            false => has(caller, rules, "workspace", &resource.id, needed),
+        };
+        if has_it {
             return Ok(RulesPermit(()));
         }
         let workspace = &resource.id;

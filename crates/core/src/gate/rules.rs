@@ -218,6 +218,16 @@ impl Rules {
         self.fallbacks.insert(category, fallback);
     }
 
+    /// What `principal` has on a whole set of resources that a pattern names: by rules on exactly that pattern, for it or for
+    /// everybody of its kind. Whoever has one thing of the set, or things that a pattern of another meaning matches, has not all.
+    #[must_use]
+    pub fn decide_pattern(&self, principal: &Name, pattern: &Name, now: i64) -> Level {
+        let rules = [Some(principal.clone()), everybody(&principal.kind)].into_iter().flatten();
+        let live = |rule: &&Rule| rule.expires_at.is_none_or(|expires| now <= expires);
+        let mut rules = rules.filter_map(|of| self.get(&of, pattern)).filter(live);
+        rules.next().map_or(Level::NONE, |rule| rule.level)
+    }
+
     /// What `principal` has on `resource` at `now` (Unix seconds).
     #[must_use]
     pub fn decide(&self, principal: &Name, resource: &Name, now: i64) -> Decision {
@@ -266,6 +276,26 @@ impl Rules {
     }
 }
 
+/// Whether a rule's name is a pattern, or stands for all things of its kind.
+#[must_use]
+pub fn is_pattern(id: &str) -> bool {
+    id.contains(['*', '?'])
+}
+
+/// Refuses names that are patterns and cannot be read: a rule that never fits takes nothing away.
+///
+/// # Errors
+/// [`Kind::Invalid`] naming the field and the mistake.
+pub fn check_pattern(what: &str, name: &Name) -> Result<(), Error> {
+    match glob::Pattern::new(&name.to_string()) {
+        Err(error) if is_pattern(&name.id) => {
+            let message = format!("{what} {:?} is no pattern: {}", name.id, error.msg);
+            Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses names that would cover more than one implementation: before the first wildcard there must be three segments
 /// for agents and tasks, two for the others. Names that are none of a principal pass.
 ///
@@ -290,7 +320,7 @@ pub fn check_breadth(what: &str, id: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fallback, Level, Name, Rule, Rules, check_breadth};
+    use super::{Fallback, Level, Name, Rule, Rules, check_breadth, check_pattern};
 
     const NOW: i64 = 1000;
 
@@ -360,6 +390,30 @@ mod tests {
         assert_eq!(rules.decide(&me, &resource, NOW - 1).level, Level::NONE);
         assert!(rules.remove(&me, &resource).is_some() && rules.remove(&me, &resource).is_none());
         assert_eq!(rules.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_pattern_is_no_thing_that_another_pattern_matches() {
+        let (me, rules) = (
+            name("agent:ag::w::i::s"),
+            rules(&[
+                ("agent:ag::w::i::s", "workspace:team-?", 30),
+                ("agent:ag::w::i::s", "workspace:?", 30),
+                ("wildcard:_any_agent", "workspace:all-*", 40),
+            ]),
+        );
+        let has = |id: &str| rules.decide_pattern(&me, &Name::new("workspace", id), NOW).number();
+        assert_eq!([has("team-?"), has("team-*"), has("*"), has("all-*"), has("all-a*")], [30, 0, 0, 40, 0]);
+    }
+
+    #[test]
+    fn patterns_that_cannot_be_read_are_refused() {
+        for good in ["team-*", "team-[ab]?", "a[b", "*"] {
+            check_pattern("resource_id", &Name::new("workspace", good)).unwrap();
+        }
+        for bad in ["team-[x*", "a***b", "?["] {
+            assert!(check_pattern("resource_id", &Name::new("workspace", bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

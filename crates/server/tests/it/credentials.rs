@@ -163,6 +163,25 @@ async fn only_administrators_make_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_for_a_name_or_for_how_names_begin() {
+    let mut world = World::new().await;
+    let grpc = world.server.addresses().grpc;
+    let key = world.key("agent", "ag::ws::impl::o?e[1]", "*").await.plaintext_token;
+    Client::connect(grpc, with_key(agent("o?e[1]"), &key)).await.unwrap();
+    assert_eq!(world.refused(with_key(agent("one1"), &key)).await.0, Code::PermissionDenied);
+    let create_request = Some(TokenCreateRequest {
+        name: "test".into(),
+        principal_type: "agent".into(),
+        created_by: "ag::*::impl::one".into(),
+        ..TokenCreateRequest::default()
+    });
+    let reply =
+        world.token(TokenOperation { op: OpType::Create.into(), create_request, ..TokenOperation::default() }).await;
+    assert!(!reply.success && reply.error.contains("may end in *"), "{}", reply.error);
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guessing_makes_the_guesser_wait() {
     let world = World::new().await;
     for _ in 0..5 {

@@ -103,6 +103,11 @@ async fn a_clients_certificate_says_who_it_is() {
     let mismatch = connect(Some(authority.issue("ag::ws::impl::two")), "one").await.err().unwrap();
     assert_eq!(mismatch.code(), Code::PermissionDenied);
     assert!(mismatch.message().contains("certificate confirms ag::ws::impl::two but"), "{}", mismatch.message());
+    // Certificates of servers, and patterns of other kinds, are nobody's.
+    for name in ["*.example.com", "*", "ag::*::a.example.com", "ag::ws::impl::a?example.com"] {
+        let refused = connect(Some(authority.issue(name)), "a.example.com").await.err().unwrap();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{name}");
+    }
     for nobody in [None, Some(authority.issue("_anonymous"))] {
         assert_eq!(connect(nobody, "one").await.err().unwrap().code(), Code::Unauthenticated);
     }
