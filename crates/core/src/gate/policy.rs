@@ -213,7 +213,8 @@ impl Intent for Attend {
             }
             let decision = look_up(caller, rules, "workspace", workspace);
             if decision.level < Level::READ {
-                return Err(denied(format!("access denied: {}", decision.reason)));
+                let reason = decision.reason(&caller.subject.kind, "workspace");
+                return Err(denied(format!("access denied: {reason}")));
             }
         }
         Ok(AttendPermit { identity: caller.identity.clone() })

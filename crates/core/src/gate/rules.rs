@@ -10,11 +10,15 @@
 //!
 //! Without any of them the level is [`Level::NONE`].
 
+mod patterns;
+
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
-    fmt,
+    collections::HashMap,
+    fmt::{self, Write as _},
+    sync::LazyLock,
 };
+
+use patterns::Patterns;
 
 use crate::{
     error::{Error, Kind},
@@ -89,11 +93,6 @@ impl Name {
         // The lone `*` has a tier of its own.
         [&self.kind, &self.id].into_iter().any(|part| part.contains(['*', '?'])) && self.id != "*"
     }
-
-    fn matches(&self, other: &Self) -> bool {
-        let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
-        glob::Pattern::new(&self.to_string()).is_ok_and(|pattern| pattern.matches_with(&other.to_string(), options))
-    }
 }
 
 impl fmt::Display for Name {
@@ -135,60 +134,110 @@ pub struct Fallback {
 }
 
 /// What was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// What the principal has.
     pub level: Level,
     /// A rule decided, not the fallback.
     pub by_rule: bool,
-    /// In the published words.
-    pub reason: Cow<'static, str>,
+    tier: Tier,
+}
+
+/// Where it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tier {
+    /// A rule, in the published words for its tier.
+    Rule(&'static str),
+    Fallback,
+    Nothing,
+}
+
+impl Decision {
+    /// Why, in the published words; the kinds are those of the principal and the resource that were asked about.
+    #[must_use]
+    pub fn reason(&self, principal_kind: &str, resource_kind: &str) -> String {
+        let (level, category) = (self.level, category(principal_kind, resource_kind));
+        match self.tier {
+            Tier::Rule(what) => format!("{what}: {level}"),
+            Tier::Fallback => format!("Fallback policy for {category}: {level}"),
+            Tier::Nothing => format!("No rule or fallback policy for {category}"),
+        }
+    }
 }
 
 /// All rules and fallbacks.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    exact: HashMap<Name, HashMap<Name, Rule>>,
-    with_wildcards: BTreeMap<(Name, Name), Rule>,
+    exact: HashMap<Name, Own>,
+    with_wildcards: Patterns,
     fallbacks: HashMap<String, Fallback>,
+}
+
+/// The rules for exactly one principal.
+#[derive(Clone, Debug, Default)]
+struct Own {
+    on: HashMap<Name, Rule>,
+    /// On `*`, by the kind of resource.
+    on_any: HashMap<String, Rule>,
+}
+
+impl Own {
+    fn get(&self, resource: &Name) -> Option<&Rule> {
+        if resource.id == "*" { self.on_any.get(&resource.kind) } else { self.on.get(resource) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.on.is_empty() && self.on_any.is_empty()
+    }
 }
 
 /// The principal that stands for everybody of a kind, where there is one.
 #[must_use]
-pub fn everybody(kind: &str) -> Option<Name> {
-    let id = match kind {
-        "user" => "_any_authenticated_user",
-        "agent" => "_any_agent",
-        "task" => "_any_task",
-        "service" => "_any_service",
-        _ => return None,
-    };
-    Some(Name::new("wildcard", id))
+pub fn everybody(kind: &str) -> Option<&'static Name> {
+    static NAMES: LazyLock<[Name; 4]> = LazyLock::new(|| {
+        ["_any_authenticated_user", "_any_agent", "_any_task", "_any_service"].map(|id| Name::new("wildcard", id))
+    });
+    let [user, agent, task, service] = &*NAMES;
+    match kind {
+        "user" => Some(user),
+        "agent" => Some(agent),
+        "task" => Some(task),
+        "service" => Some(service),
+        _ => None,
+    }
 }
 
 /// The fallback's category for a kind of principal and of resource.
 #[must_use]
 pub fn category(principal_kind: &str, resource_kind: &str) -> String {
-    format!("{principal_kind}_{resource_kind}")
+    let mut category = String::with_capacity(principal_kind.len() + resource_kind.len() + 1);
+    // Writing to a string cannot fail.
+    let _ = write!(category, "{principal_kind}_{resource_kind}");
+    category
 }
 
 impl Rules {
     /// Adds a rule, in place of the one for the same principal and resource.
     pub fn put(&mut self, rule: Rule) {
         if rule.principal.has_wildcard() || rule.resource.has_wildcard() {
-            self.with_wildcards.insert((rule.principal.clone(), rule.resource.clone()), rule);
+            self.with_wildcards.put(rule);
+            return;
+        }
+        let own = self.exact.entry(rule.principal.clone()).or_default();
+        if rule.resource.id == "*" {
+            own.on_any.insert(rule.resource.kind.clone(), rule);
         } else {
-            self.exact.entry(rule.principal.clone()).or_default().insert(rule.resource.clone(), rule);
+            own.on.insert(rule.resource.clone(), rule);
         }
     }
 
     /// Removes the rule for a principal and a resource; answers it.
     pub fn remove(&mut self, principal: &Name, resource: &Name) -> Option<Rule> {
-        if let Some(rule) = self.with_wildcards.remove(&(principal.clone(), resource.clone())) {
+        if let Some(rule) = self.with_wildcards.remove(principal, resource) {
             return Some(rule);
         }
         let own = self.exact.get_mut(principal)?;
-        let removed = own.remove(resource);
+        let removed = if resource.id == "*" { own.on_any.remove(&resource.kind) } else { own.on.remove(resource) };
         if own.is_empty() {
             self.exact.remove(principal);
         }
@@ -199,12 +248,13 @@ impl Rules {
     #[must_use]
     pub fn get(&self, principal: &Name, resource: &Name) -> Option<&Rule> {
         let exact = self.exact.get(principal).and_then(|own| own.get(resource));
-        exact.or_else(|| self.with_wildcards.get(&(principal.clone(), resource.clone())))
+        exact.or_else(|| self.with_wildcards.get(principal, resource))
     }
 
     /// All rules, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
-        self.exact.values().flat_map(HashMap::values).chain(self.with_wildcards.values())
+        let exact = self.exact.values().flat_map(|own| own.on.values().chain(own.on_any.values()));
+        exact.chain(self.with_wildcards.iter())
     }
 
     /// The fallback of a [`category`].
@@ -222,56 +272,36 @@ impl Rules {
     /// everybody of its kind. Whoever has one thing of the set, or things that a pattern of another meaning matches, has not all.
     #[must_use]
     pub fn decide_pattern(&self, principal: &Name, pattern: &Name, now: i64) -> Level {
-        let rules = [Some(principal.clone()), everybody(&principal.kind)].into_iter().flatten();
+        let rules = [Some(principal), everybody(&principal.kind)].into_iter().flatten();
         let live = |rule: &&Rule| rule.expires_at.is_none_or(|expires| now <= expires);
-        let mut rules = rules.filter_map(|of| self.get(&of, pattern)).filter(live);
+        let mut rules = rules.filter_map(|of| self.get(of, pattern)).filter(live);
         rules.next().map_or(Level::NONE, |rule| rule.level)
     }
 
     /// What `principal` has on `resource` at `now` (Unix seconds).
     #[must_use]
     pub fn decide(&self, principal: &Name, resource: &Name, now: i64) -> Decision {
-        let live = |rule: &&Rule| rule.expires_at.is_none_or(|expires| now <= expires);
-        let rules = |of: Option<&Name>, on: &Name| {
-            let own = of.and_then(|of| self.exact.get(of))?;
-            own.get(on).filter(live)
+        let live = |rule: &Rule| rule.expires_at.is_none_or(|expires| now <= expires);
+        let own = self.exact.get(principal);
+        let all = everybody(&principal.kind).and_then(|everybody| self.exact.get(everybody));
+        let on_it = |of: Option<&'_ Own>| of.and_then(|of| of.get(resource)).filter(|rule| live(rule)).map(|r| r.level);
+        let on_any = |of: Option<&'_ Own>| {
+            let rule = of.filter(|_| resource.id != "*").and_then(|of| of.on_any.get(&resource.kind));
+            rule.filter(|rule| live(rule)).map(|rule| rule.level)
         };
-        let everybody = everybody(&principal.kind);
-        let found = |rule: &Rule, what: &str| Decision {
-            level: rule.level,
-            by_rule: true,
-            reason: format!("{what}: {}", rule.level).into(),
-        };
-        if let Some(rule) = rules(Some(principal), resource) {
-            return found(rule, "Explicit rule");
+        let pattern = || self.with_wildcards.best(principal, resource, live).map(|rule| rule.level);
+        let found = |what: &'static str| move |level| (level, what);
+        let by_rule = (on_it(own).map(found("Explicit rule")))
+            .or_else(|| on_it(all).map(found("Wildcard rule")))
+            .or_else(|| on_any(own).map(found("Any-resource rule")))
+            .or_else(|| on_any(all).map(found("Wildcard any-resource rule")))
+            .or_else(|| pattern().map(found("Glob pattern rule")));
+        if let Some((level, what)) = by_rule {
+            return Decision { level, by_rule: true, tier: Tier::Rule(what) };
         }
-        if let Some(rule) = rules(everybody.as_ref(), resource) {
-            return found(rule, "Wildcard rule");
-        }
-        if resource.id != "*" {
-            let any = Name::new(resource.kind.as_str(), "*");
-            if let Some(rule) = rules(Some(principal), &any) {
-                return found(rule, "Any-resource rule");
-            }
-            if let Some(rule) = rules(everybody.as_ref(), &any) {
-                return found(rule, "Wildcard any-resource rule");
-            }
-        }
-        let matching = self.with_wildcards.values().filter(live);
-        let matching = matching.filter(|rule| rule.principal.matches(principal) && rule.resource.matches(resource));
-        if let Some(rule) = matching.max_by_key(|rule| rule.level) {
-            return found(rule, "Glob pattern rule");
-        }
-        let category = category(&principal.kind, &resource.kind);
-        match self.fallbacks.get(&category) {
-            Some(Fallback { level, .. }) => {
-                let reason = format!("Fallback policy for {category}: {level}").into();
-                Decision { level: *level, by_rule: false, reason }
-            }
-            None => {
-                let reason = format!("No rule or fallback policy for {category}").into();
-                Decision { level: Level::NONE, by_rule: false, reason }
-            }
+        match self.fallbacks.get(&category(&principal.kind, &resource.kind)) {
+            Some(Fallback { level, .. }) => Decision { level: *level, by_rule: false, tier: Tier::Fallback },
+            None => Decision { level: Level::NONE, by_rule: false, tier: Tier::Nothing },
         }
     }
 }
@@ -320,7 +350,7 @@ pub fn check_breadth(what: &str, id: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fallback, Level, Name, Rule, Rules, check_breadth, check_pattern};
+    use super::{Fallback, Level, Name, Rule, Rules, check_breadth, check_pattern, everybody};
 
     const NOW: i64 = 1000;
 
@@ -356,7 +386,7 @@ mod tests {
 
     fn check(list: &[(&str, &str, i64)], resource: &str, expected: i64) {
         let decision = rules(list).decide(&name("agent:ag::w::i::s"), &name(resource), NOW);
-        assert_eq!(decision.level.number(), expected, "{list:?} on {resource}: {}", decision.reason);
+        assert_eq!(decision.level.number(), expected, "{list:?} on {resource}: {decision:?}");
     }
 
     #[test]
@@ -390,6 +420,64 @@ mod tests {
         assert_eq!(rules.decide(&me, &resource, NOW - 1).level, Level::NONE);
         assert!(rules.remove(&me, &resource).is_some() && rules.remove(&me, &resource).is_none());
         assert_eq!(rules.iter().count(), 0);
+    }
+
+    /// The tiers as the head of this file has them, rule by rule.
+    fn decide_by_walking(rules: &[Rule], principal: &Name, resource: &Name) -> Level {
+        let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+        let matches = |pattern: &Name, name: &Name| {
+            glob::Pattern::new(&pattern.to_string()).is_ok_and(|p| p.matches_with(&name.to_string(), options))
+        };
+        let exact = |of: Option<&Name>, on: &Name| {
+            let fits = |rule: &&Rule| !is_pattern(rule) && Some(&rule.principal) == of && rule.resource == *on;
+            rules.iter().rev().find(fits).map(|rule| rule.level)
+        };
+        let any = Name::new(resource.kind.as_str(), "*");
+        let all = everybody(&principal.kind);
+        let patterns = rules.iter().enumerate().filter(|(at, rule)| {
+            let is_last = !rules[at + 1..].iter().any(|r| r.principal == rule.principal && r.resource == rule.resource);
+            is_last && is_pattern(rule) && matches(&rule.principal, principal) && matches(&rule.resource, resource)
+        });
+        exact(Some(principal), resource)
+            .or_else(|| exact(all, resource))
+            .or_else(|| exact(Some(principal), &any))
+            .or_else(|| exact(all, &any))
+            .or_else(|| patterns.map(|(_, rule)| rule.level).max())
+            .unwrap_or(Level::NONE)
+    }
+
+    fn is_pattern(rule: &Rule) -> bool {
+        rule.principal.has_wildcard() || rule.resource.has_wildcard()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_index_decides_as_a_walk_over_all_rules(
+            list in proptest::collection::vec(("(agent|user|wildcard|ag[*?]nt)", "([a/:é_*?]|any_agent|\\[ab\\]|\\*\\*/){0,5}", "[vw]", "[ab/é*?]{0,4}|\\*", 0..6_i64), 0..30),
+            asked in proptest::collection::vec(("(agent|user)", "[a/:éb]{0,5}", "[vw]", "[ab/é]{0,4}|\\*"), 1..20),
+            removed in proptest::collection::vec(0..30_usize, 0..5),
+        ) {
+            let mut all = Vec::new();
+            for (kind, id, on, on_id, level) in &list {
+                let id = id.replace("any_agent", "_any_agent");
+                let (principal, resource) = (format!("{kind}:{id}"), format!("{on}:{on_id}"));
+                all.push(rule(&principal, &resource, level * 10, None));
+            }
+            let mut rules = Rules::default();
+            all.iter().for_each(|each| rules.put(each.clone()));
+            for at in removed {
+                if let Some(gone) = all.get(at).cloned() {
+                    rules.remove(&gone.principal, &gone.resource);
+                    all.retain(|each| each.principal != gone.principal || each.resource != gone.resource);
+                }
+            }
+            for (kind, id, on, on_id) in asked {
+                let (principal, resource) = (Name::new(kind, id), Name::new(on, on_id));
+                let decided = rules.decide(&principal, &resource, NOW).level;
+                proptest::prop_assert_eq!(decided, decide_by_walking(&all, &principal, &resource));
+            }
+            proptest::prop_assert!(all.iter().all(|each| rules.get(&each.principal, &each.resource).is_some()));
+        }
     }
 
     #[test]
