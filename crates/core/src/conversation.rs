@@ -52,7 +52,7 @@ use crate::{
     identity::{Identity, SEPARATOR},
     limits::TokenBucket,
     message::json,
-    session::Sessions,
+    session::{Heard, Sessions},
     task::Tasks,
 };
 
@@ -330,7 +330,7 @@ impl Conversations {
         if let Some(greeting) = visitor.agent.greeting.clone().filter(|text| !text.trim().is_empty()) {
             let (desk, party) = (self.desk(row.clone()), Party::agent(&visitor.agent, &visitor.agent.identity));
             let text = said::Text { text: greeting, ..said::Text::default() };
-            desk.run(self, What::Say(party, Said::Text(text), String::new())).await?;
+            desk.run(self, What::Say(party, Said::Text(text), String::new(), None)).await?;
         }
         Ok(row)
     }
@@ -490,7 +490,7 @@ impl Conversations {
             }
             _ => Party::agent(&agent, &lane),
         };
-        Ok(Some(Part { desk, permit, party }))
+        Ok(Some(Part { desk, permit, party, heard: None }))
     }
 
     /// Refuses the lane of a conversation to whoever would connect as a user's window of that name: to its agent, that one
@@ -542,7 +542,7 @@ impl Conversations {
                     // Whoever speaks hears what follows.
                     drop(part.desk.submit(self, What::Act(Act::Join(party.lane.clone()))).await?);
                 }
-                let what = What::Say(party.clone(), said, key.to_owned());
+                let what = What::Say(party.clone(), said, key.to_owned(), part.heard.clone());
                 part.desk.submit(self, what).await.map(|told| Told(Some(told)))
             }
         }
@@ -716,9 +716,16 @@ pub struct Part {
     desk: Arc<Desk>,
     permit: Permit,
     party: Party,
+    heard: Option<Heard>,
 }
 
 impl Part {
+    /// What is said proves that this was heard, and says so in the same append.
+    #[must_use]
+    pub fn having_heard(self, heard: Option<Heard>) -> Self {
+        Self { heard, ..self }
+    }
+
     /// That it may take part.
     #[must_use]
     pub fn permit(&self) -> &Permit {

@@ -21,7 +21,7 @@ use trunkline_store::{
     Store,
     lease::{self, Lease, Policy},
     ledger::{self, ReadTx, TxFuture, WriteTx},
-    log::{self, Append, Cursor, Offset, Reader, SubmittedEach, Topic},
+    log::{self, Append, Cursor, Item, Offset, Reader, Record, SubmittedEach, Topic},
 };
 
 pub use self::conversation::{ConversationPermit, TakePart, UseConversation};
@@ -220,6 +220,7 @@ pub struct AttendPermit {
 }
 
 /// Allows transactions on what belongs to one identity, or to whom its rules open it.
+#[derive(Clone)]
 pub struct KeepPermit {
     owner: String,
 }
@@ -302,6 +303,21 @@ impl Gate {
     #[must_use]
     pub fn tail(&self, _permit: &AttendPermit) -> Cursor {
         self.0.store.log.tail()
+    }
+
+    /// The last record of a topic of the permit's identity, if any is retained.
+    pub(crate) async fn last(&self, _permit: &AttendPermit, topic: &Topic) -> Result<Option<Arc<Record>>, log::Error> {
+        let status = self.0.store.log.status(topic).await?;
+        if status.records == 0 {
+            return Ok(None);
+        }
+        let (mut reader, mut items) = (self.0.store.log.reader(), Vec::new());
+        reader.follow_from(topic, Offset(status.tail.0.saturating_sub(1)))?;
+        reader.available_batch(1, &mut items).await?;
+        Ok(items.into_iter().find_map(|item| match item {
+            Item::Record(record) => Some(record),
+            _ => None,
+        }))
     }
 
     /// Takes the identity's lease, or refuses because it is taken.

@@ -11,8 +11,12 @@
 //! | `pg` of an agent's workspace | at the tail, later where the agent stopped | yes |
 //! | `ga` of an agent, and `tb` of a task where that is a broadcast | at the tail, always: old broadcasts are not for newcomers | no |
 //!
+//! Lanes that begin at the tail have a row before the client is told that it is attached, so that a crash skips nothing of
+//! what is said from then on.
+//!
 //! What was delivered is told by [`Session::delivery`], when the transport took it; [`Session::save`] makes it durable.
-//! A crash repeats what was taken since the last save, and skips nothing.
+//! A crash repeats what was taken since the last save, and skips nothing. What an identity answers into a conversation carries
+//! how far it had heard, in the same append, so that a crash does not repeat what was answered.
 
 mod seats;
 mod sql;
@@ -28,7 +32,7 @@ use std::{
 
 use trunkline_store::{
     lease::{self, Lease},
-    log::{Epoch, Offset, Reader, Topic},
+    log::{Append, Epoch, Offset, Reader, Topic},
 };
 use uuid::Uuid;
 
@@ -42,7 +46,7 @@ use crate::{
     identity::{self, Identity, PrincipalKind},
     presence::{self, Connection, Meter, Presence},
     token::opens,
-    topic::{Target, no_service, own_lane, progress_for, progress_in, task_events, task_messages},
+    topic::{Target, heard, no_service, own_lane, progress_for, progress_in, task_events, task_messages},
     work::{WorkGroup, WorkGroups},
 };
 
@@ -136,6 +140,24 @@ pub struct Welcome {
     pub reconnections: u32,
     /// When the identity was first attached, Unix milliseconds; kept over resumptions.
     pub initial_connection_ms: u64,
+}
+
+/// How far an identity had heard its own lane. It goes with what the identity answers, and counts as what was delivered before it
+/// does.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    topic: Topic,
+    position: u64,
+}
+
+impl Heard {
+    pub(crate) fn append(&self) -> Append {
+        Append::new(&self.topic, self.position.to_be_bytes().to_vec())
+    }
+
+    fn decode(payload: &[u8]) -> Option<u64> {
+        payload.try_into().ok().map(u64::from_be_bytes)
+    }
 }
 
 /// Lanes whose position is remembered together.
@@ -303,7 +325,9 @@ impl Sessions {
             keep,
             attend,
         };
-        session.follow_lanes(before).await?;
+        if session.follow_lanes(before).await? {
+            session.save().await?;
+        }
         if let Some(all) = broadcast {
             session.reader.follow_from_tail(&all)?;
             session.meter.reads(&all, tail.offset.0, None);
@@ -356,16 +380,17 @@ impl Sessions {
 }
 
 impl Session {
-    async fn follow_lanes(&mut self, before: u64) -> Result<(), Error> {
+    /// Answers whether a lane begins at the tail, which has to be remembered.
+    async fn follow_lanes(&mut self, before: u64) -> Result<bool, Error> {
         let tail = self.gate.tail(&self.attend).offset.0;
         if let Some(own) = own_lane(&self.caller.identity)? {
             if matches!(self.caller.identity, Identity::Task(_)) {
                 // Nobody comes back under an assigned id.
                 self.reader.follow_from_start(&own)?;
                 self.meter.reads(&own, 0, None);
-                return Ok(());
+                return Ok(false);
             }
-            let from = self.remembered(OWN).await?.unwrap_or(0).max(before);
+            let from = self.remembered(OWN).await?.unwrap_or(0).max(before).max(self.heard_before().await?);
             self.follow(OWN.to_owned(), vec![own], from)?;
         }
         match &self.caller.identity {
@@ -374,17 +399,34 @@ impl Session {
                 let progress = progress_in(&named.workspace)?;
                 self.reader.follow_from_tail(&all)?;
                 self.meter.reads(&all, tail, None);
-                let from = self.remembered(PROGRESS).await?.map_or(tail, |from| from.max(before));
-                self.follow(PROGRESS.to_owned(), vec![progress], from)?;
+                let remembered = self.remembered(PROGRESS).await?;
+                self.follow(PROGRESS.to_owned(), vec![progress], remembered.map_or(tail, |from| from.max(before)))?;
+                Ok(remembered.is_none())
             }
             Identity::User { user, .. } => {
                 let wide = vec![Target::User { user: user.clone() }.topic()?, progress_for(user)?];
-                let from = self.remembered(WIDE).await?.map_or(tail, |from| from.max(before));
-                self.follow(WIDE.to_owned(), wide, from)?;
+                let remembered = self.remembered(WIDE).await?;
+                self.follow(WIDE.to_owned(), wide, remembered.map_or(tail, |from| from.max(before)))?;
+                Ok(remembered.is_none())
             }
-            _ => {}
+            _ => Ok(false),
         }
-        Ok(())
+    }
+
+    /// How far the identity had heard when it last answered.
+    async fn heard_before(&self) -> Result<u64, Error> {
+        let last = self.gate.last(&self.attend, &heard(&self.caller.identity)?).await?;
+        Ok(last.and_then(|record| Heard::decode(&record.payload)).unwrap_or(0))
+    }
+
+    /// How far it has heard its own lane; nothing for who has none that is remembered.
+    ///
+    /// # Errors
+    /// None in practice; see [`own_lane`].
+    pub fn heard(&self) -> Result<Option<Heard>, Error> {
+        let Some(own) = self.lanes.iter().find(|lanes| lanes.scope == OWN) else { return Ok(None) };
+        let position = own.position(self.taken.load(SeqCst));
+        Ok(Some(Heard { topic: heard(&self.caller.identity)?, position }))
     }
 
     fn follow(&mut self, scope: String, topics: Vec<Topic>, from: u64) -> Result<(), Error> {
@@ -422,16 +464,18 @@ impl Session {
         if let Some(workspace) = &wanted {
             self.gate.authorize(&self.caller, Enter(workspace))?;
         }
-        self.save().await?;
-        let mut joining = None;
+        let (mut joining, mut begins) = (None, None);
         if let Some(workspace) = &wanted {
             let all = Target::AllUsers { workspace: workspace.clone() }.topic()?;
             let mine = Target::UserIn { user, workspace: workspace.clone() }.topic()?;
             let scope = format!("workspace:{workspace}");
             let tail = self.gate.tail(&self.attend).offset.0;
-            let from = self.remembered(&scope).await?.unwrap_or(tail);
+            let remembered = self.remembered(&scope).await?;
+            let from = remembered.unwrap_or(tail);
+            begins = remembered.is_none().then(|| (scope.clone(), tail as i64));
             joining = Some((scope, vec![all, mine, progress_in(workspace)?], from));
         }
+        self.saved = self.save_with(begins).await?;
         if let Some(at) = self.lanes.iter().position(|lanes| lanes.scope.starts_with("workspace:")) {
             let left = self.lanes.swap_remove(at);
             left.topics.iter().for_each(|topic| self.reader.unfollow(topic));
@@ -511,22 +555,42 @@ impl Session {
     /// # Errors
     /// [`Kind::Unavailable`]; the next save tries again.
     pub async fn save(&mut self) -> Result<(), Error> {
-        let (mark, taken) = (self.mark(), self.taken.load(SeqCst));
-        let positions: Vec<(String, i64)> =
-            self.lanes.iter().map(|lanes| (lanes.scope.clone(), lanes.position(taken) as i64)).collect();
-        let epoch = self.epoch.0.simple().to_string();
-        self.gate.write(&self.keep, move |tx, owner| sql::save(tx, owner, epoch.clone(), positions.clone())).await?;
-        self.saved = mark;
-        if let Some(work) = &self.work {
-            work.save(&self.gate, &self.keep).await?;
-        }
+        self.saved = self.save_with(None).await?;
         Ok(())
+    }
+
+    /// As [`Session::save`], without holding the session meanwhile: what it resolves to is for [`Session::saved`].
+    pub fn saving(&self) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
+        self.save_with(None)
+    }
+
+    /// Notes that a save has succeeded.
+    pub fn saved(&mut self, mark: u64) {
+        self.saved = mark;
+    }
+
+    /// Also where lanes begin that are not followed yet.
+    fn save_with(&self, begins: Option<(String, i64)>) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
+        let (mark, taken) = (self.mark(), self.taken.load(SeqCst));
+        let own = self.lanes.iter().map(|lanes| (lanes.scope.clone(), lanes.position(taken) as i64));
+        let positions: Vec<_> = own.chain(begins).collect();
+        let epoch = self.epoch.0.simple().to_string();
+        let (gate, keep, work) = (self.gate.clone(), self.keep.clone(), self.work.clone());
+        async move {
+            if !positions.is_empty() {
+                gate.write(&keep, move |tx, owner| sql::save(tx, owner, epoch.clone(), positions.clone())).await?;
+            }
+            if let Some(work) = work {
+                work.save(&gate, &keep).await?;
+            }
+            Ok(mark)
+        }
     }
 
     /// Whether something was taken since the last save.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.mark() != self.saved
+        self.mark() != self.saved || self.work.as_ref().is_some_and(|work| work.has_news())
     }
 
     /// Changes with every delivery.
@@ -594,6 +658,12 @@ impl Delivery {
     /// Notes that it was delivered, with everything that was yielded before it.
     pub fn done(self) {
         self.taken.fetch_max(self.offset, SeqCst);
+    }
+
+    /// Whether it was delivered.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.taken.load(SeqCst) >= self.offset
     }
 
     /// The record's offset.

@@ -246,7 +246,10 @@ pub(crate) fn progress_for(user: &str) -> Result<Topic, Error> {
 }
 
 /// The topic of what happens to a task. Only the server writes to it.
-pub(crate) fn task_events(workspace: &str, task: Uuid) -> Result<Topic, Error> {
+///
+/// # Errors
+/// None in practice: a workspace's name and an id are shorter than a topic may be.
+pub fn task_events(workspace: &str, task: Uuid) -> Result<Topic, Error> {
     Ok(Topic::new(&format!("tk::{workspace}::{task}::events"))?)
 }
 
@@ -285,6 +288,14 @@ pub fn own_lane(identity: &Identity) -> Result<Option<Topic>, Error> {
         other => other.to_string(),
     };
     Ok(Some(Topic::new(&name)?))
+}
+
+/// Where an identity's answers say how far it had heard.
+const HEARD: &str = "hd";
+
+/// The topic of how far an identity had heard when it answered. Only the server writes to it.
+pub(crate) fn heard(identity: &Identity) -> Result<Topic, Error> {
+    Ok(Topic::new(&format!("{HEARD}::{identity}"))?)
 }
 
 /// What becomes of sandboxes, for those who watch the list of them.
@@ -346,7 +357,7 @@ pub fn class(name: &str) -> Class {
     let prefix = name.split(SEPARATOR).next().unwrap_or_default();
     match prefix {
         "ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "pg" | "tk" | "event" | "metric" | "br"
-        | "sv" | "sk" | ROLL => CLASS_LANE,
+        | "sv" | "sk" | HEARD | ROLL => CLASS_LANE,
         // What was said is in the conversation itself.
         "cv" if name.ends_with(DELTAS) => CLASS_LANE,
         _ => CLASS_KEPT,

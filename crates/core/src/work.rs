@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
 };
 
 use tokio::sync::{Notify, OnceCell};
@@ -38,6 +41,8 @@ pub struct WorkGroup {
     reader: tokio::sync::Mutex<Reader>,
     out: Mutex<Out>,
     returned: Notify,
+    /// The position that is durable.
+    saved: AtomicU64,
 }
 
 #[derive(Default)]
@@ -80,7 +85,8 @@ impl WorkGroups {
             reader.follow_from(&topic, Offset(from))?;
             let out = Mutex::new(Out { last: from, ..Out::default() });
             let (topic, reader) = (topic.clone(), tokio::sync::Mutex::new(reader));
-            Ok::<_, Error>(Arc::new(WorkGroup { topic, epoch, reader, out, returned: Notify::new() }))
+            let (returned, saved) = (Notify::new(), AtomicU64::new(from));
+            Ok::<_, Error>(Arc::new(WorkGroup { topic, epoch, reader, out, returned, saved }))
         };
         cell.get_or_try_init(open).await.cloned().map(Some)
     }
@@ -145,13 +151,32 @@ impl WorkGroup {
         ((self.topic.clone(), Offset(out.last)), out.returned.len() as u64)
     }
 
-    /// Makes the group's position durable.
+    /// The last record before the oldest one that is still out.
+    fn position(&self) -> u64 {
+        let out = lock(&self.out);
+        out.pulled.first_key_value().map_or(out.last, |(_, before)| *before)
+    }
+
+    /// Whether something was pulled that is neither done nor back.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        !lock(&self.out).pulled.is_empty()
+    }
+
+    /// Whether it got further since its position was made durable.
+    pub(crate) fn has_news(&self) -> bool {
+        self.position() != self.saved.load(SeqCst)
+    }
+
+    /// Makes the group's position durable; does nothing if that has not changed.
     pub(crate) async fn save(&self, gate: &Gate, keep: &KeepPermit) -> Result<(), Error> {
-        let position = {
-            let out = lock(&self.out);
-            out.pulled.first_key_value().map_or(out.last, |(_, before)| *before)
-        };
-        save_position(gate, keep, self.topic.as_str(), &self.epoch, position).await
+        let position = self.position();
+        if position != self.saved.load(SeqCst) {
+            save_position(gate, keep, self.topic.as_str(), &self.epoch, position).await?;
+            // Members save at the same time, and positions only move forward.
+            self.saved.fetch_max(position, SeqCst);
+        }
+        Ok(())
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
     error::{Error, Kind as ErrorKind},
     gate::ConversationPermit,
     message::{CHAT, Envelope, json},
+    session::Heard,
     topic::{conversation_deltas, conversation_events},
 };
 
@@ -67,8 +68,8 @@ pub(super) struct Post {
 #[derive(Debug)]
 pub(super) enum What {
     Post(Post),
-    /// Something that somebody else says, with the name that it has for it, empty for none.
-    Say(Party, Said, String),
+    /// Something that somebody else says, with the name that it has for it, empty for none, and how far it had heard by then.
+    Say(Party, Said, String, Option<Heard>),
     /// Something of the server's own.
     Act(Act),
 }
@@ -268,9 +269,13 @@ impl Writer {
                 self.act(act, standing, None, post.is_named.then(|| dedup(post.id)))
             }
             What::Act(act) => self.act(act.clone(), standing, None, None),
-            What::Say(party, said, name) => {
+            What::Say(party, said, name, heard) => {
                 let name = (!name.is_empty()).then(|| format!("{}\n{name}", party.lane));
-                self.say(party, said, standing, name).await
+                let mut prepared = self.say(party, said, standing, name).await?;
+                // Pieces of an answer prove nothing before its end.
+                let heard = heard.as_ref().filter(|_| !prepared.events.is_empty());
+                prepared.appends.extend(heard.map(|heard| heard.append().with_first()));
+                Ok(prepared)
             }
         }
     }
@@ -512,7 +517,7 @@ impl What {
     fn is_named(&self) -> bool {
         match self {
             Self::Post(post) => post.is_named,
-            Self::Say(_, _, name) => !name.is_empty(),
+            Self::Say(_, _, name, _) => !name.is_empty(),
             Self::Act(_) => false,
         }
     }
