@@ -246,7 +246,7 @@ impl Sender {
             Some(last) if last.name == target => last,
             _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None },
         };
-        self.check_size(payload.len())?;
+        self.check_size("message payload", payload.len())?;
         self.take_token("message rate limit exceeded")?;
         let as_of = self.gate.as_of();
         let is_task = matches!(route.target, Target::TaskMessages { .. });
@@ -284,16 +284,16 @@ impl Sender {
     /// # Errors
     /// `ERR_PAYLOAD_TOO_LARGE`, `ERR_RATE_LIMITED`.
     pub fn take_account(&mut self, bytes: usize) -> Result<(), Error> {
-        self.check_size(bytes)?;
+        self.check_size("message payload", bytes)?;
         self.take_token("message rate limit exceeded")
     }
 
-    fn check_size(&self, size: usize) -> Result<(), Error> {
+    fn check_size(&self, what: &str, size: usize) -> Result<(), Error> {
         let most = self.payload_bytes_max;
         if size <= most {
             return Ok(());
         }
-        let message = format!("message payload size {size} exceeds maximum of {most} bytes");
+        let message = format!("{what} size {size} exceeds maximum of {most} bytes");
         Err(Error::new(Kind::Invalid, "ERR_PAYLOAD_TOO_LARGE", message))
     }
 
@@ -330,9 +330,11 @@ impl Sender {
     /// Checks a report of progress and accepts it, as a message.
     ///
     /// # Errors
-    /// `ERR_INVALID_PRINCIPAL`, `ERR_RATE_LIMITED`, `ERR_INVALID_ARGUMENT` for a recipient that is none.
+    /// `ERR_INVALID_PRINCIPAL`, `ERR_INVALID_ARGUMENT` for a recipient that is none, `ERR_PERMISSION_DENIED`,
+    /// `ERR_PAYLOAD_TOO_LARGE`, `ERR_RATE_LIMITED`.
     pub fn report(&mut self, session: &Session, recipient: &str, body: &[u8]) -> Result<(), Error> {
         let permit = self.gate.authorize(&session.caller, gate::Report { recipient, home: session.workspace() })?;
+        self.check_size("progress report", body.len())?;
         self.take_token("progress report rate limit exceeded")?;
         let workspace = session.workspace().unwrap_or_default();
         let progress = Progress::encode(&self.source, workspace, recipient, body);

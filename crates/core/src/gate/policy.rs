@@ -82,7 +82,8 @@ fn may_reach(caller: &Caller, target: &Target, rules: &Rules) -> bool {
 impl Intent for Report<'_> {
     type Permit = SendPermit;
 
-    fn decide(self, caller: &Caller, _rules: &Rules) -> Result<SendPermit, Error> {
+    /// Reaches whom a message would reach: all of the reporter's workspace, or a window of the user.
+    fn decide(self, caller: &Caller, rules: &Rules) -> Result<SendPermit, Error> {
         if !matches!(caller.identity.kind(), PrincipalKind::Agent | PrincipalKind::Task | PrincipalKind::Service) {
             let who = "only agents, tasks, and services can report progress";
             return Err(Error::new(Kind::Denied, "ERR_INVALID_PRINCIPAL", who));
@@ -101,6 +102,11 @@ impl Intent for Report<'_> {
         };
         if self.recipient.len() > TARGET_BYTES_MAX {
             return Err(invalid(format!("recipient of {} bytes", self.recipient.len())));
+        }
+        // Neither a user's window nor a broadcast at home has a workspace of its own to ask for.
+        let reaches = |own| has(caller, rules, "workspace", own, Level::READ_WRITE);
+        if !caller.identity.workspace().is_none_or(reaches) {
+            return Err(denied(format!("not authorized to report progress to topic {topic}")));
         }
         Ok(SendPermit { topic })
     }

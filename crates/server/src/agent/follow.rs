@@ -6,12 +6,13 @@ use trunkline_core::{
     Error, Kind,
     session::Session,
     task::{Event, TaskEvent, Tasks},
+    topic::task_events,
 };
 use trunkline_proto::v1::{
     TaskSubscriptionOperation, TaskSubscriptionOperationResponse, downstream_message::Payload as Down,
     task_subscription_operation::OpType,
 };
-use trunkline_store::log::{Record, Topic};
+use trunkline_store::log::{READER_TOPICS_MAX, Record, Topic};
 use uuid::Uuid;
 
 use super::convert;
@@ -23,8 +24,11 @@ const SUBSCRIPTIONS_MAX: usize = 1000;
 /// Descendants that a subscription begins with. The published figure.
 const DESCENDANTS_MAX: i64 = 256;
 
-/// Lanes that one client follows, of all its subscriptions.
-const LANES_MAX: usize = 10_000;
+/// Lanes that one client follows, of all its subscriptions: what one reader follows, with room for the client's other lanes.
+const LANES_MAX: usize = READER_TOPICS_MAX - 96;
+
+/// Subscriptions of one client to one task: each of its events is a frame for each of them.
+const SUBSCRIBERS_MAX: usize = 16;
 
 /// The subscriptions of a client, by the topic of the events.
 #[derive(Default)]
@@ -137,6 +141,11 @@ impl Following {
     ) -> Result<(), Error> {
         if self.lanes.len() >= LANES_MAX {
             let message = format!("one connection may follow {LANES_MAX} tasks");
+            return Err(Error::new(Kind::Exhausted, "ERR_QUOTA", message));
+        }
+        let known = self.lanes.get(&task_events(workspace, task)?);
+        if known.is_some_and(|lane| lane.len() >= SUBSCRIBERS_MAX) {
+            let message = format!("one connection may have {SUBSCRIBERS_MAX} subscriptions to one task");
             return Err(Error::new(Kind::Exhausted, "ERR_QUOTA", message));
         }
         let topic = session.follow_task(workspace, task, replays)?;

@@ -114,3 +114,26 @@ async fn a_set_takes_as_many_members_as_the_settings_say() {
     }
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_of_progress_is_no_larger_than_a_message() {
+    use trunkline_proto::v1::{ProgressReport, upstream_message::Payload as Up};
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits { payload_bytes_max: 1000, ..Limits::default() }).await;
+    let grpc = server.addresses().grpc;
+    let mut one = Client::connect(grpc, agent("one")).await.unwrap();
+    let mut two = Client::connect(grpc, agent("two")).await.unwrap();
+    let report = |bytes| Up::Progress(Box::new(ProgressReport { summary: "x".repeat(bytes), ..Default::default() }));
+    one.put(report(1001)).await;
+    assert_eq!(one.error().await.code, "ERR_PAYLOAD_TOO_LARGE");
+    one.put(report(900)).await;
+    loop {
+        use trunkline_proto::v1::downstream_message::Payload as Down;
+        match two.next().await.unwrap().unwrap() {
+            Down::Config(_) => {}
+            Down::ProgressUpdate(update) => break assert_eq!(update.summary.len(), 900),
+            other => panic!("{other:?}"),
+        }
+    }
+    server.stop().await;
+}
