@@ -3,21 +3,23 @@
 //! What is told is not read here: a surface's envelopes are bytes. What is asked has a turn's id, so that a turn that is begun
 //! twice is asked for once.
 
+mod duty;
 mod sql;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use trunkline_store::log::{Clock, Reader};
 
+pub use self::duty::Duty;
 pub use crate::gate::{SocketNeed as Need, SocketPermit as Permit};
 use crate::{
     caller::Caller,
@@ -27,14 +29,20 @@ use crate::{
 
 pub(crate) use sql::MIGRATIONS;
 
+use self::duty::Post;
+
 /// Longest id of a client.
 const CLIENT_BYTES_MAX: usize = 128;
 
-/// What one client asked and no runtime has: it waits, or was sent and not answered.
+/// What one client asked and no runtime has, because it waits, or was sent and not answered; and its bytes.
 pub(crate) const ASKS_MAX: i64 = 1000;
+pub(crate) const ASKS_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
-/// What is handed to a runtime at once.
-const ASKS_AT_ONCE: i64 = 256;
+/// The same of all clients, in bytes, about: whoever may ask under many names fills no disk.
+const ALL_ASKS_BYTES_MAX: i64 = 4 * 1024 * 1024 * 1024;
+
+/// All that waits is counted this often at most, in milliseconds.
+const COUNT_PAUSE_MS: i64 = 1000;
 
 /// What was asked is known for so long, so that it is not asked twice.
 const KNOWN_MS: i64 = 24 * 60 * 60 * 1000;
@@ -51,20 +59,14 @@ struct Inner {
     posts: Mutex<Vec<Arc<Post>>>,
     /// Changes with those.
     changes: AtomicU64,
+    /// A hand-over that has not begun waits for the one that is under way.
+    hands_over: AtomicBool,
+    hand_over: tokio::sync::Mutex<()>,
+    /// Bytes of all that no runtime has: as they were last counted, and what was asked since; and when that was.
+    asks_bytes: AtomicI64,
+    counted_at: AtomicI64,
     /// Who tells what under which name, so that one connection does it at a time.
     tellers: Mutex<HashMap<String, Arc<tokio::sync::Mutex<u64>>>>,
-}
-
-struct Post {
-    caller: Caller,
-    /// Something may be for it.
-    asked: Notify,
-    /// What was asked up to here was looked at.
-    looked_to: AtomicI64,
-    generation: String,
-    recovered: HashSet<String>,
-    /// What it was sent, by client and turn, until it says something of it.
-    handed: Mutex<HashMap<(String, String), Vec<i64>>>,
 }
 
 /// A name under which something numbers what it tells. A later one of that name ends it: then nothing is told any more.
@@ -125,12 +127,6 @@ pub enum Asked {
     Stopped,
 }
 
-/// A runtime while it is there.
-pub struct Duty {
-    sockets: Sockets,
-    post: Arc<Post>,
-}
-
 impl Sockets {
     /// The streams behind `gate`; what it begins is in `tracker`. What runtimes had been sent when the server ended, and said
     /// nothing of, is sent again.
@@ -139,8 +135,19 @@ impl Sockets {
     /// [`Kind::Unavailable`].
     pub async fn open(gate: Gate, clock: Clock, tracker: TaskTracker) -> Result<Self, Error> {
         gate.housekeep(|tx| sql::release(tx, None)).await?;
-        let (posts, changes, tellers) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
-        Ok(Self(Arc::new(Inner { gate, clock, tracker, posts, changes, tellers })))
+        let asks_bytes = AtomicI64::new(gate.glance(sql::waiting_bytes).await?);
+        Ok(Self(Arc::new(Inner {
+            gate,
+            clock,
+            tracker,
+            posts: Mutex::default(),
+            changes: AtomicU64::new(0),
+            hands_over: AtomicBool::new(false),
+            hand_over: tokio::sync::Mutex::default(),
+            asks_bytes,
+            counted_at: AtomicI64::new(0),
+            tellers: Mutex::default(),
+        })))
     }
 
     /// Lets somebody use a client's stream.
@@ -216,12 +223,25 @@ impl Sockets {
     /// # Errors
     /// [`Kind::Exhausted`] if too much waits, [`Kind::Unavailable`].
     pub async fn ask(&self, permit: &Permit, ask: Ask, aim: Aim, told: Option<Bytes>) -> Result<Asked, Error> {
+        let bytes = i64::try_from(ask.body.len()).unwrap_or(i64::MAX);
+        let is_full = || self.0.asks_bytes.load(SeqCst).saturating_add(bytes) > ALL_ASKS_BYTES_MAX;
+        if is_full() {
+            self.count().await?;
+        }
+        if is_full() {
+            let why = format!("what clients asked and no runtime has takes {ALL_ASKS_BYTES_MAX} bytes, the limit");
+            return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", why));
+        }
         let (now, row, topic) = (self.now(), Ask { client: permit.client().to_owned(), ..ask }, permit.topic()?);
         let asked =
             self.0.gate.housekeep(move |tx| sql::ask(tx, row.clone(), aim, now, topic.clone().zip(told.clone())));
         let asked = asked.await?;
         if asked == Asked::Waits {
-            self.wake(|post| post.serves(permit.client()));
+            self.0.asks_bytes.fetch_add(bytes, SeqCst);
+            // Should that one go now, whoever comes next is told by its going.
+            if let Some(post) = self.serving(permit.client()) {
+                post.asked.notify_one();
+            }
         }
         Ok(asked)
     }
@@ -255,13 +275,10 @@ impl Sockets {
         if !caller.credential.is_admin && caller.credential.serves.is_empty() {
             return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", "the credential is not a runtime's"));
         }
-        let (asked, looked_to, handed) = (Notify::new(), AtomicI64::new(0), Mutex::default());
-        let (caller, generation) = (caller.clone(), generation.to_owned());
-        let post = Arc::new(Post { caller, asked, looked_to, generation, recovered, handed });
-        post.asked.notify_one();
+        let post = Arc::new(Post::new(caller.clone(), generation.to_owned(), recovered));
         self.posts().push(post.clone());
         self.0.changes.fetch_add(1, SeqCst);
-        Ok(Duty { sockets: self.clone(), post })
+        Ok(Duty::new(self.clone(), post))
     }
 
     /// A checkpoint of what followed from a client's stream, and how far that was.
@@ -278,21 +295,42 @@ impl Sockets {
     /// # Errors
     /// [`Kind::Unavailable`].
     pub async fn put_checkpoint(&self, permit: &Permit, folded_to: u64, state: String) -> Result<(), Error> {
-        let (client, epoch) = (permit.client().to_owned(), self.0.gate.id());
+        let (client, epoch, now) = (permit.client().to_owned(), self.0.gate.id(), self.now());
         let kept = self
             .0
             .gate
-            .housekeep(move |tx| sql::put_checkpoint(tx, client.clone(), epoch.clone(), folded_to, state.clone()));
+            .housekeep(move |tx| sql::put_checkpoint(tx, client.clone(), epoch.clone(), folded_to, state.clone(), now));
         kept.await
     }
 
-    /// Forgets what was asked and taken long ago.
+    /// Forgets what was asked and taken long ago; and what no runtime took, and how clients stood, when that is `left` ago.
+    /// A turn that no runtime took is told as lost when the next one comes.
     ///
     /// # Errors
     /// [`Kind::Unavailable`].
-    pub async fn sweep(&self) -> Result<(), Error> {
-        let before = self.now() - KNOWN_MS;
-        self.0.gate.housekeep(move |tx| sql::sweep(tx, before)).await
+    pub async fn sweep(&self, left: Option<Duration>) -> Result<(), Error> {
+        let now = self.now();
+        let taken = now - KNOWN_MS;
+        let left = left.map(|left| now.saturating_sub(i64::try_from(left.as_millis()).unwrap_or(i64::MAX)));
+        let (mut untaken, mut has_more) = (0, true);
+        while has_more {
+            let swept = self.0.gate.housekeep(move |tx| sql::sweep(tx, now, taken, left)).await?;
+            (untaken, has_more) = (untaken + swept.0, swept.1);
+        }
+        if untaken > 0 {
+            tracing::warn!(untaken, "requests of clients that no runtime took are forgotten");
+        }
+        self.count().await
+    }
+
+    /// Looks how much waits, unless that was just done.
+    async fn count(&self) -> Result<(), Error> {
+        let (now, last) = (self.now(), self.0.counted_at.load(SeqCst));
+        if !(last..last.saturating_add(COUNT_PAUSE_MS)).contains(&now) {
+            self.0.counted_at.store(now, SeqCst);
+            self.0.asks_bytes.store(self.0.gate.glance(sql::waiting_bytes).await?, SeqCst);
+        }
+        Ok(())
     }
 
     fn now(&self) -> i64 {
@@ -304,136 +342,7 @@ impl Sockets {
         self.posts().iter().rev().find(|post| post.serves(client)).cloned()
     }
 
-    fn wake(&self, which: impl Fn(&Post) -> bool) {
-        self.posts().iter().filter(|post| which(post)).for_each(|post| post.asked.notify_one());
-    }
-
     fn posts(&self) -> MutexGuard<'_, Vec<Arc<Post>>> {
         self.0.posts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Post {
-    fn serves(&self, client: &str) -> bool {
-        UseSocket { client, need: Need::Serve }.fits(&self.caller)
-    }
-}
-
-impl Duty {
-    /// Whether it is this runtime that serves a client now.
-    #[must_use]
-    pub fn serves(&self, client: &str) -> bool {
-        self.sockets.serving(client).is_some_and(|post| Arc::ptr_eq(&post, &self.post))
-    }
-
-    /// What clients asked, for this runtime alone; waits for something. What it says nothing of, the next one gets.
-    ///
-    /// # Errors
-    /// [`Kind::Unavailable`].
-    pub async fn next(&self) -> Result<Vec<Ask>, Error> {
-        loop {
-            let after = self.post.looked_to.load(SeqCst);
-            let found = self.sockets.0.gate.glance(move |tx| sql::waiting(tx, after, ASKS_AT_ONCE)).await?;
-            let Some(last) = found.last().map(|ask| ask.number) else {
-                self.post.asked.notified().await;
-                continue;
-            };
-            // Whoever left meanwhile has it looked at again.
-            let _ = self.post.looked_to.compare_exchange(after, last, SeqCst, SeqCst);
-            let mut serving = HashMap::new();
-            let mut is_own = |client: &String| {
-                *serving
-                    .entry(client.clone())
-                    .or_insert_with(|| self.sockets.serving(client).is_some_and(|post| Arc::ptr_eq(&post, &self.post)))
-            };
-            let mut own: Vec<_> = found.into_iter().filter(|ask| is_own(&ask.client)).collect();
-            let numbers: Vec<_> = own.iter().map(|ask| ask.number).collect();
-            // Noted before it is so: whoever goes in between gives back what it may have.
-            for ask in &own {
-                let key = (ask.client.clone(), ask.turn.clone());
-                self.post.handed().entry(key).or_default().push(ask.number);
-            }
-            let claimed = self.sockets.0.gate.housekeep(move |tx| sql::claim(tx, numbers.clone())).await?;
-            for ask in own.extract_if(.., |ask| !claimed.contains(&ask.number)) {
-                self.forget(ask.number);
-            }
-            if !own.is_empty() {
-                return Ok(own);
-            }
-        }
-    }
-
-    /// The runtime said something of a client's turn: it has what was asked of that.
-    pub fn heard_of(&self, client: &str, turn: &str) {
-        let numbers = {
-            let mut handed = self.post.handed();
-            if handed.is_empty() {
-                return;
-            }
-            handed.remove(&(client.to_owned(), turn.to_owned())).unwrap_or_default()
-        };
-        self.settle(numbers);
-    }
-
-    /// The runtime said that it has something that was asked.
-    pub fn has(&self, number: i64) {
-        if self.forget(number) {
-            self.settle(vec![number]);
-        }
-    }
-
-    /// Answers whether it was sent that.
-    fn forget(&self, number: i64) -> bool {
-        let mut found = false;
-        self.post.handed().retain(|_, numbers| {
-            let count = numbers.len();
-            numbers.retain(|own| *own != number);
-            found |= numbers.len() < count;
-            !numbers.is_empty()
-        });
-        found
-    }
-
-    fn settle(&self, numbers: Vec<i64>) {
-        if numbers.is_empty() {
-            return;
-        }
-        let sockets = self.sockets.clone();
-        self.sockets.0.tracker.spawn(async move {
-            if let Err(error) = sockets.0.gate.housekeep(move |tx| sql::took(tx, numbers.clone())).await {
-                tracing::warn!(%error, "after a restart a runtime is asked again what it has");
-            }
-        });
-    }
-}
-
-impl Post {
-    fn handed(&self) -> MutexGuard<'_, HashMap<(String, String), Vec<i64>>> {
-        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Duty {
-    fn drop(&mut self) {
-        self.sockets.posts().retain(|post| !Arc::ptr_eq(post, &self.post));
-        self.sockets.0.changes.fetch_add(1, SeqCst);
-        let back: Vec<i64> = self.post.handed().drain().flat_map(|(_, numbers)| numbers).collect();
-        // Without its runtime the process is about to end, and the next one finds them.
-        if tokio::runtime::Handle::try_current().is_err() {
-            return;
-        }
-        let sockets = self.sockets.clone();
-        self.sockets.0.tracker.spawn(async move {
-            if !back.is_empty()
-                && let Err(error) = sockets.0.gate.housekeep(move |tx| sql::release(tx, Some(back.clone()))).await
-            {
-                tracing::error!(%error, "what a runtime was asked waits for the next start of the server");
-            }
-            // What was for this one may be for another one now.
-            for post in &*sockets.posts() {
-                post.looked_to.store(0, SeqCst);
-                post.asked.notify_one();
-            }
-        });
     }
 }

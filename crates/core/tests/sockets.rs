@@ -139,9 +139,50 @@ async fn suite(world: World) {
     assert_eq!(world.ask("n", "t", Aim::Note, "").await, Ok(Asked::Waits));
     assert_eq!(world.ask("n", "t", Aim::Note, "").await, Ok(Asked::Known));
 
+    hand_overs(&world).await;
     bounds(&world).await;
     numbers(&world).await;
     world.relay.abort();
+}
+
+/// One runtime goes in the moment in which the next one reads what waits: every request is delivered all the same.
+async fn hand_overs(world: &World) {
+    const ROUNDS: usize = 60;
+    const HAD: usize = 4;
+    let large = "x".repeat(200_000);
+    let ask = async |turn: String| {
+        let permit = world.sockets.enter(&admin(), "handed", Need::Show).unwrap();
+        let (number, client, socket, kind) = (0, String::new(), "tab".into(), "turn_start".into());
+        let ask = Ask { number, client, socket, kind, turn, body: large.clone() };
+        assert_eq!(world.sockets.ask(&permit, ask, Aim::Begin, None).await.unwrap(), Asked::Waits);
+    };
+    let runtime = || world.sockets.attach(&caller(&["handed"]), "g", HashSet::new()).unwrap();
+    let mut current = runtime();
+    for round in 0..ROUNDS {
+        let mut had = Vec::new();
+        for n in 0..HAD {
+            ask(format!("{round} had {n}")).await;
+        }
+        while had.len() < HAD {
+            had.extend(next(&current).await.into_iter().map(|ask| ask.turn));
+        }
+        let newcomer = runtime();
+        // What is asked while two are there is for the newcomer, which reads it while the other one goes.
+        for n in 0..HAD {
+            ask(format!("{round} new {n}")).await;
+        }
+        let leaves = tokio::spawn(async move { drop(current) });
+        let mut delivered = HashSet::new();
+        while delivered.len() < 2 * HAD {
+            for ask in next(&newcomer).await {
+                newcomer.has(ask.number);
+                delivered.insert(ask.turn);
+            }
+        }
+        assert!(had.iter().all(|turn| delivered.contains(turn)), "round {round}: {delivered:?}");
+        leaves.await.unwrap();
+        current = newcomer;
+    }
 }
 
 async fn bounds(world: &World) {
@@ -152,8 +193,39 @@ async fn bounds(world: &World) {
     }
     assert_eq!(last, Err(Kind::Exhausted));
     assert_eq!(world.ask("other", "t", Aim::Begin, "").await, Ok(Asked::Waits));
-    world.sockets.sweep().await.unwrap();
+    world.sockets.sweep(Some(Duration::from_hours(1))).await.unwrap();
     assert_eq!(world.ask("a", "t", Aim::Begin, "").await, Ok(Asked::Known), "for a day");
+    // Also in bytes, however few.
+    let permit = world.sockets.enter(&admin(), "large", Need::Show).unwrap();
+    let body = "x".repeat(1024 * 1024);
+    let ask = async |turn: usize| {
+        let (number, client, socket, kind) = (0, String::new(), "tab".into(), "turn_start".into());
+        let ask = Ask { number, client, socket, kind, turn: turn.to_string(), body: body.clone() };
+        world.sockets.ask(&permit, ask, Aim::Begin, None).await.map_err(|error| error.kind)
+    };
+    for turn in 0..16 {
+        assert_eq!(ask(turn).await, Ok(Asked::Waits));
+    }
+    assert_eq!(ask(16).await, Err(Kind::Exhausted));
+    // A runtime is handed no more than fits at once, and all of it in the end.
+    let runtime = world.sockets.attach(&caller(&["large"]), "g", HashSet::new()).unwrap();
+    let mut handed = 0;
+    while handed < 16 {
+        let asks = next(&runtime).await;
+        assert!(asks.len() <= 5, "{} MiB at once", asks.len());
+        asks.iter().for_each(|ask| runtime.has(ask.number));
+        handed += asks.len();
+    }
+    drop(runtime);
+    while world.sockets.waiting_turns(&permit).await.unwrap().len() > 0 {
+        tokio::task::yield_now().await;
+    }
+    // What no runtime took for as long as that is forgotten, and may be asked again.
+    let other = world.sockets.enter(&admin(), "full", Need::Show).unwrap();
+    assert_eq!(world.sockets.waiting_turns(&other).await.unwrap().len(), 1000);
+    world.sockets.sweep(Some(Duration::ZERO)).await.unwrap();
+    assert_eq!(world.sockets.waiting_turns(&other).await.unwrap().len(), 0);
+    assert_eq!(world.ask("full", "0", Aim::Begin, "").await, Ok(Asked::Waits));
 }
 
 async fn numbers(world: &World) {

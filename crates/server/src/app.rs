@@ -315,6 +315,8 @@ impl Server {
     fn sweep(&self, log: log::Log, rooms: Rooms, retention: RetentionConfig) {
         let Rooms { gate, tasks, sockets, talks, .. } = rooms;
         let stop = self.stop.clone();
+        let days = retention.sockets_days;
+        let left = (days > 0).then(|| Duration::from_secs(days.saturating_mul(24 * 60 * 60)));
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
         self.jobs.spawn("retention sweep", async move {
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -327,7 +329,7 @@ impl Server {
                 if let Err(error) = tasks.sweep().await {
                     tracing::warn!(%error, "expired names of tasks were not removed; the next sweep goes on");
                 }
-                if let Err(error) = sockets.sweep().await {
+                if let Err(error) = sockets.sweep(left).await {
                     tracing::warn!(%error, "what clients asked long ago was not removed; the next sweep goes on");
                 }
                 if let Err(error) = talks.sweep().await {

@@ -136,6 +136,8 @@ pub struct RetentionConfig {
     pub lane_mib_max: u64,
     /// What principals report to the audit trail.
     pub audit_days: u64,
+    /// What clients of the socket surface asked and no runtime took, and how their streams stood when they were last used.
+    pub sockets_days: u64,
     /// Pause between two sweeps.
     pub sweep_seconds: u64,
 }
@@ -180,7 +182,7 @@ impl Default for Listen {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { lanes_hours: 24, lane_mib_max: 0, audit_days: 90, sweep_seconds: 60 }
+        Self { lanes_hours: 24, lane_mib_max: 0, audit_days: 90, sockets_days: 30, sweep_seconds: 60 }
     }
 }
 

@@ -8,10 +8,11 @@ use trunkline_store::{
     log::Topic,
 };
 
-use super::{ASKS_MAX, Aim, Ask, Asked};
+use super::{ASKS_BYTES_MAX, ASKS_MAX, Aim, Ask, Asked};
 use crate::error::{Error, Kind};
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    Migration {
     name: "socket_0001_sockets",
     sql: "CREATE TABLE socket_asks (number AUTO_ID, client TEXT NOT NULL, socket TEXT NOT NULL, kind TEXT NOT NULL,
             turn TEXT NOT NULL, body TEXT NOT NULL, asked_at BIGINT NOT NULL, begins BIGINT NOT NULL, taken BIGINT NOT NULL);
@@ -20,12 +21,34 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         CREATE INDEX socket_asks_asked_at ON socket_asks (asked_at);
         CREATE TABLE socket_folds (client TEXT PRIMARY KEY, epoch TEXT NOT NULL, folded_to BIGINT NOT NULL,
             state TEXT NOT NULL)",
-}];
+    },
+    // What requests take is counted, and what waits is found, without reading their bodies.
+    Migration {
+        name: "socket_0002_bytes",
+        sql: "ALTER TABLE socket_asks ADD COLUMN bytes BIGINT NOT NULL DEFAULT 0;
+            UPDATE socket_asks SET bytes = LENGTH(body);
+            DROP INDEX socket_asks_waiting;
+            CREATE INDEX socket_asks_kept ON socket_asks (client, bytes) WHERE taken <> 1;
+            CREATE INDEX socket_asks_free ON socket_asks (number, client, bytes) WHERE taken = 0;
+            ALTER TABLE socket_folds ADD COLUMN kept_at BIGINT NOT NULL DEFAULT 0;
+            CREATE INDEX socket_folds_kept_at ON socket_folds (kept_at)",
+    },
+];
 
 /// What `taken` says: nobody has it; a runtime was sent it; that runtime said something of it.
 const WAITS: i64 = 0;
 const CLAIMED: i64 = 2;
 const TAKEN: i64 = 1;
+
+/// Rows that one transaction forgets of each kind: bodies are removed with them.
+const SWEEP: i64 = 64;
+
+/// A request that waits, without what it says.
+pub(super) struct Waiting {
+    pub(super) number: i64,
+    pub(super) client: String,
+    pub(super) bytes: i64,
+}
 
 /// Keeps what is asked, or finds that it need not be kept.
 pub(super) fn ask(
@@ -43,16 +66,19 @@ pub(super) fn ask(
                 return Ok(Asked::Stopped);
             }
         }
-        let sql = "SELECT COUNT(*) FROM socket_asks WHERE client = $1 AND taken <> 1";
+        let bytes = i64::try_from(ask.body.len()).unwrap_or(i64::MAX);
+        let sql = "SELECT COUNT(*), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM socket_asks WHERE client = $1 AND taken <> 1";
         let waiting = tx.query_opt(sql, &[ask.client.as_str().into()]).await?;
-        if waiting.map_or(Ok(0), |row| row.int(0))? >= ASKS_MAX {
+        let (count, kept) = waiting.map_or(Ok((0, 0)), |row| Ok::<_, LedgerError>((row.int(0)?, row.int(1)?)))?;
+        if count >= ASKS_MAX || kept.saturating_add(bytes) > ASKS_BYTES_MAX {
             let why = format!(
-                "{ASKS_MAX} things that this client asked wait for a runtime, or for its word that it has them"
+                "{count} things of {kept} bytes that this client asked wait for a runtime, or for its word that it has them; \
+                 at most {ASKS_MAX} and {ASKS_BYTES_MAX} bytes are kept"
             );
             return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", why));
         }
-        let sql = "INSERT INTO socket_asks (client, socket, kind, turn, body, asked_at, begins, taken)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (client, turn) WHERE begins = 1 AND turn <> '' DO NOTHING";
+        let sql = "INSERT INTO socket_asks (client, socket, kind, turn, body, asked_at, begins, taken, bytes)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (client, turn) WHERE begins = 1 AND turn <> '' DO NOTHING";
         let params = [
             ask.client.into(),
             ask.socket.into(),
@@ -62,6 +88,7 @@ pub(super) fn ask(
             now.into(),
             i64::from(matches!(aim, Aim::Begin | Aim::Note)).into(),
             if aim == Aim::Note { TAKEN } else { WAITS }.into(),
+            bytes.into(),
         ];
         if tx.execute(sql, &params).await? == 0 {
             return Ok(Asked::Known);
@@ -78,29 +105,38 @@ async fn send(tx: &mut WriteTx, told: Option<(Topic, Bytes)>) -> Result<(), Erro
     Ok(tx.send(&Outgoing { topic, payload }).await?)
 }
 
-/// What nobody took, behind a number.
-pub(super) fn waiting(tx: &mut ReadTx, after: i64, most: i64) -> TxFuture<'_, Vec<Ask>, LedgerError> {
+/// What nobody took, behind a number: numbers, clients and sizes.
+pub(super) fn waiting(tx: &mut ReadTx, after: i64, most: i64) -> TxFuture<'_, Vec<Waiting>, LedgerError> {
     Box::pin(async move {
-        let sql = "SELECT number, client, socket, kind, turn, body FROM socket_asks WHERE taken = 0 AND number > $1
-            ORDER BY number LIMIT $2";
+        let sql =
+            "SELECT number, client, bytes FROM socket_asks WHERE taken = 0 AND number > $1 ORDER BY number LIMIT $2";
         let rows = tx.query(sql, &[after.into(), most.into()]).await?;
-        let ask = |row: &Row| {
-            let text = |column| row.text(column).map(ToOwned::to_owned);
-            let (number, client, socket) = (row.int(0)?, text(1)?, text(2)?);
-            Ok(Ask { number, client, socket, kind: text(3)?, turn: text(4)?, body: text(5)? })
-        };
-        rows.iter().map(ask).collect()
+        let waiting =
+            |row: &Row| Ok(Waiting { number: row.int(0)?, client: row.text(1)?.to_owned(), bytes: row.int(2)? });
+        rows.iter().map(waiting).collect()
+    })
+}
+
+/// The first request of each client that nobody took.
+pub(super) fn first_waiting(tx: &mut ReadTx) -> TxFuture<'_, Vec<(String, i64)>, LedgerError> {
+    Box::pin(async move {
+        let sql = "SELECT client, MIN(number) FROM socket_asks WHERE taken = 0 GROUP BY client";
+        let rows = tx.query(sql, &[]).await?;
+        rows.iter().map(|row| Ok((row.text(0)?.to_owned(), row.int(1)?))).collect()
     })
 }
 
 /// Those of them that nobody had, which are now somebody's.
-pub(super) fn claim(tx: &mut WriteTx, numbers: Vec<i64>) -> TxFuture<'_, Vec<i64>, Error> {
+pub(super) fn claim(tx: &mut WriteTx, numbers: Vec<i64>) -> TxFuture<'_, Vec<Ask>, Error> {
     Box::pin(async move {
         let mut claimed = Vec::new();
         for number in numbers {
-            let sql = "UPDATE socket_asks SET taken = $2 WHERE number = $1 AND taken = $3";
-            if tx.execute(sql, &[number.into(), CLAIMED.into(), WAITS.into()]).await? > 0 {
-                claimed.push(number);
+            let sql = "UPDATE socket_asks SET taken = $2 WHERE number = $1 AND taken = $3
+                RETURNING client, socket, kind, turn, body";
+            if let Some(row) = tx.query_opt(sql, &[number.into(), CLAIMED.into(), WAITS.into()]).await? {
+                let text = |column| row.text(column).map(ToOwned::to_owned);
+                let (client, socket, kind) = (text(0)?, text(1)?, text(2)?);
+                claimed.push(Ask { number, client, socket, kind, turn: text(3)?, body: text(4)? });
             }
         }
         Ok(claimed)
@@ -140,10 +176,33 @@ pub(super) fn took(tx: &mut WriteTx, numbers: Vec<i64>) -> TxFuture<'_, (), Erro
     })
 }
 
-pub(super) fn sweep(tx: &mut WriteTx, before: i64) -> TxFuture<'_, (), Error> {
+/// Forgets what was taken before `taken`, and some of what nobody took, and of how clients stood, since before `left`; answers
+/// how many requests nobody took, and whether there is more.
+pub(super) fn sweep(tx: &mut WriteTx, now: i64, taken: i64, left: Option<i64>) -> TxFuture<'_, (u64, bool), Error> {
     Box::pin(async move {
-        tx.execute("DELETE FROM socket_asks WHERE asked_at < $1 AND taken = 1", &[before.into()]).await?;
-        Ok(())
+        let sql = "DELETE FROM socket_asks WHERE number IN
+            (SELECT number FROM socket_asks WHERE asked_at < $1 AND taken = 1 LIMIT $2)";
+        let forgotten = tx.execute(sql, &[taken.into(), SWEEP.into()]).await?;
+        let Some(left) = left else { return Ok((0, forgotten >= SWEEP.unsigned_abs())) };
+        let sql = "DELETE FROM socket_asks WHERE number IN
+            (SELECT number FROM socket_asks WHERE asked_at < $1 AND taken = 0 LIMIT $2)";
+        let untaken = tx.execute(sql, &[left.into(), SWEEP.into()]).await?;
+        // Those of before the column are from now.
+        let sql = "UPDATE socket_folds SET kept_at = $1 WHERE client IN
+            (SELECT client FROM socket_folds WHERE kept_at = 0 LIMIT $2)";
+        tx.execute(sql, &[now.into(), SWEEP.into()]).await?;
+        let sql = "DELETE FROM socket_folds WHERE client IN
+            (SELECT client FROM socket_folds WHERE kept_at < $1 AND kept_at > 0 LIMIT $2)";
+        let folds = tx.execute(sql, &[left.into(), SWEEP.into()]).await?;
+        Ok((untaken, [forgotten, untaken, folds].into_iter().any(|count| count >= SWEEP.unsigned_abs())))
+    })
+}
+
+/// Bytes of all that waits, or was sent and not taken.
+pub(super) fn waiting_bytes(tx: &mut ReadTx) -> TxFuture<'_, i64, LedgerError> {
+    Box::pin(async move {
+        let sql = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM socket_asks WHERE taken <> 1";
+        tx.query_opt(sql, &[]).await?.map_or(Ok(0), |row| row.int(0))
     })
 }
 
@@ -166,14 +225,15 @@ pub(super) fn put_checkpoint(
     epoch: String,
     folded_to: u64,
     state: String,
+    now: i64,
 ) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
-        let sql = "INSERT INTO socket_folds (client, epoch, folded_to, state) VALUES ($1, $2, $3, $4)
+        let sql = "INSERT INTO socket_folds (client, epoch, folded_to, state, kept_at) VALUES ($1, $2, $3, $4, $5)
             ON CONFLICT (client) DO UPDATE SET epoch = excluded.epoch, folded_to = excluded.folded_to,
-                state = excluded.state
+                state = excluded.state, kept_at = excluded.kept_at
                 WHERE socket_folds.epoch <> excluded.epoch OR socket_folds.folded_to < excluded.folded_to";
         let folded_to = i64::try_from(folded_to).unwrap_or(i64::MAX);
-        tx.execute(sql, &[client.into(), epoch.into(), folded_to.into(), state.into()]).await?;
+        tx.execute(sql, &[client.into(), epoch.into(), folded_to.into(), state.into(), now.into()]).await?;
         Ok(())
     })
 }

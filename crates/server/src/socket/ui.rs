@@ -1,6 +1,6 @@
 //! Somebody who shows a client's stream, and asks its runtime.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -8,7 +8,7 @@ use trunkline_agent_socket::{
     Close, Envelope, Type,
     close::code,
     envelope,
-    link::{Hello, Replay, ReplayEvents, Said, join, parts, replay_frame},
+    link::{Hello, Replay, ReplayEvents, Said, join, replay_frame},
     transport::{Receiver, Sender},
 };
 use trunkline_core::{
@@ -23,7 +23,7 @@ use super::{Socket, agent::Line, desk::Desk, ends, failed, record};
 /// Records that are read and sent at once.
 const SEND_AT_ONCE: usize = 64;
 
-/// Bytes of events in the answer to one request for replay, about; who wants more asks again.
+/// Bytes of events in all frames that answer one request for replay, about; who wants more asks again.
 const REPLAY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Whoever takes so long to take what it is sent does not keep up, and gets pieces of text joined.
@@ -195,25 +195,24 @@ impl<S: Sender> Ui<'_, S> {
         frames
     }
 
-    /// What was missed, up to what is sent without being asked for.
+    /// What was missed, up to what is sent without being asked for; sent as it is read, so that whoever takes it slowly holds no
+    /// more than a frame.
     async fn replay(&mut self, asked: &Replay) -> Result<(), Close> {
-        let shared = self.socket.shared.clone();
         let until = asked.until.unwrap_or(self.sent).min(self.sent);
-        let max = asked.max.unwrap_or(usize::MAX).min(shared.terms.replay_events_max);
-        let missed = missed(&shared.sockets, &self.permit, asked.since, until, max).await.map_err(|e| failed(&e))?;
-        let last = missed.events.last().map_or(asked.since, |(seq, _)| *seq);
-        let of = ReplayEvents {
-            since: asked.since,
-            until: if missed.rest { last } else { until.max(asked.since) },
-            gone: missed.gone,
-            more: false,
-            rest: missed.rest,
-        };
-        let client = self.permit.client().to_owned();
-        for (part, events) in parts(&of, missed.events, shared.terms.frame_bytes_max) {
-            self.socket.send(vec![replay_frame(&client, &part, &events)]).await?;
+        let max = asked.max.unwrap_or(usize::MAX).min(self.socket.shared.terms.replay_events_max);
+        let missed = Missed::new(&self.socket.shared.sockets, &self.permit, (asked.since, until, max));
+        let mut missed = missed.map_err(|e| failed(&e))?;
+        let mut is_gone = false;
+        loop {
+            let part = missed.part(self.socket.shared.terms.frame_bytes_max).await;
+            let (part, events) = part.map_err(|e| failed(&e))?;
+            is_gone |= part.gone.is_some();
+            self.socket.send(vec![replay_frame(self.permit.client(), &part, &events)]).await?;
+            if !part.more {
+                break;
+            }
         }
-        if of.gone.is_some() { self.snapshot().await } else { Ok(()) }
+        if is_gone { self.snapshot().await } else { Ok(()) }
     }
 
     /// Something for the runtime.
@@ -249,48 +248,83 @@ impl<S: Sender> Ui<'_, S> {
     }
 }
 
-/// What a client missed.
-#[derive(Default)]
+/// What a client missed: what is behind one event and not behind another, a frame at a time.
 struct Missed {
-    events: Vec<(u64, String)>,
-    bytes: usize,
+    reader: Reader,
+    client: String,
+    /// The last event of the part before, and so where this one begins.
+    since: u64,
+    until: u64,
+    /// Events and bytes that may still be sent.
+    events_left: usize,
+    bytes_left: usize,
+    /// Read, and not sent yet.
+    read: VecDeque<(u64, String)>,
     gone: Option<(u64, u64)>,
-    /// There is more than was asked for.
-    rest: bool,
+    is_read: bool,
 }
 
-/// What is behind one event and not behind another.
-async fn missed(sockets: &Sockets, permit: &Permit, since: u64, until: u64, max: usize) -> Result<Missed, Error> {
-    // The record of the last one that was seen may have more.
-    let behind = record::offset(since).saturating_sub(1);
-    let mut reader = sockets.follow(permit, behind)?;
-    let (mut missed, mut items) = (Missed::default(), Vec::new());
-    loop {
-        reader.available_batch(SEND_AT_ONCE, &mut items).await?;
-        if items.is_empty() {
-            return Ok(missed);
-        }
-        for item in items.drain(..) {
-            match item {
-                Item::Record(record) => {
-                    for (seq, body) in record::events(&record).filter(|(seq, _)| *seq > since) {
-                        if seq > until {
-                            return Ok(missed);
+impl Missed {
+    fn new(sockets: &Sockets, permit: &Permit, (since, until, max): (u64, u64, usize)) -> Result<Self, Error> {
+        // The record of the last one that was seen may have more.
+        let reader = sockets.follow(permit, record::offset(since).saturating_sub(1))?;
+        let (client, until) = (permit.client().to_owned(), until.max(since));
+        let (events_left, bytes_left) = (max, REPLAY_BYTES_MAX);
+        let (read, gone, is_read) = (VecDeque::new(), None, false);
+        Ok(Self { reader, client, since, until, events_left, bytes_left, read, gone, is_read })
+    }
+
+    /// The next part, and its events as their frames.
+    async fn part(&mut self, frame_bytes_max: usize) -> Result<(ReplayEvents, Vec<String>), Error> {
+        // What a frame has besides.
+        let room = frame_bytes_max.saturating_sub(1024);
+        let (mut events, mut bytes, mut last) = (Vec::new(), 0, self.since);
+        let (more, rest) = loop {
+            self.fill().await?;
+            let Some((seq, frame)) = self.read.front() else { break (false, false) };
+            if self.events_left == 0 || self.bytes_left == 0 {
+                break (false, true);
+            }
+            // One that is too large for any frame would have been refused when it came.
+            if bytes + frame.len() + 1 > room && !events.is_empty() {
+                break (true, false);
+            }
+            (bytes, last) = (bytes + frame.len() + 1, *seq);
+            self.events_left -= 1;
+            self.bytes_left = self.bytes_left.saturating_sub(frame.len());
+            events.extend(self.read.pop_front().map(|(_, frame)| frame));
+        };
+        let until = if more || rest { last } else { self.until };
+        let since = std::mem::replace(&mut self.since, last);
+        Ok((ReplayEvents { since, until, gone: self.gone.take(), more, rest }, events))
+    }
+
+    /// Reads on, if nothing is left of what was read.
+    async fn fill(&mut self) -> Result<(), Error> {
+        let mut items = Vec::new();
+        while self.read.is_empty() && !self.is_read {
+            self.reader.available_batch(SEND_AT_ONCE, &mut items).await?;
+            self.is_read = items.is_empty();
+            for item in items.drain(..) {
+                match item {
+                    Item::Record(record) => {
+                        let missed = record::events(&record).filter(|(seq, _)| *seq > self.since);
+                        for (seq, body) in missed {
+                            if seq > self.until {
+                                self.is_read = true;
+                                break;
+                            }
+                            self.read.push_back((seq, frame(&self.client, seq, None, body)));
                         }
-                        if missed.events.len() >= max || missed.bytes >= REPLAY_BYTES_MAX {
-                            missed.rest = true;
-                            return Ok(missed);
-                        }
-                        missed.bytes += body.len();
-                        missed.events.push((seq, frame(permit.client(), seq, None, body)));
                     }
+                    Item::Gap(gap) if record::last_of(gap.through) > self.since => {
+                        self.gone = Some((self.since, record::last_of(gap.through)));
+                    }
+                    Item::Gap(_) | Item::Transient(_) | Item::End { .. } => {}
                 }
-                Item::Gap(gap) if record::last_of(gap.through) > since => {
-                    missed.gone = Some((since, record::last_of(gap.through)));
-                }
-                Item::Gap(_) | Item::Transient(_) | Item::End { .. } => {}
             }
         }
+        Ok(())
     }
 }
 
