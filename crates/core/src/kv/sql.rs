@@ -54,9 +54,9 @@ pub(super) struct Quota {
     pub(super) members: i64,
 }
 
-/// Namespaces whose owner has no workspace in it. `;` follows `:`.
-const WITHOUT_WORKSPACE: &str = "SELECT owner FROM kv_counts WHERE (owner >= 'agent::' AND owner < 'agent:;')
-    OR (owner >= 'task::' AND owner < 'task:;') OR (owner >= 'unplaced::' AND owner < 'unplaced:;')";
+/// Namespaces whose owner has no workspace in it. By prefix and not by range: the database's own collation may sort otherwise.
+const WITHOUT_WORKSPACE: &str = "SELECT owner FROM kv_counts
+    WHERE owner LIKE 'agent::%' OR owner LIKE 'task::%' OR owner LIKE 'unplaced::%'";
 
 /// Members go before their keys, by which it is told whether the target has the set already.
 const COPY: [&str; 3] = [
@@ -165,7 +165,7 @@ fn affordable(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
     Ok(some)
 }
 
-/// Namespaces that were stored without the workspace of their owner, by name.
+/// Namespaces that were stored without the workspace of their owner.
 pub(super) fn spaces_without_workspace(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, LedgerError> {
     Box::pin(async move {
         let rows = tx.query(WITHOUT_WORKSPACE, &[]).await?;
