@@ -133,7 +133,7 @@ async fn a_key_that_expires_ends_its_sessions() {
     let mut world = World::new().await;
     let made = world.key("agent", "", "*").await;
     let (id, init) = (made.created_token.unwrap().id, with_key(agent("one"), &made.plaintext_token));
-    sql::expire_token(world.server.store(), &id, sql::now() + 2).await;
+    sql::expire_token(world.server.store(), &id, sql::now() + 5).await;
     let mut one = Client::connect(world.server.addresses().grpc, init.clone()).await.unwrap();
     let lasting = world.key("agent", "", "*").await.plaintext_token;
     let mut two = Client::connect(world.server.addresses().grpc, with_key(agent("two"), &lasting)).await.unwrap();

@@ -151,7 +151,7 @@ async fn streams_take_tokens_as_browsers_send_them_and_end_with_them() {
     }
     // One that expires does the same.
     let reply = world.key("user", "ann", "sandbox:read", "p").await;
-    sql::expire_token(world.server.store(), &reply.created_token.unwrap().id, sql::now() + 2).await;
+    sql::expire_token(world.server.store(), &reply.created_token.unwrap().id, sql::now() + 5).await;
     let mut stream = admin.with(&reply.plaintext_token).open("/sessions/s/stream").await;
     assert_eq!(stream.expect("closed").await.data, json!({"reason": "auth_expiring"}));
     stream.ends().await;
