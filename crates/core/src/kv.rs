@@ -31,7 +31,7 @@ use crate::{
     error::{Error, Kind},
     gate::{Gate, Keep, KeepPermit, UseKeys},
     identity::{Identity, SEPARATOR, identifier, workspace},
-    limits::{KV_KEY_CHARS_MAX, KV_LIST_MAX, Limits},
+    limits::{KV_KEY_CHARS_MAX, KV_LIST_MAX, Limits, SNAPSHOT_BYTES_MAX},
 };
 
 /// Keys that one step of a sweep removes: a few milliseconds of the ledger's writer.
@@ -329,29 +329,50 @@ pub async fn run(
     Ok(Box::pin(async move { Ok(readable(&for_reply, &for_caller, written.ended().await?)) }))
 }
 
-/// What a principal keeps for itself in its workspace and over all workspaces, by key; as much as fits a page each.
-/// Principals without a name of their own keep nothing.
+/// What a principal keeps for itself, by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnKeys {
+    /// In its workspace.
+    pub in_workspace: Vec<(String, Vec<u8>)>,
+    /// Over all workspaces.
+    pub everywhere: Vec<(String, Vec<u8>)>,
+    /// There are more keys, which a listing tells.
+    pub is_cut: bool,
+}
+
+/// What a principal keeps for itself: of each scope as many keys from the first as fit a page, and of both together as many as
+/// fit [`SNAPSHOT_BYTES_MAX`]. Principals without a name of their own keep nothing.
 ///
 /// # Errors
 /// [`Kind::Unavailable`].
-pub async fn own_keys(gate: &Gate, caller: &Caller) -> Result<[Vec<(String, Vec<u8>)>; 2], Error> {
-    let mut found = [Vec::new(), Vec::new()];
-    let scopes = [Scope::WorkspaceExclusive, Scope::GlobalExclusive];
-    for (scope, found) in scopes.into_iter().zip(&mut found) {
+pub async fn own_keys(gate: &Gate, caller: &Caller) -> Result<OwnKeys, Error> {
+    let (mut own, mut room) = (OwnKeys::default(), SNAPSHOT_BYTES_MAX);
+    let OwnKeys { in_workspace, everywhere, is_cut } = &mut own;
+    let scopes = [(Scope::WorkspaceExclusive, in_workspace), (Scope::GlobalExclusive, everywhere)];
+    for (scope, found) in scopes {
         let action = Action::List { limit: KV_LIST_MAX, cursor: String::new() };
         let (key, user_id, workspace) = (String::new(), String::new(), String::new());
         let request = Request { scope, key, user_id, workspace, action };
         let Ok(owner) = namespace(&request, &caller.identity, caller.identity.workspace()) else { continue };
         let (keep, now_ms) = (gate.authorize(caller, Keep)?, now_ms());
         let read = gate.read(&keep, move |tx, _| sql::read(tx, owner.clone(), request.clone(), now_ms));
-        let answer = read.await?;
-        if !answer.next_cursor.is_empty() {
+        let Answer { entries, next_cursor, .. } = read.await?;
+        let (listed, fits) = (entries.len(), |(key, value): &(String, Vec<u8>)| {
+            let left = room.checked_sub(key.len() + value.len() + ENTRY_OVERHEAD_BYTES);
+            room = left.unwrap_or(room);
+            left.is_some()
+        });
+        *found = entries.into_iter().take_while(fits).collect();
+        if !next_cursor.is_empty() || found.len() < listed {
+            *is_cut = true;
             tracing::warn!(identity = %caller.identity, scope = scope.name(), "more keys than a snapshot holds");
         }
-        *found = answer.entries;
     }
-    Ok(found)
+    Ok(own)
 }
+
+/// Bytes around a key and its value in a snapshot, at most.
+const ENTRY_OVERHEAD_BYTES: usize = 16;
 
 /// Removes keys that have expired, for good; answers how many. Until then they only take room.
 ///

@@ -38,8 +38,19 @@ pub const KV_LIST_MAX: usize = 1000;
 /// Largest member of a set of the key-value store, in bytes. A member is its own key in an index.
 pub const KV_MEMBER_BYTES_MAX: usize = 4096;
 
-/// Bytes on one page of a listing, unless a single value is larger: well below the largest frame that a client takes.
-pub const KV_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest frame that a client gets, in encoded bytes: what the published clients take, because it is what gRPC libraries take
+/// when nothing is set.
+pub const FRAME_OUT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes on one page of a listing, unless a single value is larger. A reply holds each key twice, and fits a frame.
+pub const KV_PAGE_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// Bytes of keys and values that a client is told when it connects, of both of its own scopes together. They fit a frame.
+pub const SNAPSHOT_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// Largest value or payload that may be configured, in bytes: so large that it fits a frame to a client with what stands beside
+/// it.
+pub const CONTENT_BYTES_MAX: usize = FRAME_OUT_BYTES_MAX - 512 * 1024;
 
 /// Bytes of the rows on one page of tasks or audit events, unless a single one has more: half of the 4 MiB that clients of
 /// gRPC take where they do not say otherwise, because an encoded row is somewhat larger.

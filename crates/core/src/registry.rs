@@ -125,6 +125,20 @@ impl Registry {
         found.ok_or_else(|| missing(implementation))
     }
 
+    /// The extensions that a program is registered with, looked up for the server itself; none if it is not known. What
+    /// follows a colon in its name does not count.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn extensions(&self, implementation: &str) -> Result<Vec<String>, Error> {
+        if !self.knows(implementation) {
+            return Ok(Vec::new());
+        }
+        let name = implementation.to_owned();
+        let found = self.gate.glance(move |tx| sql::get(tx, name.clone())).await?;
+        Ok(found.map(|program| program.extensions).unwrap_or_default())
+    }
+
     /// Puts a program in place of what was known of it.
     ///
     /// # Errors

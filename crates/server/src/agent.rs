@@ -1,12 +1,15 @@
 //! The agent surface: `aether.v1` over gRPC. One task owns each stream.
 
 mod acks;
+mod budget;
 mod connection;
 mod convert;
 mod follow;
 mod handshake;
 mod inbound;
 mod outbound;
+mod oversized;
+mod saves;
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -122,6 +122,7 @@ impl Server {
     ) -> Result<Self, StartError> {
         let (listen, limits) = (config.listen, config.limits);
         check_dev(&config)?;
+        config.check_sizes()?;
         let origins = http::origins(&config.http.allowed_origins)?;
         config.messages.broadcast_tasks()?;
         app::check(&config.apps)?;

@@ -8,7 +8,12 @@ use std::{
     time::Duration,
 };
 
-use trunkline_core::{app::App, conversation, limits::Limits, sandbox, task};
+use trunkline_core::{
+    app::App,
+    conversation,
+    limits::{CONTENT_BYTES_MAX, Limits},
+    sandbox, task,
+};
 use trunkline_store::{files::Bucket, log::Retention};
 
 const PREFIX: &str = "TRUNKLINE__";
@@ -239,6 +244,21 @@ impl Config {
             }
         }
         table.try_into().map_err(|e: toml::de::Error| ConfigError::Content(e.to_string().trim_end().to_owned()))
+    }
+
+    /// Refuses sizes of what would not fit a frame to a client.
+    pub(crate) fn check_sizes(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("limits.payload_bytes_max", self.limits.payload_bytes_max),
+            ("limits.kv_value_bytes_max", self.limits.kv_value_bytes_max),
+            ("tasks.payload_bytes_max", self.tasks.payload_bytes_max),
+        ];
+        match sizes.into_iter().find(|(_, size)| *size > CONTENT_BYTES_MAX) {
+            Some((key, size)) => Err(ConfigError::Content(format!(
+                "{key} is {size}; at most {CONTENT_BYTES_MAX} bytes fit a frame to a client"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// The log's retention by class, in the order of `trunkline_core::topic`'s classes.

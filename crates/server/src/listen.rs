@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
+use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
 use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
 
 pub(crate) use web::{Doors, Peer, Seat};
@@ -19,9 +20,6 @@ use crate::{
     operator::Desk,
     tls::Tls,
 };
-
-/// Largest frame that a client gets. The published contract's figure.
-const FRAME_OUT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Streams of one HTTP/2 connection. The published contract's figure.
 const STREAMS_MAX: u32 = 1000;

@@ -65,6 +65,8 @@ pub(crate) struct Metrics {
     refused: Family<Code, Counter>,
     /// All of those, for whoever watches.
     pub(crate) refused_total: Counter,
+    /// Bytes of replies that clients of the agent surface have not taken, and of those that are expected.
+    pub(crate) reply_bytes: Gauge,
     pub(crate) connections: Family<Of, Gauge>,
     pub(crate) http_connections: Gauge,
     /// Connections that were one too many.
@@ -92,6 +94,7 @@ impl Metrics {
             delivered: Counter::default(),
             refused: Family::default(),
             refused_total: Counter::default(),
+            reply_bytes: Gauge::default(),
             connections: Family::default(),
             http_connections: Gauge::default(),
             http_refused: Counter::default(),
@@ -112,6 +115,13 @@ impl Metrics {
         r.register("messages_accepted", "Messages and progress taken from clients", all.accepted.clone());
         r.register("messages_delivered", "Messages and progress handed to transports", all.delivered.clone());
         r.register("requests_refused", "Requests refused, by stable code", all.refused.clone());
+        let replies = all.reply_bytes.clone();
+        r.register_with_unit(
+            "agent_replies",
+            "Replies under way to clients that did not take them yet",
+            Unit::Bytes,
+            replies,
+        );
         r.register("connections", "Sessions attached to this node", all.connections.clone());
         r.register("http_connections", "Connections of browsers and sandboxes", all.http_connections.clone());
         r.register("http_connections_refused", "Such connections beyond the limit", all.http_refused.clone());

@@ -238,7 +238,7 @@ async fn list(
     let mut bytes = 0;
     for row in &rows {
         let (key, value) = (row.text(0)?, row.bytes(1)?);
-        bytes += key.len() + value.len();
+        bytes += 2 * key.len() + value.len();
         let is_full = answer.entries.len() == page || bytes > KV_PAGE_BYTES_MAX;
         if let Some((last, _)) = answer.entries.last().filter(|_| is_full) {
             answer.next_cursor = format!("{bound}{last}");

@@ -1,5 +1,7 @@
 //! One task owns a stream: it reads frames in order, delivers what is said to the identity, and ends both together.
 
+mod deliver;
+
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
@@ -15,33 +17,32 @@ use futures_util::{
     future::BoxFuture,
     stream::{FuturesOrdered, FuturesUnordered},
 };
-use tokio::time::MissedTickBehavior;
 use tonic::{Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{
-    Error, Kind,
-    identity::Identity,
-    message::{Envelope, Sender, Sent, publish_failed},
+    Error,
+    message::{Sender, Sent, publish_failed},
     session::Session,
-    task::{Desk, Mail},
-    topic::{is_progress, is_task_events, is_task_messages, own_lane},
+    task::Desk,
+    topic::own_lane,
     work::WorkGroup,
 };
 use trunkline_proto::v1::{
-    ErrorResponse, ProgressUpdate, Signal, TaskHibernated, UpstreamMessage, downstream_message::Payload as Down,
-    signal::SignalType,
+    ErrorResponse, Signal, UpstreamMessage, downstream_message::Payload as Down, signal::SignalType,
 };
 use trunkline_store::{
     lease::Loss,
-    log::{self, Gap, Item, Record},
+    log::{self, Item, Offset, Record},
 };
 
 use super::{
     Gateway, Peer,
     acks::Acks,
+    budget::{Budget, Debt},
     convert,
     follow::Following,
     handshake, inbound,
-    outbound::{Frame, Outbound, Work},
+    outbound::{Frame, Outbound},
+    saves::Saves,
 };
 use crate::{
     auth::Ended,
@@ -49,13 +50,15 @@ use crate::{
     metrics::Code,
 };
 
-/// Replies that may wait for the transport; then no frame is read until the client reads its own.
+/// Replies that may wait for the transport; then no frame is read until the client reads its own. Their bytes are limited by
+/// [`Budget`].
 const REPLIES_MAX: usize = 256;
 
 /// Messages of one client that may be on their way to the disk at once.
 const MESSAGES_MAX: usize = 4096;
 
-/// Other requests of one client that may be under way at once. Fewer, because each has an answer, which may be large.
+/// Other requests of one client that may be under way at once. Fewer, because each has an answer. Its bytes are counted before
+/// they are there, by what it may be at most.
 const PENDING_MAX: usize = 1024;
 
 /// Frames handled in one go; meanwhile nothing is delivered.
@@ -63,9 +66,6 @@ const FRAMES_MAX: usize = 128;
 
 /// Records read in one go.
 const RECORDS_MAX: usize = 128;
-
-/// How often progress is made durable while there is any. A crash of the server repeats what was delivered since.
-const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Longest wait for the transport to take the last words of the server.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -112,11 +112,15 @@ async fn serve(
         outbound,
         lane: lane.unwrap_or_default(),
         frames: VecDeque::new(),
+        budget: Budget::new(gateway.metrics.reply_bytes.clone()),
         sent: VecDeque::new(),
         messages: 0,
         pending: FuturesOrdered::new(),
         writes_pending: 0,
         items: Vec::new(),
+        saves: Saves::new(),
+        saving: None,
+        last: Offset::START,
         acks: acks.then(Box::default),
     };
     if let Some(snapshot) = Box::pin(handshake::snapshot(gateway, &connection.session, &connection.desk)).await {
@@ -141,6 +145,8 @@ pub(super) struct Connection<'a> {
     outbound: &'a Outbound,
     /// What the transport has no room for yet.
     frames: VecDeque<Frame>,
+    /// What the replies among them may take, with those that the transport has and those that are expected.
+    budget: Arc<Budget>,
     /// Messages on their way to the disk, in their order there. Answered only if they fail.
     sent: VecDeque<Sent>,
     /// How many those are.
@@ -152,9 +158,18 @@ pub(super) struct Connection<'a> {
     /// The name of its own lane; empty without one.
     lane: String,
     items: Vec<Item>,
+    /// When it is made durable how far it was delivered to.
+    saves: Saves,
+    /// While that is done.
+    saving: Option<Saving>,
+    /// The last record that was delivered.
+    last: Offset,
     /// For a client that acknowledges what it gets.
     pub(super) acks: Option<Box<Acks>>,
 }
+
+/// Makes durable how far a session was delivered to; see [`Session::saving`].
+type Saving = BoxFuture<'static, Result<u64, Error>>;
 
 /// What ends a stream from outside.
 enum Ending {
@@ -168,36 +183,41 @@ enum Ending {
     Gone,
 }
 
-/// A request under way.
-pub(super) enum Pending {
-    /// A request whose answer is these frames.
-    Reply(BoxFuture<'static, Vec<Down>>),
-    /// The same, and it may change the ledger.
-    Write(BoxFuture<'static, Vec<Down>>),
+/// A request under way, whose answer is these frames.
+pub(super) struct Request {
+    pub(super) replies: BoxFuture<'static, Vec<Down>>,
+    /// It may change the ledger.
+    pub(super) is_write: bool,
+    /// Bytes that the answer may have.
+    pub(super) bytes_max: usize,
+}
+
+/// A request under way, with what its answer may take of the budget.
+struct Pending {
+    request: Request,
+    debt: Option<Debt>,
 }
 
 /// What came of a request.
-pub(super) enum Done {
-    Reply(Vec<Down>),
-    Write(Vec<Down>),
+struct Done {
+    replies: Vec<Down>,
+    was_write: bool,
+    /// Given back when the replies themselves are counted.
+    debt: Option<Debt>,
 }
 
 impl Future for Pending {
     type Output = Done;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
-        match self.get_mut() {
-            Self::Reply(reply) => reply.as_mut().poll(cx).map(Done::Reply),
-            Self::Write(reply) => reply.as_mut().poll(cx).map(Done::Write),
-        }
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let replies = std::task::ready!(self.request.replies.as_mut().poll(cx));
+        Poll::Ready(Done { replies, was_write: self.request.is_write, debt: self.debt.take() })
     }
 }
 
 impl Connection<'_> {
     /// Until the client says goodbye (`Ok`), or the server or the transport ends it.
     async fn talk(&mut self, inbound: &mut Streaming<UpstreamMessage>) -> Result<(), Status> {
-        let mut saves = tokio::time::interval(SAVE_INTERVAL);
-        saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut endings = self.endings();
         loop {
             self.hand_over();
@@ -224,7 +244,9 @@ impl Connection<'_> {
                 (group, record) = pull(self.session.work.clone()), if idle && self.takes_work() => {
                     self.deliver_work(group, record)?;
                 }
-                _ = saves.tick(), if self.session.has_news() => Box::pin(self.save()).await,
+                () = self.budget.freed(), if self.budget.is_spent() => {}
+                () = self.saves.due(), if self.saves.is_open() && self.saving.is_none() => self.begin_save(),
+                saved = finished(&mut self.saving), if self.saving.is_some() => self.end_save(saved),
             }
         }
     }
@@ -272,7 +294,10 @@ impl Connection<'_> {
 
     /// Whether the client may ask for more.
     fn reads_on(&self) -> bool {
-        self.frames.len() < REPLIES_MAX && self.messages < MESSAGES_MAX && self.pending.len() < PENDING_MAX
+        self.frames.len() < REPLIES_MAX
+            && self.messages < MESSAGES_MAX
+            && self.pending.len() < PENDING_MAX
+            && !self.budget.is_spent()
     }
 
     /// Handles a frame and those that have come behind it. Their messages are submitted together.
@@ -349,17 +374,26 @@ impl Connection<'_> {
     }
 
     pub(super) fn reply(&mut self, payload: Down) {
-        self.frames.push_back(Frame::reply(payload));
+        self.frames.push_back(Frame::reply(payload, &self.budget));
     }
 
     pub(super) fn refuse(&mut self, error: &Error) {
         self.refuse_message(error, "");
     }
 
+    /// Refuses an operation that is not built, in these frames.
+    pub(super) fn refuse_unbuilt(&mut self, frames: Vec<Down>) {
+        if !frames.is_empty() {
+            self.gateway.metrics.refuse("ERR_NOT_IMPLEMENTED");
+        }
+        frames.into_iter().for_each(|frame| self.reply(frame));
+    }
+
     /// Notes a request that is under way.
-    pub(super) fn wait_for(&mut self, pending: Pending) {
-        self.writes_pending += usize::from(matches!(pending, Pending::Write(_)));
-        self.pending.push_back(pending);
+    pub(super) fn wait_for(&mut self, request: Request) {
+        self.writes_pending += usize::from(request.is_write);
+        let debt = Some(self.budget.take(request.bytes_max));
+        self.pending.push_back(Pending { request, debt });
     }
 
     /// Whether a request under way may change the ledger.
@@ -380,13 +414,10 @@ impl Connection<'_> {
     }
 
     fn done(&mut self, done: Done) {
-        match done {
-            Done::Reply(replies) => replies.into_iter().for_each(|reply| self.reply(reply)),
-            Done::Write(replies) => {
-                self.writes_pending -= 1;
-                replies.into_iter().for_each(|reply| self.reply(reply));
-            }
-        }
+        let Done { replies, was_write, debt } = done;
+        self.writes_pending -= usize::from(was_write);
+        replies.into_iter().for_each(|reply| self.reply(reply));
+        drop(debt);
     }
 
     fn takes_records(&self) -> bool {
@@ -397,172 +428,47 @@ impl Connection<'_> {
         self.session.work.is_some() && self.acks.as_ref().is_none_or(|acks| acks.takes_work())
     }
 
-    fn deliver(&mut self) {
-        let mut delivered = 0;
-        let mut items = std::mem::take(&mut self.items);
-        for item in items.drain(..) {
-            match item {
-                Item::Record(record) => delivered += u64::from(self.deliver_record(&record)),
-                Item::Gap(gap) => self.deliver_gap(&gap),
-                Item::Transient(_) | Item::End { .. } => {}
-            }
-        }
-        // Its room is used again.
-        self.items = items;
-        self.session.meter.read.store(self.session.reader.cursor().offset.0, Relaxed);
-        self.delivered(delivered);
-    }
-
-    fn delivered(&self, count: u64) {
-        self.gateway.metrics.delivered.inc_by(count);
-        let meter = &self.session.meter;
-        meter.delivered.fetch_add(count, Relaxed);
+    /// An acknowledgement moved the position.
+    pub(super) fn acknowledged(&mut self) {
+        self.saves.delivered();
         self.note_unacknowledged();
     }
 
-    pub(super) fn note_unacknowledged(&self) {
-        if let Some(acks) = &self.acks {
-            self.session.meter.unacknowledged.store(acks.count(), Relaxed);
+    /// Deliveries go on meanwhile.
+    fn begin_save(&mut self) {
+        if self.session.has_news() {
+            self.saves.close();
+            self.saving = Some(self.session.saving().boxed());
+        } else if self.is_settled() {
+            self.saves.close();
+        } else {
+            self.saves.postpone();
         }
     }
 
-    /// Answers whether it was for this client.
-    fn deliver_record(&mut self, record: &Record) -> bool {
-        if is_task_events(&record.topic) {
-            return self.deliver_events(record);
-        }
-        if is_task_messages(&record.topic) {
-            return self.deliver_said(record);
-        }
-        match convert::record(record, &self.lane) {
-            Ok(Some(payload)) => {
-                match &payload {
-                    Down::Msg(message) => self.desk.heard(&message.source_topic, &message.payload),
-                    Down::ProgressUpdate(update) => self.take_part(update),
-                    _ => {}
-                }
-                let delivery = self.session.delivery(record.offset);
-                self.frames.push_back(match &mut self.acks {
-                    Some(acks) => {
-                        acks.delivered(delivery, record.payload.len());
-                        Frame::unacknowledged(payload, record.offset, false)
-                    }
-                    None => Frame::lane(payload, delivery),
-                });
-                true
-            }
-            Ok(None) => false,
+    fn end_save(&mut self, saved: Result<u64, Error>) {
+        match saved {
+            Ok(mark) => self.session.saved(mark),
             Err(error) => {
-                tracing::error!(%error, "skipped");
-                false
+                tracing::warn!(%error, identity = %self.session.caller.identity, "positions not saved; retrying in 2 s");
+                return self.saves.failed();
             }
+        }
+        // What was taken meanwhile, or could not be saved.
+        if self.session.has_news() || !self.is_settled() {
+            self.saves.delivered();
         }
     }
 
-    /// What was said about a task that the user takes part in. Its own words come back to nobody.
-    fn deliver_said(&mut self, record: &Record) -> bool {
-        match Envelope::decode(record) {
-            Ok(envelope) if envelope.source == self.lane => false,
-            Ok(envelope) => {
-                self.reply(Down::Msg(convert::incoming(envelope)));
-                true
-            }
-            Err(error) => {
-                tracing::error!(%error, "skipped");
-                false
-            }
-        }
-    }
-
-    /// A user hears what is said about its task from when it runs until it has ended.
-    fn take_part(&mut self, update: &ProgressUpdate) {
-        let (Identity::User { .. }, Some(status)) = (&self.session.caller.identity, update.metadata.get("status"))
-        else {
-            return;
-        };
-        // Only the server has no source.
-        let Some(task) = update.task_id.parse().ok().filter(|_| update.source.is_empty()) else { return };
-        let done = match status.as_str() {
-            "running" => self.session.attend_task(&update.workspace, task),
-            "completed" | "failed" | "cancelled" | "rejected" => self.session.leave_task(&update.workspace, task),
-            _ => Ok(()),
-        };
-        if let Err(error) = done {
-            tracing::error!(%error, "a user does not hear of its task");
-        }
-    }
-
-    /// What happened to a task that the client follows. How far it was told is not remembered.
-    fn deliver_events(&mut self, record: &Record) -> bool {
-        match self.following.deliver(&mut self.session, record) {
-            Ok(events) => {
-                let is_followed = !events.is_empty();
-                events.into_iter().for_each(|event| self.reply(event));
-                is_followed
-            }
-            Err(error) => {
-                tracing::error!(%error, "skipped");
-                false
-            }
-        }
-    }
-
-    /// What the client is to do, or to know of what it does.
-    fn deliver_mail(&mut self, mail: Mail) {
-        match mail {
-            Mail::Handout(handout) => {
-                let (assignment, receipt) = convert::tasks::assignment(*handout);
-                self.frames.push_back(Frame::task(Down::TaskAssignment(assignment.into()), receipt));
-            }
-            Mail::Event(event) => {
-                self.reply(Down::TaskEvent(convert::tasks::event(*event, String::new()).into()));
-            }
-            Mail::Hibernated(task, hibernation) => {
-                let descriptor = Some(convert::tasks::descriptor(&hibernation));
-                let hibernated = TaskHibernated { task_id: task.to_string(), descriptor };
-                self.reply(Down::TaskHibernated(hibernated.into()));
-            }
-        }
-    }
-
-    /// Never in silence; but progress that is gone is no progress any more.
-    fn deliver_gap(&mut self, gap: &Gap) {
-        let (identity, topic, through) = (&self.session.caller.identity, &gap.topic, gap.through);
-        tracing::warn!(%identity, %topic, %through, "history was trimmed unread");
-        if !is_progress(topic) {
-            let message =
-                format!("messages to {topic} were removed by retention before they were delivered, through {through}");
-            let error = response(&Error::new(Kind::Precondition, "ERR_HISTORY_TRIMMED", message));
-            self.reply(Down::Error(error.into()));
-        }
-    }
-
-    fn deliver_work(&mut self, group: Arc<WorkGroup>, record: Result<Arc<Record>, Error>) -> Result<(), Status> {
-        let record = record.map_err(|e| status(&e))?;
-        match Envelope::decode(&record) {
-            Ok(envelope) => {
-                let (payload, offset) = (Down::Msg(convert::incoming(envelope)), record.offset);
-                let work = Work::new(group, record);
-                self.frames.push_back(match &mut self.acks {
-                    Some(acks) => {
-                        acks.shared(offset, work);
-                        Frame::unacknowledged(payload, offset, true)
-                    }
-                    None => Frame::work(payload, work),
-                });
-                self.delivered(1);
-            }
-            Err(error) => {
-                group.done(record.offset);
-                tracing::error!(%error, "skipped");
-            }
-        }
-        Ok(())
+    /// Whether the transport took all that was delivered. A client that acknowledges tells when a position moves.
+    fn is_settled(&self) -> bool {
+        let is_work_out = || self.session.work.as_ref().is_some_and(|work| work.is_out());
+        self.acks.is_some() || self.session.delivery(self.last).is_done() && !is_work_out()
     }
 
     async fn save(&mut self) {
         if let Err(error) = self.session.save().await {
-            tracing::warn!(%error, identity = %self.session.caller.identity, "progress not saved; it is tried again");
+            tracing::warn!(%error, identity = %self.session.caller.identity, "positions not saved at the end of a session");
         }
     }
 
@@ -582,7 +488,7 @@ impl Connection<'_> {
     }
 
     async fn signal(&mut self, kind: SignalType, reason: String) {
-        let frame = Frame::reply(Down::Signal(Signal { r#type: kind.into(), reason }.into()));
+        let frame = Frame::uncounted(Down::Signal(Signal { r#type: kind.into(), reason }.into()));
         // A client that does not read misses the signal; the end of the stream tells it as well.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Box::new(Ok(VecDeque::from([frame]))))).await;
     }
@@ -614,6 +520,18 @@ fn outcome(sent: &mut VecDeque<Sent>) -> impl Future<Output = Outcome> {
         }
         outcome
     })
+}
+
+/// What came of a save, which is forgotten then. Cancel-safe; never ready if there is none.
+async fn finished(saving: &mut Option<Saving>) -> Result<u64, Error> {
+    match saving {
+        Some(running) => {
+            let saved = running.await;
+            *saving = None;
+            saved
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// The next piece of the group's work. Cancel-safe.

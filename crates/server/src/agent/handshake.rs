@@ -37,6 +37,9 @@ pub(super) const ACK_EXTENSION: &str = "https://trunkline.dev/ext/ack/v1";
 /// What this server can do beyond the published contract.
 const EXTENSIONS: [&str; 1] = [ACK_EXTENSION];
 
+/// The version of those; a client that names none takes any.
+const EXTENSION_VERSION: &str = "1";
+
 /// A session, and what was agreed on.
 pub(super) struct Agreed {
     pub(super) session: Session,
@@ -66,14 +69,16 @@ pub(super) async fn shake(
     let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;
     token::confirm(&gateway.gate, &session.caller.credential).await.map_err(|e| status(&e))?;
+    let declared = declared(&init.extensions, metadata);
+    let of_program = extensions_of(gateway, &session.caller.identity, &declared).await.map_err(|e| status(&e))?;
     let arrival = arrival(&init, &session);
     let arrived = gateway.tasks.arrive(&session.caller.identity, &session.caller.session, arrival).await;
     let desk = arrived.map_err(|e| status(&e))?;
-    let (negotiated, refused) = negotiate(&init.extensions, metadata);
+    let (negotiated, refused) = negotiate(declared, &of_program);
     let acks = negotiated.iter().any(|each| each.supported && each.uri == ACK_EXTENSION);
     let ack = ack(&session, negotiated);
     let is_gone = |_| Status::cancelled("client is gone");
-    outbound.send(Box::new(Ok([Frame::reply(Down::ConnectionAck(ack.into()))].into()))).await.map_err(is_gone)?;
+    outbound.send(Box::new(Ok([Frame::uncounted(Down::ConnectionAck(ack.into()))].into()))).await.map_err(is_gone)?;
     if let Some(uri) = refused {
         let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
         return Err(Status::failed_precondition(message));
@@ -98,14 +103,15 @@ fn arrival(init: &InitConnection, session: &Session) -> Arrival {
 pub(super) async fn snapshot(gateway: &Gateway, session: &Session, desk: &Desk) -> Option<Down> {
     // The others live in no workspace.
     session.caller.identity.workspace()?;
-    let [in_workspace, everywhere] = kv::own_keys(&gateway.gate, &session.caller).await.unwrap_or_else(|error| {
+    let own = kv::own_keys(&gateway.gate, &session.caller).await.unwrap_or_else(|error| {
         tracing::warn!(%error, identity = %session.caller.identity, "configuration snapshot is empty");
         Default::default()
     });
     let map = |entries: Vec<(String, Vec<u8>)>| entries.into_iter().map(|(key, value)| (key, value.into())).collect();
     Some(Down::Config(Box::new(ConfigSnapshot {
-        workspace_exclusive_kv: map(in_workspace),
-        global_exclusive_kv: map(everywhere),
+        workspace_exclusive_kv: map(own.in_workspace),
+        global_exclusive_kv: map(own.everywhere),
+        incomplete: own.is_cut,
         task_context: context(&session.caller.identity, desk),
         ..ConfigSnapshot::default()
     })))
@@ -151,22 +157,63 @@ pub(super) fn transport_error(error: Status) -> Status {
     }
 }
 
-/// One result a declaration, in order; and the first required one that is not there.
-fn negotiate(declared: &[ExtensionDeclaration], metadata: &MetadataMap) -> (Vec<NegotiatedExtension>, Option<String>) {
+/// An extension that a client declares.
+struct Declared<'a> {
+    uri: &'a str,
+    version: &'a str,
+    required: bool,
+}
+
+impl Declared<'_> {
+    fn is_built_in(&self) -> bool {
+        EXTENSIONS.contains(&self.uri)
+    }
+
+    /// Why this server and the client's program cannot do it; nothing if they can.
+    fn rejection(&self, of_program: &[String]) -> &'static str {
+        if self.is_built_in() {
+            let is_version = self.version.is_empty() || self.version == EXTENSION_VERSION;
+            return if is_version { "" } else { "extension version not supported by this gateway" };
+        }
+        let is_known = of_program.iter().any(|uri| uri == self.uri);
+        if is_known { "" } else { "extension URI not supported by this gateway" }
+    }
+}
+
+/// Those of the first frame, then those of the headers.
+fn declared<'a>(first: &'a [ExtensionDeclaration], metadata: &'a MetadataMap) -> Vec<Declared<'a>> {
     let headers = metadata.get_all(EXTENSIONS_HEADER).into_iter().filter_map(|value| value.to_str().ok());
-    let from_headers = headers.flat_map(|value| value.split(',')).map(str::trim).map(|uri| (uri, "", false));
-    let declared = declared.iter().map(|each| (each.uri.as_str(), each.version.as_str(), each.required));
-    let all: Vec<_> = declared.chain(from_headers).filter(|(uri, ..)| !uri.is_empty()).take(EXTENSIONS_MAX).collect();
-    let is_missing = |uri: &str, required: bool| required && !EXTENSIONS.contains(&uri);
-    let refused = all.iter().find(|(uri, _, required)| is_missing(uri, *required)).map(|(uri, ..)| (*uri).to_owned());
-    let negotiated = all.into_iter().map(|(uri, version, _)| {
-        let supported = EXTENSIONS.contains(&uri);
-        let reason = if supported { "" } else { "extension URI not supported by this gateway" };
+    let uris = headers.flat_map(|value| value.split(',')).map(str::trim);
+    let from_headers = uris.map(|uri| Declared { uri, version: "", required: false });
+    let first = first.iter().map(|each| Declared { uri: &each.uri, version: &each.version, required: each.required });
+    first.chain(from_headers).filter(|each| !each.uri.is_empty()).take(EXTENSIONS_MAX).collect()
+}
+
+/// What the registration of an agent's program says that it speaks, if the agent declares anything that is not built in.
+async fn extensions_of(
+    gateway: &Gateway,
+    identity: &Identity,
+    declared: &[Declared<'_>],
+) -> Result<Vec<String>, trunkline_core::Error> {
+    match identity {
+        Identity::Agent(named) if declared.iter().any(|each| !each.is_built_in()) => {
+            gateway.tasks.registry().extensions(&named.implementation).await
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// One result a declaration, in order; and the first required one that is not there.
+fn negotiate(declared: Vec<Declared<'_>>, of_program: &[String]) -> (Vec<NegotiatedExtension>, Option<String>) {
+    let refused = declared.iter().find(|each| each.required && !each.rejection(of_program).is_empty());
+    let refused = refused.map(|each| each.uri.to_owned());
+    let negotiated = declared.into_iter().map(|each| {
+        let rejection_reason = each.rejection(of_program).to_owned();
         NegotiatedExtension {
-            uri: uri.to_owned(),
-            version: version.to_owned(),
-            supported,
-            rejection_reason: reason.to_owned(),
+            uri: each.uri.to_owned(),
+            version: each.version.to_owned(),
+            supported: rejection_reason.is_empty(),
+            rejection_reason,
         }
     });
     (negotiated.collect(), refused)
@@ -200,7 +247,7 @@ fn ack(session: &Session, negotiated_extensions: Vec<NegotiatedExtension>) -> Co
 
 #[cfg(test)]
 mod tests {
-    use super::{EXTENSIONS_HEADER, ExtensionDeclaration, MetadataMap, negotiate};
+    use super::{ACK_EXTENSION, EXTENSIONS_HEADER, ExtensionDeclaration, MetadataMap, declared, negotiate};
 
     #[test]
     fn declarations_come_before_headers_and_keep_their_order() {
@@ -208,13 +255,38 @@ mod tests {
         let mut headers = MetadataMap::new();
         headers.append(EXTENSIONS_HEADER, "urn:c, ,urn:a".parse().unwrap());
         headers.append(EXTENSIONS_HEADER, "urn:d".parse().unwrap());
-        let (results, refused) =
-            negotiate(&[declare("urn:a", false), declare("", true), declare("urn:b", true)], &headers);
+        let first = [declare("urn:a", false), declare("", true), declare("urn:b", true)];
+        let (results, refused) = negotiate(declared(&first, &headers), &[]);
         let uris: Vec<_> = results.iter().map(|result| result.uri.as_str()).collect();
         assert_eq!(uris, ["urn:a", "urn:b", "urn:c", "urn:a", "urn:d"]);
         assert!(results.iter().all(|result| !result.supported && !result.rejection_reason.is_empty()));
         assert_eq!(refused.as_deref(), Some("urn:b"));
-        let (results, refused) = negotiate(&[declare(super::ACK_EXTENSION, true)], &MetadataMap::new());
+        let (first, none) = ([declare(ACK_EXTENSION, true)], MetadataMap::new());
+        let (results, refused) = negotiate(declared(&first, &none), &[]);
         assert!(results[0].supported && results[0].rejection_reason.is_empty() && refused.is_none());
+    }
+
+    #[test]
+    fn a_version_that_is_not_spoken_is_not_supported() {
+        let declare = |version: &str| ExtensionDeclaration {
+            uri: ACK_EXTENSION.into(),
+            version: version.into(),
+            required: true,
+            ..Default::default()
+        };
+        for (version, supported) in [("", true), ("1", true), ("2", false)] {
+            let (first, none) = ([declare(version)], MetadataMap::new());
+            let (results, refused) = negotiate(declared(&first, &none), &[]);
+            assert_eq!((results[0].supported, refused.is_none()), (supported, supported), "{version}");
+        }
+    }
+
+    #[test]
+    fn what_a_program_is_registered_with_is_supported() {
+        let declare = |uri: &str| ExtensionDeclaration { uri: uri.into(), required: true, ..Default::default() };
+        let (first, none) = ([declare("urn:a"), declare("urn:b")], MetadataMap::new());
+        let (results, refused) = negotiate(declared(&first, &none), &["urn:a".to_owned()]);
+        assert_eq!(results.iter().map(|each| each.supported).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(refused.as_deref(), Some("urn:b"));
     }
 }

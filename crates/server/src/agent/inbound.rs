@@ -9,6 +9,7 @@ mod rules;
 mod sessions;
 mod tasks;
 mod tokens;
+mod unbuilt;
 mod workspaces;
 
 use prost::Message as _;
@@ -29,6 +30,10 @@ use crate::error::response;
 pub(super) async fn handle(connection: &mut Connection<'_>, frame: UpstreamMessage) -> Result<(), Status> {
     match frame.payload {
         Some(Up::Send(message)) => {
+            if let Err(error) = unbuilt::check_send(&message) {
+                connection.refuse_message(&error, unbuilt::name(&message));
+                return Ok(());
+            }
             if message.target_topic.starts_with("tk::") {
                 let opened = Box::pin(connection.sender.open_task(&connection.session, &message.target_topic)).await;
                 if let Err(error) = opened {
@@ -143,11 +148,7 @@ async fn administer(connection: &mut Connection<'_>, payload: Option<Up>) {
             let reply = audit::query(&connection.gateway.gate, &caller, *query).await;
             connection.reply(Down::AuditResponse(reply.into()));
         }
-        _ => connection.refuse(&Error::new(
-            Kind::Unimplemented,
-            "ERR_NOT_IMPLEMENTED",
-            "this operation is not supported by this server yet",
-        )),
+        payload => connection.refuse_unbuilt(unbuilt::refusal(payload)),
     }
 }
 
@@ -165,7 +166,7 @@ fn acknowledge(connection: &mut Connection<'_>, ack: &Acknowledgement) {
             Err(Error::new(Kind::Precondition, "ERR_EXTENSION_UNSUPPORTED", why))
         }
     };
-    connection.note_unacknowledged();
+    connection.acknowledged();
     if let Err(error) = done {
         connection.refuse(&error);
     }

@@ -7,18 +7,30 @@ use std::{
     task::{Context, Poll},
 };
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::Status;
-use trunkline_core::{session, task::Receipt, work::WorkGroup};
+use trunkline_core::{limits::FRAME_OUT_BYTES_MAX, session, task::Receipt, work::WorkGroup};
 use trunkline_proto::{
     own,
     v1::{DownstreamMessage, downstream_message::Payload},
 };
 use trunkline_store::log::{Offset, Record};
 
+use super::{
+    budget::{Budget, Debt},
+    oversized,
+};
+
 /// Parcels between the task and the transport. One: what waits here was read from the log and is not delivered yet.
 const PARCELS_MAX: usize = 1;
+
+/// What the entries of a list may take of a frame: the rest is for what stands beside them.
+const FRAME_LIST_BYTES_MAX: usize = FRAME_OUT_BYTES_MAX - 64 * 1024;
+
+/// Bytes before an entry of a list, at most.
+const ENTRY_OVERHEAD_BYTES: usize = 6;
 
 /// A frame on its way, and whom to tell that it went.
 pub(super) struct Frame {
@@ -28,7 +40,9 @@ pub(super) struct Frame {
 
 enum Delivery {
     /// The transport need not tell that it went.
-    Reply,
+    Untold,
+    /// Neither; its bytes go back to the client's budget.
+    Reply { _debt: Debt },
     /// A record of the identity's lanes.
     Lane(session::Delivery),
     /// A record of the group's work; goes back to the group if the frame is dropped.
@@ -64,8 +78,27 @@ impl Drop for Work {
 }
 
 impl Frame {
-    pub(super) fn reply(payload: Payload) -> Self {
-        Self { message: message(payload), delivery: Delivery::Reply }
+    /// What is not counted, because there is one of it.
+    pub(super) fn uncounted(payload: Payload) -> Self {
+        Self { message: message(payload), delivery: Delivery::Untold }
+    }
+
+    /// A reply, counted against the client's budget until the transport takes it. What does not fit a frame is replaced by its
+    /// refusal: the client could not take it, and its stream would end.
+    pub(super) fn reply(payload: Payload, budget: &Arc<Budget>) -> Self {
+        let mut message = message(payload);
+        let mut bytes = message.encoded_len();
+        if bytes > FRAME_OUT_BYTES_MAX {
+            tracing::warn!(bytes, "reply exceeds the frame limit of {FRAME_OUT_BYTES_MAX} bytes; refused");
+            message.payload = message.payload.map(|payload| oversized::refusal(payload, bytes));
+            bytes = message.encoded_len();
+            if bytes > FRAME_OUT_BYTES_MAX {
+                // So large is only what the client itself calls the request.
+                message.payload = Some(oversized::uncorrelated(bytes));
+                bytes = message.encoded_len();
+            }
+        }
+        Self { message, delivery: Delivery::Reply { _debt: budget.take(bytes) } }
     }
 
     pub(super) fn lane(payload: Payload, delivery: session::Delivery) -> Self {
@@ -83,13 +116,13 @@ impl Frame {
     /// A delivery that the client will acknowledge.
     pub(super) fn unacknowledged(payload: Payload, offset: Offset, shared: bool) -> Self {
         let delivery = Some(own::Delivery { offset: offset.0, shared });
-        Self { message: DownstreamMessage { delivery, ..message(payload) }, delivery: Delivery::Reply }
+        Self { message: DownstreamMessage { delivery, ..message(payload) }, delivery: Delivery::Untold }
     }
 
     /// Nothing, if it must not go out any more.
     fn take(self) -> Option<DownstreamMessage> {
         match self.delivery {
-            Delivery::Reply => {}
+            Delivery::Untold | Delivery::Reply { .. } => {}
             Delivery::Lane(delivery) => delivery.done(),
             Delivery::Work(work) => work.done(),
             Delivery::Task(receipt) => {
@@ -100,6 +133,17 @@ impl Frame {
         }
         Some(self.message)
     }
+}
+
+/// As many of a list, from its beginning, as fit one frame together; the rest is for the next page.
+pub(super) fn fitting<T: prost::Message>(all: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut bytes = 0;
+    let fits = |each: &T| {
+        // Tag and length stand before each.
+        bytes += each.encoded_len() + ENTRY_OVERHEAD_BYTES;
+        bytes <= FRAME_LIST_BYTES_MAX
+    };
+    all.into_iter().take_while(fits).collect()
 }
 
 fn message(payload: Payload) -> DownstreamMessage {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use trunkline_core::{
+    Error, Kind,
+    identity::{Identity, PrincipalKind},
     message::Notice,
     task::{
         Backoff, CompletionEvent, Create, Event, Filter, Handout, Hibernation, Mode, OfflinePolicy, Operation, Receipt,
@@ -150,29 +152,40 @@ pub(in crate::agent) fn descriptor(hibernation: &Hibernation) -> HibernationDesc
     }
 }
 
+/// The statuses of these numbers; 0 stands for none. A number that means nothing is refused, because without it the filter
+/// would let more through.
+fn statuses(numbers: &[i32]) -> Result<Vec<Status>, Error> {
+    let unknown =
+        |number: i32| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("unknown task status {number}"));
+    let named = numbers.iter().filter(|number| **number != 0);
+    named.map(|number| Status::from_number(*number).ok_or_else(|| unknown(*number))).collect()
+}
+
 /// Which tasks a client wants to see.
-pub(in crate::agent) fn filter(filter: TaskFilter) -> Filter {
-    let statuses =
-        |numbers: &[i32]| numbers.iter().filter_map(|number| Status::from_number(*number)).collect::<Vec<_>>();
-    let mut wanted = statuses(&filter.statuses);
+///
+/// # Errors
+/// [`Kind::Invalid`] for a filter that cannot be kept.
+pub(in crate::agent) fn filter(filter: TaskFilter) -> Result<Filter, Error> {
+    let mut wanted = statuses(&filter.statuses)?;
     if wanted.is_empty() {
-        wanted = statuses(&[filter.status]);
+        wanted = statuses(&[filter.status])?;
     }
+    let (creator, is_kind) = creator(filter.creator_actor)?;
     // No task has a grant.
     let is_granted = !filter.authority_grant_id.is_empty() || !filter.root_authority_grant_id.is_empty();
-    Filter {
+    Ok(Filter {
         workspace: filter.workspace,
         kind: filter.task_type,
         statuses: wanted,
-        except_statuses: statuses(&filter.exclude_statuses),
+        except_statuses: statuses(&filter.exclude_statuses)?,
         dead_letters: filter.dead_letters,
         parent: filter.parent_task_id,
         descendants: filter.include_descendants,
         root: filter.root_task_id,
         correlation: filter.correlation_id,
         context: filter.context_id,
-        creator: filter.creator_actor.map(|actor| actor.principal_id).unwrap_or_default(),
-        never: never(&filter.subject_type, &filter.authority_mode) || is_granted,
+        creator,
+        never: never(&filter.subject_type, &filter.authority_mode) || is_granted || !is_kind,
         subject: match (filter.subject_type.as_str(), filter.subject_id.as_str()) {
             ("user", "") => "*".to_owned(),
             _ => filter.subject_id,
@@ -185,7 +198,20 @@ pub(in crate::agent) fn filter(filter: TaskFilter) -> Filter {
         limit: filter.limit.into(),
         offset: filter.offset.into(),
         page_token: filter.page_token,
+    })
+}
+
+/// The identity that made the tasks, and whether it is of the kind that is asked for with it.
+fn creator(actor: Option<wire::PrincipalRef>) -> Result<(String, bool), Error> {
+    let Some(actor) = actor else { return Ok((String::new(), true)) };
+    if actor.principal_id.is_empty() && !actor.principal_type.is_empty() {
+        let message = "creator_actor requires principal_id";
+        return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message));
     }
+    let is_kind = actor.principal_type.is_empty()
+        || Identity::parse(&actor.principal_id)
+            .is_ok_and(|identity| PrincipalKind::parse(&actor.principal_type) == Some(identity.kind()));
+    Ok((actor.principal_id, is_kind))
 }
 
 /// Whether no task has such a subject or acts by such an authority: subjects are users, and everybody acts for itself.
@@ -264,7 +290,7 @@ pub(in crate::agent) fn assignment(handout: Handout) -> (TaskAssignment, Receipt
         launch_params.insert(AUTH_TOKEN.to_owned(), token.reveal().to_owned());
     }
     let is_start = task.kind == STARTUP;
-    let target = trunkline_core::identity::Identity::parse(&task.target).ok().filter(|_| is_start);
+    let target = Identity::parse(&task.target).ok().filter(|_| is_start);
     let hibernation = task.hibernation.clone().unwrap_or_default();
     let assignment = TaskAssignment {
         task_id: task.id.to_string(),

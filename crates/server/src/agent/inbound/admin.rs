@@ -58,7 +58,7 @@ async fn run(gateway: &Gateway, caller: &Caller, query: AdminQuery) -> Result<Ad
         Ok(OpType::ListConnections) => {
             connections()?;
             let filter = query.filter.unwrap_or_default();
-            let all = presence.list(&wanted(&filter));
+            let all = presence.list(&wanted(&filter)?);
             let total_count = all.len() as i32;
             AdminResponse { connections: page(all, &filter), total_count, ..empty() }
         }

@@ -13,7 +13,7 @@ use trunkline_proto::v1::{
     OrchestratorInfo, agent_operation::OpType,
 };
 
-use super::super::Gateway;
+use super::super::{Gateway, outbound::fitting};
 
 /// A refusal for want of rights has no typed reply: the published contract has it that way, and its suite insists.
 pub(super) async fn handle(
@@ -39,7 +39,7 @@ async fn run(gateway: &Gateway, caller: &Caller, operation: AgentOperation) -> R
             let filter = operation.filter.unwrap_or_default();
             let all = registry.list(caller, &filter.orchestrator_profile).await?;
             let total_count = all.len() as i32;
-            let agents = super::page(all, filter.offset, filter.limit).map(info).collect();
+            let agents = fitting(super::page(all, filter.offset, filter.limit).map(info));
             AgentResponse { agents, total_count, ..empty() }
         }
         Ok(OpType::Get) => AgentResponse { agent: Some(info(registry.get(caller, name).await?)), ..empty() },
@@ -94,7 +94,7 @@ fn orchestrators(gateway: &Gateway, caller: &Caller) -> Result<Vec<OrchestratorI
         profiles.sort();
         OrchestratorInfo { orchestrator_id, profiles, connected_at: (connection.connected_at_ms / 1000) as i64 }
     });
-    Ok(all.collect())
+    Ok(fitting(all))
 }
 
 fn program(info: AgentRegistrationInfo) -> Program {

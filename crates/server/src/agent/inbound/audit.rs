@@ -44,8 +44,13 @@ pub(super) async fn query(gate: &Gate, caller: &Caller, query: AuditQuery) -> Au
     if !convert::is_direct(query.authorization.as_ref()) {
         return refused("invalid authorization context".to_owned());
     }
-    // What is reported here is reported in one's own name only.
-    if !matches!(query.authority_mode.as_str(), "" | "direct") || !query.authority_grant_id.is_empty() {
+    // What is reported here is reported in one's own name only: its subject is its actor.
+    let differ = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
+    if !matches!(query.authority_mode.as_str(), "" | "direct")
+        || !query.authority_grant_id.is_empty()
+        || differ(&query.actor_type, &query.subject_type)
+        || differ(&query.actor_id, &query.subject_id)
+    {
         return AuditQueryResponse { request_id, success: true, ..AuditQueryResponse::default() };
     }
     let filter = filter(&query);

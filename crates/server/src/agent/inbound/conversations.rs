@@ -10,13 +10,16 @@ use trunkline_core::{
 use trunkline_proto::v1::{ErrorResponse, ProgressReport, SendMessage, downstream_message::Payload as Down};
 
 use super::super::{
-    connection::{Connection, Pending},
+    connection::{Connection, Request},
     convert,
 };
 use crate::error::response;
 
 /// States of progress that mean that somebody is at it. Whatever else is said means that it is not any more.
 const BUSY: [&str; 6] = ["running", "in_progress", "working", "thinking", "typing", "started"];
+
+/// Bytes of a refusal.
+const SMALL_BYTES_MAX: usize = 1024;
 
 /// Longest label, in characters.
 const LABEL_CHARS_MAX: usize = 100;
@@ -26,7 +29,16 @@ const LABEL_CHARS_MAX: usize = 100;
 pub(super) async fn send(connection: &mut Connection<'_>, message: &SendMessage) -> bool {
     let key = &message.idempotency_key;
     let part = match part(connection, &message.target_topic).await {
-        Ok(Some(part)) if convert::is_direct(message.authorization.as_deref()) => part,
+        Ok(Some(part)) if convert::is_direct(message.authorization.as_deref()) => {
+            // It was written knowing everything that was delivered before it.
+            match connection.session.heard() {
+                Ok(heard) => part.having_heard(heard),
+                Err(error) => {
+                    connection.refuse_message(&error, key);
+                    return true;
+                }
+            }
+        }
         Ok(Some(_)) => {
             let why = format!("not authorized to send to topic {}", message.target_topic);
             connection.refuse_message(&Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", why), key);
@@ -48,10 +60,11 @@ pub(super) async fn send(connection: &mut Connection<'_>, message: &SendMessage)
         Ok(told) => {
             connection.gateway.metrics.accepted.inc();
             let key = key.clone();
-            connection.wait_for(Pending::Reply(Box::pin(async move {
+            let replies = Box::pin(async move {
                 let Err(error) = told.done().await else { return Vec::new() };
                 vec![Down::Error(ErrorResponse { request_id: key, ..response(&error) }.into())]
-            })));
+            });
+            connection.wait_for(Request { replies, is_write: false, bytes_max: SMALL_BYTES_MAX });
         }
         Err(error) => connection.refuse_message(&error, key),
     }

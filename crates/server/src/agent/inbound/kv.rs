@@ -5,6 +5,7 @@ use trunkline_core::{
     Error, Kind,
     identity::Identity,
     kv::{self, Action, Answer, New, Request, Scope},
+    limits::{KV_PAGE_BYTES_MAX, Limits},
 };
 use trunkline_proto::v1::{
     ErrorResponse, KvOperation, KvResponse,
@@ -13,7 +14,7 @@ use trunkline_proto::v1::{
 };
 
 use super::super::{
-    connection::{Connection, Pending},
+    connection::{Connection, Request as Running},
     convert,
 };
 use crate::error::response;
@@ -21,14 +22,17 @@ use crate::error::response;
 /// The next frame is read while this one is on its way to the disk; answers keep the order of their requests.
 pub(super) async fn handle(connection: &mut Connection<'_>, operation: KvOperation) {
     let request_id = operation.request_id.clone();
-    let pending = match start(connection, operation).await {
-        Ok(pending) => pending,
-        Err(error) => Pending::Reply(std::future::ready(refusal(&error, request_id)).boxed()),
+    let running = match start(connection, operation).await {
+        Ok(running) => running,
+        Err(error) => {
+            let replies = std::future::ready(refusal(&error, request_id)).boxed();
+            Running { replies, is_write: false, bytes_max: SMALL_BYTES_MAX }
+        }
     };
-    connection.wait_for(pending);
+    connection.wait_for(running);
 }
 
-async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Result<Pending, Error> {
+async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Result<Running, Error> {
     let request_id = operation.request_id.clone();
     if !convert::is_direct(operation.authorization.as_ref()) {
         return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", INVALID_CONTEXT));
@@ -36,6 +40,7 @@ async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Resul
     let request = request(operation)?;
     let (gateway, session) = (connection.gateway, &connection.session);
     let is_write = !request.action.is_read();
+    let bytes_max = answer_bytes_max(&request.action, &gateway.limits);
     let allowed = kv::allow(&gateway.gate, &session.caller, session.workspace(), request, &gateway.limits)?;
     let after_writes = connection.is_writing();
     let running = kv::run(&gateway.gate, &session.caller, allowed, after_writes, &gateway.limits).await?;
@@ -45,7 +50,21 @@ async fn start(connection: &mut Connection<'_>, operation: KvOperation) -> Resul
             Err(error) => refusal(&error, request_id),
         }
     };
-    Ok(if is_write { Pending::Write(replies.boxed()) } else { Pending::Reply(replies.boxed()) })
+    Ok(Running { replies: replies.boxed(), is_write, bytes_max })
+}
+
+/// Bytes of an answer without a value.
+const SMALL_BYTES_MAX: usize = 1024;
+
+/// How large an answer may be.
+fn answer_bytes_max(action: &Action, limits: &Limits) -> usize {
+    SMALL_BYTES_MAX
+        + match action {
+            Action::List { .. } => KV_PAGE_BYTES_MAX,
+            // A comparison that fails answers what is there.
+            Action::Get | Action::CompareAndSet { .. } => limits.kv_value_bytes_max,
+            _ => 0,
+        }
 }
 
 /// The refusal of a context that cannot be used, in the published words.
@@ -76,7 +95,8 @@ fn reply(answer: Answer, request_id: String) -> KvResponse {
 }
 
 fn request(operation: KvOperation) -> Result<Request, Error> {
-    let scope = match operation.scope() {
+    let unknown = |_| invalid(format!("unknown KV scope {}", operation.scope));
+    let scope = match WireScope::try_from(operation.scope).map_err(unknown)? {
         WireScope::Unspecified | WireScope::Workspace => Scope::Workspace,
         WireScope::Global => Scope::Global,
         WireScope::User => Scope::User,
@@ -96,6 +116,7 @@ fn action(operation: &KvOperation) -> Result<Action, Error> {
     let new = || New { value: operation.value.to_vec(), ttl };
     let expected = || operation.expected_value.to_vec();
     let op = OpType::try_from(operation.op).map_err(|_| invalid("unknown KV operation".to_owned()))?;
+    check_conditions(op, operation)?;
     Ok(match op {
         OpType::Get => Action::Get,
         OpType::Put => Action::Put(new()),
@@ -121,6 +142,22 @@ fn action(operation: &KvOperation) -> Result<Action, Error> {
             Action::Purge { target: Identity::parse(target).map_err(refused)? }
         }
     })
+}
+
+/// Refuses a condition on an operation that has none: it would be carried out whatever the condition says.
+fn check_conditions(op: OpType, operation: &KvOperation) -> Result<(), Error> {
+    let compares = matches!(op, OpType::CompareAndSet | OpType::CompareAndDelete);
+    let guards = matches!(op, OpType::IncrementIf | OpType::DecrementIf);
+    let given = [
+        ("expected_value", !compares && !operation.expected_value.is_empty()),
+        ("guard_value", !guards && operation.guard_value != 0),
+        ("delta_value", !guards && operation.delta_value != 0),
+        ("target_identity", op != OpType::PurgeIdentity && !operation.target_identity.is_empty()),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((field, _)) => Err(invalid(format!("{field} is not supported by {}", op.as_str_name()))),
+        None => Ok(()),
+    }
 }
 
 /// 0 stands for 1.

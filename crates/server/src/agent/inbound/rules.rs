@@ -14,7 +14,7 @@ use trunkline_proto::v1::{
     acl_operation::OpType,
 };
 
-use super::super::convert;
+use super::super::{convert, outbound::fitting};
 
 pub(super) async fn handle(gate: &Gate, caller: &Caller, operation: AclOperation) -> AclResponse {
     let request_id = operation.request_id.clone();
@@ -34,7 +34,7 @@ async fn run(gate: &Gate, caller: &Caller, operation: AclOperation) -> Result<Ac
             let rules = rule::list(gate, caller, &filter(operation.rule_filter.as_ref()))?;
             let filter = operation.rule_filter.unwrap_or_default();
             let total_rules = rules.len() as i32;
-            let rules = super::page(rules, filter.offset, filter.limit).map(|rule| info(&rule)).collect();
+            let rules = fitting(super::page(rules, filter.offset, filter.limit).map(|rule| info(&rule)));
             AclResponse { rules, total_rules, ..empty() }
         }
         Ok(OpType::GetRule) => {

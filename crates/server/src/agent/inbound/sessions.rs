@@ -14,7 +14,7 @@ use trunkline_proto::v1::{
     SessionOperation, SessionOperationResponse, session_operation::OpType,
 };
 
-use super::super::convert;
+use super::super::{convert, outbound::fitting};
 
 pub(super) async fn handle(
     sessions: &Sessions,
@@ -48,7 +48,7 @@ async fn run(
         }
         Ok(OpType::List) => {
             let filter = operation.filter.unwrap_or_default();
-            let connections = page(sessions.list(caller, &wanted(&filter))?, &filter);
+            let connections = page(sessions.list(caller, &wanted(&filter)?)?, &filter);
             // The page's, not the whole list's: the published contract has it that way, and its suite insists.
             let total_count = connections.len() as i32;
             SessionOperationResponse { connections, total_count, ..empty() }
@@ -97,8 +97,14 @@ pub(super) fn status(
     }
 }
 
-pub(super) fn wanted(filter: &ConnectionFilter) -> presence::Filter {
-    let kind = match filter.r#type() {
+/// # Errors
+/// [`Kind::Invalid`] for a kind that means nothing: without it the filter would let everything through.
+pub(super) fn wanted(filter: &ConnectionFilter) -> Result<presence::Filter, Error> {
+    let unknown = |_| {
+        let message = format!("unknown principal type {}", filter.r#type);
+        Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", message)
+    };
+    let kind = match PrincipalType::try_from(filter.r#type).map_err(unknown)? {
         PrincipalType::Unspecified => None,
         PrincipalType::PrincipalAgent => Some(PrincipalKind::Agent),
         PrincipalType::PrincipalTask => Some(PrincipalKind::Task),
@@ -109,12 +115,12 @@ pub(super) fn wanted(filter: &ConnectionFilter) -> presence::Filter {
         PrincipalType::PrincipalBridge => Some(PrincipalKind::Bridge),
         PrincipalType::PrincipalService => Some(PrincipalKind::Service),
     };
-    presence::Filter { kind, workspace: Some(filter.workspace.clone()).filter(|name| !name.is_empty()) }
+    Ok(presence::Filter { kind, workspace: Some(filter.workspace.clone()).filter(|name| !name.is_empty()) })
 }
 
-/// The page that the filter asks for.
+/// The page that the filter asks for, as far as it fits a frame.
 pub(super) fn page(found: Vec<Present>, filter: &ConnectionFilter) -> Vec<ConnectionInfo> {
-    super::page(found, filter.offset, filter.limit).map(|present| info(&present)).collect()
+    fitting(super::page(found, filter.offset, filter.limit).map(|present| info(&present)))
 }
 
 pub(super) fn info(present: &Present) -> ConnectionInfo {

@@ -13,11 +13,20 @@ use trunkline_proto::v1::{
     TaskQuery, TaskQueryResponse, downstream_message::Payload as Down, task_query::OpType,
 };
 
-use super::super::{
-    connection::{Connection, Pending},
-    convert::{self, tasks as wire},
+use super::{
+    super::{
+        connection::{Connection, Request},
+        convert::{self, tasks as wire},
+    },
+    unbuilt,
 };
 use crate::error::response;
+
+/// Bytes of the reply to a new task.
+const SMALL_BYTES_MAX: usize = 4096;
+
+/// Bytes of a reply with a task in it: its metadata, what it waits for, and its texts.
+const TASK_BYTES_MAX: usize = 256 * 1024;
 
 /// The next frame is read while the task is on its way to the disk.
 pub(super) async fn create(connection: &mut Connection<'_>, request: CreateTaskRequest) {
@@ -26,8 +35,12 @@ pub(super) async fn create(connection: &mut Connection<'_>, request: CreateTaskR
         let request_id = request_id.clone();
         move |error: &Error| refusal(error, &request_id)
     };
-    if !convert::is_direct(request.authorization.as_ref()) {
-        let error = Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", "invalid authorization context");
+    let checked = if convert::is_direct(request.authorization.as_ref()) {
+        unbuilt::check_task(&request)
+    } else {
+        Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", "invalid authorization context"))
+    };
+    if let Err(error) = checked {
         refusal(&error).into_iter().for_each(|reply| connection.reply(reply));
         return;
     }
@@ -55,7 +68,8 @@ pub(super) async fn create(connection: &mut Connection<'_>, request: CreateTaskR
                     Err(error) => refusal(&error),
                 }
             };
-            connection.wait_for(Pending::Write(replies.boxed()));
+            let (replies, bytes_max) = (replies.boxed(), SMALL_BYTES_MAX);
+            connection.wait_for(Request { replies, is_write: true, bytes_max });
         }
         Err(error) => refusal(&error).into_iter().for_each(|reply| connection.reply(reply)),
     }
@@ -107,7 +121,8 @@ pub(super) async fn operate(connection: &mut Connection<'_>, operation: TaskOper
                     Err(error) => failed(&error, request_id),
                 }]
             };
-            connection.wait_for(Pending::Write(replies.boxed()));
+            let (replies, bytes_max) = (replies.boxed(), TASK_BYTES_MAX);
+            connection.wait_for(Request { replies, is_write: true, bytes_max });
         }
         Err(error) => connection.reply(failed(&error, request_id)),
     }
@@ -150,7 +165,7 @@ async fn look(
             Ok(TaskQueryResponse { task: Some(wire::info(&task)), ..TaskQueryResponse::default() })
         }
         Ok(OpType::List) => {
-            let filter = wire::filter(query.filter.unwrap_or_default());
+            let filter = wire::filter(query.filter.unwrap_or_default())?;
             let page = tasks.list(&caller, home.as_deref(), filter).await?;
             Ok(TaskQueryResponse {
                 tasks: page.tasks.iter().map(wire::info).collect(),

@@ -10,6 +10,8 @@ use trunkline_core::{
 };
 use trunkline_proto::v1::{TokenInfo, TokenOperation, TokenResponse, token_operation::OpType};
 
+use super::super::outbound::fitting;
+
 /// Keys on one page at most, and if nothing is asked for. The published figures.
 const PAGE_MAX: i32 = 1000;
 const PAGE: i32 = 100;
@@ -36,12 +38,13 @@ async fn run(sessions: &Sessions, caller: &Caller, operation: TokenOperation) ->
             let all = token::list(gate, caller, filter.include_revoked).await?;
             let limit = if filter.limit > 0 { filter.limit.min(PAGE_MAX) } else { PAGE };
             let total_count = all.len() as i32;
-            let tokens = super::page(all, filter.offset, limit).map(|token| info(&token)).collect();
+            let tokens = fitting(super::page(all, filter.offset, limit).map(|token| info(&token)));
             TokenResponse { tokens, total_count, ..empty() }
         }
         Ok(OpType::Get) => TokenResponse { token: Some(info(&token::get(gate, caller, id).await?)), ..empty() },
         Ok(OpType::Create) => {
             let wanted = operation.create_request.ok_or_else(|| invalid("create_request is required".to_owned()))?;
+            super::unbuilt::check_scopes(&wanted)?;
             if wanted.principal_type.is_empty() {
                 return Err(invalid("principal_type is required".to_owned()));
             }

@@ -12,7 +12,7 @@ use trunkline_proto::v1::{
     FlowNode, MessageFlowInfo, WorkspaceInfo, WorkspaceOperation, WorkspaceResponse, workspace_operation::OpType,
 };
 
-use super::sessions;
+use super::{super::outbound::fitting, sessions};
 
 /// A refusal for want of rights has no typed reply: the published contract has it that way, and its suite insists.
 pub(super) async fn handle(
@@ -39,7 +39,7 @@ async fn run(sessions: &Sessions, caller: &Caller, operation: WorkspaceOperation
             let all = workspace::list(sessions, caller, &filter.tenant_id).await?;
             let total_count = all.len() as i32;
             let page = super::page(all, filter.offset, filter.limit);
-            let workspaces = page.map(|each| info(sessions, each)).collect();
+            let workspaces = fitting(page.map(|each| info(sessions, each)));
             WorkspaceResponse { workspaces, total_count, ..empty() }
         }
         Ok(OpType::Get) => {
@@ -65,7 +65,7 @@ async fn run(sessions: &Sessions, caller: &Caller, operation: WorkspaceOperation
         }
         Ok(OpType::GetMessageFlow) => {
             let workspace = workspace::get(sessions, caller, id).await?;
-            let nodes = present(sessions, &workspace.id).iter().map(node).collect();
+            let nodes = fitting(present(sessions, &workspace.id).iter().map(node));
             let (workspace_id, updated_at) = (workspace.id, sessions::now_s());
             let message_flow = Some(MessageFlowInfo { workspace_id, nodes, edges: Vec::new(), updated_at });
             WorkspaceResponse { message_flow, ..empty() }
