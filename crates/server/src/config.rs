@@ -344,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn what_would_not_fit_a_frame_is_refused() {
+        Config::default().check_sizes().unwrap();
+        for key in ["limits.payload_bytes_max", "limits.kv_value_bytes_max", "tasks.payload_bytes_max"] {
+            let (table, name) = key.split_once('.').unwrap();
+            let config = load(&format!("[{table}]\n{name} = 4194304"), &[]).unwrap();
+            assert!(config.check_sizes().unwrap_err().to_string().contains(key));
+        }
+    }
+
+    #[test]
     fn mistakes_name_the_key() {
         let hint = "unknown key limits.messages_per_secnd; did you mean limits.messages_per_second?";
         assert!(load("[limits]\nmessages_per_secnd = 5", &[]).unwrap_err().contains(hint));

@@ -502,7 +502,7 @@ pub(super) fn denied(message: String) -> Error {
 mod tests {
     use uuid::Uuid;
 
-    use super::{Caller, Identity, Intent as _, Level, Rules, Send, Target, TouchTask};
+    use super::{Caller, Identity, Intent as _, Level, Report, Rules, Send, Target, TouchTask};
     use crate::{
         caller::Credential,
         gate::rules::{Fallback, category},
@@ -568,5 +568,30 @@ mod tests {
         rules.set_fallback(category("user", "workspace"), fallback);
         let target = Target::parse("ag::w::i::s").unwrap();
         assert!(Send(&target).decide(&ann, &rules).is_ok() && Send(&target).decide(&apps, &rules).is_err());
+    }
+
+    #[test]
+    fn progress_reaches_whom_a_message_reaches() {
+        let rules = |level| {
+            let mut rules = Rules::default();
+            let fallback = Fallback { level, updated_by: String::new(), updated_at: 0 };
+            rules.set_fallback(category("agent", "workspace"), fallback);
+            rules
+        };
+        let may = |identity: Result<Identity, _>, recipient: &str, level| {
+            let caller = Caller::new(identity.unwrap(), "s".into(), Credential::none(false));
+            let home = caller.identity.workspace();
+            Report { recipient, home }.decide(&caller, &rules(level)).is_ok()
+        };
+        for recipient in ["", "us::u", "us::u::w", "ag::w::i::other"] {
+            for (level, expected) in [(Level::NONE, false), (Level::READ, false), (Level::READ_WRITE, true)] {
+                assert_eq!(
+                    may(Identity::agent("w", "i", "s"), recipient, level),
+                    expected,
+                    "{recipient:?} with {level}"
+                );
+            }
+        }
+        assert!(may(Identity::service("i", "s"), "us::u", Level::NONE), "it lives in no workspace");
     }
 }

@@ -61,7 +61,8 @@ impl Client {
         let (up, frames) = mpsc::channel(64);
         let init = UpstreamMessage { payload: Some(Up::Init(init.into())), ..UpstreamMessage::default() };
         up.send(init).await.unwrap();
-        let mut client = AetherGatewayClient::new(channel).max_decoding_message_size(32 * 1024 * 1024);
+        // Takes frames of 4 MiB, as the published clients do.
+        let mut client = AetherGatewayClient::new(channel);
         let down = client.connect(ReceiverStream::new(frames)).await?.into_inner();
         let mut client = Self { up, down, ack: ConnectionAck::default() };
         match client.next().await? {

@@ -4,8 +4,10 @@
 
 mod acks;
 mod audit;
+mod budget;
 mod cli;
 mod client;
+mod contract;
 mod conversation;
 mod credentials;
 mod durability;
@@ -14,6 +16,7 @@ mod identity;
 mod kills;
 mod limits;
 mod ops;
+mod positions;
 mod process;
 mod sandbox;
 mod shutdown;

@@ -2,8 +2,14 @@
 
 use serde_json::json;
 
-use super::{begin, say, show, texts};
-use crate::{process::Process, sandbox::Web};
+use trunkline_proto::v1::{MessageType, SendMessage, upstream_message::Payload as Up};
+
+use super::{begin, say, show, texts, watch};
+use crate::{
+    client::{Client, agent},
+    process::Process,
+    sandbox::Web,
+};
 
 /// A process has no settings but its own: the app is made, and its token signed, by the command line.
 fn trunkline(args: &[&str], process: &Process) -> String {
@@ -48,4 +54,33 @@ async fn what_was_accepted_survives_a_kill() {
     assert_eq!(newer.get("/api/v2/agent_convos").await.1, json!({"agent_convos": []}));
     trunkline(&["app", "remove", "shop"], &process);
     assert_eq!(newer.get("/api/v2/agent_convos").await.0, 401);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_is_not_asked_again_what_it_had_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::start(dir.path());
+    trunkline(&["app", "create", "shop", "--origin", "https://shop.example.org"], &process);
+    let bot = trunkline(&["app", "agent", "shop", "ag::ws::impl::one", "--name", "Ada"], &process);
+    let token = trunkline(&["app", "token", "shop", &bot, "ann"], &process);
+    let ann = |process: &Process| Web::new(process.http).with(&token);
+    let convo = begin(&ann(&process)).await;
+    for question in 0..5 {
+        let mut one = Client::connect(process.grpc, agent("one")).await.unwrap();
+        let mut tab = watch(&ann(&process), &convo).await;
+        say(&ann(&process), &convo, &question.to_string()).await;
+        // Not one that it answered before.
+        let asked = one.message().await;
+        assert_eq!(std::str::from_utf8(&asked.payload).unwrap(), question.to_string());
+        let answer = SendMessage {
+            target_topic: asked.source_topic,
+            payload: format!("answer {question}").into(),
+            message_type: MessageType::Chat.into(),
+            ..SendMessage::default()
+        };
+        one.put(Up::Send(answer)).await;
+        while tab.expect("message").await.data["message"]["content"] != format!("answer {question}") {}
+        process.kill();
+        process = Process::start(dir.path());
+    }
 }
