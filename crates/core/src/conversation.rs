@@ -19,14 +19,17 @@ mod watch;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline_store::log::{Clock, Item, Offset};
+use trunkline_store::log::{Clock, ContentDigest, Item, Offset};
 use uuid::Uuid;
 
 pub use self::{
@@ -34,11 +37,11 @@ pub use self::{
     record::Delta,
     watch::{History, Page, Seen, Watch},
 };
-pub use crate::gate::ConversationPermit as Permit;
+pub use crate::{error::KEY_REUSED, gate::ConversationPermit as Permit};
 pub(crate) use sql::MIGRATIONS;
 
 use self::{
-    desk::{Desk, Party, Post, What},
+    desk::{Desk, Once, Party, Post, What},
     places::Places,
     said::{LockOut, Said, Typing, Why},
     state::{Act, Event, Message, Participant, Reason, Standing, State},
@@ -61,9 +64,6 @@ pub const CLOSED: &str = "ERR_CONVERSATION_CLOSED";
 
 /// The code of a user that says too much, or is locked out.
 pub const LIMITED: &str = "ERR_CONVERSATION_LIMITED";
-
-/// The code of a name that was given to another message.
-pub const KEY_REUSED: &str = "ERR_IDEMPOTENCY_KEY_REUSED";
 
 /// Conversations that are kept in use for a while after the last time.
 const RECENT_MAX: usize = 4096;
@@ -174,6 +174,8 @@ struct Inner {
     own_url: String,
     links: files::Links,
     desks: Mutex<Desks>,
+    /// Conversations that were erased.
+    erasures: AtomicU64,
     lockouts: Mutex<HashMap<Whose, Lockout>>,
     rates: Mutex<HashMap<Whose, Rates>>,
     turns: Turns,
@@ -271,6 +273,7 @@ impl Conversations {
             own_url,
             links,
             desks: Mutex::default(),
+            erasures: AtomicU64::new(0),
             lockouts: Mutex::new(lockouts),
             rates: Mutex::default(),
             turns: Turns::default(),
@@ -330,7 +333,7 @@ impl Conversations {
         if let Some(greeting) = visitor.agent.greeting.clone().filter(|text| !text.trim().is_empty()) {
             let (desk, party) = (self.desk(row.clone()), Party::agent(&visitor.agent, &visitor.agent.identity));
             let text = said::Text { text: greeting, ..said::Text::default() };
-            desk.run(self, What::Say(party, Said::Text(text), String::new(), None)).await?;
+            desk.run(self, What::Say(party, Said::Text(text), None, None)).await?;
         }
         Ok(row)
     }
@@ -542,7 +545,9 @@ impl Conversations {
                     // Whoever speaks hears what follows.
                     drop(part.desk.submit(self, What::Act(Act::Join(party.lane.clone()))).await?);
                 }
-                let what = What::Say(party.clone(), said, key.to_owned(), part.heard.clone());
+                let content = ContentDigest::of(&[&kind.to_be_bytes(), payload]);
+                let once = (!key.is_empty()).then(|| Once { name: format!("{}\n{key}", party.lane), content });
+                let what = What::Say(party.clone(), said, once, part.heard.clone());
                 part.desk.submit(self, what).await.map(|told| Told(Some(told)))
             }
         }
@@ -622,6 +627,7 @@ impl Conversations {
             self.remove_files(&permit, None).await?;
             // The row last: by it the rest is found, should this end in between.
             self.gate().housekeep(move |tx| sql::remove(tx, id)).await?;
+            self.0.erasures.fetch_add(1, SeqCst);
             lock(&self.0.desks).recent.retain(|desk| desk.row.id != id);
         }
         let asked = of.clone();
@@ -685,8 +691,15 @@ impl Conversations {
         if let Some(desk) = lock(&self.0.desks).all.get(&id).and_then(Weak::upgrade) {
             return Ok(Some(desk).filter(|desk| !desk.is_gone()));
         }
-        let row = self.gate().glance(move |tx| sql::find(tx, id)).await?;
-        Ok(row.map(|row| self.desk(row)))
+        let erasures = self.0.erasures.load(SeqCst);
+        let Some(row) = self.gate().glance(move |tx| sql::find(tx, id)).await? else { return Ok(None) };
+        let desk = self.desk(row);
+        if self.0.erasures.load(SeqCst) != erasures && self.gate().glance(move |tx| sql::find(tx, id)).await?.is_none()
+        {
+            // It was erased since the row was read, and nobody else's desk says so any more.
+            desk.forget();
+        }
+        Ok(Some(desk).filter(|desk| !desk.is_gone()))
     }
 
     /// The one desk of a conversation.

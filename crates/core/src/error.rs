@@ -73,8 +73,14 @@ impl Error {
     }
 }
 
+/// The code of an idempotency key that was used for something else.
+pub const KEY_REUSED: &str = "ERR_IDEMPOTENCY_KEY_REUSED";
+
 impl From<log::Error> for Error {
     fn from(error: log::Error) -> Self {
+        if let log::Error::DedupReused { .. } = error {
+            return Self::new(Kind::Invalid, KEY_REUSED, "this idempotency key was used for other content");
+        }
         let kind = match error {
             log::Error::Unavailable { .. } | log::Error::Stopped => Kind::Unavailable,
             log::Error::TooLarge { .. } | log::Error::InvalidTopic { .. } | log::Error::InvalidCursor => Kind::Invalid,

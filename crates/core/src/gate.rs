@@ -21,11 +21,12 @@ use trunkline_store::{
     Store,
     lease::{self, Lease, Policy},
     ledger::{self, ReadTx, TxFuture, WriteTx},
-    log::{self, Append, Cursor, Item, Offset, Reader, Record, SubmittedEach, Topic},
+    log::{self, Append, ContentDigest, Cursor, Item, Offset, Reader, Record, SubmittedEach, Topic},
 };
 
 pub use self::conversation::{ConversationPermit, TakePart, UseConversation};
 use self::rules::{Fallback, Level, Name, Rule, Rules};
+pub(crate) use self::sandbox::Once;
 pub use self::sandbox::{SandboxNeed, SandboxPermit, UseSandbox};
 pub use self::socket::{SocketNeed, SocketPermit, UseSocket};
 pub use self::task::CreateTask;
@@ -193,12 +194,25 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Adds a record to what the permit allows. With a key, it is written only if `by` did not write one with that key to the
-    /// topic before.
-    pub fn push(&mut self, permit: &SendPermit, payload: Vec<u8>, by: &Identity, key: &str) {
+    /// Adds a record to what the permit allows.
+    pub fn push(&mut self, permit: &SendPermit, payload: Vec<u8>) {
         self.bytes += payload.len();
-        let append = Append::new(&permit.topic, payload);
-        self.appends.push(if key.is_empty() { append } else { append.dedup(format!("{by}\n{key}")) });
+        self.appends.push(Append::new(&permit.topic, payload));
+        self.keys.push(Box::default());
+    }
+
+    /// Adds a record that is written only if `by` did not write one with that key to the topic before. If it did, with other
+    /// content, this one is refused.
+    pub fn push_once(
+        &mut self,
+        permit: &SendPermit,
+        payload: Vec<u8>,
+        by: &Identity,
+        key: &str,
+        content: ContentDigest,
+    ) {
+        self.bytes += payload.len();
+        self.appends.push(Append::new(&permit.topic, payload).dedup_with(format!("{by}\n{key}"), content));
         self.keys.push(key.into());
     }
 

@@ -231,7 +231,8 @@ impl Sender {
     }
 
     /// Checks a message and accepts it, to be submitted together with others. What one session sends to one topic keeps
-    /// its order. With a `key`, a second message of that name to the same topic changes nothing for at least a day.
+    /// its order. With a `key`, a second message of that name to the same topic changes nothing for at least a day, and one that
+    /// says something else is [not written](not_written).
     ///
     /// # Errors
     /// In the published order and with its codes: `ERR_INVALID_TOPIC`, `ERR_PAYLOAD_TOO_LARGE`, `ERR_RATE_LIMITED`,
@@ -268,7 +269,12 @@ impl Sender {
         };
         let workspace = declared.or(session.workspace()).unwrap_or_default();
         let envelope = Envelope::encode(&self.source, workspace, kind, payload);
-        self.accepted.push(&permit, envelope, &session.caller.identity, key);
+        if key.is_empty() {
+            self.accepted.push(&permit, envelope);
+        } else {
+            let content = log::ContentDigest::of(&[&kind.to_be_bytes(), payload]);
+            self.accepted.push_once(&permit, envelope, &session.caller.identity, key, content);
+        }
         if let Target::Agent(address) | Target::UniqueTask(address) = &route.target {
             self.tasks.wake_up(&route.name, &address.implementation, &session.caller);
         }
@@ -338,7 +344,7 @@ impl Sender {
         self.take_token("progress report rate limit exceeded")?;
         let workspace = session.workspace().unwrap_or_default();
         let progress = Progress::encode(&self.source, workspace, recipient, body);
-        self.accepted.push(&permit, progress, &session.caller.identity, "");
+        self.accepted.push(&permit, progress);
         Ok(())
     }
 
@@ -352,7 +358,7 @@ impl Sender {
             found => found?,
         };
         if let Ok(permit) = self.gate.authorize(&session.caller, gate::ReportOn(&task)) {
-            self.accepted.push(&permit, self.tasks.event(&task, event)?, &session.caller.identity, "");
+            self.accepted.push(&permit, self.tasks.event(&task, event)?);
         }
         Ok(())
     }
@@ -366,7 +372,7 @@ impl Sender {
     /// Queues what was accepted since the last time. What it resolves to says what became durable.
     ///
     /// # Errors
-    /// With what the lost messages are called, for each of which the sender is told [`publish_failed`].
+    /// With what the lost messages are called, for each of which the sender is told why it was [`not_written`].
     pub async fn submit(&mut self) -> Result<Option<Sent>, (Vec<Box<str>>, log::Error)> {
         let mut batch = std::mem::take(&mut self.accepted);
         let keys = batch.take_keys();
@@ -555,6 +561,15 @@ pub fn decode(record: &Record) -> Result<Said, Error> {
 #[must_use]
 pub fn publish_failed() -> Error {
     Error::new(Kind::Unavailable, "ERR_PUBLISH_FAILED", "message delivery failed")
+}
+
+/// What the sender of a message is told that was accepted and is not in the log.
+#[must_use]
+pub fn not_written(error: &log::Error) -> Error {
+    match error {
+        log::Error::DedupReused { .. } => error.clone().into(),
+        _ => publish_failed(),
+    }
 }
 
 #[cfg(test)]

@@ -5,17 +5,19 @@
 //! is a lease: a new one takes the place of the old one.
 
 pub mod artifacts;
+mod checkpoint;
 mod duty;
 mod keep;
 mod life;
 mod read;
 mod roll;
+mod room;
 mod scene;
 mod sql;
 pub mod state;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
@@ -26,12 +28,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline_store::log::Clock;
+use trunkline_store::log::{Clock, ContentDigest};
 
 use self::{
     artifacts::{Artifact, Sign},
     duty::Stint,
     keep::Keeper,
+    life::Whose,
+    room::Room,
     scene::Scene,
     state::{Happening, Status},
 };
@@ -39,7 +43,7 @@ use crate::{
     caller::Caller,
     due::NextDue,
     error::{Error, Kind},
-    gate::{Gate, SandboxPermit, UseSandbox},
+    gate::{Gate, Once, SandboxPermit, UseSandbox},
     identity::Identity,
     limits::{Limits, TokenBucket},
     token,
@@ -58,10 +62,6 @@ pub(crate) use sql::MIGRATIONS;
 /// Longest name of a project, and longest summary that is kept, in bytes.
 const PROJECT_BYTES_MAX: usize = 256;
 const SUMMARY_BYTES_MAX: usize = 4096;
-
-/// Events that are told while nobody looks, before they are folded all the same: it bounds what the next one to look waits
-/// for.
-const UNFOLDED_MAX: u64 = 4000;
 
 /// A sandbox, as everybody sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,21 +97,35 @@ pub(crate) struct Standing {
     removed: bool,
     /// Grows with every change that others hear of, also when an id is used again.
     version: i64,
+    /// The last record whose signs have taken effect here.
+    signs_to: i64,
 }
 
-/// How long sandboxes have for what, in milliseconds.
+/// How long sandboxes have for what, and how much they may tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// To give a sign of life after they were made; 0 is for ever. The published figure.
+    /// To give a sign of life after they were made, in milliseconds; 0 is for ever. The published figure.
     pub bootstrap_ms: u64,
-    /// To come back after the server was started again; 0 is not at all.
+    /// To come back after the server was started again, in milliseconds; 0 is not at all.
     pub grace_ms: u64,
+    /// Memory that the artifacts of one may take, in MiB; 0 is no limit. A day of an agent's text is a few.
+    pub artifacts_mib_max: u64,
+    /// Artifacts of one; 0 is no limit. One every two seconds for a day.
+    pub artifacts_max: u64,
+    /// What is kept on disk of the events of one, and of its commands, in MiB each; 0 is no limit.
+    pub events_mib_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { bootstrap_ms: 180_000, grace_ms: 10_000 }
+        Self {
+            bootstrap_ms: 180_000,
+            grace_ms: 10_000,
+            artifacts_mib_max: 32,
+            artifacts_max: 50_000,
+            events_mib_max: 1024,
+        }
     }
 }
 
@@ -143,13 +157,13 @@ struct Active {
     /// The last sign of life, and how much of that its row knows.
     beat: AtomicI64,
     beat_noted: AtomicI64,
-    /// Events that came since it was last folded.
-    unfolded: AtomicU64,
+    /// What it and its artifacts come to.
+    room: Mutex<Room>,
     /// What may be told of it, and to it.
     rate: Mutex<Option<TokenBucket>>,
     known: Known,
-    /// Keys of what a store of its own keeps already.
-    kept: Mutex<HashSet<String>>,
+    /// Names, with who gave them, of what a store of its own keeps already and the log may not.
+    kept: Mutex<HashMap<String, ContentDigest>>,
     stint: Mutex<Option<Arc<Stint>>>,
     scene: tokio::sync::Mutex<Option<Arc<Scene>>>,
 }
@@ -211,6 +225,10 @@ impl Drop for Changing<'_> {
 pub struct Seat {
     permit: SandboxPermit,
     standing: Standing,
+}
+
+fn once(key: &str, content: &[u8]) -> Option<Once> {
+    (!key.is_empty()).then(|| Once { key: key.to_owned(), content: ContentDigest::of(&[content]) })
 }
 
 impl Seat {
@@ -304,55 +322,71 @@ impl Sandboxes {
     }
 
     /// Appends what a sandbox tells. Durable when it returns; what it says about the sandbox itself has taken effect. With a
-    /// key, only if nothing was told under it before.
+    /// key, only if the caller told nothing under it before: the same again changes nothing.
     ///
     /// # Errors
-    /// [`Kind::Exhausted`] if it tells too often, [`Kind::NotFound`] if it was removed in the meantime, [`Kind::Unavailable`].
+    /// [`Kind::Exhausted`] if it tells too often, or has told as much as it may; [`KEY_REUSED`](crate::conversation::KEY_REUSED) if it
+    /// told something else under this key; [`Kind::NotFound`] if it was removed in the meantime, [`Kind::Unavailable`].
     pub async fn tell(&self, seat: &Seat, events: Events, key: &str) -> Result<(), Error> {
         let Standing { sandbox, due_at, .. } = &seat.standing;
         let active = self.active(&sandbox.id);
         active.take_one()?;
+        let once = once(key, &events.body);
+        if let Err(refused) = self.make_room(&seat.standing, &active, &events).await {
+            // It may be there already, and be what there is no more room for.
+            return self.if_known(seat, once.as_ref(), refused).await;
+        }
         let is_first = sandbox.status == Status::Bootstrapping && due_at.is_some();
         let mut happened: Vec<_> = events.signs.into_iter().map(happening).collect();
         if is_first {
             happened.insert(0, Happening::SignOfLife);
         }
         active.beat.fetch_max(self.now(), SeqCst);
-        if active.unfolded.fetch_add(events.count, SeqCst) + events.count > UNFOLDED_MAX {
-            self.fold_unseen(&seat.standing, &active);
-        }
         if happened.is_empty() && self.0.keeper.is_none() {
-            return self.0.gate.tell_sandbox(&seat.permit, events.body, key).await;
+            return self.0.gate.tell_sandbox(&seat.permit, events.body, once).await.map(drop);
         }
-        let (sandboxes, permit) = (self.clone(), seat.permit.clone());
-        let (id, key) = (sandbox.id.clone(), key.to_owned());
+        let (sandboxes, permit, id) = (self.clone(), seat.permit.clone(), sandbox.id.clone());
         // It completes even if nobody waits for it any more.
         let told = self.0.tracker.spawn(async move {
             let _order = active.order.lock().await;
-            let body = sandboxes.keep(&id, &active, events.body, &key).await?;
-            sandboxes.0.gate.tell_sandbox(&permit, body, &key).await?;
+            let body = sandboxes.keep(&permit, &id, &active, events.body, once.as_ref()).await?;
+            let appended = sandboxes.0.gate.tell_sandbox(&permit, body, once).await?;
             if happened.is_empty() {
                 return Ok(());
             }
-            sandboxes.change(&id, happened, None).await.map(drop)
+            // What came before has taken effect, unless the server failed in between.
+            let by = i64::try_from(appended.offset.0).unwrap_or(i64::MAX);
+            sandboxes.change(&id, happened, Some(Whose::Record(by))).await.map(drop)
         });
         told.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
     }
 
     /// Tells a sandbox what to do. Durable when it returns, and delivered once its stream is there. With a key, only if it was
-    /// told nothing under it before.
+    /// told nothing under it before by the caller: the same again changes nothing.
     ///
     /// # Errors
-    /// [`Kind::Precondition`] if there is no sandbox to take it, [`Kind::Exhausted`] if it is told too often,
-    /// [`Kind::Unavailable`].
+    /// [`Kind::Precondition`] if there is no sandbox to take it, [`Kind::Exhausted`] if it is told too often or too much waits,
+    /// [`KEY_REUSED`](crate::conversation::KEY_REUSED) if it was told something else under this key, [`Kind::Unavailable`].
     pub async fn command(&self, seat: &Seat, order: Order, key: &str) -> Result<(), Error> {
         let Sandbox { id, status, .. } = &seat.standing.sandbox;
+        let once = once(key, &order.0);
         if !status.takes_commands() {
             let message = format!("no sandbox is connected for {id}: it is {}", status.word());
-            return Err(Error::new(Kind::Precondition, "ERR_NOT_CONNECTED", message));
+            let refused = Error::new(Kind::Precondition, "ERR_NOT_CONNECTED", message);
+            return self.if_known(seat, once.as_ref(), refused).await;
         }
-        self.active(id).take_one()?;
-        self.0.gate.command_sandbox(&seat.permit, order.0, key).await
+        let active = self.active(id);
+        active.take_one()?;
+        if let Err(refused) = self.make_room_for_command(id, &active, order.0.len()).await {
+            return self.if_known(seat, once.as_ref(), refused).await;
+        }
+        self.0.gate.command_sandbox(&seat.permit, order.0, once).await.map(drop)
+    }
+
+    /// The same that was accepted before is accepted again, whatever is so by now.
+    async fn if_known(&self, seat: &Seat, once: Option<&Once>, refused: Error) -> Result<(), Error> {
+        let Some(once) = once else { return Err(refused) };
+        if self.0.gate.sandbox_was_told(&seat.permit, once).await? { Ok(()) } else { Err(refused) }
     }
 
     /// All artifacts, with everything that was acknowledged before.
@@ -424,7 +458,6 @@ impl Sandboxes {
                 }
             };
             if scene.sync().await {
-                active.unfolded.store(0, SeqCst);
                 return Ok(scene);
             }
             // It closed, because nobody looked, or what it shows is gone.
@@ -438,19 +471,6 @@ impl Sandboxes {
             }
             since = self.standing(id).await?.ok_or_else(missing)?.since;
         }
-    }
-
-    /// Folds what nobody looks at, so that somebody can.
-    fn fold_unseen(&self, standing: &Standing, active: &Arc<Active>) {
-        active.unfolded.store(0, SeqCst);
-        let (sandboxes, standing) = (self.clone(), standing.clone());
-        self.0.tracker.spawn(async move {
-            if let Err(error) = sandboxes.scene(&standing).await
-                && error.kind != Kind::NotFound
-            {
-                tracing::warn!(%error, sandbox = standing.sandbox.id, "not folded yet; the next one to look waits for it");
-            }
-        });
     }
 }
 

@@ -1,16 +1,16 @@
 //! The sandbox surface: `/sessions` and what is under it. See docs/protocol/sandbox.md.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 
 use axum::{
     Json, Router,
     body::Body,
     extract::{Path, State},
-    http::StatusCode,
-    response::Response,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::{
     future::BoxFuture,
     stream::{self, Stream},
@@ -22,7 +22,7 @@ use trunkline_core::{
     caller::Caller,
     sandbox::{
         Duty, Events, Need, News, Order, Roll, Sandbox, Sandboxes, Sight, Watch,
-        artifacts::{Artifact, Change, How, Update},
+        artifacts::{Artifact, Change, How, Pieces, Update},
         state::Status,
     },
 };
@@ -35,6 +35,9 @@ use crate::{
 
 /// Bytes of a command, and of what a new session is made from.
 const COMMAND_BYTES_MAX: usize = 256 * 1024;
+
+/// Steps that are shown together, in bytes: larger ones are shared by all viewers and not copied.
+const TOGETHER_BYTES: usize = 16 * 1024;
 
 /// Most events take no more, besides their text.
 const EVENT_BYTES: usize = 256;
@@ -140,14 +143,48 @@ async fn tell(
     Ok(StatusCode::ACCEPTED)
 }
 
-async fn artifacts(
-    State(surface): State<Arc<Surface>>,
-    Path(id): Path<String>,
-    asked: Asked,
-) -> Answer<Json<Vec<Arc<Artifact>>>> {
+async fn artifacts(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
     let caller = asked.caller(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
-    Ok(Json(surface.sandboxes.artifacts(&seat).await?))
+    let all =
+        List { rest: surface.sandboxes.artifacts(&seat).await?.into(), pieces: None, has_begun: false, is_over: false };
+    let body = Body::from_stream(stream::unfold(all, List::next));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// Artifacts as one JSON array, made as the transport takes it.
+struct List {
+    rest: VecDeque<Arc<Artifact>>,
+    pieces: Option<Pieces>,
+    has_begun: bool,
+    is_over: bool,
+}
+
+impl List {
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
+        if self.is_over {
+            return None;
+        }
+        let mut out = BytesMut::new();
+        while out.len() < sse::CHUNK_BYTES && !self.is_over {
+            if let Some(pieces) = &mut self.pieces {
+                if !pieces.write(&mut out, sse::CHUNK_BYTES) {
+                    self.pieces = None;
+                }
+                continue;
+            }
+            let next = self.rest.pop_front();
+            out.put_slice(match (std::mem::replace(&mut self.has_begun, true), &next) {
+                (false, Some(_)) => b"[",
+                (false, None) => b"[]",
+                (true, Some(_)) => b",",
+                (true, None) => b"]",
+            });
+            self.is_over = next.is_none();
+            self.pieces = next.map(Pieces::new);
+        }
+        Some((Ok(out.freeze()), self))
+    }
 }
 
 async fn watch(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
@@ -156,7 +193,8 @@ async fn watch(State(surface): State<Arc<Surface>>, Path(id): Path<String>, aske
     let held = surface.web.streams.open(&caller, "artifacts")?;
     let watch = surface.sandboxes.watch(&seat, asked.last_event_id()).await?;
     let open = Open::new(surface.web.clone(), caller, held);
-    Ok(sse::response(stream::unfold(Viewer { watch, history: VecDeque::new(), open }, Viewer::next)))
+    let viewer = Viewer { watch, history: VecDeque::new(), pieces: None, steps: VecDeque::new(), open };
+    Ok(sse::response(stream::unfold(viewer, Viewer::next)))
 }
 
 async fn roll(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Response> {
@@ -235,6 +273,10 @@ struct Viewer {
     watch: Watch,
     /// What is to be shown first.
     history: VecDeque<Arc<Artifact>>,
+    /// The artifact that is being shown: a large one is made as the transport takes it.
+    pieces: Option<Pieces>,
+    /// Steps that are to be shown, shared by all viewers.
+    steps: VecDeque<Bytes>,
     open: Open,
 }
 
@@ -247,8 +289,11 @@ impl Viewer {
             return None;
         }
         loop {
-            if !self.history.is_empty() {
+            if self.pieces.is_some() || !self.history.is_empty() {
                 return Some((self.page(), self));
+            }
+            if let Some(steps) = self.some_steps() {
+                return Some((steps, self));
             }
             let sight = tokio::select! {
                 sight = self.watch.next() => sight,
@@ -259,26 +304,40 @@ impl Viewer {
             };
             match sight {
                 Sight::Snapshot(artifacts) => self.history.extend(artifacts),
-                Sight::Steps(steps) => {
-                    if let [step] = &steps[..] {
-                        return Some((step.encoded(encode), self));
-                    }
-                    let mut out = BytesMut::new();
-                    steps.iter().for_each(|step| out.extend_from_slice(&step.encoded(encode)));
-                    return Some((out.freeze(), self));
-                }
+                Sight::Steps(steps) => self.steps.extend(steps.iter().map(|step| step.encoded(encode))),
                 Sight::Over => return None,
             }
         }
     }
 
+    /// The next step, or several small ones.
+    fn some_steps(&mut self) -> Option<Bytes> {
+        let first = self.steps.pop_front()?;
+        let is_alone = |next: &Bytes| first.len() + next.len() > TOGETHER_BYTES;
+        if self.steps.front().is_none_or(is_alone) {
+            return Some(first);
+        }
+        let mut out = BytesMut::from(&first[..]);
+        while let Some(next) = self.steps.pop_front_if(|next| out.len() + next.len() <= TOGETHER_BYTES) {
+            out.extend_from_slice(&next);
+        }
+        Some(out.freeze())
+    }
+
     /// Some of what was before.
     fn page(&mut self) -> Bytes {
         let mut out = BytesMut::new();
-        while out.len() < sse::CHUNK_BYTES
-            && let Some(artifact) = self.history.pop_front()
-        {
-            sse::event(&mut out, "artifact_snapshot", Some(artifact.seq), &Shown { artifact: &artifact });
+        while out.len() < sse::CHUNK_BYTES {
+            if let Some(pieces) = &mut self.pieces {
+                if !pieces.write(&mut out, sse::CHUNK_BYTES) {
+                    out.put_slice(b"}\n\n");
+                    self.pieces = None;
+                }
+                continue;
+            }
+            let Some(artifact) = self.history.pop_front() else { break };
+            out.put_slice(format!("event: artifact_snapshot\nid: {}\ndata: {{\"artifact\":", artifact.seq).as_bytes());
+            self.pieces = Some(Pieces::new(artifact));
         }
         out.freeze()
     }

@@ -270,6 +270,7 @@ pub struct Append {
     pub(crate) topic: Topic,
     pub(crate) payload: Bytes,
     pub(crate) dedup: Option<Box<str>>,
+    pub(crate) content: Option<ContentDigest>,
     pub(crate) with_first: bool,
     pub(crate) expected_tail: Option<Offset>,
 }
@@ -277,7 +278,14 @@ pub struct Append {
 impl Append {
     /// A record for `topic`.
     pub fn new(topic: &Topic, payload: impl Into<Bytes>) -> Self {
-        Self { topic: topic.clone(), payload: payload.into(), dedup: None, with_first: false, expected_tail: None }
+        Self {
+            topic: topic.clone(),
+            payload: payload.into(),
+            dedup: None,
+            content: None,
+            with_first: false,
+            expected_tail: None,
+        }
     }
 
     /// How large its payload is.
@@ -295,6 +303,14 @@ impl Append {
         self
     }
 
+    /// As [`Append::dedup`], and the append is refused with [`Error::DedupReused`] if the id was used with other content. What
+    /// the content is, is the caller's to say; a payload may have more in it.
+    #[must_use]
+    pub fn dedup_with(mut self, id: impl Into<Box<str>>, content: ContentDigest) -> Self {
+        self.content = Some(content);
+        self.dedup(id)
+    }
+
     /// In [`Log::append_batch`], writes the record only if the first one of the batch is written: if that is a duplicate, this
     /// one is answered as the same duplicate, whatever it has become meanwhile.
     #[must_use]
@@ -309,6 +325,21 @@ impl Append {
     pub fn expect_tail(mut self, tail: Offset) -> Self {
         self.expected_tail = Some(tail);
         self
+    }
+}
+
+/// What an append says, in short: equal for equal content. 128 bits of SHA-256, because clients choose what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentDigest(pub(crate) [u8; 16]);
+
+impl ContentDigest {
+    /// Of these parts, one after the other. Parts whose lengths vary come last, or with their lengths.
+    #[must_use]
+    pub fn of(parts: &[&[u8]]) -> Self {
+        let digest = parts.iter().fold(Sha256::new(), Sha256::chain_update).finalize();
+        let mut out = [0; 16];
+        out.copy_from_slice(&digest[..16]);
+        Self(out)
     }
 }
 
@@ -509,6 +540,14 @@ pub enum Error {
     Closed {
         /// Which one.
         topic: Topic,
+    },
+    /// The dedup id was used for something else.
+    #[error("the dedup id was used for other content, at offset {offset} of topic {topic}")]
+    DedupReused {
+        /// Which topic.
+        topic: Topic,
+        /// Where that is.
+        offset: Offset,
     },
     /// Another writer was faster.
     #[error("tail of topic {topic} is {actual}, expected {expected}")]

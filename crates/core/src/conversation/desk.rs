@@ -7,10 +7,14 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
-use trunkline_store::log::{Append, Item, Offset, Topic};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+use trunkline_store::log::{Append, ContentDigest, Item, Offset, Topic};
 use uuid::Uuid;
 
 use super::{
@@ -28,20 +32,27 @@ use crate::{
     topic::{conversation_deltas, conversation_events},
 };
 
-/// What waits to be written to one conversation; whoever has more waits.
+/// What waits to be written to one conversation, and its bytes besides the last one's; whoever has more waits.
 const OPS_MAX: usize = 64;
+const OPS_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Bytes that are written at once, about.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// Messages of one conversation that are being streamed at once. Of more, the oldest is forgotten: its agent went away in the
-/// middle of it.
+/// Messages of one conversation that are being streamed at once, and their bytes besides the longest one's. Of more, the oldest is
+/// forgotten: its agent went away in the middle of it.
 const STREAMS_MAX: usize = 16;
+const STREAMS_BYTES_MAX: usize = 1024 * 1024;
+
+/// What is being streamed is forgotten when nobody says anything for so long; it is in the log.
+const STREAMS_IDLE: Duration = Duration::from_secs(60);
 
 /// A conversation that is in use.
 pub(super) struct Desk {
     pub(super) row: Row,
     ops: OnceLock<mpsc::Sender<Op>>,
+    /// Bytes that may still wait.
+    room: Arc<Semaphore>,
     /// It is erased: nothing is written any more.
     is_gone: AtomicBool,
 }
@@ -64,12 +75,26 @@ pub(super) struct Post {
     pub(super) is_named: bool,
 }
 
+/// What may come twice and is to take effect once: its name, and what it says.
+#[derive(Clone, Debug)]
+pub(super) struct Once {
+    pub(super) name: String,
+    pub(super) content: ContentDigest,
+}
+
+impl Post {
+    fn once(&self) -> Option<Once> {
+        let content = || ContentDigest::of(&[self.content.as_bytes()]);
+        self.is_named.then(|| Once { name: dedup(self.id), content: content() })
+    }
+}
+
 /// Something that is to be done.
 #[derive(Debug)]
 pub(super) enum What {
     Post(Post),
-    /// Something that somebody else says, with the name that it has for it, empty for none, and how far it had heard by then.
-    Say(Party, Said, String, Option<Heard>),
+    /// Something that somebody else says; under a name, once; and how far it had heard by then.
+    Say(Party, Said, Option<Once>, Option<Heard>),
     /// Something of the server's own.
     Act(Act),
 }
@@ -79,6 +104,7 @@ pub(super) struct Op {
     desk: Arc<Desk>,
     what: What,
     answer: oneshot::Sender<Result<(), Error>>,
+    _room: OwnedSemaphorePermit,
 }
 
 /// What an act becomes.
@@ -101,11 +127,17 @@ struct Streamed {
 
 impl Desk {
     pub(super) fn new(row: Row) -> Self {
-        Self { row, ops: OnceLock::new(), is_gone: AtomicBool::new(false) }
+        let room = Arc::new(Semaphore::new(OPS_BYTES_MAX));
+        Self { row, ops: OnceLock::new(), room, is_gone: AtomicBool::new(false) }
     }
 
     pub(super) fn is_gone(&self) -> bool {
         self.is_gone.load(SeqCst)
+    }
+
+    /// Nothing is written any more.
+    pub(super) fn forget(&self) {
+        self.is_gone.store(true, SeqCst);
     }
 
     /// Nothing is written behind this.
@@ -132,8 +164,10 @@ impl Desk {
             sender
         });
         let (answer, answered) = oneshot::channel();
-        let op = Op { desk: self.clone(), what, answer };
-        ops.send(op).await.map_err(|_| Error::new(ErrorKind::Unavailable, "ERR_UNAVAILABLE", "the server stops"))?;
+        let stops = || Error::new(ErrorKind::Unavailable, "ERR_UNAVAILABLE", "the server stops");
+        let bytes = u32::try_from(what.bytes().clamp(1, OPS_BYTES_MAX)).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| stops())?;
+        ops.send(Op { desk: self.clone(), what, answer, _room: room }).await.map_err(|_| stops())?;
         Ok(answered)
     }
 
@@ -167,7 +201,7 @@ impl Writer {
         let (mut waiting, stop) = (Vec::new(), self.conversations.stop().clone());
         loop {
             // What waits is written; whoever comes later hears that the server stops.
-            match stop.run_until_cancelled(ops.recv_many(&mut waiting, OPS_MAX)).await {
+            match stop.run_until_cancelled(self.receive(&mut ops, &mut waiting)).await {
                 Some(0) => return,
                 Some(_) => {}
                 None => {
@@ -186,6 +220,17 @@ impl Writer {
                 self.write(together).await;
             }
         }
+    }
+
+    /// Waits for something to do; answers how much that is, 0 for never again. Cancel-safe.
+    async fn receive(&mut self, ops: &mut mpsc::Receiver<Op>, waiting: &mut Vec<Op>) -> usize {
+        if self.streams.as_ref().is_some_and(|streams| !streams.is_empty()) {
+            match timeout(STREAMS_IDLE, ops.recv_many(waiting, OPS_MAX)).await {
+                Ok(count) => return count,
+                Err(_) => self.streams = None,
+            }
+        }
+        ops.recv_many(waiting, OPS_MAX).await
     }
 
     /// Writes what goes together: one thing that may come twice, or several others.
@@ -212,7 +257,11 @@ impl Writer {
                         appends.extend(own);
                         taken.push((op, events, end));
                     }
-                    Err(error) => op.answer(Err(error)),
+                    Err(error) => {
+                        // It may be refused because it took effect when it came first.
+                        let before = self.done_before(&op.what).await;
+                        op.answer(before.unwrap_or(Err(error)));
+                    }
                 }
             }
             if taken.is_empty() {
@@ -235,7 +284,9 @@ impl Writer {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, conversation = %self.row.id, "nothing was written to a conversation");
+                    if error.code != super::KEY_REUSED {
+                        tracing::warn!(%error, conversation = %self.row.id, "nothing was written to a conversation");
+                    }
                     (self.standing, self.streams) = (None, None);
                     taken.into_iter().for_each(|(op, ..)| op.answer(Err(error.clone())));
                 }
@@ -266,12 +317,11 @@ impl Writer {
                     files: post.files.clone(),
                 };
                 let act = Act::Say { message: message.into(), more: false };
-                self.act(act, standing, None, post.is_named.then(|| dedup(post.id)))
+                self.act(act, standing, None, post.once())
             }
             What::Act(act) => self.act(act.clone(), standing, None, None),
-            What::Say(party, said, name, heard) => {
-                let name = (!name.is_empty()).then(|| format!("{}\n{name}", party.lane));
-                let mut prepared = self.say(party, said, standing, name).await?;
+            What::Say(party, said, once, heard) => {
+                let mut prepared = self.say(party, said, standing, once.clone()).await?;
                 // Pieces of an answer prove nothing before its end.
                 let heard = heard.as_ref().filter(|_| !prepared.events.is_empty());
                 prepared.appends.extend(heard.map(|heard| heard.append().with_first()));
@@ -285,7 +335,7 @@ impl Writer {
         party: &Party,
         said: &Said,
         standing: &mut Standing,
-        name: Option<String>,
+        once: Option<Once>,
     ) -> Result<Prepared, Error> {
         match said {
             Said::Text(text) => {
@@ -298,7 +348,7 @@ impl Writer {
                     _ => None,
                 };
                 let id = streamed.map_or_else(Uuid::now_v7, |streamed| streamed.message_id);
-                let mut prepared = self.text(party, text, id, standing, name)?;
+                let mut prepared = self.text(party, text, id, standing, once)?;
                 prepared.appends.extend(end.clone().map(Append::with_first));
                 prepared.end = end;
                 Ok(prepared)
@@ -311,15 +361,15 @@ impl Writer {
                 };
                 let end = self.end(party, id, &streamed)?;
                 let text = Text { text: streamed.text, more: *more, ..Text::default() };
-                let mut prepared = self.text(party, &text, streamed.message_id, standing, name)?;
+                let mut prepared = self.text(party, &text, streamed.message_id, standing, once)?;
                 prepared.appends.push(end.clone().with_first());
                 prepared.end = Some(end);
                 Ok(prepared)
             }
-            Said::EndTurn(reason) => self.act(Act::EndTurn(*reason, None), standing, None, name),
-            Said::Be(state, words) => self.act(Act::Be(*state, words.clone()), standing, None, name),
-            Said::Join => self.act(Act::Join(party.lane.clone()), standing, None, name),
-            Said::Leave => self.act(Act::Leave(party.lane.clone()), standing, None, name),
+            Said::EndTurn(reason) => self.act(Act::EndTurn(*reason, None), standing, None, once),
+            Said::Be(state, words) => self.act(Act::Be(*state, words.clone()), standing, None, once),
+            Said::Join => self.act(Act::Join(party.lane.clone()), standing, None, once),
+            Said::Leave => self.act(Act::Leave(party.lane.clone()), standing, None, once),
             // They are no records.
             Said::Typing(_) | Said::LockOut(_) => Ok(Prepared::default()),
         }
@@ -331,7 +381,7 @@ impl Writer {
         text: &Text,
         id: Uuid,
         standing: &mut Standing,
-        name: Option<String>,
+        once: Option<Once>,
     ) -> Result<Prepared, Error> {
         let mut participant = party.participant.clone();
         if let Some(name) = &text.name {
@@ -347,7 +397,7 @@ impl Writer {
             participant: Some(participant),
             files: Vec::new(),
         };
-        self.act(Act::Say { message: message.into(), more: text.more }, standing, Some(party), name)
+        self.act(Act::Say { message: message.into(), more: text.more }, standing, Some(party), once)
     }
 
     /// What follows from an act, for the conversation and for whoever hears it.
@@ -356,7 +406,7 @@ impl Writer {
         mut act: Act,
         standing: &mut Standing,
         by: Option<&Party>,
-        name: Option<String>,
+        once: Option<Once>,
     ) -> Result<Prepared, Error> {
         let now = self.conversations.now().max(standing.last_message_ms);
         if let Act::Say { message, .. } = &mut act {
@@ -371,10 +421,10 @@ impl Writer {
                 self.copies(message, standing, by, &mut appends)?;
             }
         }
-        if let Some(name) = name {
+        if let Some(once) = once {
             // The first one has the name; what follows from it may be something else by now.
             let mut rest = appends.into_iter();
-            let first = rest.next().map(|first| first.dedup(name));
+            let first = rest.next().map(|first| first.dedup_with(once.name, once.content));
             appends = first.into_iter().chain(rest.map(Append::with_first)).collect();
         }
         Ok(Prepared { appends, events, end: None })
@@ -418,10 +468,7 @@ impl Writer {
         let key = (party.lane.clone(), id.to_owned());
         let (topic, permit) = (conversation_deltas(self.row.id)?, self.permit.clone());
         let streams = self.streams().await?;
-        if !streams.contains_key(&key) && streams.len() >= STREAMS_MAX {
-            let oldest = streams.iter().min_by_key(|(_, streamed)| streamed.order).map(|(key, _)| key.clone());
-            oldest.map(|oldest| streams.remove(&oldest));
-        }
+        forget_streams(streams, &key, text.len());
         let order = streams.values().map(|streamed| streamed.order + 1).max().unwrap_or(0);
         let fresh = || Streamed { message_id: Uuid::now_v7(), text: String::new(), count: 0, order };
         let streamed = streams.entry(key.clone()).or_insert_with(fresh);
@@ -470,6 +517,7 @@ impl Writer {
                         continue;
                     }
                     order += 1;
+                    forget_streams(&mut streams, &by, text.len());
                     let fresh = || Streamed { message_id, text: String::new(), count: 0, order };
                     let streamed = streams.entry(by).or_insert_with(fresh);
                     if index == 0 {
@@ -482,6 +530,18 @@ impl Writer {
             self.streams = Some(streams);
         }
         Ok(self.streams.get_or_insert_default())
+    }
+
+    /// What became of it when it came first, if it has a name and did.
+    async fn done_before(&self, what: &What) -> Option<Result<(), Error>> {
+        let once = match what {
+            What::Post(post) => post.once(),
+            What::Say(_, _, once) => once.clone(),
+            What::Act(_) => None,
+        };
+        let Once { name, content } = once?;
+        let found = self.conversations.gate().find_said(&self.permit, &name, content).await;
+        found.map(|offset| offset.map(|_| ())).transpose()
     }
 
     /// What was written already, and came again: the same, or something else under its name.
@@ -507,17 +567,46 @@ impl Writer {
     }
 }
 
+/// Makes room for more of what is being streamed, or for another one.
+fn forget_streams(streams: &mut HashMap<(String, String), Streamed>, of: &(String, String), more: usize) {
+    let others = |streams: &HashMap<(String, String), Streamed>| {
+        let others = streams.iter().filter(|(key, _)| *key != of).map(|(_, streamed)| streamed.text.len());
+        others.fold((0, 0), |(count, bytes), text| (count + 1, bytes + text))
+    };
+    loop {
+        let (count, bytes) = others(streams);
+        // Whichever is longest may be as long as a message may be.
+        let longest = streams.values().map(|streamed| streamed.text.len()).max().unwrap_or(0).max(more);
+        let own = streams.get(of).map_or(0, |streamed| streamed.text.len()) + more;
+        if count < STREAMS_MAX && bytes + own - longest.min(bytes + own) <= STREAMS_BYTES_MAX {
+            return;
+        }
+        let oldest = streams.iter().filter(|(key, _)| *key != of).min_by_key(|(_, streamed)| streamed.order);
+        let Some(oldest) = oldest.map(|(key, _)| key.clone()) else { return };
+        streams.remove(&oldest);
+    }
+}
+
 /// By which a message of a user is known to have been said.
 pub(super) fn dedup(id: Uuid) -> String {
     format!("m:{id}")
 }
 
 impl What {
+    /// How much is said.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Post(post) => post.content.len(),
+            Self::Say(_, Said::Text(Text { text, .. }) | Said::Delta { text, .. }, _) => text.len(),
+            Self::Say(..) | Self::Act(_) => 0,
+        }
+    }
+
     /// Whether it may come twice, and is to take effect once.
     fn is_named(&self) -> bool {
         match self {
             Self::Post(post) => post.is_named,
-            Self::Say(_, _, name, _) => !name.is_empty(),
+            Self::Say(_, _, once, _) => once.is_some(),
             Self::Act(_) => false,
         }
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use trunkline_store::{
     files::Files,
     lease::{self, Lease, Policy},
-    log::{Append, Appended, Cursor, Offset, Reader, Topic, TopicStatus},
+    log::{Append, Appended, ContentDigest, Cursor, Offset, Reader, Topic, TopicStatus},
 };
 use uuid::Uuid;
 
@@ -71,6 +71,16 @@ impl Gate {
         name: &str,
     ) -> Result<Option<Offset>, Error> {
         Ok(self.0.store.log.find_dedup(&conversation_events(permit.id)?, name).await?)
+    }
+
+    /// As [`Gate::find_in_conversation`], and refuses a name that was given to something else.
+    pub(crate) async fn find_said(
+        &self,
+        permit: &ConversationPermit,
+        name: &str,
+        content: ContentDigest,
+    ) -> Result<Option<Offset>, Error> {
+        Ok(self.0.store.log.find_dedup_with(&conversation_events(permit.id)?, name, content).await?)
     }
 
     /// Hands something to whoever watches a conversation right now.

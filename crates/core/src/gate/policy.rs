@@ -118,7 +118,8 @@ impl Intent for UseSandbox<'_> {
     /// A sandbox may be itself and see itself; others by their key, per project. Whoever may not even watch it does not
     /// learn that it is there.
     fn decide(self, caller: &Caller, _rules: &Rules) -> Result<SandboxPermit, Error> {
-        let permit = SandboxPermit { id: self.id.to_owned(), need: self.need };
+        let by = caller.identity.to_string();
+        let permit = SandboxPermit { id: self.id.to_owned(), need: self.need, by };
         let credential = &caller.credential;
         if credential.is_admin {
             return Ok(permit);

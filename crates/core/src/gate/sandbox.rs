@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use trunkline_store::{
     lease::{Lease, Policy},
-    log::{Append, Offset, Reader, Topic},
+    log::{Append, Appended, ContentDigest, Offset, Reader, Topic, TopicStatus},
 };
 
 use super::Gate;
@@ -43,9 +43,23 @@ impl<'a> UseSandbox<'a> {
 pub struct SandboxPermit {
     pub(super) id: String,
     pub(super) need: SandboxNeed,
+    /// Who got it: whoever names what it sends has names of its own.
+    pub(super) by: String,
+}
+
+/// What is sent under a name, once: the name, empty for none, and what is sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Once {
+    pub(crate) key: String,
+    pub(crate) content: ContentDigest,
 }
 
 impl SandboxPermit {
+    /// What is sent under a name, to the log. Names are their sender's: nobody can use up another one's.
+    pub(crate) fn name(&self, once: &Once) -> String {
+        format!("{}\n{}", self.by, once.key)
+    }
+
     /// Its id, if the permit was given for that.
     fn of(&self, need: SandboxNeed) -> Result<&str, Error> {
         if self.need == need { Ok(&self.id) } else { Err(crate::sandbox::missing()) }
@@ -53,25 +67,54 @@ impl SandboxPermit {
 }
 
 impl Gate {
-    /// Appends what a sandbox tells; with a key, only once. Durable when it returns.
-    pub(crate) async fn tell_sandbox(&self, permit: &SandboxPermit, body: Bytes, key: &str) -> Result<(), Error> {
-        self.append_once(&sandbox_events(permit.of(SandboxNeed::Act)?)?, body, key).await
+    /// Appends what a sandbox tells; under a name, only once. Durable when it returns.
+    pub(crate) async fn tell_sandbox(
+        &self,
+        permit: &SandboxPermit,
+        body: Bytes,
+        once: Option<Once>,
+    ) -> Result<Appended, Error> {
+        self.append_once(&sandbox_events(permit.of(SandboxNeed::Act)?)?, body, permit, once).await
     }
 
-    /// Appends what a sandbox is told; with a key, only once. Durable when it returns.
-    pub(crate) async fn command_sandbox(&self, permit: &SandboxPermit, body: Bytes, key: &str) -> Result<(), Error> {
-        self.append_once(&sandbox_commands(permit.of(SandboxNeed::Write)?)?, body, key).await
+    /// Appends what a sandbox is told; under a name, only once. Durable when it returns.
+    pub(crate) async fn command_sandbox(
+        &self,
+        permit: &SandboxPermit,
+        body: Bytes,
+        once: Option<Once>,
+    ) -> Result<Appended, Error> {
+        self.append_once(&sandbox_commands(permit.of(SandboxNeed::Write)?)?, body, permit, once).await
+    }
+
+    /// Whether a sandbox told something under this name, or was told it, as the permit allows. Refuses a name that was given to
+    /// something else.
+    pub(crate) async fn sandbox_was_told(&self, permit: &SandboxPermit, once: &Once) -> Result<bool, Error> {
+        let topic = match permit.need {
+            SandboxNeed::Act => sandbox_events(&permit.id)?,
+            SandboxNeed::Read | SandboxNeed::Write => sandbox_commands(&permit.id)?,
+        };
+        Ok(self.0.store.log.find_dedup_with(&topic, &permit.name(once), once.content).await?.is_some())
     }
 
     /// Appends what a sandbox told before this server: for the server itself.
     pub(crate) async fn restore_sandbox(&self, id: &str, body: Bytes) -> Result<(), Error> {
-        self.append_once(&sandbox_events(id)?, body, "").await
+        Ok(self.0.store.log.append(Append::new(&sandbox_events(id)?, body)).await.map(drop)?)
     }
 
-    async fn append_once(&self, topic: &Topic, body: Bytes, key: &str) -> Result<(), Error> {
+    async fn append_once(
+        &self,
+        topic: &Topic,
+        body: Bytes,
+        permit: &SandboxPermit,
+        once: Option<Once>,
+    ) -> Result<Appended, Error> {
         let append = Append::new(topic, body);
-        let append = if key.is_empty() { append } else { append.dedup(key) };
-        Ok(self.0.store.log.append(append).await.map(drop)?)
+        let append = match once {
+            Some(once) => append.dedup_with(permit.name(&once), once.content),
+            None => append,
+        };
+        Ok(self.0.store.log.append(append).await?)
     }
 
     /// The command stream's lease, in place of whoever has it.
@@ -103,10 +146,14 @@ impl Gate {
         Ok(reader)
     }
 
-    /// When a sandbox last told anything, in Unix milliseconds; 0 if it never did.
-    pub(crate) async fn sandbox_heard(&self, id: &str) -> Result<i64, Error> {
-        let status = self.0.store.log.status(&sandbox_events(id)?).await?;
-        Ok(i64::try_from(status.last_ms).unwrap_or(i64::MAX))
+    /// What is kept of what a sandbox told.
+    pub(crate) async fn sandbox_events(&self, id: &str) -> Result<TopicStatus, Error> {
+        Ok(self.0.store.log.status(&sandbox_events(id)?).await?)
+    }
+
+    /// What is kept of what a sandbox was told.
+    pub(crate) async fn sandbox_commands(&self, id: &str) -> Result<TopicStatus, Error> {
+        Ok(self.0.store.log.status(&sandbox_commands(id)?).await?)
     }
 
     /// Removes what a sandbox told and was told.

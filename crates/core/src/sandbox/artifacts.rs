@@ -4,6 +4,8 @@
 //! and numbers have no holes. [`Fold::apply`] answers what changed; whoever has the artifacts from before and applies the
 //! changes in order has the artifacts from after.
 
+mod json;
+mod pieces;
 mod step;
 
 use std::{
@@ -11,20 +13,34 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize, de::Error as _};
+use serde_json::value::RawValue;
 
-use self::step::{Step, text};
+use self::{
+    json::fields_bytes,
+    step::{Step, take_as_text},
+};
+pub use self::{
+    json::{Fields, Json, Text},
+    pieces::Pieces,
+};
 
 /// Text of one field that is kept, in bytes; what is appended beyond it is left out, and the artifact says `truncated`. A
 /// page that shows more than this does not move any more.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// What of an event's fields is kept in `extra`, in bytes; what is beyond is left out, and the artifact says `truncated`. All
+/// of it is told again with each change.
+const EXTRA_BYTES_MAX: usize = 64 * 1024;
+
+/// Memory of an artifact besides its fields, about.
+pub(super) const ARTIFACT_BYTES: usize = 512;
+
 /// Names that an artifact's own fields cannot have: an event's go into `extra`.
 const RESERVED: [&str; 8] = ["seq", "id", "kind", "status", "createdAt", "updatedAt", "truncated", "extra"];
 
-/// Something to look at.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Something to look at. Clones share what is large of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Artifact {
     /// From 1, without holes, in the order in which they came to be.
@@ -41,7 +57,41 @@ pub struct Artifact {
     pub updated_at: i64,
     /// The rest.
     #[serde(flatten)]
-    pub fields: Map<String, Value>,
+    pub fields: Fields,
+}
+
+impl Artifact {
+    /// An artifact from its JSON.
+    ///
+    /// # Errors
+    /// For what is none.
+    pub fn parse(json: &str) -> Result<Self, serde_json::Error> {
+        let mut fields: Fields = serde_json::from_str(json)?;
+        let missing = |name: &str| serde_json::Error::custom(format!("an artifact without {name}"));
+        let mut text = |name: &str| {
+            let text = fields.remove(name).and_then(|value| value.as_text().map(Text::to_string));
+            text.ok_or_else(|| missing(name))
+        };
+        let (id, kind, status) = (text("id")?, text("kind")?, text("status")?);
+        let mut number = |name: &str| {
+            let number = fields.remove(name).and_then(|value| value.as_raw()?.parse::<i64>().ok());
+            number.ok_or_else(|| missing(name))
+        };
+        let (seq, created_at, updated_at) = (number("seq")?, number("createdAt")?, number("updatedAt")?);
+        if let Some(extra) = fields.get_mut("extra")
+            && let Some(own) = extra.as_fields()
+        {
+            *extra = Json::Fields(own);
+        }
+        Ok(Self { seq: seq.unsigned_abs(), id, kind, status, created_at, updated_at, fields })
+    }
+
+    /// Memory that it takes, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        // Its id is known by name, too.
+        ARTIFACT_BYTES + 2 * self.id.len() + fields_bytes(&self.fields)
+    }
 }
 
 /// What happened to the artifacts.
@@ -75,7 +125,7 @@ pub enum How {
     /// Text at its end.
     Append(String),
     /// A new value.
-    Set(Value),
+    Set(Json),
 }
 
 /// What events say about the sandbox itself.
@@ -92,17 +142,46 @@ pub enum Sign {
 /// The types of events that say something about the sandbox itself.
 pub const SIGNS: [&str; 3] = ["turn_start", "turn_end", "summary"];
 
-/// What an event says about the sandbox itself, if anything.
-#[must_use]
-pub fn sign(event: &Value) -> Option<Sign> {
-    match event.get("type").and_then(Value::as_str)? {
-        "turn_start" => Some(Sign::TurnStarted),
-        "turn_end" => Some(Sign::TurnEnded),
-        "summary" => {
-            let mut event = event.as_object()?.clone();
-            Some(Sign::Summary(text(&mut event, &["summary", "text"]).unwrap_or_default()))
+/// An event, read: of any JSON.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// An object with a type that is text, and its other fields.
+    Typed(String, Fields),
+    /// Any other JSON.
+    Other(Json),
+}
+
+impl Event {
+    /// Reads an event as it was told.
+    #[must_use]
+    pub fn read(told: &RawValue) -> Self {
+        if let Ok(mut fields) = serde_json::from_str::<Fields>(told.get())
+            && fields.get("type").is_some_and(|kind| kind.as_text().is_some())
+            && let Some(kind) = fields.remove("type")
+        {
+            return Self::Typed(kind.into_text().to_string(), fields);
         }
-        _ => None,
+        Self::Other(Json::read(told))
+    }
+
+    /// What a record says that is no JSON at all.
+    pub(super) fn unreadable(told: &[u8]) -> Self {
+        Self::Other(Json::Text((&*String::from_utf8_lossy(told)).into()))
+    }
+
+    /// What it says about the sandbox itself, if anything.
+    #[must_use]
+    pub fn sign(self) -> Option<Sign> {
+        let Self::Typed(kind, mut fields) = self else { return None };
+        match &*kind {
+            "turn_start" => Some(Sign::TurnStarted),
+            "turn_end" => Some(Sign::TurnEnded),
+            "summary" => {
+                let summary = take_as_text(&mut fields, &["summary", "text"]).unwrap_or_default();
+                Some(Sign::Summary(summary.to_string()))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -121,9 +200,26 @@ pub struct Kept {
 #[derive(Clone, Debug, Default)]
 pub struct Fold {
     entries: Vec<Kept>,
-    /// By kind and id.
-    named: HashMap<(String, String), u64>,
+    /// By kind, then id.
+    named: HashMap<Box<str>, HashMap<Box<str>, u64>>,
+    /// Memory that they take, about.
+    bytes: usize,
     rest: Rest,
+}
+
+/// Some of the artifacts: those from a number on, and those that changed after so many events. By default all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    from: u64,
+    changed_since: u64,
+}
+
+impl Wanted {
+    /// Those that changed after so many events were folded.
+    #[must_use]
+    pub fn changed_since(events: u64) -> Self {
+        Self { from: u64::MAX, changed_since: events }
+    }
 }
 
 /// What of a fold is not in its artifacts.
@@ -141,8 +237,24 @@ impl Fold {
     /// Goes on where a fold was.
     #[must_use]
     pub fn restore(entries: Vec<Kept>, rest: Rest) -> Self {
-        let name = |entry: &Kept| ((entry.artifact.kind.clone(), entry.artifact.id.clone()), entry.artifact.seq);
-        Self { named: entries.iter().map(name).collect(), entries, rest }
+        let mut fold =
+            Self { bytes: entries.iter().map(|entry| entry.artifact.bytes()).sum(), rest, ..Self::default() };
+        for Kept { artifact, .. } in &entries {
+            fold.name(&artifact.kind, &artifact.id, artifact.seq);
+        }
+        fold.entries = entries;
+        fold
+    }
+
+    fn name(&mut self, kind: &str, id: &str, seq: u64) {
+        match self.named.get_mut(kind) {
+            Some(named) => drop(named.insert(id.into(), seq)),
+            None => drop(self.named.insert(kind.into(), [(id.into(), seq)].into())),
+        }
+    }
+
+    fn find(&self, kind: &str, id: &str) -> Option<u64> {
+        self.named.get(kind)?.get(id).copied()
     }
 
     /// What of it is not in its artifacts.
@@ -155,6 +267,12 @@ impl Fold {
     #[must_use]
     pub fn events(&self) -> u64 {
         self.rest.events
+    }
+
+    /// Memory that the artifacts take, about: their text, and a fixed amount for each and for each field.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// All artifacts, by number.
@@ -171,25 +289,41 @@ impl Fold {
     #[must_use]
     pub fn bytes_since(&self, events: u64) -> usize {
         let changed = self.entries.iter().filter(|entry| entry.changed_by > events);
-        let texts = changed.flat_map(|entry| entry.artifact.fields.values().filter_map(Value::as_str));
-        texts.map(str::len).sum()
+        let texts = changed.flat_map(|entry| entry.artifact.fields.values().filter_map(Json::as_text));
+        texts.map(Text::len).sum()
     }
 
-    /// For somebody who saw artifact `seq` last: that one, all later ones, and those before it that changed after it came to
-    /// be. Everything, if there is none of that number.
+    /// What somebody wants who saw artifact `seq` last: that one, all later ones, and those before it that changed after it
+    /// came to be. Everything, if there is none of that number.
     #[must_use]
-    pub fn from(&self, seq: u64) -> Vec<Arc<Artifact>> {
+    pub fn wanted(&self, seq: u64) -> Wanted {
         let known = usize::try_from(seq).ok().and_then(|seq| seq.checked_sub(1)).and_then(|at| self.entries.get(at));
-        let created_by = known.map(|entry| entry.created_by);
-        let fits = |entry: &&Kept| created_by.is_none_or(|by| entry.artifact.seq >= seq || entry.changed_by > by);
-        self.entries.iter().filter(fits).map(|entry| entry.artifact.clone()).collect()
+        known.map_or(Wanted::default(), |known| Wanted { from: seq, changed_since: known.created_by })
+    }
+
+    /// Those that are wanted from number `at` on, up to `bytes` of them and the next one; and the number to go on at.
+    #[must_use]
+    pub fn walk(&self, wanted: Wanted, at: u64, bytes: usize) -> (Vec<Arc<Artifact>>, Option<u64>) {
+        let (mut found, mut found_bytes) = (Vec::new(), 0);
+        let skip = usize::try_from(at.saturating_sub(1)).unwrap_or(usize::MAX);
+        for Kept { artifact, changed_by, .. } in self.entries.iter().skip(skip) {
+            if artifact.seq < wanted.from && *changed_by <= wanted.changed_since {
+                continue;
+            }
+            if found_bytes >= bytes {
+                return (found, Some(artifact.seq));
+            }
+            found_bytes += artifact.bytes();
+            found.push(artifact.clone());
+        }
+        (found, None)
     }
 
     /// Folds what came at once. What became of one artifact is told in one change for each field, and what came to be is told
     /// as it is in the end.
-    pub fn apply(&mut self, events: impl IntoIterator<Item = Value>, at_ms: i64) -> Vec<Change> {
+    pub fn apply(&mut self, events: impl IntoIterator<Item = Event>, at_ms: i64) -> Vec<Change> {
         let known = self.entries.len();
-        let mut step = Step { created_behind: known as u64, updates: Vec::new(), at_ms, fold: self };
+        let mut step = Step::new(self, at_ms);
         for event in events {
             step.fold.rest.events += 1;
             step.event(event);

@@ -10,7 +10,7 @@ use trunkline_store::{
 };
 use uuid::Uuid;
 
-use super::{Active, Sandboxes, Seat, life::Whose, lock, missing, sql, state::Happening};
+use super::{Active, Sandboxes, Seat, life::Whose, lock, missing, sql, state::Happening, stopped};
 use crate::error::Error;
 
 /// What a sandbox is told.
@@ -46,6 +46,18 @@ struct State {
     is_over: bool,
     /// The last command that the transport took.
     taken: u64,
+    phase: Phase,
+}
+
+/// How far the opening of a stream is, whose end may come before it.
+#[derive(Default)]
+enum Phase {
+    /// The row does not say so yet.
+    #[default]
+    Opening,
+    Open,
+    /// It ended in between.
+    Abandoned,
 }
 
 impl Stint {
@@ -58,6 +70,26 @@ impl Stint {
         };
         self.ended.notify_one();
         taken
+    }
+}
+
+impl Stint {
+    /// The row says that the stream is open. False if it has ended by now, which the row is to say then.
+    fn opened(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_there = !matches!(state.phase, Phase::Abandoned);
+        state.phase = Phase::Open;
+        is_there
+    }
+
+    /// The stream ended. False if the row does not say yet that it was open: then whoever opens it sees to its end.
+    fn abandon(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_open = matches!(state.phase, Phase::Open);
+        if !is_open {
+            state.phase = Phase::Abandoned;
+        }
+        is_open
     }
 }
 
@@ -82,13 +114,28 @@ impl Sandboxes {
         let reader = self.0.gate.commands_of(&seat.permit, Offset::START)?;
         // From here on the end of the duty is the end of the stream.
         let mut duty = Duty { sandboxes: self.clone(), id, active, lease, number, reader, stint };
-        let opened = self.change(&duty.id, vec![Happening::Opened], Some(Whose::Newcomer(number)));
-        let row = opened.await?.ok_or_else(missing)?;
+        let (sandboxes, id, stint) = (self.clone(), duty.id.clone(), duty.stint.clone());
+        // It goes on though nobody waits for it any more, and so does what follows from that.
+        let opened = self.0.tracker.spawn(async move {
+            let row = sandboxes.change(&id, vec![Happening::Opened], Some(Whose::Newcomer(number))).await;
+            if !stint.opened() {
+                sandboxes.closed(id, number).await;
+            }
+            row
+        });
+        let row = opened.await.unwrap_or_else(|_| Err(stopped()))?.ok_or_else(missing)?;
         let known = row.commands_to.unsigned_abs().max(taken);
         let after = last_had.filter(|offset| *offset <= self.0.gate.records()).unwrap_or(known);
         lock(&duty.stint.state).taken = after;
         duty.reader = self.0.gate.commands_of(&seat.permit, Offset(after))?;
         Ok(duty)
+    }
+
+    /// Notes the end of a command stream that no other one took over.
+    async fn closed(&self, id: String, number: i64) {
+        if let Err(error) = self.change(&id, vec![Happening::Closed], Some(Whose::Holder(number))).await {
+            tracing::error!(%error, sandbox = id, "its end is not noted; the next start of the server finds it");
+        }
     }
 }
 
@@ -153,12 +200,9 @@ impl Drop for Duty {
         if !was_last || self.sandboxes.0.stop.is_cancelled() || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        let (sandboxes, id, number) = (self.sandboxes.clone(), self.id.clone(), self.number);
-        self.sandboxes.0.tracker.spawn(async move {
-            let closed = sandboxes.change(&id, vec![Happening::Closed], Some(Whose::Holder(number)));
-            if let Err(error) = closed.await {
-                tracing::error!(%error, sandbox = id, "its end is not noted; the next start of the server finds it");
-            }
-        });
+        if self.stint.abandon() {
+            let (sandboxes, id, number) = (self.sandboxes.clone(), self.id.clone(), self.number);
+            self.sandboxes.0.tracker.spawn(async move { sandboxes.closed(id, number).await });
+        }
     }
 }

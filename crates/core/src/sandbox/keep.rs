@@ -3,10 +3,13 @@
 use std::{pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
-use super::{Active, Sandbox, Sandboxes, Standing, life, lock, state::Status};
-use crate::error::{Error, Kind};
+use super::{Active, Sandbox, Sandboxes, Standing, artifacts::Event, life, lock, state::Status};
+use crate::{
+    error::{Error, KEY_REUSED, Kind},
+    gate::{Once, SandboxPermit},
+};
 
 /// Keys of one session that are remembered while somebody is busy with it; beyond it all are forgotten, and what is sent again
 /// then is kept again.
@@ -59,18 +62,35 @@ impl Keeper {
 
 impl Sandboxes {
     /// Keeps what a sandbox tells, first in the store of its own, if there is one. Answers what the log keeps.
-    pub(super) async fn keep(&self, id: &str, active: &Active, events: Bytes, key: &str) -> Result<Bytes, Error> {
+    pub(super) async fn keep(
+        &self,
+        permit: &SandboxPermit,
+        id: &str,
+        active: &Active,
+        events: Bytes,
+        once: Option<&Once>,
+    ) -> Result<Bytes, Error> {
         let Some(keeper) = &self.0.keeper else { return Ok(events) };
         let told = Told { at_ms: self.now(), events };
-        if !lock(&active.kept).contains(key) {
+        let Some(once) = once else {
             keeper.store.append(id, &told).await.map_err(|e| refused(&*e))?;
-        }
-        let mut kept = lock(&active.kept);
-        if kept.len() >= KEYS_MAX {
-            kept.clear();
-        }
-        if !key.is_empty() {
-            kept.insert(key.to_owned());
+            return Ok(dated(&told));
+        };
+        // What the log has is in the store, too; what the store alone has, the log refused before.
+        let name = permit.name(once);
+        let kept = lock(&active.kept).get(&name).copied();
+        let is_kept = match kept {
+            Some(kept) if kept != once.content => return Err(reused()),
+            Some(_) => true,
+            None => self.0.gate.sandbox_was_told(permit, once).await?,
+        };
+        if !is_kept {
+            keeper.store.append(id, &told).await.map_err(|e| refused(&*e))?;
+            let mut kept = lock(&active.kept);
+            if kept.len() >= KEYS_MAX {
+                kept.clear();
+            }
+            kept.insert(name, once.content);
         }
         Ok(dated(&told))
     }
@@ -102,7 +122,16 @@ impl Sandboxes {
             // Those that had not come by then have as long again.
             let is_new = sandbox.status == Status::Bootstrapping && told.is_empty();
             let due_at = self.after(self.0.options.bootstrap_ms).filter(|_| is_new);
-            let row = Standing { sandbox, due_at, since, commands_to: since, duty: 0, removed: false, version };
+            let row = Standing {
+                sandbox,
+                due_at,
+                since,
+                commands_to: since,
+                duty: 0,
+                removed: false,
+                version,
+                signs_to: since,
+            };
             if !self.0.gate.housekeep(move |tx| life::restore(tx, row.clone())).await? {
                 // A directory that was kept as well knows it.
                 continue;
@@ -127,30 +156,63 @@ fn dated(told: &Told) -> Bytes {
 const AT: &str = "$at";
 const EVENTS: &str = "$events";
 
-/// Reads the events of a record, and when they are from; whatever it is, it is some.
-pub(super) fn events_of(payload: &[u8], at_ms: i64) -> (i64, Vec<Value>) {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Dated<'a> {
-        #[serde(rename = "$at")]
-        at_ms: i64,
-        #[serde(rename = "$events", borrow)]
-        events: &'a RawValue,
-    }
-    if payload.starts_with(b"{\"$at\"")
-        && let Ok(dated) = serde_json::from_slice::<Dated<'_>>(payload)
-    {
-        return (dated.at_ms, list(dated.events.get().as_bytes()));
-    }
-    (at_ms, list(payload))
+/// What a record says, and when that is from.
+pub(super) struct Record<'a> {
+    /// Unix milliseconds.
+    pub(super) at_ms: i64,
+    list: List<'a>,
 }
 
-fn list(payload: &[u8]) -> Vec<Value> {
-    match serde_json::from_slice(payload) {
-        Ok(Value::Array(events)) => events,
-        Ok(one) => vec![one],
-        Err(_) => vec![Value::Null],
+enum List<'a> {
+    Events(Vec<&'a RawValue>),
+    /// No JSON. The server accepts none, but a store of a program's own may have it.
+    Other(&'a [u8]),
+}
+
+impl<'a> Record<'a> {
+    /// Takes a record apart; whatever it is, it is some event.
+    pub(super) fn read(payload: &'a [u8], at_ms: i64) -> Self {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Dated<'a> {
+            #[serde(rename = "$at")]
+            at_ms: i64,
+            #[serde(rename = "$events", borrow)]
+            events: &'a RawValue,
+        }
+        if payload.starts_with(b"{\"$at\"")
+            && let Ok(dated) = serde_json::from_slice::<Dated<'_>>(payload)
+        {
+            return Self { at_ms: dated.at_ms, list: list(dated.events.get().as_bytes()) };
+        }
+        Self { at_ms, list: list(payload) }
     }
+
+    /// Its events, each read when it is asked for, with the bytes that it was told in. As [`Events::parse`] takes a body apart,
+    /// so that whatever was accepted is read: an event alone, and not for what is wrong with another one.
+    ///
+    /// [`Events::parse`]: super::Events::parse
+    pub(super) fn events(&self) -> impl Iterator<Item = (Event, usize)> {
+        let (events, other) = match &self.list {
+            List::Events(events) => (&events[..], None),
+            List::Other(bytes) => (&[][..], Some(*bytes)),
+        };
+        let other = other.into_iter().map(|bytes| (Event::unreadable(bytes), bytes.len()));
+        events.iter().map(|event| (Event::read(event), event.get().len())).chain(other)
+    }
+}
+
+fn list(told: &[u8]) -> List<'_> {
+    let is_list = told.trim_ascii_start().starts_with(b"[");
+    let events = match is_list {
+        true => serde_json::from_slice(told),
+        false => serde_json::from_slice(told).map(|event| vec![event]),
+    };
+    events.map_or(List::Other(told), List::Events)
+}
+
+fn reused() -> Error {
+    Error::new(Kind::Invalid, KEY_REUSED, "this idempotency key was used for other content")
 }
 
 fn refused(error: &(dyn std::error::Error + Send + Sync)) -> Error {

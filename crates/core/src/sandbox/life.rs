@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use trunkline_store::ledger::{Outgoing, TxFuture, WriteTx};
 
 use super::{
-    Active, Sandbox, Sandboxes, Standing, lock, missing, sql,
+    Active, Sandbox, Sandboxes, Standing, checkpoint, lock, missing, sql,
     state::{Happening, Status},
 };
 use crate::{error::Error, message, topic};
@@ -75,7 +75,8 @@ impl Sandboxes {
         let due_at = self.after(self.0.options.bootstrap_ms);
         // Greater than all that was said of a former one of that id.
         let version = sandbox.created_at.saturating_mul(1000);
-        let mut standing = Standing { sandbox, due_at, since: 0, commands_to: 0, duty: 0, removed: false, version };
+        let mut standing =
+            Standing { sandbox, due_at, since: 0, commands_to: 0, duty: 0, removed: false, version, signs_to: 0 };
         loop {
             standing.since = i64::try_from(self.0.gate.records()).unwrap_or(i64::MAX);
             standing.commands_to = standing.since;
@@ -145,6 +146,7 @@ impl Sandboxes {
         // Whoever reads them sees their end.
         self.0.gate.forget_sandbox(id).await?;
         self.forget(id).await?;
+        checkpoint::forget(&self.0.gate, id).await?;
         let gone = id.to_owned();
         self.0.gate.housekeep(move |tx| sql::remove(tx, gone.clone())).await?;
         Ok(())
@@ -164,7 +166,8 @@ impl Sandboxes {
                 continue;
             }
             // What was loaded is from another time than its records.
-            let heard = if self.0.keeper.is_none() { self.0.gate.sandbox_heard(&id).await? } else { 0 };
+            let heard = if self.0.keeper.is_none() { self.0.gate.sandbox_events(&id).await?.last_ms } else { 0 };
+            let heard = i64::try_from(heard).unwrap_or(i64::MAX);
             let connected = standing.sandbox.status.takes_commands();
             self.0.gate.housekeep(move |tx| settle(tx, standing.clone(), connected.then_some(grace), heard)).await?;
         }
@@ -251,13 +254,15 @@ fn is_busy(active: &Arc<Active>) -> bool {
     Arc::strong_count(active) > 1 || has_scene || lock(&active.stint).is_some()
 }
 
-/// Of which command stream a change tells, by its number.
+/// Of which command stream a change tells, by its number, or of which record.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Whose {
     /// One that takes the place of what there is.
     Newcomer(i64),
     /// One that had a place, if it still has it.
     Holder(i64),
+    /// A record, by its offset, that says something of the sandbox: it takes effect once, and not after a later one.
+    Record(i64),
 }
 
 enum Made {
@@ -293,6 +298,8 @@ async fn change(
     match whose {
         Some(Whose::Newcomer(number)) => after.duty = number,
         Some(Whose::Holder(number)) if before.duty != number => return Ok(None),
+        Some(Whose::Record(offset)) if before.signs_to >= offset => return Ok(None),
+        Some(Whose::Record(offset)) => after.signs_to = offset,
         _ => {}
     }
     happened.iter().for_each(|what| after.happens(what, now));

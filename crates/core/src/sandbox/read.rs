@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    artifacts::{SIGNS, Sign, sign},
+    artifacts::{Event, SIGNS, Sign},
     invalid,
 };
 use crate::error::{Error, Kind};
@@ -15,19 +15,35 @@ use crate::error::{Error, Kind};
 /// Events in one request.
 const EVENTS_MAX: usize = 10_000;
 
+/// The types of events that are pieces of one text. Of others it is not known what they are, and each is kept for itself.
+const DELTAS: [&str; 4] = ["text_delta", "thinking_delta", "tool_input_delta", "tool_output_delta"];
+
 /// What a sandbox tells at once, read.
 pub struct Events {
     /// What is kept of it.
     pub(super) body: Bytes,
     pub(super) count: u64,
     pub(super) signs: Vec<Sign>,
+    /// Those that are signs, of life or of something else.
+    signs_count: u64,
 }
+
+/// The type of events that are a sign of life and nothing else.
+const HEARTBEAT: &str = "heartbeat";
+
+/// Longest body of a few signs, in bytes.
+const SIGNS_BYTES_MAX: usize = 4096;
 
 impl Events {
     /// How many.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// Whether it is signs alone, and small.
+    pub(super) fn is_small_sign(&self) -> bool {
+        self.signs_count == self.count && self.body.len() <= SIGNS_BYTES_MAX
     }
 
     /// Reads one event, or several in a list. Pieces of one text become one piece: the fold makes no difference, and the log
@@ -41,7 +57,8 @@ impl Events {
         if let Some(Pieces { joined, count }) = Pieces::alike(&body)
             && count <= EVENTS_MAX
         {
-            return Ok(Self { body: joined.end().map_or(body, Bytes::from), count: count as u64, signs: Vec::new() });
+            let (body, count) = (joined.end().map_or(body, Bytes::from), count as u64);
+            return Ok(Self { body, count, signs: Vec::new(), signs_count: 0 });
         }
         let events: Vec<&RawValue> = if body.trim_ascii_start().starts_with(b"[") {
             serde_json::from_slice(&body).map_err(read)?
@@ -51,7 +68,7 @@ impl Events {
         if events.is_empty() || events.len() > EVENTS_MAX {
             return Err(invalid(format!("1 to {EVENTS_MAX} events are allowed, not {}", events.len())));
         }
-        let (mut signs, mut joined) = (Vec::new(), Joined::default());
+        let (mut signs, mut signs_count, mut joined) = (Vec::new(), 0, Joined::default());
         for (at, event) in events.iter().enumerate() {
             if let Ok(piece) = serde_json::from_str::<Piece<'_>>(event.get())
                 && piece.is_one()
@@ -61,15 +78,18 @@ impl Events {
             }
             let kind: Kinded<'_> = serde_json::from_str(event.get())
                 .map_err(|_| invalid(format!("event {at} is no object with a \"type\" that is text")))?;
+            signs_count += u64::from(SIGNS.contains(&&*kind.kind) || kind.kind == HEARTBEAT);
             if SIGNS.contains(&&*kind.kind) {
-                signs.extend(sign(&serde_json::from_str(event.get()).map_err(read)?));
+                // As it will be kept.
+                let mended = whole_characters(event.get()).and_then(|mended| RawValue::from_string(mended).ok());
+                signs.extend(Event::read(mended.as_deref().unwrap_or(event)).sign());
             }
             joined.whole(event.get());
         }
         let count = events.len() as u64;
         let kept = joined.end();
         let mended = whole_characters(kept.as_deref().or(str::from_utf8(&body).ok()).unwrap_or_default());
-        Ok(Self { body: mended.or(kept).map_or(body, Bytes::from), count, signs })
+        Ok(Self { body: mended.or(kept).map_or(body, Bytes::from), count, signs, signs_count })
     }
 }
 
@@ -129,8 +149,8 @@ impl<'a> Pieces<'a> {
         const DELTA: &str = "_delta\",\"delta\":\"";
         let mut rest = str::from_utf8(body).ok()?.strip_prefix('[')?;
         let kind = &rest.strip_prefix(BEGIN)?[..rest.find(DELTA)?.checked_sub(BEGIN.len())? + "_delta".len()];
-        let is_word = kind.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-        let head = rest.get(..BEGIN.len() + kind.len() + DELTA.len() - "_delta".len()).filter(|_| is_word)?;
+        let is_known = DELTAS.contains(&kind);
+        let head = rest.get(..BEGIN.len() + kind.len() + DELTA.len() - "_delta".len()).filter(|_| is_known)?;
         let mut pieces = Self { joined: Joined::default(), count: 0 };
         pieces.joined.text.reserve(body.len());
         loop {
@@ -162,7 +182,7 @@ fn text_end(rest: &str) -> Option<usize> {
 
 impl Piece<'_> {
     fn is_one(&self) -> bool {
-        self.kind.ends_with("_delta") && self.delta.get().starts_with('"')
+        DELTAS.contains(&self.kind) && self.delta.get().starts_with('"')
     }
 }
 
@@ -280,6 +300,8 @@ mod tests {
             {"type": "text_delta", "delta": "h"},
             {"type": "text_delta", "delta": 7},
             {"type": "text_delta", "delta": "i"},
+            {"type": "other_delta", "delta": "j"},
+            {"type": "other_delta", "delta": "k"},
         ]);
         let expected = json!([
             {"type": "text_delta", "delta": "a\n\"b\\"},
@@ -291,9 +313,11 @@ mod tests {
             {"type": "text_delta", "delta": "h"},
             {"type": "text_delta", "delta": 7},
             {"type": "text_delta", "delta": "i"},
+            {"type": "other_delta", "delta": "j"},
+            {"type": "other_delta", "delta": "k"},
         ]);
         assert_eq!(kept(&told), expected);
-        assert_eq!(Events::parse(Bytes::from(told.to_string())).unwrap().count, 12);
+        assert_eq!(Events::parse(Bytes::from(told.to_string())).unwrap().count, 14);
         let alone = json!({"type": "text_delta", "delta": "as it came"});
         assert_eq!(kept(&alone), alone);
         assert_eq!(kept(&json!([alone, {"type": "status"}])), json!([alone, {"type": "status"}]));

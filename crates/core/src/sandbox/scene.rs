@@ -18,16 +18,14 @@ use tokio::{
     time::{Instant, interval_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline_store::{
-    ledger,
-    log::{Cursor, Item, Offset, Reader},
-};
+use trunkline_store::log::{Item, Reader};
 
 use super::{
     Inner,
-    artifacts::{Artifact, Change, Fold, Kept},
-    keep::events_of,
-    lock, sql,
+    artifacts::{Artifact, Change, Event, Fold, Wanted},
+    checkpoint::{self, Checkpoint, Restored},
+    keep::Record,
+    lock,
 };
 use crate::{
     error::{Error, Kind},
@@ -38,8 +36,16 @@ use crate::{
 const STEPS_MAX: usize = 256;
 const STEPS_BYTES_MAX: usize = 512 * 1024;
 
-/// Records that become one step.
+/// Records that are read at once.
 const RECORDS_MAX: usize = 256;
+
+/// Events that become one step, and their bytes besides the last one's. Whatever came at once, a thread is not kept for longer
+/// than a step takes, nor is whoever wants to look.
+const STEP_EVENTS_MAX: usize = 1000;
+const STEP_BYTES_MAX: usize = 256 * 1024;
+
+/// What a viewer is handed at once, in bytes besides the last artifact or step. It holds them until its transport took them.
+const SIGHT_BYTES: usize = 64 * 1024;
 
 /// A checkpoint is written after so many events; if another sandbox's is being written, it is tried again after so many more.
 const CHECKPOINT_EVENTS: u64 = 5000;
@@ -58,6 +64,21 @@ pub(super) struct Scene {
     moved: Notify,
     syncs: mpsc::Sender<oneshot::Sender<()>>,
     viewers: AtomicUsize,
+}
+
+/// What artifacts come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Size {
+    /// Memory, about.
+    pub(super) bytes: u64,
+    /// How many.
+    pub(super) count: u64,
+}
+
+impl Size {
+    pub(super) fn add(&mut self, more: Self) {
+        (self.bytes, self.count) = (self.bytes + more.bytes, self.count + more.count);
+    }
 }
 
 struct State {
@@ -86,15 +107,30 @@ impl Step {
     }
 }
 
-/// Somebody who looks.
+/// Somebody who looks. It holds nothing of what there is to see.
 pub struct Watch {
     scene: Arc<Scene>,
     /// The next step to see.
     next: u64,
     /// The events that are in what it saw.
     events: u64,
-    /// What it is shown first.
-    history: Option<Vec<Arc<Artifact>>>,
+    /// What it is shown before any step.
+    walk: Option<Walk>,
+}
+
+/// Artifacts that are shown, some at a time, each as it is by then.
+struct Walk {
+    wanted: Wanted,
+    /// The next artifact to look at.
+    at: u64,
+    /// Events that were folded when it began. What changed since is shown again.
+    began: u64,
+}
+
+impl Walk {
+    fn new(wanted: Wanted, began: u64) -> Self {
+        Self { wanted, at: 1, began }
+    }
 }
 
 /// What somebody sees next.
@@ -111,7 +147,7 @@ impl Scene {
     /// Folds a sandbox's events from its last checkpoint on.
     pub(super) async fn open(inner: &Inner, id: &str, since: i64) -> Result<Arc<Self>, Error> {
         let Inner { gate, tracker, stop, checkpoints, .. } = inner;
-        let (fold, reader) = restore(gate, id, since).await?;
+        let Restored { fold, reader, told } = checkpoint::restore(gate, id, since).await?;
         let (syncs, requests) = mpsc::channel(SYNCS_MAX);
         let kept_to = fold.events();
         let state = State { fold, steps: VecDeque::new(), first: 0, bytes: 0, is_over: false };
@@ -121,12 +157,14 @@ impl Scene {
             scene: scene.clone(),
             gate: gate.clone(),
             id: id.to_owned(),
+            since,
             reader,
             requests,
             stop: stop.clone(),
             kept_to,
             looks_at: kept_to + CHECKPOINT_EVENTS,
-            told_bytes: 0,
+            told,
+            told_since: 0,
             writing: None,
             tracker: tracker.clone(),
             checkpoints: checkpoints.clone(),
@@ -149,20 +187,29 @@ impl Scene {
         lock(&self.state).fold.artifacts().cloned().collect()
     }
 
-    pub(super) fn watch(self: Arc<Self>, last_seen: Option<u64>) -> Watch {
-        self.viewers.fetch_add(1, SeqCst);
-        let (next, events, history) = {
-            let state = lock(&self.state);
-            (state.first + state.steps.len() as u64, state.fold.events(), state.fold.from(last_seen.unwrap_or(0)))
-        };
-        Watch { scene: self, next, events, history: Some(history) }
+    pub(super) fn size(&self) -> Size {
+        let state = lock(&self.state);
+        Size { bytes: state.fold.bytes() as u64, count: state.fold.artifacts().len() as u64 }
     }
 
-    fn push(&self, events: Vec<(i64, Vec<serde_json::Value>)>, bytes: usize) {
+    pub(super) fn watch(self: Arc<Self>, last_seen: Option<u64>) -> Watch {
+        self.viewers.fetch_add(1, SeqCst);
+        let (next, events, walk) = {
+            let state = lock(&self.state);
+            let (next, events) = (state.first + state.steps.len() as u64, state.fold.events());
+            (next, events, Walk::new(state.fold.wanted(last_seen.unwrap_or(0)), events))
+        };
+        Watch { scene: self, next, events, walk: Some(walk) }
+    }
+
+    /// Folds what becomes one step, each event with its time.
+    fn push(&self, events: Vec<(i64, Event)>, bytes: usize) {
         let mut state = lock(&self.state);
         let mut changes = Vec::new();
-        for (at_ms, events) in events {
-            changes.extend(state.fold.apply(events, at_ms));
+        let mut events = events.into_iter().peekable();
+        while let Some(at_ms) = events.peek().map(|(at_ms, _)| *at_ms) {
+            let together = std::iter::from_fn(|| events.next_if(|(at, _)| *at == at_ms).map(|(_, event)| event));
+            changes.extend(state.fold.apply(together, at_ms));
         }
         if changes.is_empty() {
             return;
@@ -190,11 +237,6 @@ impl Scene {
 impl Watch {
     /// What there is to see next; waits for it. Cancel-safe.
     pub async fn next(&mut self) -> Sight {
-        if let Some(history) = self.history.take()
-            && !history.is_empty()
-        {
-            return Sight::Snapshot(history);
-        }
         let scene = self.scene.clone();
         let mut moved = std::pin::pin!(scene.moved.notified());
         loop {
@@ -210,16 +252,37 @@ impl Watch {
 
     fn look(&mut self) -> Option<Sight> {
         let state = lock(&self.scene.state);
-        let end = state.first + state.steps.len() as u64;
-        if self.next < state.first {
-            let missed: Vec<_> = state.fold.changed_since(self.events).map(|kept| kept.artifact).collect();
-            (self.next, self.events) = (end, state.fold.events());
-            return Some(Sight::Snapshot(missed));
+        let (first, end, events) = (state.first, state.first + state.steps.len() as u64, state.fold.events());
+        if self.walk.is_none() && self.next < first {
+            self.walk = Some(Walk::new(Wanted::changed_since(self.events), events));
+        }
+        while let Some(walk) = &mut self.walk {
+            if walk.at == 1 {
+                walk.began = events;
+            }
+            let (artifacts, next) = state.fold.walk(walk.wanted, walk.at, SIGHT_BYTES);
+            match next {
+                Some(at) => walk.at = at,
+                None if walk.began == events => (self.walk, self.next, self.events) = (None, end, events),
+                None => *walk = Walk::new(Wanted::changed_since(walk.began), events),
+            }
+            if !artifacts.is_empty() {
+                return Some(Sight::Snapshot(artifacts));
+            }
         }
         if self.next < end {
-            let skip = usize::try_from(self.next - state.first).unwrap_or(usize::MAX);
-            let steps: Vec<_> = state.steps.iter().skip(skip).cloned().collect();
-            (self.next, self.events) = (end, steps.last().map_or(self.events, |step| step.events));
+            let skip = usize::try_from(self.next - first).unwrap_or(usize::MAX);
+            let mut bytes = 0;
+            let mut steps = Vec::new();
+            for step in state.steps.iter().skip(skip) {
+                if bytes >= SIGHT_BYTES {
+                    break;
+                }
+                bytes += step.bytes;
+                steps.push(step.clone());
+            }
+            self.next += steps.len() as u64;
+            self.events = steps.last().map_or(self.events, |step| step.events);
             return Some(Sight::Steps(steps));
         }
         state.is_over.then_some(Sight::Over)
@@ -237,6 +300,8 @@ struct Driver {
     scene: Arc<Scene>,
     gate: Gate,
     id: String,
+    /// Where the sandbox began.
+    since: i64,
     reader: Reader,
     requests: mpsc::Receiver<oneshot::Sender<()>>,
     stop: CancellationToken,
@@ -244,10 +309,11 @@ struct Driver {
     kept_to: u64,
     /// After so many, another one may be due.
     looks_at: u64,
-    /// Bytes of events since the checkpoint.
-    told_bytes: usize,
+    /// Bytes of events in the fold, and of those since the checkpoint.
+    told: u64,
+    told_since: usize,
     /// The checkpoint that is being written, and how many events it has.
-    writing: Option<(u64, JoinHandle<Result<(), ledger::Error>>)>,
+    writing: Option<(u64, JoinHandle<Result<(), Error>>)>,
     tracker: TaskTracker,
     checkpoints: Arc<Semaphore>,
 }
@@ -262,16 +328,21 @@ enum Turn {
 
 impl Driver {
     async fn run(mut self) {
-        if let Err(error) = self.drive().await
-            && error.kind != Kind::NotFound
-            && !self.stop.is_cancelled()
-        {
-            tracing::warn!(%error, sandbox = self.id, "no longer folded; the next one to look begins again");
-        }
+        let driven = self.drive().await;
         self.requests.close();
         self.scene.end();
+        match driven {
+            // It was removed, and its checkpoint with it.
+            Err(error) if error.kind == Kind::NotFound => return self.written(true).await,
+            Err(error) if !self.stop.is_cancelled() => {
+                tracing::warn!(%error, sandbox = self.id, "no longer folded; the next one to look begins again");
+            }
+            _ => {}
+        }
         self.written(true).await;
-        if let Err(error) = self.checkpoint(None) {
+        // One at a time, also when all end with the server: their tasks are waited for.
+        let permit = self.checkpoints.clone().acquire_owned().await.ok();
+        if let Err(error) = self.checkpoint(permit) {
             tracing::debug!(%error, sandbox = self.id, "no checkpoint");
         }
         self.written(true).await;
@@ -297,7 +368,7 @@ impl Driver {
                 () = stopped.as_mut() => Turn::Stop,
             };
             match turn {
-                Turn::Records => self.fold(&mut items)?,
+                Turn::Records => self.fold(&mut items).await?,
                 Turn::Sync(done) => {
                     is_used = true;
                     loop {
@@ -305,7 +376,7 @@ impl Driver {
                         if items.is_empty() {
                             break;
                         }
-                        self.fold(&mut items)?;
+                        self.fold(&mut items).await?;
                     }
                     // Whoever asked may have gone.
                     let _ = done.send(());
@@ -321,7 +392,7 @@ impl Driver {
                 self.looks_at = events + if permit.is_ok() { CHECKPOINT_EVENTS } else { CHECKPOINT_AGAIN_EVENTS };
                 // A long text that goes on and on is not written again for each few words of it.
                 if let Ok(permit) = permit
-                    && lock(&self.scene.state).fold.bytes_since(self.kept_to) <= self.told_bytes
+                    && lock(&self.scene.state).fold.bytes_since(self.kept_to) <= self.told_since
                 {
                     self.checkpoint(Some(permit))?;
                 }
@@ -329,14 +400,24 @@ impl Driver {
         }
     }
 
-    fn fold(&mut self, items: &mut Vec<Item>) -> Result<(), Error> {
-        let (mut events, mut bytes, mut is_over) = (Vec::new(), 0, false);
+    /// Folds what was read, a step at a time.
+    async fn fold(&mut self, items: &mut Vec<Item>) -> Result<(), Error> {
+        let (mut step, mut bytes, mut is_over) = (Vec::new(), 0, false);
         for item in items.drain(..) {
             match item {
                 Item::Record(record) => {
-                    bytes += record.payload.len();
+                    let size = record.payload.len();
+                    (self.told, self.told_since) = (self.told + size as u64, self.told_since + size);
                     let at_ms = i64::try_from(record.timestamp_ms).unwrap_or(i64::MAX);
-                    events.push(events_of(&record.payload, at_ms));
+                    let told = Record::read(&record.payload, at_ms);
+                    for (event, size) in told.events() {
+                        step.push((told.at_ms, event));
+                        bytes += size;
+                        if step.len() >= STEP_EVENTS_MAX || bytes >= STEP_BYTES_MAX {
+                            self.scene.push(std::mem::take(&mut step), std::mem::take(&mut bytes));
+                            tokio::task::yield_now().await;
+                        }
+                    }
                 }
                 Item::Gap(gap) => {
                     tracing::warn!(sandbox = self.id, through = %gap.through, "some of its events are gone");
@@ -345,8 +426,7 @@ impl Driver {
                 Item::Transient(_) => {}
             }
         }
-        self.told_bytes += bytes;
-        self.scene.push(events, bytes);
+        self.scene.push(step, bytes);
         if is_over { Err(super::missing()) } else { Ok(()) }
     }
 
@@ -368,50 +448,21 @@ impl Driver {
         if self.writing.is_some() {
             return Ok(());
         }
-        let Cursor { epoch, offset } = self.reader.cursor();
-        let (events, rest, changed) = {
+        let (id, since, cursor, told) = (self.id.clone(), self.since, self.reader.cursor(), self.told);
+        let (events, checkpoint) = {
             let state = lock(&self.scene.state);
-            let changed: Vec<Kept> = state.fold.changed_since(self.kept_to).collect();
-            (state.fold.events(), state.fold.rest().clone(), changed)
+            let of = checkpoint::Of { id, since, cursor, told };
+            (state.fold.events(), Checkpoint::of(&state.fold, self.kept_to, of)?)
         };
         if events == self.kept_to {
             return Ok(());
         }
-        let changed = changed.iter().map(sql::Folded::new).collect::<Result<Arc<[_]>, Error>>()?;
-        let rest = sql::json(&rest)?;
-        let mark = (epoch.0.to_string(), i64::try_from(offset.0).unwrap_or(i64::MAX), rest);
-        let (id, gate) = (self.id.clone(), self.gate.clone());
+        let gate = self.gate.clone();
         let writing = self.tracker.spawn(async move {
             let _permit = permit;
-            gate.housekeep(move |tx| sql::put_checkpoint(tx, id.clone(), mark.clone(), changed.clone())).await
+            checkpoint.write(&gate).await
         });
-        (self.writing, self.told_bytes) = (Some((events, writing)), 0);
+        (self.writing, self.told_since) = (Some((events, writing)), 0);
         Ok(())
     }
-}
-
-/// The fold as of the last checkpoint, and a reader of what came after.
-async fn restore(gate: &Gate, id: &str, since: i64) -> Result<(Fold, Reader), Error> {
-    let name = id.to_owned();
-    let found = gate.glance(move |tx| sql::checkpoint(tx, name.clone())).await?;
-    let epoch = gate.id();
-    if let Some(((of, folded_to, rest), artifacts)) = found
-        && of == epoch
-    {
-        let restored = artifacts.into_iter().map(|(created_by, changed_by, body)| {
-            let artifact: Artifact = serde_json::from_str(&body)?;
-            let number = |number: i64| number.unsigned_abs();
-            Ok(Kept { artifact: artifact.into(), created_by: number(created_by), changed_by: number(changed_by) })
-        });
-        let restored: Result<Vec<_>, serde_json::Error> = restored.collect();
-        match (restored, serde_json::from_str(&rest)) {
-            (Ok(kept), Ok(rest)) => {
-                let reader = gate.follow_sandbox(id, Offset(folded_to.unsigned_abs()))?;
-                return Ok((Fold::restore(kept, rest), reader));
-            }
-            // Nothing is lost with it but the time to make it again.
-            _ => tracing::warn!(sandbox = id, "its checkpoint cannot be read; folded from the beginning"),
-        }
-    }
-    Ok((Fold::default(), gate.follow_sandbox(id, Offset(since.unsigned_abs()))?))
 }

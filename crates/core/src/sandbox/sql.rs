@@ -2,11 +2,19 @@
 
 use std::sync::Arc;
 
-use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, WriteTx};
+use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, Value, WriteTx};
 
-use super::{Sandbox, Standing, artifacts::Kept, state::Status};
+use super::{
+    Sandbox, Standing,
+    artifacts::{Kept, Pieces},
+    state::Status,
+};
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+/// Artifacts of a checkpoint that are read, or removed, at once.
+const PAGE: i64 = 64;
+
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    Migration {
     name: "sandbox_0001_sandboxes",
     sql: "CREATE TABLE sandboxes (id TEXT PRIMARY KEY, project TEXT NOT NULL, status TEXT NOT NULL, summary TEXT NOT NULL,
             created_at BIGINT NOT NULL, last_heartbeat BIGINT NOT NULL, due_at BIGINT, since BIGINT NOT NULL,
@@ -17,11 +25,24 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             rest TEXT NOT NULL);
         CREATE TABLE sandbox_artifacts (sandbox TEXT NOT NULL, seq BIGINT NOT NULL, created_by BIGINT NOT NULL,
             changed_by BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (sandbox, seq))",
-}];
+    },
+    Migration {
+        name: "sandbox_0002_pieces",
+        sql: "CREATE TABLE sandbox_versions (sandbox TEXT NOT NULL, seq BIGINT NOT NULL, changed_by BIGINT NOT NULL,
+                created_by BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (sandbox, seq, changed_by));
+            INSERT INTO sandbox_versions (sandbox, seq, changed_by, created_by, body)
+                SELECT sandbox, seq, changed_by, created_by, body FROM sandbox_artifacts;
+            DROP TABLE sandbox_artifacts;
+            ALTER TABLE sandbox_folds ADD COLUMN bytes BIGINT NOT NULL DEFAULT 0;
+            ALTER TABLE sandbox_folds ADD COLUMN artifacts BIGINT NOT NULL DEFAULT 0;
+            ALTER TABLE sandbox_folds ADD COLUMN told BIGINT NOT NULL DEFAULT 0;
+            ALTER TABLE sandboxes ADD COLUMN signs_to BIGINT NOT NULL DEFAULT 0",
+    },
+];
 
 macro_rules! columns {
     () => {
-        "id, project, status, summary, created_at, last_heartbeat, due_at, since, commands_to, duty, removed, version"
+        "id, project, status, summary, created_at, last_heartbeat, due_at, since, commands_to, duty, removed, version, signs_to"
     };
 }
 
@@ -81,8 +102,11 @@ pub(super) fn next_due(tx: &mut ReadTx) -> TxFuture<'_, Option<i64>, Error> {
 }
 
 pub(super) async fn insert(tx: &mut WriteTx, row: &Standing) -> Result<(), Error> {
-    let sql =
-        concat!("INSERT INTO sandboxes (", columns!(), ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)");
+    let sql = concat!(
+        "INSERT INTO sandboxes (",
+        columns!(),
+        ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+    );
     let sandbox = &row.sandbox;
     let params = [
         sandbox.id.as_str().into(),
@@ -97,6 +121,7 @@ pub(super) async fn insert(tx: &mut WriteTx, row: &Standing) -> Result<(), Error
         row.duty.into(),
         i64::from(row.removed).into(),
         row.version.into(),
+        row.signs_to.into(),
     ];
     tx.execute(sql, &params).await.map(drop)
 }
@@ -104,7 +129,7 @@ pub(super) async fn insert(tx: &mut WriteTx, row: &Standing) -> Result<(), Error
 /// Writes what can change, and counts the version.
 pub(super) async fn update(tx: &mut WriteTx, row: &Standing) -> Result<(), Error> {
     let sql = "UPDATE sandboxes SET status = $2, summary = $3, last_heartbeat = $4, due_at = $5, commands_to = $6,
-        duty = $7, removed = $8, version = $9 WHERE id = $1";
+        duty = $7, removed = $8, version = $9, signs_to = $10 WHERE id = $1";
     let sandbox = &row.sandbox;
     let params = [
         sandbox.id.as_str().into(),
@@ -116,6 +141,7 @@ pub(super) async fn update(tx: &mut WriteTx, row: &Standing) -> Result<(), Error
         row.duty.into(),
         i64::from(row.removed).into(),
         row.version.into(),
+        row.signs_to.into(),
     ];
     tx.execute(sql, &params).await.map(drop)
 }
@@ -139,40 +165,60 @@ pub(super) fn note_commands(tx: &mut WriteTx, id: String, through: i64) -> TxFut
     })
 }
 
-/// Removes the row of a sandbox that is being removed, and its checkpoint.
+/// Removes the row of a sandbox that is being removed.
 pub(super) fn remove(tx: &mut WriteTx, id: String) -> TxFuture<'_, (), Error> {
+    Box::pin(
+        async move { tx.execute("DELETE FROM sandboxes WHERE id = $1 AND removed <> 0", &[id.into()]).await.map(drop) },
+    )
+}
+
+/// How far a checkpoint goes, and what it comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The log's.
+    pub(super) epoch: String,
+    pub(super) folded_to: i64,
+    /// What of the fold is not in artifacts.
+    pub(super) rest: String,
+    /// Memory that the artifacts take, how many they are, and bytes of events that are in them.
+    pub(super) bytes: i64,
+    pub(super) artifacts: i64,
+    pub(super) told: i64,
+}
+
+/// The mark of a sandbox's checkpoint, if there is one.
+pub(super) fn mark(tx: &mut ReadTx, id: String) -> TxFuture<'_, Option<Mark>, Error> {
     Box::pin(async move {
-        for sql in [
-            "DELETE FROM sandbox_artifacts WHERE sandbox = $1",
-            "DELETE FROM sandbox_folds WHERE sandbox = $1",
-            "DELETE FROM sandboxes WHERE id = $1 AND removed <> 0",
-        ] {
-            tx.execute(sql, &[id.as_str().into()]).await?;
-        }
-        Ok(())
+        let sql = "SELECT epoch, folded_to, rest, bytes, artifacts, told FROM sandbox_folds WHERE sandbox = $1";
+        let Some(row) = tx.query_opt(sql, &[id.into()]).await? else { return Ok(None) };
+        let (epoch, folded_to, rest) = (row.text(0)?.to_owned(), row.int(1)?, row.text(2)?.to_owned());
+        Ok(Some(Mark { epoch, folded_to, rest, bytes: row.int(3)?, artifacts: row.int(4)?, told: row.int(5)? }))
     })
 }
 
-/// How far a checkpoint goes: the log's epoch, the offset, and what of the fold is not in artifacts.
-pub(super) type Mark = (String, i64, String);
+/// An artifact of a checkpoint in one of its versions, as it is kept.
+pub(super) struct Version {
+    pub(super) seq: i64,
+    pub(super) changed_by: i64,
+    pub(super) created_by: i64,
+    pub(super) body: String,
+}
 
-/// A checkpoint's mark and artifacts: when each was made and changed, and its JSON.
-pub(super) type Checkpoint = (Mark, Vec<(i64, i64, String)>);
-
-/// The checkpoint of a sandbox's artifacts, if there is one.
-pub(super) fn checkpoint(tx: &mut ReadTx, id: String) -> TxFuture<'_, Option<Checkpoint>, Error> {
+/// Some artifacts of a checkpoint in all of their versions, from behind one of them.
+pub(super) fn artifacts(tx: &mut ReadTx, id: String, after: (i64, i64)) -> TxFuture<'_, Vec<Version>, Error> {
     Box::pin(async move {
-        let sql = "SELECT epoch, folded_to, rest FROM sandbox_folds WHERE sandbox = $1";
-        let Some(found) = tx.query_opt(sql, &[id.as_str().into()]).await? else { return Ok(None) };
-        let mark = (found.text(0)?.to_owned(), found.int(1)?, found.text(2)?.to_owned());
-        let sql = "SELECT created_by, changed_by, body FROM sandbox_artifacts WHERE sandbox = $1 ORDER BY seq";
-        let rows = tx.query(sql, &[id.into()]).await?;
-        let artifact = |row: &Row| Ok((row.int(0)?, row.int(1)?, row.text(2)?.to_owned()));
-        Ok(Some((mark, rows.iter().map(artifact).collect::<Result<_, Error>>()?)))
+        let sql = "SELECT seq, changed_by, created_by, body FROM sandbox_versions
+            WHERE sandbox = $1 AND (seq, changed_by) > ($2, $3) ORDER BY seq, changed_by LIMIT $4";
+        let rows = tx.query(sql, &[id.into(), after.0.into(), after.1.into(), PAGE.into()]).await?;
+        let version = |row: &Row| {
+            let body = row.text(3)?.to_owned();
+            Ok(Version { seq: row.int(0)?, changed_by: row.int(1)?, created_by: row.int(2)?, body })
+        };
+        rows.iter().map(version).collect()
     })
 }
 
-/// An artifact of a checkpoint, encoded. The artifact itself is let go: whoever goes on folding would have to copy it.
+/// An artifact of a checkpoint, encoded.
 pub(super) struct Folded {
     seq: u64,
     created_by: u64,
@@ -183,54 +229,106 @@ pub(super) struct Folded {
 impl Folded {
     pub(super) fn new(kept: &Kept) -> Result<Self, crate::Error> {
         let Kept { artifact, created_by, changed_by } = kept;
-        Ok(Self { seq: artifact.seq, created_by: *created_by, changed_by: *changed_by, body: json(&**artifact)? })
+        let mut body = bytes::BytesMut::new();
+        Pieces::new(artifact.clone()).write(&mut body, usize::MAX);
+        let body = String::from_utf8(body.into()).map_err(|e| unwritable(&e))?;
+        Ok(Self { seq: artifact.seq, created_by: *created_by, changed_by: *changed_by, body })
+    }
+
+    /// How large it is.
+    pub(super) fn bytes(&self) -> usize {
+        64 + self.body.len()
+    }
+
+    /// Which version of which artifact it is.
+    pub(super) fn version(&self) -> (u64, u64) {
+        (self.seq, self.changed_by)
     }
 }
 
-/// Puts what changed since the last checkpoint, unless a later one is there or the sandbox is gone.
-pub(super) fn put_checkpoint(
-    tx: &mut WriteTx,
-    id: String,
-    mark: Mark,
-    changed: Arc<[Folded]>,
-) -> TxFuture<'_, (), Error> {
+/// Puts versions of artifacts, unless the sandbox that began there is gone.
+pub(super) fn put_artifacts(tx: &mut WriteTx, id: String, since: i64, piece: Arc<[Folded]>) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
-        let (epoch, folded_to, rest) = mark;
-        let known = "SELECT epoch FROM sandbox_folds WHERE sandbox = $1";
-        let known = tx.query_opt(known, &[id.as_str().into()]).await?;
-        if known.is_some_and(|known| known.text(0).is_ok_and(|known| known != epoch)) {
-            // Of another log: nothing of it goes on.
-            for sql in
-                ["DELETE FROM sandbox_artifacts WHERE sandbox = $1", "DELETE FROM sandbox_folds WHERE sandbox = $1"]
-            {
-                tx.execute(sql, &[id.as_str().into()]).await?;
-            }
-        }
-        let sql = "INSERT INTO sandbox_folds (sandbox, epoch, folded_to, rest)
-            SELECT id, CAST($2 AS TEXT), CAST($3 AS BIGINT), CAST($4 AS TEXT) FROM sandboxes WHERE id = $1 AND removed = 0
-            ON CONFLICT (sandbox) DO UPDATE SET folded_to = excluded.folded_to, rest = excluded.rest
-                WHERE sandbox_folds.folded_to < excluded.folded_to";
-        if tx.execute(sql, &[id.as_str().into(), epoch.into(), folded_to.into(), rest.into()]).await? == 0 {
-            return Ok(());
-        }
-        for folded in &*changed {
-            let sql = "INSERT INTO sandbox_artifacts (sandbox, seq, created_by, changed_by, body)
-                VALUES ($1, $2, $3, $4, $5) ON CONFLICT (sandbox, seq) DO UPDATE SET created_by = excluded.created_by,
-                    changed_by = excluded.changed_by, body = excluded.body";
-            let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX).into();
-            let Folded { seq, created_by, changed_by, body } = folded;
-            let params =
-                [id.as_str().into(), number(*seq), number(*created_by), number(*changed_by), body.as_str().into()];
+        for Folded { seq, created_by, changed_by, body } in &*piece {
+            let sql = "INSERT INTO sandbox_versions (sandbox, seq, changed_by, created_by, body)
+                SELECT id, CAST($3 AS BIGINT), CAST($4 AS BIGINT), CAST($5 AS BIGINT), CAST($6 AS TEXT)
+                    FROM sandboxes WHERE id = $1 AND since = $2 AND removed = 0
+                ON CONFLICT (sandbox, seq, changed_by) DO UPDATE SET created_by = excluded.created_by,
+                    body = excluded.body";
+            let params = [
+                id.as_str().into(),
+                since.into(),
+                number(*seq),
+                number(*changed_by),
+                number(*created_by),
+                body.as_str().into(),
+            ];
             tx.execute(sql, &params).await?;
         }
         Ok(())
     })
 }
 
+/// Puts the mark of a checkpoint whose artifacts are there, unless a later one is there or the sandbox is gone; answers whether.
+pub(super) fn put_mark(tx: &mut WriteTx, id: String, since: i64, mark: Mark) -> TxFuture<'_, bool, Error> {
+    Box::pin(async move {
+        let sql = "INSERT INTO sandbox_folds (sandbox, epoch, folded_to, rest, bytes, artifacts, told)
+            SELECT id, CAST($3 AS TEXT), CAST($4 AS BIGINT), CAST($5 AS TEXT), CAST($6 AS BIGINT), CAST($7 AS BIGINT),
+                CAST($8 AS BIGINT) FROM sandboxes WHERE id = $1 AND since = $2 AND removed = 0
+            ON CONFLICT (sandbox) DO UPDATE SET epoch = excluded.epoch, folded_to = excluded.folded_to,
+                rest = excluded.rest, bytes = excluded.bytes, artifacts = excluded.artifacts, told = excluded.told
+                WHERE sandbox_folds.epoch <> excluded.epoch OR sandbox_folds.folded_to < excluded.folded_to";
+        let Mark { epoch, folded_to, rest, bytes, artifacts, told } = mark;
+        let params = [
+            id.into(),
+            since.into(),
+            epoch.into(),
+            folded_to.into(),
+            rest.into(),
+            bytes.into(),
+            artifacts.into(),
+            told.into(),
+        ];
+        Ok(tx.execute(sql, &params).await? > 0)
+    })
+}
+
+/// Removes what came before these versions of artifacts.
+pub(super) fn remove_older(tx: &mut WriteTx, id: String, versions: Vec<(u64, u64)>) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        for (seq, changed_by) in versions {
+            let sql = "DELETE FROM sandbox_versions WHERE sandbox = $1 AND seq = $2 AND changed_by < $3";
+            tx.execute(sql, &[id.as_str().into(), number(seq), number(changed_by)]).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Removes a checkpoint's mark.
+pub(super) fn remove_mark(tx: &mut WriteTx, id: String) -> TxFuture<'_, (), Error> {
+    Box::pin(async move { tx.execute("DELETE FROM sandbox_folds WHERE sandbox = $1", &[id.into()]).await.map(drop) })
+}
+
+/// Removes some of a checkpoint's artifacts; answers whether there were any.
+pub(super) fn remove_artifacts(tx: &mut WriteTx, id: String) -> TxFuture<'_, bool, Error> {
+    Box::pin(async move {
+        let sql = "DELETE FROM sandbox_versions WHERE sandbox = $1 AND seq IN
+            (SELECT seq FROM sandbox_versions WHERE sandbox = $1 ORDER BY seq LIMIT $2)";
+        Ok(tx.execute(sql, &[id.into(), PAGE.into()]).await? > 0)
+    })
+}
+
+fn number(number: u64) -> Value {
+    i64::try_from(number).unwrap_or(i64::MAX).into()
+}
+
+fn unwritable(error: &impl std::fmt::Display) -> crate::Error {
+    crate::Error::new(crate::Kind::Internal, "ERR_INTERNAL", format!("a row cannot be written: {error}"))
+}
+
 /// JSON for a column.
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, crate::Error> {
-    serde_json::to_string(value)
-        .map_err(|e| crate::Error::new(crate::Kind::Internal, "ERR_INTERNAL", format!("a row cannot be written: {e}")))
+    serde_json::to_string(value).map_err(|e| unwritable(&e))
 }
 
 fn standing(row: &Row) -> Result<Standing, Error> {
@@ -253,5 +351,6 @@ fn standing(row: &Row) -> Result<Standing, Error> {
         duty: row.int(9)?,
         removed: row.int(10)? != 0,
         version: row.int(11)?,
+        signs_to: row.int(12)?,
     })
 }

@@ -20,7 +20,7 @@ use futures_util::{
 use tonic::{Status, Streaming, metadata::MetadataMap};
 use trunkline_core::{
     Error,
-    message::{Sender, Sent, publish_failed},
+    message::{Sender, Sent, not_written},
     session::Session,
     task::Desk,
     topic::own_lane,
@@ -360,10 +360,11 @@ impl Connection<'_> {
     }
 
     fn lost(&mut self, lost: Vec<(Box<str>, log::Error)>) {
-        if let Some((_, error)) = lost.first() {
+        // A key that was used for something else is its sender's mistake.
+        if let Some((_, error)) = lost.iter().find(|(_, error)| !matches!(error, log::Error::DedupReused { .. })) {
             tracing::warn!(%error, count = lost.len(), identity = %self.session.caller.identity, "messages not appended");
         }
-        lost.into_iter().for_each(|(key, _)| self.refuse_message(&publish_failed(), &key));
+        lost.into_iter().for_each(|(key, error)| self.refuse_message(&not_written(&error), &key));
     }
 
     /// Refuses a message by what its sender calls it.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep},
 };
 use trunkline_agent_socket::{Envelope, Type};
@@ -25,12 +25,13 @@ use trunkline_core::{
     task::Tasks,
 };
 use trunkline_proto::v1::{MessageType, ProgressReport};
-use trunkline_store::log::{Item, Record};
+use trunkline_store::log::{Error as LogError, Item, Record};
 
 use super::{Shared, desk::Desk, record};
 
-/// What a client asks and its line did not get to.
+/// What a client asks and its line did not get to, and its bytes besides the last one; who asks more is not read on.
 const ASKS_MAX: usize = 64;
+const ASKS_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Messages that are read at once.
 const READ_AT_ONCE: usize = 64;
@@ -53,7 +54,15 @@ pub(super) struct Line {
     agent: String,
     user: String,
     credential: Credential,
-    asks: mpsc::Sender<Envelope>,
+    asks: mpsc::Sender<Waiting>,
+    /// Bytes that may still wait.
+    room: Arc<Semaphore>,
+}
+
+/// What a client asks, and the room that it takes until it is done.
+struct Waiting {
+    ask: Envelope,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Line {
@@ -109,7 +118,8 @@ impl Line {
             teller,
         };
         shared.tasks.spawn(run.run(asked));
-        let line = Arc::new(Self { agent, user, credential, asks });
+        let room = Arc::new(Semaphore::new(ASKS_BYTES_MAX));
+        let line = Arc::new(Self { agent, user, credential, asks, room });
         known.push(Arc::downgrade(&line));
         Ok(line)
     }
@@ -121,8 +131,11 @@ impl Line {
 
     /// Something for the agent.
     pub(super) async fn ask(&self, envelope: Envelope) -> Result<(), Error> {
-        let ended = |_| Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the line to the agent has ended");
-        self.asks.send(envelope).await.map_err(ended)
+        let ended = || Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the line to the agent has ended");
+        let bytes = envelope.payload.as_ref().map_or(0, |payload| payload.get().len()).clamp(1, ASKS_BYTES_MAX);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| ended())?;
+        self.asks.send(Waiting { ask: envelope, _room: room }).await.map_err(|_| ended())
     }
 }
 
@@ -151,7 +164,7 @@ struct Run {
 }
 
 impl Run {
-    async fn run(mut self, mut asks: mpsc::Receiver<Envelope>) {
+    async fn run(mut self, mut asks: mpsc::Receiver<Waiting>) {
         let (stop, mut items) = (self.shared.web.stop.clone(), Vec::new());
         let (auth, caller) = (self.shared.web.auth.clone(), self.session.caller.clone());
         // A key that is revoked ends the session by its lease.
@@ -160,7 +173,7 @@ impl Run {
         let ended = loop {
             let done = tokio::select! {
                 ask = asks.recv() => match ask {
-                    Some(ask) => self.ask(ask).await,
+                    Some(Waiting { ask, _room }) => self.ask(ask).await,
                     None => break Ok(()),
                 },
                 read = self.session.reader.next_batch(READ_AT_ONCE, &mut items) => match read {
@@ -238,7 +251,11 @@ impl Run {
             Some(sent) => sent.await,
             None => Vec::new(),
         };
-        if lost.is_empty() { Ok(()) } else { Err(message::publish_failed()) }
+        match lost.first() {
+            // A turn that was begun before, with other words: the first ones count.
+            None | Some((_, LogError::DedupReused { .. })) => Ok(()),
+            Some((_, error)) => Err(message::not_written(error)),
+        }
     }
 
     fn is_there(&self) -> bool {

@@ -106,21 +106,30 @@ async fn a_message_with_a_name_is_delivered_once_and_its_errors_carry_it() {
     };
     let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
     sender.put(named(&lane("one"), "a", 1)).await;
-    sender.put(named(&lane("one"), "a", 2)).await;
+    sender.put(named(&lane("one"), "a", 1)).await;
     sender.put(named(&lane("one"), "b", 3)).await;
     sender.put(named("nowhere", "c", 4)).await;
     let error = sender.error().await;
     assert_eq!((error.code.as_str(), error.request_id.as_str()), ("ERR_INVALID_TOPIC", "c"));
     sender.put(named(&lane("one"), &"k".repeat(129), 5)).await;
     assert_eq!(sender.error().await.code, "ERR_INVALID_ARGUMENT");
+    let reused = |error: trunkline_proto::v1::ErrorResponse| {
+        assert_eq!((error.code.as_str(), error.request_id.as_str()), ("ERR_IDEMPOTENCY_KEY_REUSED", "a"));
+        assert!(!error.retryable);
+    };
+    // Another message under that name is not the same one, and its sender hears so.
+    sender.put(named(&lane("one"), "a", 2)).await;
+    reused(sender.error().await);
     sender.barrier().await;
     process.kill();
     let process = Process::start(dir.path());
     // Whoever did not hear that it was durable sends it again; another's name is another's.
     let mut sender = Client::connect(process.grpc, agent("sender")).await.unwrap();
     let mut other = Client::connect(process.grpc, agent("other")).await.unwrap();
-    sender.put(named(&lane("one"), "a", 6)).await;
+    sender.put(named(&lane("one"), "a", 1)).await;
     sender.barrier().await;
+    sender.put(named(&lane("one"), "a", 6)).await;
+    reused(sender.error().await);
     other.put(named(&lane("one"), "a", 7)).await;
     other.barrier().await;
     let mut one = Client::connect(process.grpc, agent("one")).await.unwrap();

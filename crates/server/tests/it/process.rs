@@ -63,6 +63,11 @@ impl Process {
         Self::started(&mut command)
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Takes the limit away.
     pub(crate) fn make_room(&self) {
         let mut raise = Command::new("prlimit");

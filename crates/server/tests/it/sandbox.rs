@@ -1,8 +1,10 @@
 //! Sandboxes: made, told what to do, watched; over real HTTP.
 
 mod eventsource;
+mod keys;
 mod library;
 mod limits;
+mod quotas;
 pub(crate) mod rights;
 mod streams;
 

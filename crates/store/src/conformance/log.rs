@@ -12,7 +12,8 @@ use std::{
 use bytes::Bytes;
 
 use crate::log::{
-    Append, Class, Clock, Cursor, Ending, Epoch, Error, Item, Log, Offset, Options, Reader, Retention, Topic,
+    Append, Appended, Class, Clock, ContentDigest, Cursor, Ending, Epoch, Error, Item, Log, Offset, Options, Reader,
+    Retention, Topic,
 };
 
 /// A place where a log can be opened, again and again. The previous one must be stopped first.
@@ -314,6 +315,7 @@ pub async fn a_dedup_id_is_written_once(home: &impl Home) {
     let again = log.append(Append::new(&a, "other payload").dedup("id")).await.unwrap();
     assert_eq!((again.offset, again.duplicate), (first.offset, true));
     assert!(!log.append(Append::new(&b, "1").dedup("id")).await.unwrap().duplicate, "ids are per topic");
+    ids_are_for_one_content(&log, &topic("c")).await;
     let racing = (0..20).map(|_| {
         let (log, append) = (log.clone(), Append::new(&a, "3").dedup("racing"));
         tokio::spawn(async move { log.append(append).await.unwrap() })
@@ -326,6 +328,40 @@ pub async fn a_dedup_id_is_written_once(home: &impl Home) {
     log.close(&a).await.unwrap();
     assert!(log.append(Append::new(&a, "1").dedup("id")).await.unwrap().duplicate, "also once the topic is closed");
     assert_eq!(texts(&mut from_start(&log, &[&a]), 3).await, ["1", "2", "3"]);
+}
+
+async fn ids_are_for_one_content(log: &Log, topic: &Topic) {
+    let digest = |content: &[u8]| ContentDigest::of(&[b"kind", content]);
+    let append = |content: &'static str| Append::new(topic, content).dedup_with("named", digest(content.as_bytes()));
+    let first = log.append(append("one")).await.unwrap();
+    let again = log.append(append("one")).await.unwrap();
+    assert!(again.duplicate && again.offset == first.offset);
+    let is_reused = |outcome: &Result<Appended, Error>| matches!(outcome, Err(Error::DedupReused { offset, .. }) if *offset == first.offset);
+    assert!(is_reused(&log.append(append("other")).await));
+    // Each of many on its own, of a batch all or none; also of what is not on the disk yet.
+    let fresh = |content: &'static str| Append::new(topic, content).dedup_with("fresh", digest(content.as_bytes()));
+    let each = vec![append("one"), append("other"), fresh("x"), fresh("y"), fresh("x")];
+    let each = log.submit_each(each).await.unwrap().await.unwrap();
+    assert!(each[0].as_ref().unwrap().duplicate && is_reused(&each[1]) && !each[2].as_ref().unwrap().duplicate);
+    assert!(matches!(each[3], Err(Error::DedupReused { .. })) && each[4].as_ref().unwrap().duplicate);
+    let tail = log.tail();
+    for batch in [
+        vec![append("one"), append("other")],
+        vec![
+            Append::new(topic, "x").dedup_with("in a batch", digest(b"x")),
+            Append::new(topic, "y").dedup_with("in a batch", digest(b"y")),
+        ],
+    ] {
+        assert!(matches!(log.append_batch(batch).await, Err(Error::DedupReused { .. })));
+    }
+    assert_eq!(log.tail(), tail);
+    assert_eq!(log.find_dedup_with(topic, "named", digest(b"one")).await.unwrap(), Some(first.offset));
+    assert!(matches!(log.find_dedup_with(topic, "named", digest(b"x")).await, Err(Error::DedupReused { .. })));
+    assert_eq!(log.find_dedup_with(topic, "unnamed", digest(b"x")).await.unwrap(), None);
+    // An id that was given without content is the same as anything.
+    let plain = log.append(Append::new(topic, "plain").dedup("plain")).await.unwrap();
+    let named = log.append(Append::new(topic, "p").dedup_with("plain", digest(b"p"))).await.unwrap();
+    assert!(named.duplicate && named.offset == plain.offset);
 }
 
 pub async fn dedup_ids_survive_reopening_and_are_forgotten_after_their_window(home: &impl Home) {

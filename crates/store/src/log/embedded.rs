@@ -268,6 +268,23 @@ impl Log {
         Ok(found.and_then(|value| value.first_chunk().copied()).map(|offset| Offset(u64::from_be_bytes(offset))))
     }
 
+    /// As [`Log::find_dedup`], for an id that was given [with content](Append::dedup_with).
+    ///
+    /// # Errors
+    /// Also [`Error::DedupReused`] if it was used for something else.
+    pub async fn find_dedup_with(
+        &self,
+        topic: &Topic,
+        id: &str,
+        content: super::ContentDigest,
+    ) -> Result<Option<Offset>, Error> {
+        let key = plan::dedup_key(topic, id);
+        let found = self.on_disk(move |engine| engine.dedup.get(key).map_err(|e| engine_error(&e))).await?;
+        let used = found.and_then(|value| plan::Used::decode(&value));
+        let used = used.map(|used| used.check(topic, Some(content))).transpose()?;
+        Ok(used.map(|used| Offset(used.offset)))
+    }
+
     /// Forgets the topic's records up to and including `through`; readers below get a gap. Durable when it returns;
     /// disk space follows later. The end of a closed topic is never trimmed. Answers what the topic was trimmed to.
     ///

@@ -5,7 +5,7 @@
 //! | `records` | offset (8) | [`StoredRecord`] |
 //! | `topics` | topic name | [`TopicRow`], written when a topic is created, trimmed, closed or deleted |
 //! | `due` | class (1), timestamp (8), topic name | nothing: when [`super::embedded`]'s sweep has to look at the topic |
-//! | `dedup` | topic key (16), digest of the id (16) | offset (8) |
+//! | `dedup` | topic key (16), digest of the id (16) | offset (8), digest of the content (16) if the append had one |
 //! | `dedup_age` | timestamp (8), the key in `dedup` | nothing |
 //! | `meta` | a word | epoch, format, the tail (offset, timestamp) as of every batch, the retention that was applied |
 //!

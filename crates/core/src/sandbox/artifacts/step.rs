@@ -1,27 +1,36 @@
 //! What each event does.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
-use serde_json::{Map, Value, json};
-
-use super::{Artifact, Fold, How, Kept, RESERVED, TEXT_BYTES_MAX, Update};
+use super::{
+    Artifact, EXTRA_BYTES_MAX, Event, Fields, Fold, How, Json, Kept, RESERVED, TEXT_BYTES_MAX, Text, Update,
+    json::fields_bytes,
+};
 
 /// Events that came at once, being folded.
 pub(super) struct Step<'a> {
     pub(super) fold: &'a mut Fold,
     /// Later ones are told whole.
-    pub(super) created_behind: u64,
+    created_behind: u64,
     pub(super) updates: Vec<Update>,
-    pub(super) at_ms: i64,
+    /// Where the update of a field of an artifact is.
+    places: HashMap<u64, HashMap<String, usize>>,
+    at_ms: i64,
+}
+
+impl<'a> Step<'a> {
+    pub(super) fn new(fold: &'a mut Fold, at_ms: i64) -> Self {
+        let created_behind = fold.entries.len() as u64;
+        Self { fold, created_behind, updates: Vec::new(), places: HashMap::new(), at_ms }
+    }
 }
 
 impl Step<'_> {
-    pub(super) fn event(&mut self, event: Value) {
-        let mut fields = match event {
-            Value::Object(fields) if fields.get("type").is_some_and(Value::is_string) => fields,
-            other => return self.custom(Value::Null, other),
+    pub(super) fn event(&mut self, event: Event) {
+        let (kind, fields) = match event {
+            Event::Typed(kind, fields) => (kind, fields),
+            Event::Other(other) => return self.custom(null(), other),
         };
-        let kind = fields.remove("type").map(into_text).unwrap_or_default();
         match kind.as_str() {
             "user_prompt" => self.whole("user_prompt", "done", fields, &["text", "prompt"]),
             "text_delta" => self.delta("text", "text", fields),
@@ -44,22 +53,22 @@ impl Step<'_> {
             "turn_start" => self.turn_start(fields),
             "turn_end" => self.turn_end(fields),
             "summary" | "heartbeat" => {}
-            _ => self.custom(Value::String(kind), Value::Object(fields)),
+            _ => self.custom(Json::Text(kind.as_str().into()), Json::of(&fields)),
         }
     }
 
     /// Something that is not told in the vocabulary.
-    fn custom(&mut self, kind: Value, data: Value) {
+    fn custom(&mut self, kind: Json, data: Json) {
         self.settle_texts();
-        let fields = Map::from_iter([("type".to_owned(), kind), ("data".to_owned(), data)]);
+        let fields = Fields::from([("type".to_owned(), kind), ("data".to_owned(), data)]);
         self.create("custom", None, "done", fields);
     }
 
     /// Something that comes as a whole.
-    fn whole(&mut self, kind: &str, status: &str, mut fields: Map<String, Value>, texts: &[&str]) {
+    fn whole(&mut self, kind: &str, status: &str, mut fields: Fields, texts: &[&str]) {
         self.settle_texts();
         let id = take_id(&mut fields);
-        if let (Some(text), Some(name)) = (text(&mut fields, texts), texts.first()) {
+        if let (Some(text), Some(name)) = (take_as_text(&mut fields, texts), texts.first()) {
             fields.insert((*name).to_owned(), text.into());
         }
         match id.as_deref().and_then(|id| self.find(kind, id)) {
@@ -69,16 +78,16 @@ impl Step<'_> {
     }
 
     /// Text at the end of a field: of the artifact with that id, or the current one of its kind, or a new one.
-    fn delta(&mut self, kind: &str, field: &str, mut fields: Map<String, Value>) {
+    fn delta(&mut self, kind: &str, field: &str, mut fields: Fields) {
         let id = take_id(&mut fields);
-        let delta = text(&mut fields, &["delta", "text"]).unwrap_or_default();
+        let delta = take_as_text(&mut fields, &["delta", "text"]).unwrap_or_default();
         let is_tool = kind == "tool";
         if !is_tool {
             self.settle_texts_but(kind);
         }
         let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| {
             let status = if is_tool { "running" } else { "streaming" };
-            let seq = self.create(kind, id.clone(), status, Map::new());
+            let seq = self.create(kind, id.clone(), status, Fields::new());
             self.fold.rest.running.insert(seq);
             seq
         });
@@ -96,23 +105,23 @@ impl Step<'_> {
     }
 
     /// A text that is complete: what was told of it in pieces is replaced.
-    fn full(&mut self, kind: &str, mut fields: Map<String, Value>) {
+    fn full(&mut self, kind: &str, mut fields: Fields) {
         let id = take_id(&mut fields);
-        let text = text(&mut fields, &["text", "content"]).unwrap_or_default();
+        let text = take_as_text(&mut fields, &["text", "content"]).unwrap_or_default();
         self.settle_texts_but(kind);
-        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| self.create(kind, id, "done", Map::new()));
+        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| self.create(kind, id, "done", Fields::new()));
         self.replace(seq, "text", text);
         self.set_all(seq, fields);
         self.end(seq, "done");
     }
 
-    fn tool_start(&mut self, mut fields: Map<String, Value>) {
+    fn tool_start(&mut self, mut fields: Fields) {
         self.settle_texts();
         let id = take_id(&mut fields);
         let seq = match id.as_deref().and_then(|id| self.find("tool", id)) {
             Some(seq) => seq,
             None => {
-                let seq = self.create("tool", id, "running", Map::new());
+                let seq = self.create("tool", id, "running", Fields::new());
                 self.fold.rest.running.insert(seq);
                 seq
             }
@@ -121,20 +130,21 @@ impl Step<'_> {
         self.set_all(seq, fields);
     }
 
-    fn tool_end(&mut self, mut fields: Map<String, Value>) {
+    fn tool_end(&mut self, mut fields: Fields) {
         let id = take_id(&mut fields);
-        let is_error = fields.get("error").is_some_and(|error| !matches!(error, Value::Null | Value::Bool(false)))
-            || fields.get("isError").is_some_and(|is_error| *is_error == Value::Bool(true));
-        let seq = self.about("tool", id.as_deref()).unwrap_or_else(|| self.create("tool", id, "running", Map::new()));
+        let is_error =
+            says_error(&fields) || fields.get("isError").is_some_and(|is_error| is_error.as_raw() == Some("true"));
+        let seq =
+            self.about("tool", id.as_deref()).unwrap_or_else(|| self.create("tool", id, "running", Fields::new()));
         self.set_all(seq, fields);
         self.end(seq, if is_error { "error" } else { "done" });
     }
 
     /// Something of which there is one in a turn, or one of an id.
-    fn state(&mut self, kind: &str, mut fields: Map<String, Value>) {
+    fn state(&mut self, kind: &str, mut fields: Fields) {
         let id = take_id(&mut fields);
         if kind == "status"
-            && let Some(text) = text(&mut fields, &["text", "status", "message"])
+            && let Some(text) = take_as_text(&mut fields, &["text", "status", "message"])
         {
             fields.insert("text".to_owned(), text.into());
         }
@@ -150,7 +160,7 @@ impl Step<'_> {
         }
     }
 
-    fn asked(&mut self, kind: &str, mut fields: Map<String, Value>) {
+    fn asked(&mut self, kind: &str, mut fields: Fields) {
         self.settle_texts();
         let id = take_id(&mut fields);
         let seq = match id.as_deref().and_then(|id| self.find(kind, id)) {
@@ -164,26 +174,29 @@ impl Step<'_> {
         self.fold.rest.current.insert(kind.to_owned(), seq);
     }
 
-    fn answered(&mut self, kind: &str, field: &str, mut fields: Map<String, Value>, names: &[&str]) {
+    fn answered(&mut self, kind: &str, field: &str, mut fields: Fields, names: &[&str]) {
         let id = take_id(&mut fields);
-        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| self.create(kind, id, "open", Map::new()));
-        let answer = names.iter().find_map(|name| fields.remove(*name)).unwrap_or(Value::Null);
-        let status = match (kind, &answer) {
-            ("approval", Value::Bool(true)) => "approved",
-            ("approval", Value::Bool(false)) => "denied",
-            ("approval", Value::String(word)) => match word.as_str() {
-                "approve" | "approved" | "allow" | "allowed" | "accept" | "accepted" | "yes" => "approved",
-                "deny" | "denied" | "reject" | "rejected" | "decline" | "declined" | "no" => "denied",
-                _ => "answered",
-            },
-            _ => "answered",
+        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| self.create(kind, id, "open", Fields::new()));
+        let answer = names.iter().find_map(|name| fields.remove(*name)).unwrap_or_else(null);
+        let word = match (kind, &answer) {
+            ("approval", Json::Text(word)) => word.to_string(),
+            ("approval", Json::Raw(raw)) => raw.get().to_owned(),
+            _ => String::new(),
         };
+        let status =
+            match (&*word, answer.as_text().is_some()) {
+                ("true", false)
+                | ("approve" | "approved" | "allow" | "allowed" | "accept" | "accepted" | "yes", true) => "approved",
+                ("false", false)
+                | ("deny" | "denied" | "reject" | "rejected" | "decline" | "declined" | "no", true) => "denied",
+                _ => "answered",
+            };
         self.set(seq, field, answer);
         self.set_all(seq, fields);
         self.end(seq, status);
     }
 
-    fn turn_start(&mut self, mut fields: Map<String, Value>) {
+    fn turn_start(&mut self, mut fields: Fields) {
         self.end_turn("interrupted");
         let id = take_id(&mut fields).or_else(|| take_text(&mut fields, "turnId"));
         let seq = match id.as_deref().and_then(|id| self.find("turn", id)) {
@@ -197,9 +210,9 @@ impl Step<'_> {
         self.fold.rest.current.insert("turn".to_owned(), seq);
     }
 
-    fn turn_end(&mut self, mut fields: Map<String, Value>) {
+    fn turn_end(&mut self, mut fields: Fields) {
         let id = take_id(&mut fields).or_else(|| take_text(&mut fields, "turnId"));
-        let is_error = fields.get("error").is_some_and(|error| !matches!(error, Value::Null | Value::Bool(false)));
+        let is_error = says_error(&fields);
         if let Some(seq) = self.about("turn", id.as_deref()) {
             self.set_all(seq, fields);
             self.end(seq, if is_error { "error" } else { "done" });
@@ -237,7 +250,7 @@ impl Step<'_> {
     }
 
     fn find(&self, kind: &str, id: &str) -> Option<u64> {
-        self.fold.named.get(&(kind.to_owned(), id.to_owned())).copied()
+        self.fold.find(kind, id)
     }
 
     /// The artifact that an event of a kind is about.
@@ -253,7 +266,7 @@ impl Step<'_> {
         self.fold.entries.get(at).map(|entry| &*entry.artifact)
     }
 
-    fn create(&mut self, kind: &str, id: Option<String>, status: &str, fields: Map<String, Value>) -> u64 {
+    fn create(&mut self, kind: &str, id: Option<String>, status: &str, fields: Fields) -> u64 {
         let (seq, at_ms) = (self.fold.entries.len() as u64 + 1, self.at_ms);
         // A name that somebody gave may be the one that would be made.
         let id = id.unwrap_or_else(|| {
@@ -263,7 +276,7 @@ impl Step<'_> {
             }
             made
         });
-        self.fold.named.insert((kind.to_owned(), id.clone()), seq);
+        self.fold.name(kind, &id, seq);
         let artifact = Artifact {
             seq,
             id,
@@ -271,9 +284,10 @@ impl Step<'_> {
             status: status.to_owned(),
             created_at: at_ms,
             updated_at: at_ms,
-            fields: Map::new(),
+            fields: Fields::new(),
         };
         let by = self.fold.rest.events;
+        self.fold.bytes += artifact.bytes();
         self.fold.entries.push(Kept { artifact: Arc::new(artifact), created_by: by, changed_by: by });
         self.set_all(seq, fields);
         seq
@@ -295,12 +309,14 @@ impl Step<'_> {
             return;
         }
         let updated_at = self.at_ms;
-        let same = self.updates.iter_mut().rev().find(|update| update.seq == seq && update.field == field);
-        let Some(update) = same else {
+        let places = self.places.entry(seq).or_default();
+        let Some(update) = places.get(field).and_then(|place| self.updates.get_mut(*place)) else {
+            places.insert(field.to_owned(), self.updates.len());
             return self.updates.push(Update { seq, field: field.to_owned(), how, updated_at });
         };
         match (&mut update.how, how) {
-            (How::Append(before) | How::Set(Value::String(before)), How::Append(more)) => before.push_str(&more),
+            (How::Append(before), How::Append(more)) => before.push_str(&more),
+            (How::Set(Json::Text(before)), How::Append(more)) => before.push_str(&more),
             (before, how) => *before = how,
         }
     }
@@ -309,81 +325,98 @@ impl Step<'_> {
     fn tell_more(&mut self, seq: u64, field: &str, more: &str) {
         let last = self.updates.last_mut().filter(|update| update.seq == seq && update.field == field);
         match last.map(|update| &mut update.how) {
-            Some(How::Append(text) | How::Set(Value::String(text))) => text.push_str(more),
+            Some(How::Append(text)) => text.push_str(more),
+            Some(How::Set(Json::Text(text))) => text.push_str(more),
             _ => self.tell(seq, field, How::Append(more.to_owned())),
         }
     }
 
-    fn append(&mut self, seq: u64, field: &str, delta: &str) {
+    fn append(&mut self, seq: u64, field: &str, delta: &Text) {
         // Behind what was left out, nothing fits.
         let Some(artifact) = self.artifact(seq).filter(|artifact| !artifact.fields.contains_key("truncated")) else {
             return;
         };
         let field = match artifact.fields.get(field) {
-            None | Some(Value::String(_)) => Cow::Borrowed(field),
+            None | Some(Json::Text(_)) => Cow::Borrowed(field),
             // It came as something else than text.
             Some(_) => Cow::Owned(beside(field)),
         };
-        let known = artifact.fields.get(&*field).and_then(Value::as_str).map(str::len);
+        let known = artifact.fields.get(&*field).and_then(Json::as_text).map(Text::len);
+        let mut kept = Cow::Borrowed(delta);
         let room = TEXT_BYTES_MAX.saturating_sub(known.unwrap_or(0));
-        let kept = &delta[..delta.floor_char_boundary(room.min(delta.len()))];
+        let is_cut = delta.len() > room && kept.to_mut().truncate(room);
         if known.is_none() {
-            self.set(seq, &field, Value::String(kept.to_owned()));
-        } else if !kept.is_empty() {
-            if let Some(artifact) = self.change(seq)
-                && let Some(Value::String(text)) = artifact.fields.get_mut(&*field)
-            {
-                text.push_str(kept);
-            }
-            self.tell_more(seq, &field, kept);
+            self.set(seq, &field, Json::Text(kept.into_owned()));
+        } else {
+            kept.parts().for_each(|more| self.extend(seq, &field, more));
         }
-        if kept.len() < delta.len() {
-            self.set(seq, "truncated", true.into());
+        if is_cut {
+            self.set(seq, "truncated", yes());
         }
     }
 
-    fn replace(&mut self, seq: u64, field: &str, mut text: String) {
-        let room = text.floor_char_boundary(TEXT_BYTES_MAX);
-        let is_cut = room < text.len();
-        text.truncate(room);
-        let known = self.artifact(seq).and_then(|artifact| artifact.fields.get(field)).and_then(Value::as_str);
-        match known.and_then(|known| text.strip_prefix(known)).map(ToOwned::to_owned) {
+    /// Adds to text that is there.
+    fn extend(&mut self, seq: u64, field: &str, more: &str) {
+        if let Some(artifact) = self.change(seq)
+            && let Some(Json::Text(text)) = artifact.fields.get_mut(field)
+        {
+            text.push_str(more);
+            self.fold.bytes += more.len();
+        }
+        self.tell_more(seq, field, more);
+    }
+
+    fn replace(&mut self, seq: u64, field: &str, mut text: Text) {
+        let is_cut = text.truncate(TEXT_BYTES_MAX);
+        let known = self.artifact(seq).and_then(|artifact| artifact.fields.get(field)).and_then(Json::as_text);
+        match known.and_then(|known| text.behind(known)) {
             Some(more) => self.append(seq, field, &more),
             None => self.set(seq, field, text.into()),
         }
         if is_cut {
-            self.set(seq, "truncated", true.into());
+            self.set(seq, "truncated", yes());
         }
     }
 
-    fn set(&mut self, seq: u64, field: &str, value: Value) {
+    fn set(&mut self, seq: u64, field: &str, value: Json) {
         if self.artifact(seq).is_none_or(|artifact| artifact.fields.get(field) == Some(&value)) {
             return;
         }
+        let (bytes, mut before) = (value.bytes(), 0);
         if let Some(artifact) = self.change(seq) {
-            artifact.fields.insert(field.to_owned(), value.clone());
+            let known = artifact.fields.insert(field.to_owned(), value.clone());
+            before = known.map_or(0, |known| field.len() + known.bytes());
         }
+        self.fold.bytes = (self.fold.bytes + field.len() + bytes).saturating_sub(before);
         self.tell(seq, field, How::Set(value));
     }
 
     /// An event's fields; those whose names are taken go into `extra`.
-    fn set_all(&mut self, seq: u64, fields: Map<String, Value>) {
+    fn set_all(&mut self, seq: u64, fields: Fields) {
         self.set_all_but(seq, fields, &[]);
     }
 
-    fn set_all_but(&mut self, seq: u64, fields: Map<String, Value>, taken: &[&str]) {
-        let mut extra = self.artifact(seq).and_then(|artifact| artifact.fields.get("extra")?.as_object().cloned());
-        let mut is_extra = false;
-        for (name, value) in fields {
-            if RESERVED.contains(&name.as_str()) || taken.contains(&name.as_str()) {
-                extra.get_or_insert_default().insert(name, value);
-                is_extra = true;
+    fn set_all_but(&mut self, seq: u64, fields: Fields, taken: &[&str]) {
+        let is_own = |name: &str| !RESERVED.contains(&name) && !taken.contains(&name);
+        let (own, others): (Fields, Fields) = fields.into_iter().partition(|(name, _)| is_own(name));
+        own.into_iter().for_each(|(name, value)| self.set(seq, &name, value));
+        if others.is_empty() {
+            return;
+        }
+        let known = self.artifact(seq).and_then(|artifact| artifact.fields.get("extra"));
+        let mut extra = known.and_then(Json::as_fields).unwrap_or_default();
+        let mut is_cut = false;
+        for (name, value) in others {
+            let before = extra.get(&name).map_or(0, |before| name.len() + before.bytes());
+            if fields_bytes(&extra) - before + name.len() + value.bytes() > EXTRA_BYTES_MAX {
+                is_cut = true;
             } else {
-                self.set(seq, &name, value);
+                extra.insert(name, value);
             }
         }
-        if let (true, Some(extra)) = (is_extra, extra) {
-            self.set(seq, "extra", extra.into());
+        self.set(seq, "extra", Json::Fields(extra));
+        if is_cut {
+            self.set(seq, "truncated", yes());
         }
     }
 
@@ -394,7 +427,7 @@ impl Step<'_> {
         if let Some(artifact) = self.change(seq) {
             status.clone_into(&mut artifact.status);
         }
-        self.tell(seq, "status", How::Set(json!(status)));
+        self.tell(seq, "status", How::Set(Json::Text(status.into())));
     }
 
     /// A text that is being told again.
@@ -415,25 +448,31 @@ fn beside(field: &str) -> String {
     format!("{field}Text")
 }
 
+fn null() -> Json {
+    Json::of(&())
+}
+
+fn yes() -> Json {
+    Json::of(&true)
+}
+
+/// Whether an event says that something failed.
+fn says_error(fields: &Fields) -> bool {
+    fields.get("error").is_some_and(|error| !matches!(error.as_raw(), Some("null" | "false")))
+}
+
 /// The id that an event gives, as text.
-fn take_id(fields: &mut Map<String, Value>) -> Option<String> {
+fn take_id(fields: &mut Fields) -> Option<String> {
     take_text(fields, "id").filter(|id| !id.is_empty())
 }
 
-fn take_text(fields: &mut Map<String, Value>, name: &str) -> Option<String> {
-    let is_text = |value: &Value| matches!(value, Value::String(_) | Value::Number(_));
-    fields.get(name).is_some_and(is_text).then(|| fields.remove(name).map(into_text)).flatten()
+fn take_text(fields: &mut Fields, name: &str) -> Option<String> {
+    let is_number = |raw: &str| raw.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+    let is_text = |value: &Json| value.as_text().is_some() || value.as_raw().is_some_and(is_number);
+    fields.get(name).is_some_and(is_text).then(|| fields.remove(name)).flatten().map(|id| id.into_text().to_string())
 }
 
 /// The first of these fields that is there, as text.
-pub(super) fn text(fields: &mut Map<String, Value>, names: &[&str]) -> Option<String> {
-    names.iter().find_map(|name| fields.remove(*name)).map(into_text)
-}
-
-fn into_text(value: Value) -> String {
-    match value {
-        Value::String(text) => text,
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
+pub(super) fn take_as_text(fields: &mut Fields, names: &[&str]) -> Option<Text> {
+    names.iter().find_map(|name| fields.remove(*name)).map(Json::into_text)
 }

@@ -1,14 +1,24 @@
 use std::collections::BTreeMap;
 
 use proptest::{prelude::*, sample::select};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value, json, value::to_raw_value};
 
-use super::{Artifact, Change, Fold, How, Kept};
+use super::{Artifact, Change, Event, Fold, How, Kept};
 
 fn fold(events: &[Value]) -> Fold {
     let mut fold = Fold::default();
-    fold.apply(events.iter().cloned(), 1);
+    fold.apply(read(events), 1);
     fold
+}
+
+/// Events as they come, but for what is the same in JSON.
+fn read(events: &[Value]) -> Vec<Event> {
+    events.iter().map(|event| Event::read(&to_raw_value(event).unwrap())).collect()
+}
+
+/// An artifact's own fields.
+fn fields(artifact: &Artifact) -> Value {
+    serde_json::to_value(&artifact.fields).unwrap()
 }
 
 fn all(fold: &Fold) -> Vec<Artifact> {
@@ -29,7 +39,9 @@ impl Screen {
                 Change::Updated(update) => {
                     let artifact = self.0.get_mut(&update.seq).unwrap().as_object_mut().unwrap();
                     match &update.how {
-                        How::Set(value) => drop(artifact.insert(update.field.clone(), value.clone())),
+                        How::Set(value) => {
+                            artifact.insert(update.field.clone(), serde_json::to_value(value).unwrap());
+                        }
                         How::Append(more) => {
                             let Some(Value::String(text)) = artifact.get_mut(&update.field) else {
                                 unreachable!("{update:?} of {artifact:?}")
@@ -74,15 +86,15 @@ fn a_turn_as_agents_tell_it() {
     ];
     assert_eq!(told, expected);
     let artifacts = all(&fold);
-    assert_eq!(artifacts[3].fields["text"], "I look.");
-    assert_eq!(artifacts[5].fields["text"], "Done.");
+    assert_eq!(fields(&artifacts[3])["text"], "I look.");
+    assert_eq!(fields(&artifacts[5])["text"], "Done.");
     assert_eq!(
-        Value::Object(artifacts[4].fields.clone()),
+        fields(&artifacts[4]),
         json!({
             "name": "read", "input": {"path": "a"}, "output": "line", "result": "ok", "extra": {"status": "mine"},
         })
     );
-    assert_eq!(Value::Object(artifacts[7].fields.clone()), json!({"type": "nobody_knows", "data": {"x": 1}}));
+    assert_eq!(fields(&artifacts[7]), json!({"type": "nobody_knows", "data": {"x": 1}}));
 }
 
 #[test]
@@ -96,7 +108,8 @@ fn questions_are_answered_and_approvals_decided() {
     ]));
     let told: Vec<_> = artifacts.iter().map(|a| (&*a.kind, &*a.status)).collect();
     assert_eq!(told, [("question", "answered"), ("approval", "denied"), ("question", "answered")]);
-    assert_eq!((&artifacts[0].fields["answer"], &artifacts[1].fields["by"]), (&json!("a"), &json!("ann")));
+    let (question, approval) = (fields(&artifacts[0]), fields(&artifacts[1]));
+    assert_eq!((&question["answer"], &approval["by"]), (&json!("a"), &json!("ann")));
 }
 
 #[test]
@@ -108,13 +121,94 @@ fn who_comes_back_gets_what_it_does_not_know() {
         json!({"type": "tool_output_delta", "id": "a", "delta": "late"}),
         json!({"type": "user_prompt", "text": "2"}),
     ]);
-    let seqs = |fold: &Fold, seq| fold.from(seq).iter().map(|artifact| artifact.seq).collect::<Vec<_>>();
+    let seqs = |fold: &Fold, seq| {
+        let (found, rest) = fold.walk(fold.wanted(seq), 1, usize::MAX);
+        assert_eq!(rest, None);
+        found.iter().map(|artifact| artifact.seq).collect::<Vec<_>>()
+    };
     assert_eq!(seqs(&fold, 3), [1, 3, 4], "the first changed after the third came to be");
     assert_eq!(seqs(&fold, 4), [4]);
     assert_eq!(seqs(&fold, 1), [1, 2, 3, 4]);
     assert_eq!((seqs(&fold, 0).len(), seqs(&fold, 99).len()), (4, 4), "numbers that mean nothing");
-    fold.apply([json!({"type": "turn_end"})], 9);
+    fold.apply(read(&[json!({"type": "turn_end"})]), 9);
     assert_eq!(seqs(&fold, 4), [1, 2, 4], "the end of the turn ended the tools");
+}
+
+#[test]
+fn an_event_is_read_for_itself_whatever_is_in_it() {
+    let told = [
+        r#"{"type": "text", "text": "a"}"#,
+        r#"{"type": "u", "cost": 1e999, "n": 12345678901234567890123}"#,
+        &format!(r#"{{"type": "u", "deep": {}1{}}}"#, "[".repeat(500), "]".repeat(500)),
+        &format!("{}{}", "[".repeat(200), "]".repeat(200)),
+        "{\"type\": \"u\",\n \"lines\": [\n1,\r\n2]}",
+        r#"{"type": "text", "id": 1e999, "text": "b"}"#,
+        "1e999",
+    ];
+    let told: Vec<_> =
+        told.iter().map(|told| serde_json::value::RawValue::from_string((*told).to_owned()).unwrap()).collect();
+    let mut fold = Fold::default();
+    fold.apply(told.iter().map(|told| Event::read(told)), 1);
+    let artifacts: Vec<Value> = all(&fold)
+        .iter()
+        .map(|artifact| {
+            let json = serde_json::to_string(artifact).unwrap();
+            assert!(!json.contains('\n'), "one line: {json}");
+            serde_json::from_str(&json).unwrap()
+        })
+        .collect();
+    assert_eq!(artifacts.len(), told.len());
+    assert_eq!(artifacts[0]["text"], "a");
+    assert_eq!((&artifacts[1]["type"], &artifacts[1]["data"]["cost"]), (&json!("u"), &json!("1e999")));
+    let exact = serde_json::to_string(&all(&fold)[1]).unwrap();
+    assert!(exact.contains("\"n\":12345678901234567890123"), "{exact}");
+    assert_eq!(artifacts[2]["data"]["deep"].as_str().unwrap().len(), 1001);
+    assert_eq!((&artifacts[3]["type"], artifacts[3]["data"].as_str().unwrap().len()), (&Value::Null, 400));
+    assert_eq!(artifacts[4]["data"]["lines"], json!([1, 2]));
+    assert_eq!((&artifacts[5]["id"], &artifacts[5]["text"]), (&json!("1e999"), &json!("b")));
+    assert_eq!(artifacts[6]["data"], "1e999");
+}
+
+/// One request may be about as many artifacts as it has events, or as many fields.
+#[test]
+fn a_fold_takes_time_by_the_number_of_events() {
+    const COUNT: usize = 10_000;
+    let ids =
+        |kind: &str| (0..COUNT).map(|n| json!({"type": kind, "id": n.to_string(), "delta": "x"})).collect::<Vec<_>>();
+    let took = |fold: &mut Fold, events: &[Value]| {
+        let (events, begun) = (read(events), std::time::Instant::now());
+        assert_eq!(fold.apply(events, 1).len(), COUNT);
+        begun.elapsed()
+    };
+    let mut fold = fold(&ids("tool_output_delta"));
+    let few: Vec<_> = std::iter::repeat_n(ids("tool_output_delta"), 2).flatten().collect();
+    let round_robin = took(&mut fold, &few);
+    let fields: Map<String, Value> = (0..COUNT).map(|n| (format!("f{n}"), n.into())).collect();
+    fold.apply(read(&[json!({"type": "plan", "id": "p", "f0": null})]), 1);
+    let plan = |more: usize| {
+        let mut plan = fields.clone();
+        plan.extend([
+            ("type".to_owned(), json!("plan")),
+            ("id".to_owned(), json!("p")),
+            ("f0".to_owned(), json!(more)),
+        ]);
+        Value::Object(plan)
+    };
+    let many_fields = took(&mut fold, &[plan(1), plan(2)]);
+    // It was 10^8 comparisons each, more than ten seconds without optimization.
+    assert!(round_robin + many_fields < std::time::Duration::from_secs(3), "{round_robin:?} {many_fields:?}");
+}
+
+#[test]
+fn what_is_kept_in_extra_has_an_end() {
+    let half = "x".repeat(super::EXTRA_BYTES_MAX / 2);
+    let artifacts = all(&fold(&[
+        json!({"type": "status", "id": "s", "kind": half, "seq": 1}),
+        json!({"type": "status", "id": "s", "createdAt": half, "seq": 2}),
+    ]));
+    let shown = fields(&artifacts[0]);
+    assert_eq!((&shown["extra"]["kind"], &shown["extra"]["seq"]), (&json!(half), &json!(2)));
+    assert_eq!((shown["extra"].get("createdAt"), &shown["truncated"]), (None, &json!(true)));
 }
 
 #[test]
@@ -126,8 +220,8 @@ fn text_has_an_end() {
         json!({"type": "text_delta", "delta": long}),
         json!({"type": "text_delta", "delta": "y"}),
     ]));
-    let text = artifacts[0].fields["text"].as_str().unwrap();
-    assert_eq!((text.len(), &artifacts[0].fields["truncated"]), (super::TEXT_BYTES_MAX - 1, &json!(true)));
+    let text = artifacts[0].fields["text"].as_text().unwrap();
+    assert_eq!((text.len(), fields(&artifacts[0])["truncated"].as_bool()), (super::TEXT_BYTES_MAX - 1, Some(true)));
 }
 
 /// Any JSON.
@@ -219,6 +313,7 @@ proptest! {
             prop_assert_eq!(artifact.seq, at as u64 + 1);
         }
         prop_assert_eq!(fold.events(), events.len() as u64);
+        prop_assert_eq!(fold.bytes(), fold.artifacts().map(|artifact| artifact.bytes()).sum::<usize>());
     }
 
     #[test]
@@ -242,7 +337,7 @@ proptest! {
                     screen.hear(&[Change::Created(artifact.clone())]);
                 }
             }
-            let changes = fold.apply(batch.iter().cloned(), at as i64);
+            let changes = fold.apply(read(batch), at as i64);
             if at >= from {
                 screen.hear(&changes);
             }
@@ -264,10 +359,11 @@ proptest! {
         let rest = serde_json::from_value(serde_json::to_value(whole.rest()).unwrap()).unwrap();
         let reread = kept.into_iter().map(|kept| {
             let text = serde_json::to_string(&*kept.artifact).unwrap();
-            Kept { artifact: serde_json::from_str::<Artifact>(&text).unwrap().into(), ..kept }
+            Kept { artifact: Artifact::parse(&text).unwrap().into(), ..kept }
         });
         let mut restored = Fold::restore(reread.collect(), rest);
-        prop_assert_eq!(whole.apply(after.iter().cloned(), 2), restored.apply(after.iter().cloned(), 2));
+        prop_assert_eq!(restored.bytes(), whole.bytes());
+        prop_assert_eq!(whole.apply(read(&after), 2), restored.apply(read(&after), 2));
         prop_assert_eq!(all(&whole), all(&restored));
     }
 }

@@ -39,6 +39,34 @@ fn operator(user: &str) -> InitConnection {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_says_again_under_its_key_is_said_once_and_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    let lane = format!("us::ann::{convo}");
+    let mut one = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
+    for text in ["once", "once", "another"] {
+        tell_as(&one, &lane, MessageType::Chat, text, "k").await;
+    }
+    let error = one.error().await;
+    assert_eq!((error.code.as_str(), error.request_id.as_str()), ("ERR_IDEMPOTENCY_KEY_REUSED", "k"));
+    // What it said as a whole that it had streamed, it may say again, though nothing is streamed any more.
+    let piece = json!({"type": "delta", "id": "m", "text": "streamed"}).to_string();
+    tell(&one, &lane, MessageType::Opaque, piece).await;
+    for _ in 0..2 {
+        tell_as(&one, &lane, MessageType::Opaque, json!({"type": "delta", "id": "m", "done": true}).to_string(), "d")
+            .await;
+    }
+    // Under a name of its own it is something else.
+    tell_as(&one, &lane, MessageType::Opaque, json!({"type": "delta", "id": "m", "done": true}).to_string(), "e").await;
+    let error = one.error().await;
+    assert_eq!((error.code.as_str(), error.request_id.as_str()), ("ERR_INVALID_ARGUMENT", "e"));
+    assert_eq!(texts(&show(&ann, &convo).await), ["once", "streamed"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_knows_nothing_of_it_is_a_chat_bot() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;

@@ -130,6 +130,42 @@ async fn figures_tell_what_there_is() {
     server.stop().await;
 }
 
+/// Its end may come before it is noted that it was there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_ends_at_once_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits::default()).await;
+    let http = server.addresses().http;
+    let web = Web::new(http);
+    let ids: Vec<_> = (0..150_u64).map(|n| format!("s{n}")).collect();
+    for id in &ids {
+        web.make(id).await;
+        // An event takes it out of the timer that would remove it.
+        web.tell(id, json!({"type": "heartbeat"})).await;
+    }
+    for (n, id) in ids.iter().enumerate() {
+        let mut stream = TcpStream::connect(http).await.unwrap();
+        let request = format!("GET /sessions/{id}/commands HTTP/1.1\r\nhost: {http}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // Somewhere in the middle of it.
+        tokio::time::sleep(Duration::from_micros(20 * n as u64)).await;
+        drop(stream);
+    }
+    // One that stays, and so comes last.
+    let mut last = web.open("/sessions/s0/commands").await;
+    web.becomes("s0", "live").await;
+    assert_eq!(web.prompt("s0", "x").await, 202);
+    assert_eq!(last.command().await.1, "x");
+    for id in &ids[1..] {
+        let begun = std::time::Instant::now();
+        while web.status(id).await == "live" {
+            assert!(begun.elapsed() < PATIENCE, "{id} is live, and nobody is there");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_ends_no_line_is_cut_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();

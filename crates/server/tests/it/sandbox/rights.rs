@@ -68,7 +68,7 @@ impl World {
         self.token(TokenOperation { op, token_id: id.to_owned(), ..TokenOperation::default() }).await.success
     }
 
-    async fn holder(&mut self, kind: &str, holder: &str, scope: &str, project: &str) -> Web {
+    pub(crate) async fn holder(&mut self, kind: &str, holder: &str, scope: &str, project: &str) -> Web {
         let reply = self.key(kind, holder, scope, project).await;
         assert!(reply.success, "{}", reply.error);
         self.web.with(&reply.plaintext_token)

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::super::{
-    Append, Appended, Class, Ending, Error, Offset, Options, Topic, TopicKey, digest,
+    Append, Appended, Class, ContentDigest, Ending, Error, Offset, Options, Topic, TopicKey, digest,
     engine::{Engine, StoredRecord, Tail, TopicRow, TopicState, Trimmed, engine_error},
     window::{KeyHasher, Visible},
 };
@@ -23,11 +23,42 @@ pub(super) struct Group<'a> {
     tail: Tail,
     options: &'a Options,
     /// Dedup ids of this batch, which the engine does not show yet.
-    fresh_ids: HashMap<[u8; 32], u64>,
+    fresh_ids: HashMap<[u8; 32], Used>,
     visible: Vec<Visible>,
     trimmed: Vec<(Topic, u64)>,
     purges: Vec<(Topic, TopicRow)>,
     dirty: bool,
+}
+
+/// What a dedup id was used for.
+#[derive(Clone, Copy)]
+pub(super) struct Used {
+    pub(super) offset: u64,
+    content: Option<ContentDigest>,
+}
+
+impl Used {
+    /// As it is stored.
+    pub(super) fn decode(value: &[u8]) -> Option<Self> {
+        let (offset, rest) = value.split_first_chunk()?;
+        let content = rest.first_chunk().map(|content| ContentDigest(*content));
+        Some(Self { offset: u64::from_be_bytes(*offset), content })
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let content = self.content.map(|content| content.0);
+        self.offset.to_be_bytes().into_iter().chain(content.into_iter().flatten()).collect()
+    }
+
+    /// Refuses other content. What has none is the same as anything.
+    pub(super) fn check(self, topic: &Topic, content: Option<ContentDigest>) -> Result<Self, Error> {
+        match (self.content, content) {
+            (Some(first), Some(again)) if first != again => {
+                Err(Error::DedupReused { topic: topic.clone(), offset: Offset(self.offset) })
+            }
+            _ => Ok(self),
+        }
+    }
 }
 
 /// A topic that a sweep looked at.
@@ -119,6 +150,7 @@ impl<'a> Group<'a> {
     pub(super) fn append_all(&mut self, appends: &[Append]) -> Result<Vec<Appended>, Error> {
         self.warm(appends.iter().map(|append| &append.topic));
         let checked: Vec<_> = appends.iter().map(|append| self.check(append)).collect::<Result<_, _>>()?;
+        check_within(appends)?;
         let mut done: Vec<Appended> = Vec::with_capacity(appends.len());
         for (append, duplicate_of) in appends.iter().zip(checked) {
             let first = done.first().copied().filter(|first| append.with_first && first.duplicate);
@@ -131,9 +163,11 @@ impl<'a> Group<'a> {
     fn check(&mut self, append: &Append) -> Result<Option<u64>, Error> {
         let state = self.states.load(self.engine, &append.topic)?;
         if let Some(id) = &append.dedup {
-            let known = self.engine.dedup.get(dedup_key(&append.topic, id)).map_err(|e| engine_error(&e))?;
-            if let Some(offset) = known.and_then(|value| value.first_chunk().copied()) {
-                return Ok(Some(u64::from_be_bytes(offset)));
+            let key = dedup_key(&append.topic, id);
+            let known = self.engine.dedup.get(key).map_err(|e| engine_error(&e))?;
+            let known = known.and_then(|value| Used::decode(&value)).or_else(|| self.fresh_ids.get(&key).copied());
+            if let Some(known) = known {
+                return known.check(&append.topic, append.content).map(|known| Some(known.offset));
             }
         }
         if state.row.closed {
@@ -150,22 +184,22 @@ impl<'a> Group<'a> {
     fn write(&mut self, append: &Append, duplicate_of: Option<u64>) -> Appended {
         if let Some(id) = &append.dedup {
             let key = dedup_key(&append.topic, id);
-            if let Some(offset) = duplicate_of.or_else(|| self.fresh_ids.get(&key).copied()) {
+            if let Some(offset) = duplicate_of.or_else(|| self.fresh_ids.get(&key).map(|used| used.offset)) {
                 return Appended { offset: Offset(offset), duplicate: true };
             }
-            self.remember(key);
+            self.remember(key, append.content);
         }
         let offset = self.push(&append.topic, None, append.payload.clone());
         Appended { offset: Offset(offset), duplicate: false }
     }
 
-    fn remember(&mut self, key: [u8; 32]) {
-        let offset = self.tail.offset + 1;
+    fn remember(&mut self, key: [u8; 32], content: Option<ContentDigest>) {
+        let used = Used { offset: self.tail.offset + 1, content };
         let mut age_key = self.tail.timestamp_ms.to_be_bytes().to_vec();
         age_key.extend(key);
-        self.batch.insert(&self.engine.dedup, key, offset.to_be_bytes());
+        self.batch.insert(&self.engine.dedup, key, used.encode());
         self.batch.insert(&self.engine.dedup_age, age_key, []);
-        self.fresh_ids.insert(key, offset);
+        self.fresh_ids.insert(key, used);
     }
 
     /// Gives the record its place. `check` loaded the topic's state, so nothing can fail here.
@@ -320,6 +354,17 @@ impl<'a> Group<'a> {
         }
         Ok(Done { tail: self.tail, visible: self.visible, trimmed: self.trimmed, purges: self.purges })
     }
+}
+
+/// That no id is used twice among these for different things.
+fn check_within(appends: &[Append]) -> Result<(), Error> {
+    let mut used: HashMap<[u8; 32], Used> = HashMap::new();
+    for append in appends {
+        let Some(id) = &append.dedup else { continue };
+        let own = Used { offset: 0, content: append.content };
+        used.entry(dedup_key(&append.topic, id)).or_insert(own).check(&append.topic, append.content)?;
+    }
+    Ok(())
 }
 
 pub(super) fn dedup_key(topic: &Topic, id: &str) -> [u8; 32] {
