@@ -1,5 +1,6 @@
 //! The conversation surface: `/api/v2`. See docs/protocol/conversation.md.
 
+mod incoming;
 mod pages;
 mod shown;
 mod stream;
@@ -20,7 +21,6 @@ use axum::{
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream as streams;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use trunkline_core::{
     Error, Kind,
     app::AttachmentPolicy,
@@ -34,7 +34,7 @@ use trunkline_core::{
 };
 use uuid::Uuid;
 
-use self::{shown::Shown, stream::Viewer, token::Admitted};
+use self::{incoming::Slots, shown::Shown, stream::Viewer, token::Admitted};
 use crate::{
     error::Refusal,
     http::{self, Asked, Web},
@@ -52,15 +52,13 @@ const BESIDES: usize = 4096;
 struct Surface {
     conversations: Conversations,
     web: Web,
-    /// Room for uploads.
-    uploads: Semaphore,
+    uploads: Slots,
 }
 
 type Answer<T> = Result<T, Refusal>;
 
 pub(crate) fn router(conversations: Conversations, web: Web) -> Router {
-    let uploads = Semaphore::new(upload::UPLOADS_MAX);
-    let surface = Arc::new(Surface { conversations, web, uploads });
+    let surface = Arc::new(Surface { conversations, web, uploads: Slots::default() });
     Router::new()
         .route("/api/v2/sessions", post(begin))
         .route("/api/v2/agent_convos", get(list))
@@ -185,7 +183,18 @@ async fn show(
     let standing = surface.conversations.standing(seat.permit()).await?;
     let head = Head::new(seat.row(), &standing);
     let base = base(&surface, &asked);
-    let body = if limit.is_some() || after.is_some() || before.is_some() {
+    let history = match (after, before, limit) {
+        (None, None, None) => Some(surface.conversations.history(seat.permit())?),
+        (Some(after), None, limit) => {
+            let most = limit.unwrap_or(PAGE_MAX);
+            Some(surface.conversations.history_after(seat.permit(), after, most).await?)
+        }
+        _ => None,
+    };
+    let body = if let Some(history) = history {
+        let whole = Whole { surface, history, base, opening: Some(opening(&head)?), has_any: false, is_over: false };
+        Body::from_stream(streams::unfold(whole, Whole::next))
+    } else {
         let page = Page { after, before, limit: limit.unwrap_or(PAGE_MAX) };
         let messages = surface.conversations.page(seat.permit(), page).await?;
         let mut out = opening(&head)?;
@@ -194,10 +203,6 @@ async fn show(
         }
         out.put_slice(b"]}");
         Body::from(out.freeze())
-    } else {
-        let history = surface.conversations.history(seat.permit())?;
-        let whole = Whole { surface, history, base, opening: Some(opening(&head)?), has_any: false, is_over: false };
-        Body::from_stream(streams::unfold(whole, Whole::next))
     };
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }

@@ -20,6 +20,9 @@ use crate::{
 /// Records that are read at once.
 const AT_ONCE: usize = 64;
 
+/// What is said in the messages of one page, in bytes besides the last one's; whoever wants more asks for the next one.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// What is published, and not kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,17 +81,36 @@ impl Conversations {
     pub fn history(&self, permit: &Permit) -> Result<History, Error> {
         let until = self.gate().conversations_tail().offset;
         let reader = self.gate().follow_conversation(permit, Offset::START, None)?;
-        Ok(History { reader, items: Vec::new(), until })
+        Ok(History { reader, items: Vec::new(), until, first: Vec::new(), left: usize::MAX })
     }
 
-    /// The messages behind one of them, or the last ones before one or at all: so many at most.
+    /// What was said behind a message, oldest first: so many messages at most.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a message that is not there, [`Kind::Unavailable`].
+    pub async fn history_after(&self, permit: &Permit, after: Uuid, most: usize) -> Result<History, Error> {
+        let mut history = self.history(permit)?;
+        loop {
+            let mut messages = history.next().await?;
+            if messages.is_empty() {
+                return Err(not_there());
+            }
+            if let Some(at) = messages.iter().position(|message| message.id == after) {
+                history.first = messages.split_off(at + 1);
+                history.left = most;
+                return Ok(history);
+            }
+        }
+    }
+
+    /// The messages behind one of them, or the last ones before one or at all: so many at most, and fewer if they are long.
     ///
     /// # Errors
     /// [`Kind::Invalid`] for a message that is not there, [`Kind::Unavailable`].
     pub async fn page(&self, permit: &Permit, page: Page) -> Result<Vec<Message>, Error> {
         let (mut history, mut kept) = (self.history(permit)?, std::collections::VecDeque::new());
         let Page { after, before, limit } = page;
-        let mut is_behind = after.is_none();
+        let (mut is_behind, mut bytes) = (after.is_none(), 0);
         let mut is_found = before.is_none();
         'all: loop {
             let messages = history.next().await?;
@@ -104,24 +126,26 @@ impl Conversations {
                     is_behind = after == Some(message.id);
                     continue;
                 }
-                if after.is_some() && kept.len() == limit {
+                let is_full = |count, bytes| count >= limit || bytes >= PAGE_BYTES_MAX;
+                if after.is_some() && is_full(kept.len(), bytes) {
                     break 'all;
                 }
-                if kept.len() == limit {
-                    kept.pop_front();
-                }
+                bytes += message.content.len();
                 kept.push_back(message);
+                while kept.len() > limit || kept.len() > 1 && bytes > PAGE_BYTES_MAX {
+                    bytes -= kept.pop_front().map_or(0, |first: Message| first.content.len());
+                }
             }
         }
         if !is_behind || !is_found {
-            return Err(Error::new(
-                Kind::Invalid,
-                "ERR_INVALID_ARGUMENT",
-                "after, before: no message of this conversation",
-            ));
+            return Err(not_there());
         }
         Ok(kept.into())
     }
+}
+
+fn not_there() -> Error {
+    Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "after, before: no message of this conversation")
 }
 
 /// Some of what was said.
@@ -140,6 +164,10 @@ pub struct History {
     reader: Reader,
     items: Vec<Item>,
     until: Offset,
+    /// What was read before it was asked for.
+    first: Vec<Message>,
+    /// Messages that are still to be told.
+    left: usize,
 }
 
 impl History {
@@ -148,8 +176,8 @@ impl History {
     /// # Errors
     /// [`Kind::Unavailable`].
     pub async fn next(&mut self) -> Result<Vec<Message>, Error> {
-        let mut messages = Vec::new();
-        while messages.is_empty() {
+        let mut messages = std::mem::take(&mut self.first);
+        while messages.is_empty() && self.left > 0 {
             self.reader.available_batch(AT_ONCE, &mut self.items).await?;
             if self.items.is_empty() {
                 break;
@@ -164,6 +192,8 @@ impl History {
                 }
             }
         }
+        messages.truncate(self.left);
+        self.left -= messages.len();
         Ok(messages)
     }
 }

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
+use bytes::Bytes;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,12 @@ use trunkline_core::{
 };
 use uuid::Uuid;
 
-use super::{Answer, Surface, token::Admitted, unauthenticated};
+use super::{
+    Answer, Surface,
+    incoming::{Broken, Feed},
+    token::Admitted,
+    unauthenticated,
+};
 
 /// Names of the parts that are files. The published one, and what programs make of it.
 const NAMES: [&str; 3] = ["files[]", "files", "file"];
@@ -30,10 +36,6 @@ const NAMES: [&str; 3] = ["files[]", "files", "file"];
 /// How long nothing may come of an upload, and how long it may take altogether.
 const SILENCE: Duration = Duration::from_secs(30);
 const ALTOGETHER: Duration = Duration::from_secs(15 * 60);
-
-/// Uploads that are under way at once, each of which holds a few parts in memory; and when to try again.
-pub(super) const UPLOADS_MAX: usize = 64;
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Bytes of an upload besides its files.
 const BESIDES: u64 = 64 * 1024;
@@ -57,14 +59,12 @@ pub(super) async fn upload(
     let policy = &seat.visitor().agent.attachments;
     let most = policy.max_file_size_bytes.saturating_mul(u64::from(policy.max_files_per_message).saturating_add(1));
     let limit = SizeLimit::new().whole_stream(most.saturating_add(BESIDES));
-    let parts = Multipart::with_constraints(body.into_data_stream(), boundary, Constraints::new().size_limit(limit));
+    let feed = Feed::new(body.into_data_stream());
+    let parts = Multipart::with_constraints(feed.clone(), boundary, Constraints::new().size_limit(limit));
     let draft = Uuid::now_v7();
-    let busy = |_| Error {
-        retry_after: Some(RETRY),
-        ..Error::new(Kind::Exhausted, "ERR_QUOTA_001", "too many uploads are under way")
-    };
-    let _room = surface.uploads.try_acquire().map_err(busy)?;
-    let taken = timeout(ALTOGETHER, take(&surface, &seat, draft, parts)).await.unwrap_or_else(|_| Err(late()));
+    let _slot = surface.uploads.take(seat.visitor())?;
+    let taken = take(&surface, &seat, draft, (&feed, parts));
+    let taken = timeout(ALTOGETHER, taken).await.unwrap_or_else(|_| Err(late()));
     // It may have taken longer than the user's right.
     let taken =
         taken.and_then(|count| asks.is_good(surface.conversations.apps()).then_some(count).ok_or_else(unauthenticated));
@@ -82,27 +82,40 @@ pub(super) async fn upload(
 
 /// Takes every file; answers how many those were. What follows a file that is refused is read and thrown away: a browser that is
 /// still sending does not hear an answer.
-async fn take(surface: &Surface, seat: &Seat, draft: Uuid, mut parts: Multipart<'_>) -> Result<usize, Error> {
-    let taken = take_each(surface, seat, draft, &mut parts).await;
+async fn take(
+    surface: &Surface,
+    seat: &Seat,
+    draft: Uuid,
+    (feed, mut parts): (&Feed, Multipart<'_>),
+) -> Result<usize, Error> {
+    let taken = take_each(surface, seat, draft, (feed, &mut parts)).await;
     if taken.is_err() {
-        let rest = async { while let Ok(Some(_)) = parts.next_field().await {} };
+        // What was read of it goes first.
+        drop(parts);
         // Whoever takes longer does not hear it.
-        let _ = timeout(SILENCE, rest).await;
+        let _ = timeout(SILENCE, feed.drain()).await;
     }
     taken
 }
 
-async fn take_each(surface: &Surface, seat: &Seat, draft: Uuid, parts: &mut Multipart<'_>) -> Result<usize, Error> {
+async fn take_each(
+    surface: &Surface,
+    seat: &Seat,
+    draft: Uuid,
+    (feed, parts): (&Feed, &mut Multipart<'_>),
+) -> Result<usize, Error> {
     let mut count = 0;
-    while let Some(field) =
+    while let Some(mut field) =
         timeout(SILENCE, parts.next_field()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))?
     {
+        feed.goes_on();
         if !field.name().is_some_and(|name| NAMES.contains(&name)) || field.file_name().is_none() {
+            while next(feed, &mut field).await?.is_some() {}
             continue;
         }
         let (name, kind) = (field.file_name().unwrap_or_default(), field.content_type().map(ToString::to_string));
         let mut incoming = surface.conversations.receive(seat, draft, name, &kind.unwrap_or_default()).await?;
-        match fill(&mut incoming, field).await {
+        match fill(&mut incoming, feed, field).await {
             Ok(()) => incoming.finish().await?,
             Err(error) => {
                 incoming.abandon().await;
@@ -114,11 +127,18 @@ async fn take_each(surface: &Surface, seat: &Seat, draft: Uuid, parts: &mut Mult
     Ok(count)
 }
 
-async fn fill(incoming: &mut Incoming, mut field: Field<'_>) -> Result<(), Error> {
-    while let Some(part) = timeout(SILENCE, field.chunk()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))? {
-        incoming.write(&part).await?;
+async fn fill(incoming: &mut Incoming, feed: &Feed, mut field: Field<'_>) -> Result<(), Error> {
+    while let Some(piece) = next(feed, &mut field).await? {
+        incoming.write(&piece).await?;
     }
     Ok(())
+}
+
+/// The next piece of a part.
+async fn next(feed: &Feed, field: &mut Field<'_>) -> Result<Option<Bytes>, Error> {
+    let piece = timeout(SILENCE, field.chunk()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))?;
+    feed.goes_on();
+    Ok(piece)
 }
 
 fn late() -> Error {
@@ -129,6 +149,10 @@ fn unreadable(error: &multer::Error) -> Error {
     match error {
         multer::Error::StreamSizeExceeded { limit } | multer::Error::FieldSizeExceeded { limit, .. } => {
             Error::new(Kind::Invalid, crate::error::TOO_LARGE, format!("the upload has more than {limit} bytes"))
+        }
+        multer::Error::StreamReadFailed(error) if matches!(error.downcast_ref(), Some(Broken::Slow)) => late(),
+        multer::Error::StreamReadFailed(error) => {
+            Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the upload cannot be read: {error}"))
         }
         other => Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the upload cannot be read: {other}")),
     }

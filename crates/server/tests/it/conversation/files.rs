@@ -1,10 +1,16 @@
 //! What users attach.
 
+use std::net::SocketAddr;
+
 use reqwest::{
     Method,
     multipart::{Form, Part},
 };
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use trunkline_core::conversation::Options;
 
 use super::{OTHER_AGENT, SECRET, begin, claims, hs256, say, server_with, show, sign};
@@ -124,5 +130,68 @@ async fn what_may_not_be_attached_leaves_nothing() {
     let ann = Web::new(server.addresses().http).with(&sign(&hs256(), &claims("ann", OTHER_AGENT), SECRET));
     assert_eq!(upload(&ann, &convo, vec![text("4")]).await.0, 200);
     assert_eq!(say(&ann, &convo, "bye").await.0, 200);
+    server.stop().await;
+}
+
+/// An upload that says nothing for now, as a connection of its own.
+async fn begin_upload(http: SocketAddr, token: &str, convo: &str, body: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(http).await.unwrap();
+    let head = format!(
+        "POST /api/v2/agent_convos/{convo}/upload_file HTTP/1.1\r\nhost: {http}\r\nauthorization: Bearer {token}\r\n\
+         content-type: multipart/form-data; boundary=b\r\ncontent-length: 1000000\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // Whoever is refused may be cut before all is said.
+    let _ = stream.write_all(body).await;
+    stream
+}
+
+async fn answer(stream: &mut TcpStream) -> String {
+    let (mut answer, mut some) = (Vec::new(), vec![0; 1024]);
+    while !answer.ends_with(b"}") {
+        let read = tokio::time::timeout(std::time::Duration::from_secs(20), stream.read(&mut some)).await;
+        match read.unwrap().unwrap() {
+            0 => break,
+            read => answer.extend_from_slice(&some[..read]),
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_keeps_others_from_uploading() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server_with(dir.path(), Options::default()).await;
+    let http = server.addresses().http;
+    let token = |name: &str| sign(&hs256(), &claims(name, OTHER_AGENT), SECRET);
+    let (ann, bob) = (Web::new(http).with(&token("ann")), Web::new(http).with(&token("bob")));
+    let convo = begin(&ann).await;
+    let part = b"--b\r\ncontent-disposition: form-data; name=\"files[]\"; filename=\"a.txt\"\r\ncontent-type: text/plain\r\n\r\nhel";
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let convo = begin(&ann).await;
+        held.push(begin_upload(http, &token("ann"), &convo, part).await);
+    }
+    // An upload of nothing tells whether there is a slot for one.
+    let becomes = async |expected: u16| {
+        let begun = std::time::Instant::now();
+        while upload(&ann, &convo, Vec::new()).await.0 != expected {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(20), "never {expected}");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    becomes(429).await;
+    let of_bob = begin(&bob).await;
+    let (status, draft) = upload(&bob, &of_bob, vec![self::part("b.txt", "text/plain", "hello")]).await;
+    assert_eq!(status, 200, "{draft}");
+    drop(held);
+    becomes(400).await;
+    // What belongs to no part is not collected.
+    for body in [vec![b'x'; 300_000], [b"--b\r\nx: ".to_vec(), vec![b'y'; 300_000]].concat()] {
+        let mut endless = begin_upload(http, &token("bob"), &of_bob, &body).await;
+        drop(endless.shutdown().await);
+        let answer = answer(&mut endless).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("belong to no part"), "{answer}");
+    }
     server.stop().await;
 }
