@@ -63,6 +63,7 @@ impl Step {
             Self::Unit => {
                 let mut test = cargo(&["test", "--workspace", "--all-features", "--no-fail-fast"]);
                 test.envs(tools::postgres()?);
+                tools::strace()?;
                 checked(test)
             }
             Self::Docs => {

@@ -51,6 +51,14 @@ pub(crate) fn make() -> Result {
     if is_there("make") { Ok(()) } else { Err("make is needed to build the server".into()) }
 }
 
+/// What the tests of the store record and disturb system calls with.
+pub(crate) fn strace() -> Result {
+    if !is_there("strace") {
+        apt_install("strace", &["strace"])?;
+    }
+    if is_there("strace") { Ok(()) } else { Err("strace is needed for the tests of the store".into()) }
+}
+
 /// What libFuzzer is built with.
 pub(crate) fn cpp() -> Result {
     if !is_there("c++") {

@@ -10,6 +10,7 @@
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
+mod durable;
 pub mod fault;
 pub mod files;
 pub mod lease;
@@ -43,6 +44,7 @@ pub struct Store {
     pub ledger: Ledger,
     /// The files.
     pub files: Files,
+    dir: Arc<Path>,
     _lock: Arc<DirectoryLock>,
 }
 
@@ -53,7 +55,7 @@ pub enum Durability {
     #[default]
     Machine,
     /// The end of the process, without warning. The operating system writes to the disk when it likes: if the machine ends
-    /// as well, the latest writes may be missing, or damaged so that the log is refused at the next start.
+    /// as well, the latest writes may be missing; what a crash tore is cut off at the next start.
     Process,
 }
 
@@ -127,7 +129,18 @@ impl Store {
             Some(bucket) => Files::in_bucket(bucket)?,
             None => Files::in_directory(&dir.join("files"), fsync)?,
         };
-        Ok(Self { log, leases: Leases::in_memory(), ledger, files, _lock: Arc::new(lock) })
+        // What was made in it just now.
+        durable::sync_dir(dir).map_err(|e| io_error(dir, e))?;
+        Ok(Self { log, leases: Leases::in_memory(), ledger, files, dir: dir.into(), _lock: Arc::new(lock) })
+    }
+
+    /// Bytes that this process may still write to the file system of the data directory.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&*self.dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Waits until a thread of the log or of the ledger has failed for good: what it served is not served any more, and the
@@ -177,14 +190,20 @@ impl DirectoryLock {
 
 fn check_format(dir: &Path) -> Result<(), OpenError> {
     let path = dir.join("FORMAT");
-    match fs::read_to_string(&path) {
-        Ok(found) if found.trim().parse().is_ok_and(|found: u32| found <= FORMAT) => Ok(()),
-        Ok(found) => Err(OpenError::NewerFormat { dir: dir.to_owned(), found: found.trim().to_owned() }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            fs::write(&path, format!("{FORMAT}\n")).map_err(|e| io_error(&path, e))
-        }
-        Err(e) => Err(io_error(&path, e)),
+    let found = match fs::read(&path) {
+        Ok(found) => found,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(io_error(&path, e)),
+    };
+    // Earlier versions did not sync it, so a power loss can have left nothing of it, or zeros.
+    if found.iter().all(|byte| *byte == 0 || byte.is_ascii_whitespace()) {
+        return durable::write(&path, format!("{FORMAT}\n").as_bytes()).map_err(|e| io_error(&path, e));
     }
+    let found = String::from_utf8_lossy(&found).trim().to_owned();
+    if found.parse().is_ok_and(|found: u32| found <= FORMAT) {
+        return Ok(());
+    }
+    Err(OpenError::NewerFormat { dir: dir.to_owned(), found })
 }
 
 fn io_error(path: &Path, source: io::Error) -> OpenError {

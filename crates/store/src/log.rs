@@ -39,25 +39,24 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(demo()).unwrap();
 //! ```
 
+mod clock;
+mod create;
 mod embedded;
 mod engine;
 mod index;
 mod journal;
 mod reader;
+mod rows;
 mod window;
 
-use std::{
-    fmt,
-    str::FromStr,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::Durability;
+pub use clock::Clock;
 pub use embedded::{Log, Submitted, SubmittedEach};
 pub use journal::Repair;
 pub use reader::Reader;
@@ -294,9 +293,9 @@ impl Append {
         self.payload.len()
     }
 
-    /// Writes the record only if `id` was not used on this topic before; otherwise the append answers with the first
-    /// one's offset and [`Appended::duplicate`]. Ids are remembered for at least [`Options::dedup_window`], counted
-    /// while the log is open, so that a restart forgets nothing early.
+    /// Writes the record only if none that the topic holds was appended with `id`; otherwise the append answers with that
+    /// one's offset and [`Appended::duplicate`]. Once the record is trimmed, or the topic was deleted, the id is new. Ids
+    /// are remembered for at least [`Options::dedup_window`]; time in which the log is not open does not count.
     #[must_use]
     pub fn dedup(mut self, id: impl Into<Box<str>>) -> Self {
         self.dedup = Some(id.into());
@@ -378,35 +377,6 @@ impl Retention {
 /// Index into [`Options::classes`]: topics of one class share a [`Retention`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Class(pub u8);
-
-/// Tells the time, in Unix milliseconds. Replaceable, so that tests own time and try bad clocks.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> u64 + Send + Sync>);
-
-impl Clock {
-    /// The machine's clock.
-    #[must_use]
-    pub fn system() -> Self {
-        Self::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64))
-    }
-
-    /// A clock of your own.
-    pub fn new(now_ms: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now_ms))
-    }
-
-    /// Unix milliseconds.
-    #[must_use]
-    pub fn now_ms(&self) -> u64 {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Clock({})", self.now_ms())
-    }
-}
 
 /// How a log is opened.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use crate::{OpenError, io_error};
+use crate::{OpenError, durable, io_error};
 
 /// Permissions of everybody but the owner.
 const OTHERS: u32 = 0o077;
@@ -19,7 +19,7 @@ const FILES: [&str; 3] = ["ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-s
 /// Makes a directory that only its owner can look into; one that is there already is closed to others. A directory that
 /// belongs to somebody else, as a mounted volume can, is left as it is: see [`close_contents`].
 pub(crate) fn make(dir: &Path) -> Result<(), OpenError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| io_error(dir, e))?;
+    create(dir).map_err(|e| io_error(dir, e))?;
     match close(dir) {
         Ok(true) => {
             tracing::warn!(dir = %dir.display(), "data directory was open to other users; it is closed to them now")
@@ -31,6 +31,13 @@ pub(crate) fn make(dir: &Path) -> Result<(), OpenError> {
         ),
     }
     Ok(())
+}
+
+/// Makes the directory, and its ancestors, unless they are there; durably.
+fn create(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    missing.into_iter().filter_map(Path::parent).try_for_each(durable::sync_dir)
 }
 
 /// Makes what the store keeps in `dir`, empty, if it is not there yet, and closes it to others: also a directory that others

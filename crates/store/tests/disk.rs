@@ -7,7 +7,7 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use trunkline_store::{
@@ -82,25 +82,132 @@ async fn a_full_disk_is_an_error_and_heals() {
     };
     assert!(matches!(&error, Error::Unavailable { .. }) && error.is_retryable(), "{error}");
     assert!(acknowledged > 50);
-    let found = payloads(&log, &topic).await;
-    assert!(found.len() >= acknowledged && found[..acknowledged].iter().copied().eq(0..acknowledged));
+    // While it cannot be opened again, reads go on from what was there, and whoever asks is told that it takes no writes.
+    fs::create_dir(dir.join("probe")).unwrap();
+    refused_for_a_while(&log, &topic, acknowledged).await;
 
-    // The same process goes on once there is room.
+    // The same process goes on once there is room, also if nobody appends.
     let raised = Command::new("prlimit").arg(format!("--pid={}", std::process::id())).arg("--fsize=unlimited").status();
     assert!(raised.unwrap().success());
-    let healed = async {
-        while log.append(Append::new(&topic, payload(99_999_999))).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), healed).await.expect("appends are taken again");
+    fs::remove_dir(dir.join("probe")).unwrap();
+    healed(&log).await;
+    log.append(Append::new(&topic, payload(99_999_999))).await.unwrap();
     let found = payloads(&log, &topic).await;
-    assert!(found[..acknowledged].iter().copied().eq(0..acknowledged));
-    assert_eq!(found.last(), Some(&99_999_999));
+    assert!(found.iter().copied().eq((0..acknowledged).chain([99_999_999])), "{found:?}");
     log.stop().await;
     let log = Log::open(&dir, Options::default()).unwrap();
     assert_eq!(payloads(&log, &topic).await, found);
     log.stop().await;
+}
+
+/// What is acknowledged can be read at any time, and no write is taken.
+async fn refused_for_a_while(log: &Log, topic: &Topic, acknowledged: usize) {
+    // Several times the pause between two attempts to open it again; there is nothing to wait for.
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        let found = tokio::time::timeout(Duration::from_secs(5), payloads(log, topic)).await.expect("reads go on");
+        assert!(found.into_iter().eq(0..acknowledged));
+        assert!(matches!(log.check().await, Err(Error::Unavailable { .. })));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn healed(log: &Log) {
+    let healed = async {
+        while log.check().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), healed).await.expect("writes are taken again");
+}
+
+/// After a sync that failed, the page cache shows a batch that the disk may not have. It is not built upon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_sync_failed_is_gone() {
+    let Some(dir) = child_dir() else {
+        let dir = tempfile::tempdir().unwrap();
+        tokio::task::block_in_place(|| {
+            let inject = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e"];
+            let mut strace = Command::new("strace");
+            // The fifth of each thread: the writer's are its commits.
+            strace.args(inject).arg("inject=fdatasync:error=EIO:when=5").arg(std::env::current_exe().unwrap());
+            strace.args(["--exact", "a_batch_whose_sync_failed_is_gone", "--nocapture"]).env(CHILD, dir.path());
+            let output = strace.output().expect("strace is installed");
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{text}");
+        });
+        return;
+    };
+    let log = Log::open(&dir, Options::default()).unwrap();
+    let topic = Topic::new("t").unwrap();
+    let mut kept = Vec::new();
+    for n in 0..20 {
+        match log.append(Append::new(&topic, format!("{n:08}"))).await {
+            Ok(_) => kept.push(n),
+            Err(error) => {
+                assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+                healed(&log).await;
+            }
+        }
+    }
+    assert_eq!(kept.len(), 19, "one sync failed");
+    assert_eq!(payloads(&log, &topic).await, kept);
+    log.stop().await;
+    let log = Log::open(&dir, Options::default()).unwrap();
+    assert_eq!(log.repair(), None);
+    assert_eq!(payloads(&log, &topic).await, kept);
+    log.stop().await;
+}
+
+/// When the engine was closed and cannot be opened, reads are refused and do not wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_be_opened_again_says_so_and_heals() {
+    let Some(dir) = child_dir() else {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare = "trap '' XFSZ; ulimit -S -f 65536";
+        let test = "a_log_that_cannot_be_opened_again_says_so_and_heals";
+        tokio::task::block_in_place(|| in_child(test, dir.path(), prepare, None));
+        return;
+    };
+    let log = Log::open(&dir, Options::default()).unwrap();
+    let topic = Topic::new("t").unwrap();
+    let mut acknowledged = 0;
+    // A directory where a journal should be: the probe succeeds and opening fails.
+    fs::create_dir(dir.join("99.jnl")).unwrap();
+    let payload = |n: usize| noise(format!("{n:08}{}", "x".repeat(2 * 1024 * 1024)));
+    while log.append(Append::new(&topic, payload(acknowledged))).await.is_ok() {
+        acknowledged += 1;
+        assert!(acknowledged < 500, "the limit was never met");
+    }
+    let refused = async {
+        while log.status(&topic).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), refused).await.expect("reads are refused");
+    let status = tokio::time::timeout(Duration::from_secs(1), log.status(&topic)).await.expect("at once");
+    assert!(matches!(status, Err(Error::Unavailable { .. })), "{status:?}");
+    fs::remove_dir(dir.join("99.jnl")).unwrap();
+    healed(&log).await;
+    assert!(payloads(&log, &topic).await.into_iter().eq(0..acknowledged));
+    log.stop().await;
+}
+
+/// A first start on a disk that is almost full leaves nothing that a later one stumbles over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_start_on_a_full_disk_can_be_repeated() {
+    if let Some(dir) = child_dir() {
+        let refused = Store::open(&dir, trunkline_store::Options::default()).err().expect("no room");
+        assert!(matches!(refused, OpenError::Log(Error::Unavailable { .. })), "{refused}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // The journal is preallocated to 64 MiB.
+    let test = "a_first_start_on_a_full_disk_can_be_repeated";
+    tokio::task::block_in_place(|| in_child(test, dir.path(), "trap '' XFSZ; ulimit -S -f 20000", None));
+    let store = Store::open(dir.path(), trunkline_store::Options::default()).unwrap();
+    store.log.append(Append::new(&Topic::new("t").unwrap(), "taken")).await.unwrap();
+    store.stop().await;
 }
 
 /// Rows go to SQLite's write-ahead log first, which meets the limit.
@@ -290,6 +397,55 @@ async fn a_torn_tail_is_cut_off_and_reported() {
         assert_eq!(log.repair(), None, "{what}: a repaired log is whole");
         log.stop().await;
     }
+}
+
+/// Payloads lie in the journal as they were sent: whatever is in them, a torn batch is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_wrote_does_not_decide() {
+    let empty_batch = b"FJL\x03\x01\0\0\0\0\x2a\0\0\0\0\0\0\0\x03\xc2\x94\xd3\x38\x05\x80\x06\x2dFJL\x03";
+    // Each trailer is followed by items up to the end of all.
+    let start = b"FJL\x03\x01\xff\xff\xff\xff\x2a\0\0\0\0\0\0\0";
+    let item = b"\x02\0\0\x01\0\0\0\0\0\0\0\0\0\x11\0\0\0\x11\0\0\0";
+    let many = [&start[..], item].concat().repeat(7 * 1024 * 1024 / (start.len() + item.len()));
+    for (what, hostile) in [("a batch", empty_batch.to_vec()), ("many beginnings", many)] {
+        let dir = tempfile::tempdir().unwrap();
+        let topic = Topic::new("t").unwrap();
+        let log = Log::open(dir.path(), Options::default()).unwrap();
+        log.append(Append::new(&topic, "00000000")).await.unwrap();
+        log.append(Append::new(&topic, [&b"00000001"[..], &hostile, &[b'y'; 100]].concat())).await.unwrap();
+        log.stop().await;
+        let path = journal(dir.path());
+        let mut bytes = fs::read(&path).unwrap();
+        let end = used(&path);
+        bytes[end - 5..].fill(0);
+        fs::write(&path, bytes).unwrap();
+        let log = Log::open(dir.path(), Options::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(log.repair().is_some_and(|repair| repair.bytes > 100), "{what}");
+        assert_eq!(payloads(&log, &topic).await, [0], "{what}");
+        log.stop().await;
+    }
+}
+
+/// A journal can be followed by an empty one when its last batch failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_end_before_an_empty_journal_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let topic = Topic::new("t").unwrap();
+    let log = Log::open(dir.path(), Options::default()).unwrap();
+    for n in 0..20 {
+        log.append(Append::new(&topic, format!("{n:08}"))).await.unwrap();
+    }
+    log.stop().await;
+    let path = journal(dir.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let end = used(&path);
+    bytes[end - 5..].fill(0);
+    fs::write(&path, bytes).unwrap();
+    fs::write(dir.path().join("1.jnl"), [0; 65536]).unwrap();
+    let log = Log::open(dir.path(), Options::default()).unwrap();
+    assert!(log.repair().is_some());
+    assert_eq!(payloads(&log, &topic).await, (0..19).collect::<Vec<_>>());
+    log.stop().await;
 }
 
 /// Damage before the last batch is not a torn tail: it would take acknowledged records with it.

@@ -36,7 +36,9 @@ macro_rules! log_suite {
             transients_reach_live_readers_only, slow_readers_lose_transients_never_records,
             a_small_window_sends_readers_to_disk, cancelled_reads_lose_nothing, many_readers_see_the_same,
             concurrent_appends_keep_each_senders_order, time_never_goes_back, limits_are_named,
-            stopping_tells_everybody, what_is_unread_is_counted,
+            stopping_tells_everybody, what_is_unread_is_counted, a_dedup_id_is_new_once_its_record_is_gone,
+            dedup_ids_are_forgotten_although_the_log_is_reopened_often, a_fork_refuses_the_cursors_from_before,
+            a_position_beyond_the_tail_is_the_tail,
         );
     };
     (@tests $home:expr; $($name:ident,)+) => {
@@ -388,6 +390,73 @@ pub async fn dedup_ids_survive_reopening_and_are_forgotten_after_their_window(ho
     };
     tokio::time::timeout(Duration::from_secs(20), forgotten).await.unwrap();
     assert!(!log.append(Append::new(&t, "2").dedup("id")).await.unwrap().duplicate);
+}
+
+pub async fn dedup_ids_are_forgotten_although_the_log_is_reopened_often(home: &impl Home) {
+    let now = Arc::new(AtomicU64::new(1_000_000));
+    let clock = now.clone();
+    let options = Options { clock: Clock::new(move || clock.load(SeqCst)), ..Options::default() };
+    let half_a_window = options.dedup_window.as_millis() as u64 / 2 + 1;
+    let t = topic("t");
+    for day in 0..4 {
+        let log = home.open(options.clone()).await;
+        log.append(Append::new(&t, "1").dedup(format!("id {day}"))).await.unwrap();
+        let forgotten = log.sweep().await.unwrap().dedup_ids;
+        assert_eq!(forgotten, u64::from(day == 3), "day {day}");
+        log.stop().await;
+        now.fetch_add(half_a_window, SeqCst);
+    }
+}
+
+pub async fn a_dedup_id_is_new_once_its_record_is_gone(home: &impl Home) {
+    let log = home.open(Options::default()).await;
+    let t = topic("t");
+    let first = log.append(Append::new(&t, "1").dedup("id")).await.unwrap();
+    log.trim(&t, first.offset).await.unwrap();
+    assert_eq!(log.find_dedup(&t, "id").await.unwrap(), None);
+    let second = log.append(Append::new(&t, "2").dedup("id")).await.unwrap();
+    assert!(!second.duplicate, "trimmed");
+    assert_eq!(log.find_dedup(&t, "id").await.unwrap(), Some(second.offset));
+    assert!(log.append(Append::new(&t, "2").dedup("id")).await.unwrap().duplicate);
+    log.delete(&t).await.unwrap();
+    assert!(!log.append(Append::new(&t, "3").dedup("id")).await.unwrap().duplicate, "deleted");
+    let mut reader = log.reader();
+    reader.follow_from(&t, second.offset).unwrap();
+    // Behind what tells that the others are gone.
+    let last = loop {
+        if let Item::Record(record) = next(&mut reader).await {
+            break record;
+        }
+    };
+    assert_eq!(&last.payload[..], b"3");
+}
+
+pub async fn a_fork_refuses_the_cursors_from_before(home: &impl Home) {
+    let log = home.open(Options::default()).await;
+    let t = topic("t");
+    append(&log, &t, "1").await;
+    let before = log.tail();
+    assert_eq!(log.forked_from(), None);
+    log.fork().await.unwrap();
+    assert_ne!(log.epoch(), before.epoch);
+    assert!(matches!(log.reader_at(before), Err(Error::EpochMismatch { .. })));
+    append(&log, &t, "2").await;
+    let forked = log.tail();
+    log.stop().await;
+    let log = home.open(Options::default()).await;
+    assert_eq!((log.tail(), log.forked_from()), (forked, Some(before)));
+    assert_eq!(texts(&mut from_start(&log, &[&t]), 2).await, ["1", "2"], "what there was is there");
+}
+
+pub async fn a_position_beyond_the_tail_is_the_tail(home: &impl Home) {
+    let log = home.open(Options::default()).await;
+    let t = topic("t");
+    append(&log, &t, "1").await;
+    let mut reader = log.reader();
+    reader.follow_from(&t, Offset(1_000)).unwrap();
+    assert_eq!(log.clamped(), 1);
+    append(&log, &t, "2").await;
+    assert_eq!(text(&mut reader).await, "2");
 }
 
 pub async fn a_closed_topic_ends(home: &impl Home) {

@@ -1,31 +1,37 @@
 //! The embedded back end: one writer thread, group commit, fjall.
 //!
 //! The writer takes what waits in its queue, plans it against the topics' state, commits it as one batch with one
-//! fsync, makes it visible and answers. When a commit fails, nothing of it is acknowledged; the writer closes the
-//! engine, opens it again as soon as the disk allows, and goes on.
+//! fsync, makes it visible and answers. When a commit fails, nothing of it is acknowledged; reads go on, and the writer
+//! opens the engine again as soon as the disk takes writes.
 
 mod groom;
 mod plan;
+mod reopen;
 mod writer;
 
 use std::{
     future::Future,
     path::Path,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Instant,
 };
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use uuid::Uuid;
 
 use super::{
     Append, Appended, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Cursor, Epoch, Error, Offset, Options, PAYLOAD_BYTES_MAX,
     Reader, Topic, TopicStatus,
-    engine::{Engine, corrupt, engine_error},
+    engine::{Engine, corrupt},
     index::Indexer,
     journal::Repair,
+    rows::Life,
     window::Windows,
 };
 use crate::fault::{Fault, Faults};
@@ -46,26 +52,67 @@ pub struct Log {
     queue_bytes: Arc<Semaphore>,
     repair: Option<Repair>,
     opened: Instant,
+    /// The time of the last batch from before it was opened.
+    last_ms: u64,
     options: Arc<Options>,
     faults: Faults,
 }
 
 /// What the handles, the readers and the writer share.
 pub(super) struct Shared {
-    pub(super) epoch: Epoch,
+    life: RwLock<Life>,
+    /// Positions beyond the tail that readers were given.
+    clamped: AtomicU64,
     pub(super) windows: Windows,
     pub(super) disk_reads: Arc<Semaphore>,
-    /// `None` while the engine is closed to be reopened.
-    engine: watch::Sender<Option<Arc<Engine>>>,
+    engine: watch::Sender<OpenEngine>,
+}
+
+/// The engine as readers find it.
+pub(super) enum OpenEngine {
+    /// Holding it keeps it from being closed.
+    Open(Arc<Engine>),
+    /// It is being opened again, or the log stopped.
+    Closed,
+    /// It was closed to be opened again, and that failed.
+    Failed(Error),
 }
 
 impl Shared {
-    /// The engine; waits while it is being reopened. Holding it keeps it from being closed.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.life().epoch
+    }
+
+    fn life(&self) -> Life {
+        // Nothing panics while it is held.
+        *self.life.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The position, or the tail if it lies beyond: offsets that this log never gave would hide what it gives next.
+    pub(super) fn clamp(&self, topic: &Topic, position: Offset) -> Offset {
+        let tail = self.windows.watermark();
+        if position.0 <= tail {
+            return position;
+        }
+        self.clamped.fetch_add(1, Relaxed);
+        tracing::warn!(%topic, %position, tail, "position is beyond the log's tail; reading begins at the tail");
+        Offset(tail)
+    }
+
+    /// The engine; waits while it is being opened again. Holding it keeps it from being closed.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Corrupt`] while it cannot be opened, [`Error::Stopped`].
     pub(super) async fn engine(&self) -> Result<Arc<Engine>, Error> {
         let mut engine = self.engine.subscribe();
-        let is_settled = |engine: &Option<_>| engine.is_some() || self.windows.check_running().is_err();
-        let open = engine.wait_for(is_settled).await.map_err(|_| Error::Stopped)?;
-        open.clone().ok_or(Error::Stopped)
+        let is_settled =
+            |engine: &OpenEngine| !matches!(engine, OpenEngine::Closed) || self.windows.check_running().is_err();
+        let settled = engine.wait_for(is_settled).await.map_err(|_| Error::Stopped)?;
+        match &*settled {
+            OpenEngine::Open(engine) => Ok(engine.clone()),
+            OpenEngine::Failed(error) => Err(error.clone()),
+            OpenEngine::Closed => Err(Error::Stopped),
+        }
     }
 }
 
@@ -82,12 +129,15 @@ impl Log {
             tracing::warn!(file = %repair.file.display(), bytes = repair.bytes, "cut a torn batch off the log");
         }
         let engine = Arc::new(engine);
-        let tail = engine.tail()?;
+        let mut tail = engine.tail()?;
+        // Opening synced what it found.
+        tail.stamp = tail.stamp.settled();
         let shared = Arc::new(Shared {
-            epoch: engine.epoch,
+            life: RwLock::new(engine.life),
+            clamped: AtomicU64::new(0),
             windows: Windows::new(tail.offset),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
-            engine: watch::Sender::new(Some(engine.clone())),
+            engine: watch::Sender::new(OpenEngine::Open(engine.clone())),
         });
         let (queue, requests) = mpsc::channel(options.queue_appends_max.max(1));
         let queue_bytes = Arc::new(Semaphore::new(options.queue_bytes_max));
@@ -102,7 +152,8 @@ impl Log {
             writer.run();
         };
         std::thread::Builder::new().name("trunkline-log".into()).spawn(write).map_err(no_thread)?;
-        Ok(Self { shared, queue, queue_bytes, repair, opened: Instant::now(), options, faults })
+        let (opened, last_ms) = (Instant::now(), tail.timestamp_ms);
+        Ok(Self { shared, queue, queue_bytes, repair, opened, last_ms, options, faults })
     }
 
     /// Waits until its writer has failed for good: appends are then answered with [`Error::Stopped`], and the process
@@ -120,19 +171,56 @@ impl Log {
     /// This log's epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.shared.epoch
+        self.shared.epoch()
+    }
+
+    /// Gives the log another epoch, durably: for a log that others know further than it goes, because it was taken back to
+    /// an earlier state. Cursors from before are refused from now on, and not taken for ones of what is appended next.
+    /// Readers keep the epoch that they were made under, so this is for before there are any.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; the epoch is then the same as before.
+    pub async fn fork(&self) -> Result<(), Error> {
+        let life = Life { epoch: Epoch(Uuid::new_v4()), forked_from: Some(self.tail()) };
+        self.request(0, 0, |answer| Command::Fork { life, answer }).await?;
+        *self.shared.life.write().unwrap_or_else(PoisonError::into_inner) = life;
+        Ok(())
+    }
+
+    /// Where the epoch before this one ended, if [`Log::fork`] began this one: up to there, its offsets mean the same.
+    #[must_use]
+    pub fn forked_from(&self) -> Option<Cursor> {
+        self.shared.life().forked_from
+    }
+
+    /// How often readers were given positions beyond the tail; see [`Reader::follow_from`].
+    #[must_use]
+    pub fn clamped(&self) -> u64 {
+        self.shared.clamped.load(Relaxed)
     }
 
     /// The last visible offset: everything up to here can be read.
     #[must_use]
     pub fn tail(&self) -> Cursor {
-        Cursor { epoch: self.shared.epoch, offset: Offset(self.shared.windows.watermark()) }
+        Cursor { epoch: self.shared.epoch(), offset: Offset(self.shared.windows.watermark()) }
     }
 
     /// Memory that the log's engine holds to write and to read faster. Bounded, and 0 while it is being reopened.
     #[must_use]
     pub fn buffered_bytes(&self) -> u64 {
-        self.shared.engine.borrow().as_ref().map_or(0, |engine| engine.buffered_bytes())
+        match &*self.shared.engine.borrow() {
+            OpenEngine::Open(engine) => engine.buffered_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Returns when the disk was seen to take a write: one that is made for this call, or one of the last second. As
+    /// durable as an append, but nothing is appended.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Corrupt`] while appends are refused with it, [`Error::Stopped`].
+    pub async fn check(&self) -> Result<(), Error> {
+        self.request(0, 0, |answer| Command::Check { answer }).await
     }
 
     /// Appends one record; durable when it returns. Waits while the queue is full.
@@ -258,14 +346,14 @@ impl Log {
         .await
     }
 
-    /// Where the record with this dedup id went, if it was written and its id is still known.
+    /// Where the record with this dedup id is, if the topic holds it and its id is still known.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the disk cannot be read.
     pub async fn find_dedup(&self, topic: &Topic, id: &str) -> Result<Option<Offset>, Error> {
-        let key = plan::dedup_key(topic, id);
-        let found = self.on_disk(move |engine| engine.dedup.get(key).map_err(|e| engine_error(&e))).await?;
-        Ok(found.and_then(|value| value.first_chunk().copied()).map(|offset| Offset(u64::from_be_bytes(offset))))
+        let (key, topic) = (plan::dedup_key(topic, id), topic.clone());
+        let find = move |engine: &Engine| Ok(engine.kept_id(&key, &topic)?.map(|used| Offset(used.offset)));
+        self.on_disk(find).await
     }
 
     /// As [`Log::find_dedup`], for an id that was given [with content](Append::dedup_with).
@@ -278,11 +366,13 @@ impl Log {
         id: &str,
         content: super::ContentDigest,
     ) -> Result<Option<Offset>, Error> {
-        let key = plan::dedup_key(topic, id);
-        let found = self.on_disk(move |engine| engine.dedup.get(key).map_err(|e| engine_error(&e))).await?;
-        let used = found.and_then(|value| plan::Used::decode(&value));
-        let used = used.map(|used| used.check(topic, Some(content))).transpose()?;
-        Ok(used.map(|used| Offset(used.offset)))
+        let (key, topic) = (plan::dedup_key(topic, id), topic.clone());
+        let find = move |engine: &Engine| {
+            let used = engine.kept_id(&key, &topic)?;
+            let used = used.map(|used| used.check(&topic, Some(content))).transpose()?;
+            Ok(used.map(|used| Offset(used.offset)))
+        };
+        self.on_disk(find).await
     }
 
     /// Forgets the topic's records up to and including `through`; readers below get a gap. Durable when it returns;

@@ -1,26 +1,27 @@
-//! What is on disk: how it is encoded, opened and repaired. The lists of [`super::index`] are a database of their own.
+//! What is on disk: how it is opened, repaired and read. The lists of [`super::index`] are a database of their own.
 //!
 //! | keyspace | key | value |
 //! | --- | --- | --- |
 //! | `records` | offset (8) | [`StoredRecord`] |
 //! | `topics` | topic name | [`TopicRow`], written when a topic is created, trimmed, closed or deleted |
 //! | `due` | class (1), timestamp (8), topic name | nothing: when [`super::embedded`]'s sweep has to look at the topic |
-//! | `dedup` | topic key (16), digest of the id (16) | offset (8), digest of the content (16) if the append had one |
+//! | `dedup` | topic key (16), digest of the id (16) | [`UsedId`] |
 //! | `dedup_age` | timestamp (8), the key in `dedup` | nothing |
-//! | `meta` | a word | epoch, format, the tail (offset, timestamp) as of every batch, the retention that was applied |
+//! | `meta` | a word | epoch, [`Life`], format, the retention that was applied, and as of every batch the tail: offset, timestamp, [`Stamp`] |
 //!
 //! Integers are big-endian, so that keys sort as numbers do.
 
-use std::{fs, io, ops::Bound, path::Path, sync::Arc};
+use std::{io, ops::Bound, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, config::FilterPolicy};
 use uuid::Uuid;
 
 use super::{
-    Class, Durability, Epoch, Error, Options, Topic, TopicKey,
+    Class, Durability, Epoch, Error, Options, Topic, TopicKey, create,
     index::{Lists, Recent},
-    journal::{self, Repair},
+    journal::{Check, Repair, Seal, Stamp},
+    rows::{FORMAT, Fields, Life, RECORD_HEADER_BYTES, StoredRecord, Tail, TopicRow, TopicState, UsedId},
 };
 
 /// Flush a memtable at this size. Reopening replays what was not flushed, so it is kept well below what a second
@@ -34,10 +35,8 @@ pub(super) const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// loop until another is free, which takes a core from everybody else.
 pub(super) const WORKERS: usize = 1;
 
-/// Version of the encodings of this file.
-const FORMAT: u8 = 2;
-
 const META_EPOCH: &str = "epoch";
+const META_LIFE: &str = "life";
 const META_FORMAT: &str = "format";
 const META_TAIL: &str = "tail";
 const META_RETENTION: &str = "retention";
@@ -51,78 +50,40 @@ pub(super) struct Engine {
     pub(super) dedup: Keyspace,
     pub(super) dedup_age: Keyspace,
     meta: Keyspace,
+    seal: Seal,
     persist: PersistMode,
-    pub(super) epoch: Epoch,
+    pub(super) life: Life,
     /// Which offsets belong to a topic: as far as that is on disk,
     pub(super) lists: Lists,
     /// and what is not yet.
     pub(super) recent: Recent,
 }
 
-/// The log's end as of the last batch.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tail {
-    pub(super) offset: u64,
-    pub(super) timestamp_ms: u64,
-}
-
-/// What the writer knows of a topic. `records` and `bytes` count from the topic's beginning and never shrink, so that
-/// the retained amount is a difference and the place to trim to is found by binary search.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct TopicState {
-    pub(super) exists: bool,
-    pub(super) tail: u64,
-    pub(super) records: u64,
-    pub(super) bytes: u64,
-    pub(super) row: TopicRow,
-}
-
-/// A topic's row.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct TopicRow {
-    pub(super) class: Class,
-    pub(super) closed: bool,
-    pub(super) deleted: bool,
-    /// The log's end when the topic began. Lists may tell earlier records of one of that name that was forgotten.
-    pub(super) since: u64,
-    /// Most topics were never trimmed; apart, this leaves the state of a topic in one cache line.
-    trimmed: Option<Box<Trimmed>>,
-}
-
-/// What is gone from a topic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Trimmed {
-    /// Everything up to here.
-    pub(super) to: u64,
-    /// Everything up to here was also removed from the disk; at most `to`.
-    pub(super) purged_to: u64,
-    pub(super) records: u64,
-    pub(super) bytes: u64,
-}
-
 fn options_for_all() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
 }
 
-/// A record as stored: a fixed header, then the payload.
-#[derive(Clone, Debug)]
-pub(super) struct StoredRecord {
-    pub(super) offset: u64,
-    pub(super) topic: TopicKey,
-    pub(super) is_end: bool,
-    pub(super) timestamp_ms: u64,
-    pub(super) records: u64,
-    pub(super) bytes: u64,
-    pub(super) payload: Bytes,
-}
-
-const RECORD_HEADER_BYTES: usize = 41;
-
 impl Engine {
-    /// Opens or creates the databases in `dir`, repairing a torn tail.
+    /// Opens or creates the databases in `dir`; cuts off what was not acknowledged and cannot be kept.
     pub(super) fn open(dir: &Path, options: &Options) -> Result<(Self, Option<Repair>), Error> {
-        fs::create_dir_all(dir).map_err(|e| io_error(dir, &e))?;
-        let repair = journal::check(dir)?;
+        create::ensure(dir, |new| Self::open_in(new, options, None).map(drop))?;
+        Self::open_in(dir, options, None)
+    }
+
+    /// Opens them again after a write failed: exactly what was acknowledged is there, which ends with batch `acknowledged`.
+    pub(super) fn reopen(dir: &Path, options: &Options, acknowledged: Tail) -> Result<Self, Error> {
+        let (engine, _) = Self::open_in(dir, options, Some(acknowledged.stamp.number))?;
+        let found = engine.tail()?;
+        if (found.offset, found.stamp.number) != (acknowledged.offset, acknowledged.stamp.number) {
+            let (found, acknowledged) = (found.offset, acknowledged.offset);
+            return Err(corrupt(format!("reopened at offset {found}, acknowledged was {acknowledged}")));
+        }
+        Ok(engine)
+    }
+
+    fn open_in(dir: &Path, options: &Options, acknowledged: Option<u64>) -> Result<(Self, Option<Repair>), Error> {
+        let (seal, settle) = (Seal::load(dir)?, options.durability == Durability::Machine);
+        let repair = Check { seal: &seal, acknowledged, settle }.run(dir)?;
         let database = Database::builder(dir)
             .cache_size(options.cache_bytes)
             .worker_threads(WORKERS)
@@ -135,21 +96,22 @@ impl Engine {
         // Tables hold disjoint stretches of offsets, so at most one is asked for a record, and it has it.
         let records = || options_for_all().filter_policy(FilterPolicy::disabled());
         let meta = keyspace("meta")?;
-        let epoch = epoch(&database, &meta)?;
+        let epoch = epoch(&database, &meta, &seal)?;
         let engine = Self {
             records: database.keyspace("records", records).map_err(|e| engine_error(&e))?,
             topics: keyspace("topics")?,
             due: keyspace("due")?,
             dedup: keyspace("dedup")?,
             dedup_age: keyspace("dedup_age")?,
-            lists: Lists::open(&dir.join("index"), options.cache_bytes / 4, epoch, tail(&meta)?.offset)?,
+            lists: Lists::open(&dir.join("index"), options.cache_bytes / 4, epoch, seal, tail(&meta)?.offset)?,
             recent: Recent::new(options.chunk_records),
-            meta,
+            seal,
             persist: match options.durability {
                 Durability::Machine => PersistMode::SyncData,
                 Durability::Process => PersistMode::Buffer,
             },
-            epoch,
+            life: life(&meta, epoch)?,
+            meta,
             database,
         };
         engine.list_the_rest()?;
@@ -171,11 +133,18 @@ impl Engine {
         tail(&self.meta)
     }
 
+    /// Ends `batch` with the tail as of it, and stamps it. Must be the last that is put into it.
     pub(super) fn put_tail(&self, batch: &mut fjall::OwnedWriteBatch, tail: Tail) {
-        let mut value = Vec::with_capacity(16);
-        value.extend(tail.offset.to_be_bytes());
-        value.extend(tail.timestamp_ms.to_be_bytes());
-        batch.insert(&self.meta, META_TAIL, value);
+        batch.insert(&self.meta, META_TAIL, tail.encode(&self.seal));
+    }
+
+    pub(super) fn put_life(&self, batch: &mut fjall::OwnedWriteBatch, life: Life) {
+        batch.insert(&self.meta, META_LIFE, life.encode());
+    }
+
+    /// The stamp of the batch after the one that `tail` is of.
+    pub(super) fn next_stamp(&self, tail: Tail) -> Stamp {
+        tail.stamp.next(self.persist == PersistMode::SyncData)
     }
 
     pub(super) fn row(&self, topic: &Topic) -> Result<Option<TopicRow>, Error> {
@@ -272,6 +241,8 @@ impl Engine {
         let mut offsets = Vec::new();
         let on_disk = through.min(memory.begins_at - 1);
         for list in self.lists.find(key, after, on_disk) {
+            // Lists that a crash left without their mark are made again, of other lengths: they overlap.
+            let after = offsets.last().copied().unwrap_or(after);
             offsets.extend(list?.into_iter().filter(|offset| *offset > after && *offset <= on_disk));
             if offsets.len() >= most {
                 return Ok(offsets);
@@ -322,6 +293,18 @@ impl Engine {
     pub(super) fn get(&self, offset: u64) -> Result<Option<StoredRecord>, Error> {
         let value = self.records.get(offset.to_be_bytes()).map_err(|e| engine_error(&e))?;
         value.map(|value| StoredRecord::decode(offset, &value.into())).transpose()
+    }
+
+    /// What this dedup id was used for last, if the id is remembered.
+    pub(super) fn known_id(&self, key: &[u8; 32]) -> Result<Option<UsedId>, Error> {
+        let value = self.dedup.get(key).map_err(|e| engine_error(&e))?;
+        Ok(value.and_then(|value| UsedId::decode(&value)))
+    }
+
+    /// The same, if the topic still holds the record.
+    pub(super) fn kept_id(&self, key: &[u8; 32], topic: &Topic) -> Result<Option<UsedId>, Error> {
+        let Some(used) = self.known_id(key)? else { return Ok(None) };
+        Ok(self.row(topic)?.filter(|row| used.offset > row.begins_behind()).map(|_| used))
     }
 
     /// The records at `offsets` (ascending), in order; those that were removed are left out. Offsets that lie close
@@ -379,13 +362,15 @@ fn due_key(class: Class, at: u64, name: &str) -> Vec<u8> {
 }
 
 /// The log's own, made with the log.
-fn epoch(database: &Database, meta: &Keyspace) -> Result<Epoch, Error> {
+fn epoch(database: &Database, meta: &Keyspace, seal: &Seal) -> Result<Epoch, Error> {
     let get = |word| meta.get(word).map_err(|e| engine_error(&e));
     match get(META_FORMAT)? {
         None => {
             let mut batch = database.batch().durability(Some(PersistMode::SyncData));
             batch.insert(meta, META_FORMAT, [FORMAT]);
             batch.insert(meta, META_EPOCH, *Uuid::new_v4().as_bytes());
+            let tail = Tail { stamp: Stamp::default().next(true), ..Tail::default() };
+            batch.insert(meta, META_TAIL, tail.encode(seal));
             batch.commit().map_err(|e| engine_error(&e))?;
         }
         Some(found) if *found == [FORMAT] => {}
@@ -398,115 +383,17 @@ fn epoch(database: &Database, meta: &Keyspace) -> Result<Epoch, Error> {
     uuid.map(Epoch).ok_or_else(|| corrupt("no epoch".into()))
 }
 
+/// What a log is called that was made as `first`.
+fn life(meta: &Keyspace, first: Epoch) -> Result<Life, Error> {
+    let found = meta.get(META_LIFE).map_err(|e| engine_error(&e))?;
+    found.map_or(Ok(Life { epoch: first, forked_from: None }), |bytes| Life::decode(&bytes))
+}
+
 fn tail(meta: &Keyspace) -> Result<Tail, Error> {
     let Some(bytes) = meta.get(META_TAIL).map_err(|e| engine_error(&e))? else {
         return Ok(Tail::default());
     };
-    let mut fields = Fields(&bytes);
-    let tail = (|| Some(Tail { offset: fields.u64()?, timestamp_ms: fields.u64()? }))();
-    tail.ok_or_else(|| corrupt("tail cannot be read".into()))
-}
-
-impl StoredRecord {
-    fn encode(&self) -> Bytes {
-        let mut value = Vec::with_capacity(RECORD_HEADER_BYTES + self.payload.len());
-        value.push(u8::from(self.is_end));
-        value.extend(self.timestamp_ms.to_be_bytes());
-        value.extend(self.records.to_be_bytes());
-        value.extend(self.bytes.to_be_bytes());
-        value.extend(self.topic.0);
-        value.extend_from_slice(&self.payload);
-        Bytes::from(value)
-    }
-
-    fn decode(offset: u64, value: &Bytes) -> Result<Self, Error> {
-        let parse = || {
-            let mut fields = Fields(value);
-            let is_end = fields.u8()? != 0;
-            let (timestamp_ms, records, bytes) = (fields.u64()?, fields.u64()?, fields.u64()?);
-            let topic = TopicKey(*fields.0.first_chunk()?);
-            let payload = value.slice(RECORD_HEADER_BYTES..);
-            Some(Self { offset, topic, is_end, timestamp_ms, records, bytes, payload })
-        };
-        parse().ok_or_else(|| corrupt(format!("record at offset {offset} cannot be read")))
-    }
-}
-
-impl TopicState {
-    /// Records and payload bytes that were not trimmed.
-    pub(super) fn retained(&self) -> (u64, u64) {
-        let (records, bytes) = self.row.trimmed.as_ref().map_or((0, 0), |trimmed| (trimmed.records, trimmed.bytes));
-        (self.records - records, self.bytes - bytes)
-    }
-
-    /// Nothing is left of it, here or on the disk, but that it was there.
-    pub(super) fn is_spent(&self) -> bool {
-        self.exists && !self.row.closed && self.retained().0 == 0 && !self.row.is_unpurged()
-    }
-}
-
-impl TopicRow {
-    /// Trimmed records still take space.
-    pub(super) fn is_unpurged(&self) -> bool {
-        self.trimmed.as_ref().is_some_and(|trimmed| trimmed.purged_to < trimmed.to)
-    }
-
-    pub(super) fn trimmed(&self) -> Trimmed {
-        self.trimmed.as_deref().copied().unwrap_or_default()
-    }
-
-    /// All that is retained lies behind this.
-    pub(super) fn begins_behind(&self) -> u64 {
-        self.since.max(self.trimmed().to)
-    }
-
-    pub(super) fn set_trimmed(&mut self, trimmed: Trimmed) {
-        self.trimmed = (trimmed != Trimmed::default()).then(|| Box::new(trimmed));
-    }
-
-    pub(super) fn set_purged_to(&mut self, purged_to: u64) {
-        self.set_trimmed(Trimmed { purged_to, ..self.trimmed() });
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut value = vec![FORMAT, self.class.0, u8::from(self.closed) | u8::from(self.deleted) << 1];
-        let Trimmed { to, purged_to, records, bytes } = self.trimmed();
-        for number in [to, purged_to, records, bytes, self.since] {
-            value.extend(number.to_be_bytes());
-        }
-        value
-    }
-
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        let parse = || {
-            let mut fields = Fields(bytes);
-            let (FORMAT, class, flags) = (fields.u8()?, fields.u8()?, fields.u8()?) else { return None };
-            let (to, purged_to) = (fields.u64()?, fields.u64()?);
-            let trimmed = Trimmed { to, purged_to, records: fields.u64()?, bytes: fields.u64()? };
-            let (closed, deleted, since) = (flags & 1 != 0, flags & 2 != 0, fields.u64()?);
-            let mut row = Self { class: Class(class), closed, deleted, since, trimmed: None };
-            row.set_trimmed(trimmed);
-            Some(row)
-        };
-        parse().ok_or_else(|| corrupt("topic row cannot be read".into()))
-    }
-}
-
-/// Big-endian fields off the front of a slice; `None` when it is too short.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn u8(&mut self) -> Option<u8> {
-        let (first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*first)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        let (first, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(u64::from_be_bytes(*first))
-    }
+    Tail::decode(&bytes).ok_or_else(|| corrupt("tail cannot be read".into()))
 }
 
 pub(super) fn corrupt(reason: String) -> Error {

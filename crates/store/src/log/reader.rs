@@ -9,9 +9,10 @@ use std::{
 use tokio::task::JoinHandle;
 
 use super::{
-    Cursor, Ending, Error, Gap, Item, Offset, READER_TOPICS_MAX, Record, Topic,
+    Cursor, Ending, Epoch, Error, Gap, Item, Offset, READER_TOPICS_MAX, Record, Topic,
     embedded::Shared,
-    engine::{Engine, StoredRecord, corrupt},
+    engine::{Engine, corrupt},
+    rows::StoredRecord,
     window::{LiveTopic, Signal, item_offset, item_topic},
 };
 
@@ -35,6 +36,7 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// - **Cancellation**: dropping the future of [`Reader::next`] or [`Reader::next_batch`] loses nothing.
 pub struct Reader {
     shared: Arc<Shared>,
+    epoch: Epoch,
     id: u64,
     signal: Arc<Signal>,
     topics: Vec<Followed>,
@@ -80,6 +82,7 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>, at: u64) -> Self {
         let id = shared.windows.reader_id();
         Self {
+            epoch: shared.epoch(),
             shared,
             id,
             signal: Arc::default(),
@@ -99,12 +102,14 @@ impl Reader {
         self.follow_from(topic, Offset(self.handed))
     }
 
-    /// Follows `topic` from behind `after`; use it with offsets that this log gave.
+    /// Follows `topic` from behind `after`; use it with offsets that this log gave. An offset beyond the tail is taken for
+    /// the tail, with a warning, and counted.
     ///
     /// # Errors
     /// As [`Reader::follow`].
     pub fn follow_from(&mut self, topic: &Topic, after: Offset) -> Result<(), Error> {
         let Some(live) = self.register(topic)? else { return Ok(()) };
+        let after = self.shared.clamp(topic, after);
         let on_disk = after.0 < self.shared.windows.watermark();
         self.insert(Followed { transients_seen: live.transient_seq(), live, position: after.0, on_disk });
         Ok(())
@@ -166,7 +171,7 @@ impl Reader {
     /// topic is followed from; then it only moves forward, also while a topic that was added later yields its history.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        Cursor { epoch: self.shared.epoch, offset: Offset(self.handed) }
+        Cursor { epoch: self.epoch, offset: Offset(self.handed) }
     }
 
     /// The next item; waits at the tail.

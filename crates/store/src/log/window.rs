@@ -158,22 +158,6 @@ impl Windows {
         touched.iter().for_each(|live| live.wake());
     }
 
-    /// After the engine was reopened: what the windows hold may lack a record that reached the disk although its
-    /// append failed, so every reader goes to the disk once.
-    pub(super) fn reset(&self, watermark: u64) {
-        let topics = lock(&self.topics);
-        for live in topics.values() {
-            let mut window = lock(&live.window);
-            window.clear();
-            window.complete_above = watermark;
-            live.tail.store(watermark, SeqCst);
-        }
-        self.watermark.store(watermark, SeqCst);
-        let touched: Vec<_> = topics.values().cloned().collect();
-        drop(topics);
-        touched.iter().for_each(|live| live.wake());
-    }
-
     /// Nothing follows any more: readers that wait at the tail are told so.
     pub(super) fn stop(&self) {
         self.stopped.store(true, SeqCst);

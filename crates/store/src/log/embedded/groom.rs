@@ -8,7 +8,8 @@
 use super::{
     super::{
         Class, Error, Options, Retention, Swept, Topic,
-        engine::{Engine, TopicRow, TopicState, corrupt, engine_error},
+        engine::{Engine, corrupt, engine_error},
+        rows::{TopicRow, TopicState},
     },
     Log,
     plan::Looked,
@@ -123,13 +124,16 @@ impl Log {
         self.request(0, 0, |answer| Command::Looked { looks, walked: None, answer }).await
     }
 
-    /// Ids are kept for a full window after the log was opened: a producer that was down as long as the log was can
-    /// still repeat its last append without doubling it.
+    /// The time in which the log was not open does not count: a producer that was down as long as the log was can still
+    /// repeat its last append without doubling it.
     async fn forget_dedup_ids(&self, now_ms: u64) -> Result<u64, Error> {
-        if self.opened.elapsed() < self.options.dedup_window {
-            return Ok(0);
-        }
-        let before_ms = now_ms.saturating_sub(self.options.dedup_window.as_millis() as u64);
+        let (window, open_for) = (self.options.dedup_window, self.opened.elapsed());
+        let counted_ms = if open_for < window {
+            now_ms.min(self.last_ms.saturating_add(open_for.as_millis() as u64))
+        } else {
+            now_ms
+        };
+        let before_ms = counted_ms.saturating_sub(window.as_millis() as u64);
         let mut total = 0;
         loop {
             let forgotten = self.request(1, 0, |answer| Command::ForgetDedup { before_ms, answer }).await?;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::super::{
     Append, Appended, Class, ContentDigest, Ending, Error, Offset, Options, Topic, TopicKey, digest,
-    engine::{Engine, StoredRecord, Tail, TopicRow, TopicState, Trimmed, engine_error},
+    engine::{Engine, engine_error},
+    rows::{Life, StoredRecord, Tail, TopicRow, TopicState, Trimmed, UsedId},
     window::{KeyHasher, Visible},
 };
 
@@ -23,42 +24,11 @@ pub(super) struct Group<'a> {
     tail: Tail,
     options: &'a Options,
     /// Dedup ids of this batch, which the engine does not show yet.
-    fresh_ids: HashMap<[u8; 32], Used>,
+    fresh_ids: HashMap<[u8; 32], UsedId>,
     visible: Vec<Visible>,
     trimmed: Vec<(Topic, u64)>,
     purges: Vec<(Topic, TopicRow)>,
     dirty: bool,
-}
-
-/// What a dedup id was used for.
-#[derive(Clone, Copy)]
-pub(super) struct Used {
-    pub(super) offset: u64,
-    content: Option<ContentDigest>,
-}
-
-impl Used {
-    /// As it is stored.
-    pub(super) fn decode(value: &[u8]) -> Option<Self> {
-        let (offset, rest) = value.split_first_chunk()?;
-        let content = rest.first_chunk().map(|content| ContentDigest(*content));
-        Some(Self { offset: u64::from_be_bytes(*offset), content })
-    }
-
-    fn encode(self) -> Vec<u8> {
-        let content = self.content.map(|content| content.0);
-        self.offset.to_be_bytes().into_iter().chain(content.into_iter().flatten()).collect()
-    }
-
-    /// Refuses other content. What has none is the same as anything.
-    pub(super) fn check(self, topic: &Topic, content: Option<ContentDigest>) -> Result<Self, Error> {
-        match (self.content, content) {
-            (Some(first), Some(again)) if first != again => {
-                Err(Error::DedupReused { topic: topic.clone(), offset: Offset(self.offset) })
-            }
-            _ => Ok(self),
-        }
-    }
 }
 
 /// A topic that a sweep looked at.
@@ -121,7 +91,7 @@ impl<'a> Group<'a> {
         appends: usize,
     ) -> Self {
         // A clock that goes back must not make history look younger than it is: time stands still instead.
-        let tail = Tail { offset: tail.offset, timestamp_ms: tail.timestamp_ms.max(options.clock.now_ms()) };
+        let tail = Tail { timestamp_ms: tail.timestamp_ms.max(options.clock.now_ms()), ..tail };
         Self {
             engine,
             batch: engine.batch(appends),
@@ -163,10 +133,11 @@ impl<'a> Group<'a> {
     fn check(&mut self, append: &Append) -> Result<Option<u64>, Error> {
         let state = self.states.load(self.engine, &append.topic)?;
         if let Some(id) = &append.dedup {
-            let key = dedup_key(&append.topic, id);
-            let known = self.engine.dedup.get(key).map_err(|e| engine_error(&e))?;
-            let known = known.and_then(|value| Used::decode(&value)).or_else(|| self.fresh_ids.get(&key).copied());
-            if let Some(known) = known {
+            let (key, begins_behind) = (dedup_key(&append.topic, id), state.row.begins_behind());
+            // What was trimmed or deleted since is not there to be a duplicate of.
+            let known = self.engine.known_id(&key)?.filter(|_| state.exists);
+            let known = known.or_else(|| self.fresh_ids.get(&key).copied());
+            if let Some(known) = known.filter(|used| used.offset > begins_behind) {
                 return known.check(&append.topic, append.content).map(|known| Some(known.offset));
             }
         }
@@ -184,7 +155,9 @@ impl<'a> Group<'a> {
     fn write(&mut self, append: &Append, duplicate_of: Option<u64>) -> Appended {
         if let Some(id) = &append.dedup {
             let key = dedup_key(&append.topic, id);
-            if let Some(offset) = duplicate_of.or_else(|| self.fresh_ids.get(&key).map(|used| used.offset)) {
+            let begins_behind = || self.states.0.get(&append.topic.key()).map_or(0, |state| state.row.begins_behind());
+            let fresh = self.fresh_ids.get(&key).map(|used| used.offset).filter(|offset| *offset > begins_behind());
+            if let Some(offset) = duplicate_of.or(fresh) {
                 return Appended { offset: Offset(offset), duplicate: true };
             }
             self.remember(key, append.content);
@@ -194,7 +167,7 @@ impl<'a> Group<'a> {
     }
 
     fn remember(&mut self, key: [u8; 32], content: Option<ContentDigest>) {
-        let used = Used { offset: self.tail.offset + 1, content };
+        let used = UsedId { offset: self.tail.offset + 1, at_ms: self.tail.timestamp_ms, content };
         let mut age_key = self.tail.timestamp_ms.to_be_bytes().to_vec();
         age_key.extend(key);
         self.batch.insert(&self.engine.dedup, key, used.encode());
@@ -302,7 +275,12 @@ impl<'a> Group<'a> {
         let mut forgotten = 0;
         for guard in self.engine.dedup_age.range(..before_ms.to_be_bytes()).take(FORGET_IDS) {
             let age_key = guard.key().map_err(|e| engine_error(&e))?;
-            self.batch.remove(&self.engine.dedup, &age_key[8..]);
+            let (at, key) = age_key.split_at(8);
+            // Unless the id was used again since, for another record.
+            let known = self.engine.dedup.get(key).map_err(|e| engine_error(&e))?;
+            if known.is_some_and(|value| value.len() < 16 || value[8..16] == *at) {
+                self.batch.remove(&self.engine.dedup, key);
+            }
             self.batch.remove(&self.engine.dedup_age, age_key);
             self.dirty = true;
             forgotten += 1;
@@ -342,6 +320,16 @@ impl<'a> Group<'a> {
         self.engine.put_retention(&mut self.batch, limits);
     }
 
+    /// Makes the batch one that is written, also if nothing else is in it.
+    pub(super) fn write_tail(&mut self) {
+        self.dirty = true;
+    }
+
+    pub(super) fn fork(&mut self, life: Life) {
+        self.dirty = true;
+        self.engine.put_life(&mut self.batch, life);
+    }
+
     pub(super) fn row(&mut self, topic: &Topic) -> Result<TopicRow, Error> {
         Ok(self.states.load(self.engine, topic)?.row.clone())
     }
@@ -349,6 +337,7 @@ impl<'a> Group<'a> {
     /// One batch, one fsync.
     pub(super) fn commit(mut self) -> Result<Done, fjall::Error> {
         if self.dirty {
+            self.tail.stamp = self.engine.next_stamp(self.tail);
             self.engine.put_tail(&mut self.batch, self.tail);
             self.batch.commit()?;
         }
@@ -358,10 +347,10 @@ impl<'a> Group<'a> {
 
 /// That no id is used twice among these for different things.
 fn check_within(appends: &[Append]) -> Result<(), Error> {
-    let mut used: HashMap<[u8; 32], Used> = HashMap::new();
+    let mut used: HashMap<[u8; 32], UsedId> = HashMap::new();
     for append in appends {
         let Some(id) = &append.dedup else { continue };
-        let own = Used { offset: 0, content: append.content };
+        let own = UsedId { offset: 0, at_ms: 0, content: append.content };
         used.entry(dedup_key(&append.topic, id)).or_insert(own).check(&append.topic, append.content)?;
     }
     Ok(())

@@ -4,19 +4,22 @@ use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
-    Shared, payload_bytes,
+    OpenEngine, Shared, payload_bytes,
     plan::{Group, Looked, States},
+    reopen::Failure,
 };
 use crate::log::{
     Append, Appended, Ending, Error, Offset, Options, Topic,
-    engine::{Engine, Tail, TopicRow, corrupt, engine_error},
+    engine::Engine,
     index::Indexer,
+    rows::{Life, Tail, TopicRow},
     window::Eviction,
 };
 
@@ -32,8 +35,8 @@ const GATHER_MAX: Duration = Duration::from_micros(200);
 /// After so many waits in vain, the writer waits for one group in 32.
 const WAITS_IN_VAIN_MAX: u32 = 5;
 
-/// Pause between two attempts to reopen the engine after the disk refused.
-const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+/// A commit that is younger than this says that the disk takes writes; who asks does not cause another.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Records that one purge step removes; a step takes about a millisecond.
 const PURGE_RECORDS: usize = 1000;
@@ -57,6 +60,8 @@ pub(super) enum Command {
     ForgetDedup { before_ms: u64, answer: oneshot::Sender<Result<u64, Error>> },
     Purge { topic: Topic },
     Looked { looks: Vec<Looked>, walked: Option<Vec<u8>>, answer: oneshot::Sender<Result<(), Error>> },
+    Check { answer: oneshot::Sender<Result<(), Error>> },
+    Fork { life: Life, answer: oneshot::Sender<Result<(), Error>> },
     Stop { answer: oneshot::Sender<()> },
 }
 
@@ -72,21 +77,22 @@ enum Answer {
 }
 
 pub(super) struct Writer {
-    shared: Arc<Shared>,
-    engine: Option<Arc<Engine>>,
-    /// Why there is no engine, and when that was last tried.
-    failed: Option<(Error, Instant)>,
-    dir: PathBuf,
-    options: Arc<Options>,
-    requests: mpsc::Receiver<Request>,
-    states: States,
-    tail: Tail,
+    pub(super) shared: Arc<Shared>,
+    pub(super) engine: Option<Arc<Engine>>,
+    /// Nothing is written while there is one.
+    pub(super) failure: Option<Failure>,
+    pub(super) dir: PathBuf,
+    pub(super) options: Arc<Options>,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) states: States,
+    pub(super) tail: Tail,
     eviction: Eviction,
     purges: VecDeque<(Topic, TopicRow)>,
     indexer: Option<Indexer>,
     groups_since_purge: u32,
     last_group: usize,
     last_commit: Duration,
+    committed_at: Option<Instant>,
     /// How often it was waited for callers that did not come, and how many groups are not waited for because of that.
     waits_in_vain: u32,
     groups_to_hurry: u32,
@@ -105,7 +111,7 @@ impl Writer {
         Self {
             shared,
             engine: Some(engine),
-            failed: None,
+            failure: None,
             dir: dir.to_owned(),
             options,
             requests,
@@ -117,6 +123,7 @@ impl Writer {
             groups_since_purge: 0,
             last_group: 0,
             last_commit: Duration::ZERO,
+            committed_at: None,
             waits_in_vain: 0,
             groups_to_hurry: 0,
         }
@@ -146,7 +153,7 @@ impl Writer {
             }
             indexer.finish();
         }
-        self.close_engine();
+        self.close_engine(OpenEngine::Closed);
         if let Some(answer) = stop {
             // Whoever asked may have gone; the log is stopped all the same.
             let _ = answer.send(());
@@ -156,6 +163,9 @@ impl Writer {
     /// The next request; removes trimmed records while there is none.
     fn wait(&mut self) -> Option<Request> {
         loop {
+            if let Poll::Ready(request) = self.wait_for_disk() {
+                return request;
+            }
             if self.groups_since_purge >= GROUPS_PER_PURGE {
                 self.purge_step();
             }
@@ -204,10 +214,11 @@ impl Writer {
     }
 
     fn serve(&mut self, requests: Vec<Request>) {
-        let engine = match self.engine() {
+        let engine = match self.writable() {
             Ok(engine) => engine,
             Err(error) => return requests.into_iter().for_each(|request| request.command.refuse(&error)),
         };
+        let is_fresh = self.committed_at.is_some_and(|at| at.elapsed() < CHECK_PAUSE);
         self.last_group = requests.len();
         self.groups_since_purge += 1;
         let appends = requests.iter().map(|request| request.command.appends().len()).sum();
@@ -218,13 +229,16 @@ impl Writer {
             .into_iter()
             .filter_map(|request| {
                 permits.push(request.permit);
-                plan(&mut group, request.command, &mut self.purges)
+                plan(&mut group, request.command, &mut self.purges, is_fresh)
             })
             .collect();
         let begun = Instant::now();
         let committed = match group.commit() {
             Ok(done) => {
                 self.last_commit = begun.elapsed();
+                if done.tail.stamp != self.tail.stamp {
+                    self.committed_at = Some(begun);
+                }
                 self.tail = done.tail;
                 for (topic, trimmed_to) in done.trimmed {
                     if let Some(live) = self.shared.windows.live(&topic) {
@@ -249,60 +263,12 @@ impl Writer {
         answers.into_iter().for_each(|answer| answer.send(&committed));
     }
 
-    /// The engine, opened again if it failed and the pause is over.
-    fn engine(&mut self) -> Result<Arc<Engine>, Error> {
-        if let Some(engine) = &self.engine {
-            return Ok(engine.clone());
-        }
-        if let Some((error, tried)) = &self.failed
-            && tried.elapsed() < REOPEN_PAUSE
-        {
-            return Err(error.clone());
-        }
-        self.reopen().inspect_err(|error| self.failed = Some((error.clone(), Instant::now())))
-    }
-
-    fn reopen(&mut self) -> Result<Arc<Engine>, Error> {
-        self.close_engine();
-        probe(&self.dir)?;
-        let (engine, _) = Engine::open(&self.dir, &self.options)?;
-        let tail = engine.tail()?;
-        if tail.offset < self.tail.offset {
-            let (found, acknowledged) = (tail.offset, self.tail.offset);
-            return Err(corrupt(format!("reopened at offset {found}, acknowledged was {acknowledged}")));
-        }
-        tracing::info!(offset = tail.offset, "log storage is available again");
-        self.tail = tail;
-        let engine = Arc::new(engine);
-        self.engine = Some(engine.clone());
-        self.failed = None;
-        self.shared.engine.send_replace(Some(engine.clone()));
-        self.shared.windows.reset(tail.offset);
-        Ok(engine)
-    }
-
-    /// A commit failed: the engine takes no more writes until it is opened again.
-    fn fail(&mut self, error: &fjall::Error) -> Error {
-        let error = match probe(&self.dir) {
-            Err(cause) => cause,
-            Ok(()) => engine_error(error),
-        };
-        tracing::error!(%error, "log storage refused a batch; nothing of it was acknowledged");
-        self.states = States::default();
-        self.engine = None;
-        self.failed = Some((error.clone(), Instant::now()));
-        error
-    }
-
-    /// Waits for reads that are under way (milliseconds each), so that the directory is free afterwards.
-    fn close_engine(&mut self) {
-        self.engine = None;
-        let mut closing = self.shared.engine.send_replace(None);
-        while let Some(engine) = closing {
-            closing = Arc::try_unwrap(engine).err();
-            if closing.is_some() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+    /// The engine, if it takes writes.
+    fn writable(&self) -> Result<Arc<Engine>, Error> {
+        match (&self.failure, &self.engine) {
+            (Some(failure), _) => Err(failure.error.clone()),
+            (None, Some(engine)) => Ok(engine.clone()),
+            (None, None) => Err(Error::Stopped),
         }
     }
 
@@ -311,7 +277,7 @@ impl Writer {
     fn purge_step(&mut self) {
         self.groups_since_purge = 0;
         let Some((topic, row)) = self.purges.pop_front() else { return };
-        let Ok(engine) = self.engine() else { return };
+        let Ok(engine) = self.writable() else { return };
         match engine.purge(&topic, &row, PURGE_RECORDS) {
             Ok(None) => self.states.purged(&topic, row.trimmed().to),
             Ok(Some(rest)) => self.purges.push_back((topic, rest)),
@@ -321,7 +287,12 @@ impl Writer {
 }
 
 /// Plans one command into the group; `None` for those that nobody waits for.
-fn plan(group: &mut Group<'_>, command: Command, purges: &mut VecDeque<(Topic, TopicRow)>) -> Option<Answer> {
+fn plan(
+    group: &mut Group<'_>,
+    command: Command,
+    purges: &mut VecDeque<(Topic, TopicRow)>,
+    is_fresh: bool,
+) -> Option<Answer> {
     Some(match command {
         Command::Append { append, answer } => Answer::Append(answer, group.append(&append)),
         Command::AppendEach { appends, answer } => {
@@ -345,19 +316,18 @@ fn plan(group: &mut Group<'_>, command: Command, purges: &mut VecDeque<(Topic, T
             walked.iter().for_each(|limits| group.walked(limits));
             Answer::Done(answer, group.looked(looks))
         }
+        Command::Check { answer } => {
+            if !is_fresh {
+                group.write_tail();
+            }
+            Answer::Done(answer, Ok(()))
+        }
+        Command::Fork { life, answer } => {
+            group.fork(life);
+            Answer::Done(answer, Ok(()))
+        }
         Command::Stop { .. } => return None,
     })
-}
-
-/// Why the disk refuses, in the operating system's words: the engine itself only says that it was poisoned.
-fn probe(dir: &Path) -> Result<(), Error> {
-    let path = dir.join("probe");
-    let write = || {
-        std::fs::write(&path, [0; 4096])?;
-        std::fs::File::open(&path)?.sync_all()?;
-        std::fs::remove_file(&path)
-    };
-    write().map_err(|e| crate::log::engine::io_error(dir, &e))
 }
 
 impl Command {
@@ -388,7 +358,9 @@ impl Command {
             }
             Self::Delete { answer, .. } => Answer::Delete(answer, Err(error.clone())).send(&refused),
             Self::ForgetDedup { answer, .. } => Answer::Count(answer, Err(error.clone())).send(&refused),
-            Self::Looked { answer, .. } => Answer::Done(answer, Err(error.clone())).send(&refused),
+            Self::Looked { answer, .. } | Self::Check { answer } | Self::Fork { answer, .. } => {
+                Answer::Done(answer, Err(error.clone())).send(&refused);
+            }
             Self::Purge { .. } | Self::Stop { .. } => {}
         }
     }

@@ -3,12 +3,19 @@
 //! | keyspace | key | value |
 //! | --- | --- | --- |
 //! | `lists` | topic key (16), first offset of a chunk (8) | the topic's offsets in that chunk |
-//! | `meta` | a word | how far the lists go (8), and the epoch of the log that they belong to (16) |
+//! | `meta` | a word | how far the lists go (8), the epoch of the log that they belong to (16), and a [`Stamp`] |
 //!
-//! A chunk's lists are ingested as one sorted table, past journal and memtable. The mark follows; if a crash takes it
-//! back, the same chunk is written again, under the same keys.
+//! A chunk's lists are ingested as one sorted table, past journal and memtable. The mark follows; if a crash comes before
+//! it, a chunk that begins at the same offset is written again. It need not end at the same one.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, PersistMode,
@@ -20,10 +27,11 @@ use super::{
     super::{
         Epoch, Error, TopicKey,
         engine::{JOURNAL_BYTES_MAX, WORKERS, corrupt, engine_error, io_error},
-        journal,
+        journal::{Check, Seal, Stamp},
     },
     Chunk, merge, stand_back,
 };
+use crate::durable;
 
 const META_WRITTEN_TO: &str = "indexed";
 
@@ -32,6 +40,9 @@ pub(in crate::log) struct Lists {
     lists: Keyspace,
     meta: Keyspace,
     owner: Epoch,
+    seal: Seal,
+    /// Of the latest mark.
+    marks: AtomicU64,
 }
 
 impl Lists {
@@ -41,27 +52,37 @@ impl Lists {
 
     /// Opens the lists of the log `owner`, which ends at `tail`. Makes them anew if they cannot be read or are not this
     /// log's: nothing is lost with them but the time to make them.
-    pub(in crate::log) fn open(dir: &Path, cache_bytes: u64, owner: Epoch, tail: u64) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|e| io_error(dir, &e))?;
-        if let Err(error) = journal::check(dir) {
-            tracing::warn!(%error, "the index is made anew");
-            remove(dir)?;
-        }
-        let lists = Self::open_database(dir, cache_bytes, owner).map_err(|e| engine_error(&e))?;
-        match lists.mark()? {
-            Some((written_to, epoch)) if epoch != owner.0.as_bytes() || written_to > tail => {
-                tracing::warn!("the index belongs to another log and is made anew");
-                // Not `Keyspace::clear`: fjall 3.1 repeats that at the next opening, on what was ingested after it too.
-                drop(lists);
-                remove(dir)?;
-                Self::open_database(dir, cache_bytes, owner).map_err(|e| engine_error(&e))
-            }
-            _ => Ok(lists),
-        }
+    pub(in crate::log) fn open(
+        dir: &Path,
+        cache_bytes: u64,
+        owner: Epoch,
+        seal: Seal,
+        tail: u64,
+    ) -> Result<Self, Error> {
+        let open = || {
+            fs::create_dir_all(dir).map_err(|e| Refused::Now(io_error(dir, &e)))?;
+            Check { seal: &seal, acknowledged: None, settle: false }.run(dir).map_err(Refused::of)?;
+            let opened = Self::open_database(dir, cache_bytes, owner, seal).map_err(|e| Refused::by_engine(&e));
+            opened.and_then(|lists| lists.check(tail))
+        };
+        let damage = match open() {
+            Ok(lists) => return Ok(lists),
+            Err(Refused::Now(error)) => return Err(error),
+            Err(Refused::Damaged(damage)) => damage,
+        };
+        tracing::warn!(error = %damage, "the index is made anew");
+        // Not `Keyspace::clear`: fjall 3.1 repeats that at the next opening, on what was ingested after it too.
+        let renew = || {
+            durable::remove_tree(dir)?;
+            fs::create_dir_all(dir)
+        };
+        renew().map_err(|e| io_error(dir, &e))?;
+        let lists = Self::open_database(dir, cache_bytes, owner, seal).map_err(|e| engine_error(&e))?;
+        durable::sync_tree(dir).map_err(|e| io_error(dir, &e))?;
+        Ok(lists)
     }
 
-    fn open_database(dir: &Path, cache_bytes: u64, owner: Epoch) -> Result<Self, fjall::Error> {
-        fs::create_dir_all(dir)?;
+    fn open_database(dir: &Path, cache_bytes: u64, owner: Epoch, seal: Seal) -> Result<Self, fjall::Error> {
         let open = || {
             // The database's threads start from this one.
             stand_back();
@@ -85,20 +106,28 @@ impl Lists {
                 .filter_policy(FilterPolicy::disabled())
                 .compaction_strategy(Arc::new(compaction))
         })?;
-        Ok(Self { lists, meta: database.keyspace("meta", KeyspaceCreateOptions::default)?, database, owner })
+        let meta = database.keyspace("meta", KeyspaceCreateOptions::default)?;
+        Ok(Self { lists, meta, database, owner, seal, marks: AtomicU64::new(0) })
+    }
+
+    /// Whether these are the lists of the log that ends at `tail`; goes on with the marks.
+    fn check(self, tail: u64) -> Result<Self, Refused> {
+        let Some(mark) = self.mark().map_err(Refused::of)? else { return Ok(self) };
+        if mark.owner != *self.owner.0.as_bytes() || mark.written_to > tail {
+            return Err(Refused::Damaged(corrupt("the index belongs to another log".into())));
+        }
+        self.marks.store(mark.stamp.number, Relaxed);
+        Ok(self)
     }
 
     /// The lists know all records up to here.
     pub(in crate::log) fn written_to(&self) -> Result<u64, Error> {
-        Ok(self.mark()?.map_or(0, |(written_to, _)| written_to))
+        Ok(self.mark()?.map_or(0, |mark| mark.written_to))
     }
 
-    fn mark(&self) -> Result<Option<(u64, Vec<u8>)>, Error> {
+    fn mark(&self) -> Result<Option<Mark>, Error> {
         let value = self.meta.get(META_WRITTEN_TO).map_err(|e| engine_error(&e))?;
-        Ok(value.as_ref().and_then(|value| {
-            let (written_to, owner) = value.split_first_chunk()?;
-            Some((u64::from_be_bytes(*written_to), owner.to_vec()))
-        }))
+        Ok(value.as_deref().and_then(Mark::decode))
     }
 
     pub(in crate::log) fn write(&self, chunk: &Chunk) -> Result<(), fjall::Error> {
@@ -111,12 +140,17 @@ impl Lists {
             lists.write(key(list[0].0, chunk.first), &encoded[..])?;
         }
         lists.finish()?;
-        // Written last: what it covers is there. Killing the process does not take back what the operating system has.
+        // Written last: what it covers is there. Synced, so that a crash leaves the lists of one chunk at most without it.
+        let number = self.marks.load(Relaxed);
+        let stamp = Stamp { number, synced: number }.next(true);
         let mut mark = chunk.last.to_be_bytes().to_vec();
         mark.extend(self.owner.0.as_bytes());
-        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        mark.extend(self.seal.stamp(stamp));
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
         batch.insert(&self.meta, META_WRITTEN_TO, mark);
-        batch.commit()
+        batch.commit()?;
+        self.marks.store(stamp.number, Relaxed);
+        Ok(())
     }
 
     /// The lists that can hold the topic's offsets with `after < offset <= through`, in order.
@@ -158,10 +192,46 @@ impl Lists {
     }
 }
 
-fn remove(dir: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(dir, &error)),
-        _ => Ok(()),
+/// How far the lists go.
+struct Mark {
+    written_to: u64,
+    owner: [u8; 16],
+    stamp: Stamp,
+}
+
+impl Mark {
+    fn decode(value: &[u8]) -> Option<Self> {
+        let (written_to, rest) = value.split_first_chunk()?;
+        let (owner, rest) = rest.split_first_chunk()?;
+        let stamp = Stamp::decode(rest).unwrap_or_default();
+        Some(Self { written_to: u64::from_be_bytes(*written_to), owner: *owner, stamp })
+    }
+}
+
+/// Why lists were not opened.
+enum Refused {
+    /// The disk refuses; the lists may be whole.
+    Now(Error),
+    /// They have to be made anew.
+    Damaged(Error),
+}
+
+impl Refused {
+    fn of(error: Error) -> Self {
+        if matches!(error, Error::Unavailable { .. }) { Self::Now(error) } else { Self::Damaged(error) }
+    }
+
+    fn by_engine(error: &fjall::Error) -> Self {
+        use io::ErrorKind::{AlreadyExists, InvalidData, NotFound, UnexpectedEof};
+        match error {
+            // Files that are missing, cut, or there although they should not be: a creation that did not end.
+            fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e))
+                if matches!(e.kind(), AlreadyExists | InvalidData | NotFound | UnexpectedEof) =>
+            {
+                Self::Damaged(engine_error(error))
+            }
+            other => Self::of(engine_error(other)),
+        }
     }
 }
 
