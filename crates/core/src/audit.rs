@@ -6,6 +6,7 @@ mod sql;
 use std::collections::BTreeMap;
 
 pub(crate) use sql::MIGRATIONS;
+use trunkline_store::log::Clock;
 
 use crate::{
     caller::Caller,
@@ -179,7 +180,9 @@ pub async fn sweep(gate: &Gate, days: u64) -> Result<(), Error> {
         return Ok(());
     }
     let age = i64::try_from(days.saturating_mul(86_400)).unwrap_or(i64::MAX);
-    let before = now().saturating_sub(age).max(0);
+    // Not the wall clock itself: a step of it must not end the trail.
+    let now = i64::try_from(Clock::system().now_ms() / 1000).unwrap_or(i64::MAX);
+    let before = now.saturating_sub(age).max(0);
     gate.housekeep(move |tx| sql::remove(tx, before)).await
 }
 

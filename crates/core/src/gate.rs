@@ -5,6 +5,7 @@
 
 mod conversation;
 mod policy;
+mod reconcile;
 pub mod rules;
 mod sandbox;
 mod socket;
@@ -36,6 +37,7 @@ use crate::{
     identity::{Identity, PrincipalKind},
     kv,
     rule::{now, sql as rows},
+    session::sql as positions,
     task::Task,
     topic::Target,
 };
@@ -260,6 +262,7 @@ impl Gate {
     /// # Errors
     /// [`crate::Kind::Unavailable`] if they cannot be read.
     pub async fn open(store: Store) -> Result<Self, Error> {
+        reconcile::reconcile(&store).await?;
         let (rules, version) = store.ledger.read(rows::load).await.map_err(|e: ledger::Error| Error::from(e))?;
         let (rules, revoked) = (Mutex::new((Arc::new(rules), version)), broadcast::Sender::new(REVOKED_MAX));
         Ok(Self(Arc::new(Shared { store, rules, revoked })))
@@ -520,13 +523,39 @@ impl Gate {
         self.0.store.log.buffered_bytes()
     }
 
-    /// Asks the parts of the store whether they answer, and how fast.
+    /// Notes in the ledger how far the log is, so that the next start sees whether the log was taken back.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`].
+    pub async fn note_tail(&self) -> Result<(), Error> {
+        let tail = self.0.store.log.tail();
+        let noted = self.housekeep(move |tx| positions::note_tail(tx, tail)).await;
+        noted.map_err(|e: ledger::Error| Error::from(e))
+    }
+
+    /// How often something was read from a position beyond the log's tail.
+    #[must_use]
+    pub fn positions_clamped(&self) -> u64 {
+        self.0.store.log.clamped()
+    }
+
+    /// Bytes that can still be written to the file system of the data directory; nothing if it does not say.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.0.store.free_bytes().ok()
+    }
+
+    /// Asks the parts of the store whether they answer and take writes, and how fast.
     pub async fn check(&self) -> Vec<(&'static str, Result<Duration, Error>)> {
         let begun = Instant::now();
         let ledger = self.0.store.ledger.read(sql::ping).await;
         let ledger = ledger.map(|()| begun.elapsed()).map_err(|e: ledger::Error| Error::from(e));
         let begun = Instant::now();
-        let log = async { self.0.store.log.status(&Topic::new("health")?).await };
+        // A read can succeed for as long as the disk is full.
+        let log = async {
+            self.0.store.log.check().await?;
+            self.0.store.log.status(&Topic::new("health")?).await
+        };
         let log = log.await.map(|_| begun.elapsed()).map_err(|e: log::Error| Error::from(e));
         vec![("ledger", ledger), ("log", log)]
     }

@@ -18,13 +18,11 @@ mod decide;
 mod home;
 mod sql;
 
-use std::{
-    future::Future,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::future::Future;
 
 pub use home::settle;
 pub(crate) use sql::MIGRATIONS;
+use trunkline_store::log::Clock;
 
 use crate::{
     caller::Caller,
@@ -408,7 +406,8 @@ fn invalid(message: String) -> Error {
 }
 
 fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as i64)
+    // Not the wall clock itself: keys must not expire by a step of it.
+    i64::try_from(Clock::system().now_ms()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod read;
 mod roll;
 mod room;
 mod scene;
-mod sql;
+pub(crate) mod sql;
 pub mod state;
 
 use std::{

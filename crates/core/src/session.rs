@@ -19,7 +19,7 @@
 //! how far it had heard, in the same append, so that a crash does not repeat what was answered.
 
 mod seats;
-mod sql;
+pub(crate) mod sql;
 
 use std::{
     cmp::Reverse,
@@ -433,6 +433,8 @@ impl Session {
         for topic in &topics {
             self.reader.follow_from(topic, Offset(from))?;
         }
+        // As the reader takes it.
+        let from = from.min(self.gate.tail(&self.attend).offset.0);
         let joined_at = self.reader.cursor().offset.0;
         let behind = (from < joined_at).then(|| Behind { joined_at, taken: Arc::default() });
         for topic in &topics {

@@ -4,7 +4,7 @@
 //! twice is asked for once.
 
 mod duty;
-mod sql;
+pub(crate) mod sql;
 
 use std::{
     collections::{HashMap, HashSet},

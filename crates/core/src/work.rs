@@ -79,10 +79,13 @@ impl WorkGroups {
             groups.entry(topic.to_string()).or_default().clone()
         };
         let open = async || {
-            let epoch = self.gate.tail(attend).epoch.0.simple().to_string();
+            let tail = self.gate.tail(attend);
+            let epoch = tail.epoch.0.simple().to_string();
             let from = load_position(&self.gate, keep, topic.as_str(), &epoch).await?.unwrap_or(0);
             let mut reader = self.gate.reader(attend);
             reader.follow_from(&topic, Offset(from))?;
+            // As the reader takes it.
+            let from = from.min(tail.offset.0);
             let out = Mutex::new(Out { last: from, ..Out::default() });
             let (topic, reader) = (topic.clone(), tokio::sync::Mutex::new(reader));
             let (returned, saved) = (Notify::new(), AtomicU64::new(from));

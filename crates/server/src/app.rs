@@ -321,6 +321,9 @@ impl Server {
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
         self.jobs.spawn("retention sweep", async move {
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+                if let Err(error) = gate.note_tail().await {
+                    tracing::warn!(%error, "the log's tail was not noted; the next sweep goes on");
+                }
                 if let Err(error) = log.sweep().await {
                     tracing::warn!(%error, "retention sweep failed; the next one goes on");
                 }

@@ -78,6 +78,10 @@ pub(crate) struct Metrics {
     pub(crate) sandbox_events: Counter,
     pub(crate) records: Gauge,
     pub(crate) log_buffered_bytes: Gauge,
+    /// Positions beyond the log's tail.
+    pub(crate) positions_clamped: Gauge,
+    pub(crate) clock_steps: Gauge,
+    pub(crate) data_free_bytes: Gauge,
     pub(crate) resident_bytes: Gauge,
     pub(crate) open_files: Gauge,
     pub(crate) uptime_seconds: Gauge,
@@ -104,6 +108,9 @@ impl Metrics {
             sandbox_events: Counter::default(),
             records: Gauge::default(),
             log_buffered_bytes: Gauge::default(),
+            positions_clamped: Gauge::default(),
+            clock_steps: Gauge::default(),
+            data_free_bytes: Gauge::default(),
             resident_bytes: Gauge::default(),
             open_files: Gauge::default(),
             uptime_seconds: Gauge::default(),
@@ -132,6 +139,11 @@ impl Metrics {
         r.register("log_records", "Records ever appended to the log", all.records.clone());
         let buffered = all.log_buffered_bytes.clone();
         r.register_with_unit("log_buffered", "Write buffers and block caches of the log", Unit::Bytes, buffered);
+        let clamped = all.positions_clamped.clone();
+        r.register("log_positions_clamped", "Reads from positions beyond the log's tail", clamped);
+        r.register("clock_steps", "Steps of the machine's clock that were noticed", all.clock_steps.clone());
+        let free = all.data_free_bytes.clone();
+        r.register_with_unit("data_dir_free", "Room in the file system of the data directory", Unit::Bytes, free);
         r.register_with_unit("resident", "Memory of the process", Unit::Bytes, all.resident_bytes.clone());
         r.register("open_files", "Files and sockets of the process", all.open_files.clone());
         r.register_with_unit("uptime", "Since the start", Unit::Seconds, all.uptime_seconds.clone());

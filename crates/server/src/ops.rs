@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `/livez`, `/healthz` | 200 while the process serves requests at all |
 //! | `/startupz` | 200 once everything was opened and bound; before it, nothing listens |
-//! | `/readyz` | 200 if the store answers, no part of the server has failed and it is not stopping, else 503, with a line for each part |
+//! | `/readyz` | 200 if the store answers and takes writes, no part of the server has failed and it is not stopping, else 503, with a line for each part |
 //! | `/metrics` | figures in Prometheus form |
 
 use std::{
@@ -23,6 +23,7 @@ use axum::{
 };
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{gate::Gate, identity::PrincipalKind, sandbox::Sandboxes, session::Sessions};
+use trunkline_store::log;
 
 use crate::{
     http,
@@ -119,6 +120,11 @@ async fn metrics(State(operations): State<Arc<Operations>>) -> impl IntoResponse
     }
     metrics.records.set(operations.gate.records() as i64);
     metrics.log_buffered_bytes.set(operations.gate.log_buffered_bytes() as i64);
+    metrics.positions_clamped.set(operations.gate.positions_clamped() as i64);
+    metrics.clock_steps.set(log::Clock::steps() as i64);
+    if let Some(free) = operations.gate.free_bytes() {
+        metrics.data_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+    }
     metrics.uptime_seconds.set(operations.started.elapsed().as_secs() as i64);
     // Both are 0 where there is no /proc.
     metrics.resident_bytes.set(resident_bytes() as i64);

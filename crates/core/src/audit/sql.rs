@@ -1,8 +1,9 @@
 //! Rows of the audit trail.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, Value, WriteTx};
+use trunkline_store::{
+    ledger::{Error, Migration, ReadTx, Row, TxFuture, Value, WriteTx},
+    log::Clock,
+};
 
 use super::{EXCLUDED_MAX, Entry, Event, Filter};
 use crate::limits::{COUNT_MAX, LIST_BYTES_MAX};
@@ -69,7 +70,7 @@ const NOBODY: &str = "::";
 pub(super) fn insert(tx: &mut WriteTx, entry: Entry) -> TxFuture<'_, (), crate::Error> {
     Box::pin(async move {
         let last = tx.query_opt(LAST, &[]).await?.map_or(Ok(0), |row| row.int(0))?;
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as i64);
+        let now_ms = i64::try_from(Clock::system().now_ms()).unwrap_or(i64::MAX);
         let Event { kind, operation, resource_kind, resource_id, workspace, success, error, metadata } = entry.event;
         let metadata = serde_json::to_string(&metadata).unwrap_or_default();
         let params = [

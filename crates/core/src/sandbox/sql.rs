@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, Value, WriteTx};
+use trunkline_store::{
+    ledger::{Error, Migration, ReadTx, Row, TxFuture, Value, WriteTx},
+    log::{Cursor, Epoch, Offset},
+};
 
 use super::{
     Sandbox, Standing,
@@ -353,4 +356,39 @@ fn standing(row: &Row) -> Result<Standing, Error> {
         version: row.int(11)?,
         signs_to: row.int(12)?,
     })
+}
+
+/// The greatest offset of the epoch that a checkpoint goes to, or that any sandbox was told its commands to.
+pub(crate) async fn greatest(tx: &mut ReadTx, epoch: Epoch) -> Result<i64, Error> {
+    let mut greatest = 0;
+    for (sql, params) in [
+        ("SELECT COALESCE(MAX(folded_to), 0) FROM sandbox_folds WHERE epoch = $1", vec![epoch.0.to_string().into()]),
+        ("SELECT COALESCE(MAX(commands_to), 0) FROM sandboxes", Vec::new()),
+        ("SELECT COALESCE(MAX(since), 0) FROM sandboxes", Vec::new()),
+        ("SELECT COALESCE(MAX(signs_to), 0) FROM sandboxes", Vec::new()),
+    ] {
+        let found = tx.query_opt(sql, &params).await?;
+        greatest = found.map_or(Ok(0), |row| row.int(0))?.max(greatest);
+    }
+    Ok(greatest)
+}
+
+/// Makes checkpoints of the epoch `before` ones of `now`. Those beyond its end are of events that the log does not have.
+pub(crate) async fn take_over(tx: &mut WriteTx, before: Cursor, now: Epoch) -> Result<(), Error> {
+    let (epoch, end) = (before.epoch.0.to_string(), i64::try_from(before.offset.0).unwrap_or(i64::MAX));
+    let beyond = "DELETE FROM sandbox_artifacts
+        WHERE sandbox IN (SELECT sandbox FROM sandbox_folds WHERE epoch = $1 AND folded_to > $2)";
+    tx.execute(beyond, &[epoch.as_str().into(), end.into()]).await?;
+    let beyond = "DELETE FROM sandbox_folds WHERE epoch = $1 AND folded_to > $2";
+    tx.execute(beyond, &[epoch.as_str().into(), end.into()]).await?;
+    let others = "UPDATE sandbox_folds SET epoch = $2 WHERE epoch = $1";
+    tx.execute(others, &[epoch.into(), now.0.to_string().into()]).await.map(drop)
+}
+
+/// No sandbox begins, was told its commands, or gave signs beyond the tail.
+pub(crate) async fn pull_back(tx: &mut WriteTx, tail: Offset) -> Result<(), Error> {
+    let tail = i64::try_from(tail.0).unwrap_or(i64::MAX);
+    tx.execute("UPDATE sandboxes SET commands_to = $1 WHERE commands_to > $1", &[tail.into()]).await?;
+    tx.execute("UPDATE sandboxes SET signs_to = $1 WHERE signs_to > $1", &[tail.into()]).await?;
+    tx.execute("UPDATE sandboxes SET since = $1 WHERE since > $1", &[tail.into()]).await.map(drop)
 }

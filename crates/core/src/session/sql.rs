@@ -1,6 +1,12 @@
 //! Where identities stopped reading, by scope.
 
-use trunkline_store::ledger::{Error, Migration, ReadTx, TxFuture, WriteTx};
+use trunkline_store::{
+    ledger::{Error, Migration, ReadTx, TxFuture, WriteTx},
+    log::{Cursor, Epoch},
+};
+
+/// Owner and scope of the log's own row; identities have other names.
+const LOG: (&str, &str) = ("log", "tail");
 
 pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
     name: "session_0001_positions",
@@ -49,4 +55,30 @@ pub(crate) fn owners(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
         let rows = tx.query("SELECT DISTINCT owner FROM positions", &[]).await?;
         rows.iter().map(|row| row.text(0).map(str::to_owned)).collect()
     })
+}
+
+/// Notes how far the log is.
+pub(crate) fn note_tail(tx: &mut WriteTx, tail: Cursor) -> TxFuture<'_, (), Error> {
+    let (owner, scope) = LOG;
+    let position = i64::try_from(tail.offset.0).unwrap_or(i64::MAX);
+    save(tx, owner.to_owned(), name(tail.epoch), vec![(scope.to_owned(), position)])
+}
+
+/// The greatest position of the epoch.
+pub(crate) async fn greatest(tx: &mut ReadTx, epoch: Epoch) -> Result<i64, Error> {
+    let select = "SELECT COALESCE(MAX(position), 0) FROM positions WHERE epoch = $1";
+    tx.query_opt(select, &[name(epoch).into()]).await?.map_or(Ok(0), |row| row.int(0))
+}
+
+/// Makes positions of the epoch `before` ones of `now`, up to where that epoch ended.
+pub(crate) async fn take_over(tx: &mut WriteTx, before: Cursor, now: Epoch) -> Result<(), Error> {
+    let update = "UPDATE positions SET epoch = $2, position = CASE WHEN position > $3 THEN $3 ELSE position END
+        WHERE epoch = $1";
+    let end = i64::try_from(before.offset.0).unwrap_or(i64::MAX);
+    tx.execute(update, &[name(before.epoch).into(), name(now).into(), end.into()]).await.map(drop)
+}
+
+/// As the rows have it.
+fn name(epoch: Epoch) -> String {
+    epoch.0.simple().to_string()
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use trunkline_store::{
     ledger::{Error as LedgerError, Migration, Outgoing, ReadTx, Row, TxFuture, WriteTx},
-    log::Topic,
+    log::{Cursor, Epoch, Topic},
 };
 
 use super::{ASKS_BYTES_MAX, ASKS_MAX, Aim, Ask, Asked};
@@ -236,4 +236,19 @@ pub(super) fn put_checkpoint(
         tx.execute(sql, &[client.into(), epoch.into(), folded_to.into(), state.into(), now.into()]).await?;
         Ok(())
     })
+}
+
+/// The greatest offset of the epoch that a checkpoint goes to.
+pub(crate) async fn greatest(tx: &mut ReadTx, epoch: Epoch) -> Result<i64, LedgerError> {
+    let select = "SELECT COALESCE(MAX(folded_to), 0) FROM socket_folds WHERE epoch = $1";
+    tx.query_opt(select, &[epoch.0.to_string().into()]).await?.map_or(Ok(0), |row| row.int(0))
+}
+
+/// Makes checkpoints of the epoch `before` ones of `now`. Those beyond its end are of events that the log does not have.
+pub(crate) async fn take_over(tx: &mut WriteTx, before: Cursor, now: Epoch) -> Result<(), LedgerError> {
+    let (epoch, end) = (before.epoch.0.to_string(), i64::try_from(before.offset.0).unwrap_or(i64::MAX));
+    let beyond = "DELETE FROM socket_folds WHERE epoch = $1 AND folded_to > $2";
+    tx.execute(beyond, &[epoch.as_str().into(), end.into()]).await?;
+    let others = "UPDATE socket_folds SET epoch = $2 WHERE epoch = $1";
+    tx.execute(others, &[epoch.into(), now.0.to_string().into()]).await.map(drop)
 }
