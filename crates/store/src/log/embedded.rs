@@ -14,7 +14,7 @@ use std::{
     path::Path,
     pin::Pin,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -32,7 +32,7 @@ use super::{
     index::Indexer,
     journal::Repair,
     rows::Life,
-    window::Windows,
+    window::{Windows, lock},
 };
 use crate::fault::{Fault, Faults};
 use writer::{Command, Request, Writer};
@@ -60,7 +60,7 @@ pub struct Log {
 
 /// What the handles, the readers and the writer share.
 pub(super) struct Shared {
-    life: RwLock<Life>,
+    life: Mutex<Life>,
     /// Positions beyond the tail that readers were given.
     clamped: AtomicU64,
     pub(super) windows: Windows,
@@ -84,8 +84,7 @@ impl Shared {
     }
 
     fn life(&self) -> Life {
-        // Nothing panics while it is held.
-        *self.life.read().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.life)
     }
 
     /// The position, or the tail if it lies beyond: offsets that this log never gave would hide what it gives next.
@@ -133,7 +132,7 @@ impl Log {
         // Opening synced what it found.
         tail.stamp = tail.stamp.settled();
         let shared = Arc::new(Shared {
-            life: RwLock::new(engine.life),
+            life: Mutex::new(engine.life),
             clamped: AtomicU64::new(0),
             windows: Windows::new(tail.offset),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
@@ -183,7 +182,7 @@ impl Log {
     pub async fn fork(&self) -> Result<(), Error> {
         let life = Life { epoch: Epoch(Uuid::new_v4()), forked_from: Some(self.tail()) };
         self.request(0, 0, |answer| Command::Fork { life, answer }).await?;
-        *self.shared.life.write().unwrap_or_else(PoisonError::into_inner) = life;
+        *lock(&self.shared.life) = life;
         Ok(())
     }
 
