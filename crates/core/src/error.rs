@@ -126,7 +126,7 @@ mod tests {
     #[tokio::test]
     #[allow(clippy::disallowed_methods, reason = "test code")]
     async fn a_panic_is_a_defect_and_not_a_shutdown() {
-        let panicked = tokio::spawn(async { panic!("on purpose") }).await;
+        let panicked = tokio::spawn(async { unreachable!("on purpose") }).await;
         let error = Error::of_task(&panicked.unwrap_err());
         assert_eq!((error.kind, error.is_retryable()), (Kind::Internal, false));
         let dropped = tokio::spawn(std::future::pending::<()>());

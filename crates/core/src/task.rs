@@ -18,6 +18,7 @@ mod events;
 mod held;
 mod input;
 mod mailbox;
+mod open;
 mod operate;
 mod pump;
 mod query;
@@ -271,6 +272,8 @@ pub(crate) fn start_queue(profile: &str) -> String {
 pub struct Options {
     /// Largest payload of a task, in bytes. The published default.
     pub payload_bytes_max: usize,
+    /// Tasks of one workspace that have not ended; 0 is no limit.
+    pub open_per_workspace: u64,
     /// Pool tasks that one worker has at a time. The published bound of what a worker is given when it comes.
     pub in_flight_per_worker: usize,
     /// How long a pool task waits for a worker, in seconds; 0 is forever. The published default.
@@ -297,6 +300,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             payload_bytes_max: 512 * 1024,
+            open_per_workspace: 1_000_000,
             in_flight_per_worker: 100,
             pool_wait_seconds: 3600,
             start_wait_seconds: 1800,

@@ -75,7 +75,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_that_panics_or_returns_is_a_fault() {
         let (jobs, ..) = supervisor();
-        jobs.spawn("relay", async { panic!("on purpose") });
+        jobs.spawn("relay", async { unreachable!("on purpose") });
         assert_eq!(jobs.failed().await.to_string(), "relay panicked");
         assert_eq!(jobs.fault().map(|fault| fault.part.to_string()).as_deref(), Some("relay"));
 

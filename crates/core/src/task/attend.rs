@@ -16,6 +16,7 @@ use super::{
     decide::{Context, Request},
     held::{self, Leaving},
     mailbox::{Given, Mailbox, lock},
+    open::OpenTasks,
     operate::{Changed, step},
     own_queue, pool_queue,
     sql::{self, HeldAt},
@@ -40,26 +41,41 @@ const OTHERS_MAX: usize = 8;
 pub(super) struct Floor {
     pub(super) workers: Workers,
     pub(super) mailboxes: HashMap<String, Arc<Mailbox>>,
+    pub(super) open: OpenTasks,
     /// Who is being started, so that not every message to it asks.
     pub(super) starting: HashSet<String>,
     /// Who has left, as long as its tasks do not say so.
-    leaving: HashMap<String, usize>,
+    leaving: HashMap<String, Departures>,
+}
+
+/// Sessions of one identity that have left, and whose tasks do not all say so yet.
+#[derive(Default)]
+struct Departures {
+    count: usize,
+    /// How often it has come back meanwhile.
+    returns: u64,
 }
 
 impl Floor {
     pub(super) fn new(room: usize) -> Self {
         let (mailboxes, starting, leaving) = (HashMap::new(), HashSet::new(), HashMap::new());
-        Self { workers: Workers::new(room), mailboxes, starting, leaving }
+        Self { workers: Workers::new(room), mailboxes, open: OpenTasks::default(), starting, leaving }
     }
 
     /// What somebody's leaving means for its tasks is written.
     fn left(&mut self, identity: &str) {
-        if let Some(count) = self.leaving.get_mut(identity) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(departures) = self.leaving.get_mut(identity) {
+            departures.count -= 1;
+            if departures.count == 0 {
                 self.leaving.remove(identity);
             }
         }
+    }
+
+    /// Whether somebody is here, or was since it left, when it had come back so often.
+    pub(super) fn is_back(&self, identity: &str, returns: u64) -> bool {
+        let was_here = || self.leaving.get(identity).is_none_or(|departures| departures.returns != returns);
+        self.workers.is_there(identity) || was_here()
     }
 
     /// Somebody does not have a task any more.
@@ -112,6 +128,9 @@ impl Tasks {
             let mailbox = Mailbox::new(before.map(|before| &**before));
             floor.mailboxes.insert(name.clone(), mailbox.clone());
             floor.starting.remove(&name);
+            if let Some(departures) = floor.leaving.get_mut(&name) {
+                departures.returns += 1;
+            }
             floor.workers.enter(&name, session, takes(identity, &arrival));
             mailbox
         };
@@ -295,10 +314,12 @@ impl Tasks {
     /// Somebody has left: what it was not told goes to others, the rest waits for it. It happens whether or not anybody waits
     /// for the answer.
     fn leaves(&self, floor: &mut Floor, identity: String, untold: Vec<Uuid>, done: Option<Uuid>) -> JoinHandle<()> {
-        *floor.leaving.entry(identity.clone()).or_default() += 1;
+        let departures = floor.leaving.entry(identity.clone()).or_default();
+        departures.count += 1;
+        let returns = departures.returns;
         let tasks = self.clone();
         self.spawn(async move {
-            let leaving = Leaving { identity: identity.clone(), untold, done };
+            let leaving = Leaving { identity: identity.clone(), returns, untold, done };
             let left = held::leave(&tasks, leaving).await;
             tasks.floor().left(&identity);
             if let Err(error) = left {

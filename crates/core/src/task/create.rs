@@ -118,7 +118,7 @@ impl Tasks {
     ///
     /// # Errors
     /// In the published order and with its codes: `ERR_INVALID_IDENTIFIER`, `TASK_PAYLOAD_TOO_LARGE`,
-    /// `ERR_INVALID_ARGUMENT`, `ERR_PERMISSION_DENIED`, `ERR_TASK_CREATE_FAILED`.
+    /// `ERR_INVALID_ARGUMENT`, `ERR_PERMISSION_DENIED`, `ERR_QUOTA_001`, `ERR_TASK_CREATE_FAILED`.
     pub async fn create(
         &self,
         caller: &Caller,
@@ -143,6 +143,7 @@ impl Tasks {
             has_completion_event: wanted.completion.is_some(),
         };
         self.0.gate.authorize(caller, create)?;
+        self.floor().open.check(&workspace, self.0.options.open_per_workspace)?;
         let token = self.token_for(caller, &wanted);
         let mut task = self.new_task(caller, workspace, &wanted)?;
         let parent =
@@ -213,6 +214,7 @@ impl Tasks {
             _ if start.is_some() || task.mode == Mode::Startup => "orchestration_triggered",
             _ => "pending",
         };
+        self.floor().open.note(None, &task);
         match &place {
             Some(place) => self.floor().workers.fill(place, id),
             None if !assignee.is_empty() => self.floor().workers.hold(&assignee, id),

@@ -68,13 +68,15 @@ pub(super) async fn come_back(
 #[derive(Clone)]
 pub(super) struct Leaving {
     pub(super) identity: String,
+    /// How often it had come back from earlier ones that are under way.
+    pub(super) returns: u64,
     /// What it was not told of.
     pub(super) untold: Vec<Uuid>,
     /// What is done with it.
     pub(super) done: Option<Uuid>,
 }
 
-/// Changes all that somebody who left has, unless it is back already, and then has what it had.
+/// Changes all that somebody who left has, as long as it is not back.
 pub(super) async fn leave(tasks: &Tasks, leaving: Leaving) -> Result<(), Error> {
     let (times, context) = (tasks.0.times, tasks.context(false));
     // What is left to change; nothing before the first piece, which finds out.
@@ -84,7 +86,8 @@ pub(super) async fn leave(tasks: &Tasks, leaving: Leaving) -> Result<(), Error> 
         let left = tasks.write(move |tx| {
             let (here, leaving, known) = (here.clone(), leaving.clone(), known.clone());
             Box::pin(async move {
-                if here.floor().workers.is_there(&leaving.identity) {
+                // Whoever comes back has what it had, and its next leaving sees to all of it.
+                if here.floor().is_back(&leaving.identity, leaving.returns) {
                     return Ok((Vec::new(), Vec::new()));
                 }
                 let mut rest = match known {
@@ -115,7 +118,7 @@ async fn left(
     context: Context,
     times: &Times,
 ) -> Result<Vec<Changed>, Error> {
-    let Leaving { identity, untold, done } = leaving;
+    let Leaving { identity, untold, done, .. } = leaving;
     let mut changes = Vec::new();
     for id in piece {
         let Some(task) = held(tx.as_read(), id, identity).await? else { continue };

@@ -181,6 +181,7 @@ impl Tasks {
         let (mut freed, mut is_gone) = (None, false);
         {
             let mut floor = self.floor();
+            floor.open.note(Some(before), after);
             if was_held && !(is_held && after.assignee == before.assignee) {
                 floor.release(&before.assignee, before.id);
                 freed = Some(before.assignee.clone());

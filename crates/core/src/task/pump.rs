@@ -28,7 +28,7 @@ const SETBACK_MS: i64 = 60_000;
 const CLOCK_PAUSE: Duration = Duration::from_secs(1);
 
 impl Tasks {
-    /// Notes, at the start of a server, that everybody who had something is away for now, and what waits.
+    /// Notes, at the start of a server, that everybody who had something is away for now, what waits, and how much is open.
     ///
     /// # Errors
     /// [`crate::Kind::Unavailable`].
@@ -36,7 +36,9 @@ impl Tasks {
         let now = self.now();
         self.0.gate.housekeep(move |tx| sql::everybody_is_gone(tx, now)).await.map_err(unavailable)?;
         let waiting = self.0.gate.glance(sql::waiting).await?;
+        let open = self.0.gate.glance(sql::open).await?;
         let mut floor = self.floor();
+        floor.open.load(open);
         waiting.iter().for_each(|queue| floor.workers.note(queue));
         Ok(())
     }

@@ -522,6 +522,20 @@ pub(super) fn counts(tx: &mut ReadTx) -> TxFuture<'_, Vec<(State, i64)>, Error> 
     })
 }
 
+/// How many tasks of each workspace have not ended, without the starts of agents; a workspace may be there more than once.
+pub(super) fn open(tx: &mut ReadTx) -> TxFuture<'_, Vec<(String, u64)>, Error> {
+    Box::pin(async move {
+        let sql = "SELECT workspace, state, COUNT(*) FROM tasks WHERE mode <> 'startup' GROUP BY workspace, state";
+        let mut open = Vec::new();
+        for row in tx.query(sql, &[]).await? {
+            if !state(&row, 1)?.is_terminal() {
+                open.push((row.text(0)?.to_owned(), row.int(2)?.unsigned_abs()));
+            }
+        }
+        Ok(open)
+    })
+}
+
 /// Whoever has something is taken for gone from now on.
 pub(super) fn everybody_is_gone(tx: &mut WriteTx, now: i64) -> TxFuture<'_, (), Error> {
     Box::pin(async move {

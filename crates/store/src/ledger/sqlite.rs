@@ -96,6 +96,7 @@ impl Sqlite {
         let (writes, write_jobs) = mpsc::channel(options.queue_max.max(1));
         let (reads, read_jobs) = mpsc::channel(options.queue_max.max(1));
         let (read_jobs, readers) = (Arc::new(Mutex::new(read_jobs)), TaskTracker::new());
+        let no_thread = |e: std::io::Error| unavailable(&format!("cannot start a thread: {e}"));
         for _ in 0..READERS {
             let (connection, jobs) = (Connection::open(path, true, options.durability)?, read_jobs.clone());
             let (running, on_panic) = (readers.token(), faults.guard("ledger reader"));
@@ -158,10 +159,6 @@ impl Sqlite {
         let _ = self.reads.send(Job::Stop(oneshot::channel().0)).await;
         self.readers.wait().await;
     }
-}
-
-fn no_thread(error: std::io::Error) -> Error {
-    unavailable(&format!("cannot start a thread: {error}"))
 }
 
 /// Every statement answers at once, so a closure that awaits only its transaction is ready at the first poll.

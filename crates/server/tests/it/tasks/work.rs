@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use trunkline::{Config, Server};
+use trunkline_core::task::Options;
 use trunkline_proto::v1::{
     CreateTaskRequest, TaskAssignmentMode as Mode, TaskCompletionEvent, TaskFilter, TaskOperation, TaskPriority,
     TaskStatus as Status, downstream_message::Payload as Down, task_event::Event, task_operation::OpType as Op,
@@ -328,5 +330,25 @@ async fn a_page_of_large_tasks_stays_below_what_clients_take() {
     found.sort();
     ids.sort();
     assert_eq!(found, ids);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workspace_has_as_many_open_tasks_as_the_settings_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = Options { open_per_workspace: 2, ..Options::default() };
+    let config = Config { data_dir: dir.path().to_owned(), dev: true, tasks, ..Config::on_free_ports() };
+    let server = Server::start(config.clone()).await.unwrap();
+    let mut boss = Client::connect(server.addresses().grpc, agent("boss")).await.unwrap();
+    let one = boss.create(own()).await;
+    boss.create(pool()).await;
+    assert_eq!(boss.ask(own()).await.error_code, "ERR_QUOTA_001");
+    boss.op(Op::Complete, &one).await;
+    boss.create(own()).await;
+    server.stop().await;
+    // Counted again from the rows.
+    let server = Server::start(config).await.unwrap();
+    let mut boss = Client::connect_when_free(server.addresses().grpc, agent("boss")).await;
+    assert_eq!(boss.ask(own()).await.error_code, "ERR_QUOTA_001");
     server.stop().await;
 }
