@@ -217,7 +217,7 @@ async fn bounds(world: &World) {
         handed += asks.len();
     }
     drop(runtime);
-    while world.sockets.waiting_turns(&permit).await.unwrap().len() > 0 {
+    while !world.sockets.waiting_turns(&permit).await.unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
     // What no runtime took for as long as that is forgotten, and may be asked again.

@@ -144,22 +144,35 @@ impl Checkpoint {
         Ok(Self { of, mark, changed: fold.changed_since(kept_to).collect() })
     }
 
+    /// Whether it is one piece.
+    pub(super) fn is_small(&self) -> bool {
+        self.changed.iter().map(|kept| kept.artifact.bytes()).sum::<usize>() <= PIECE_BYTES
+    }
+
     /// Writes it, a piece at a time; nothing if the sandbox is gone.
     pub(super) async fn write(self, gate: &Gate) -> Result<(), Error> {
+        let is_small = self.is_small();
         let Self { of: Of { id, since, .. }, mark, changed } = self;
         let mut written: Vec<Vec<(u64, u64)>> = Vec::new();
         let mut changed = changed.into_iter();
         while changed.len() > 0 {
             let (mut piece, mut bytes) = (Vec::new(), 0);
-            while bytes < PIECE_BYTES
+            while (is_small || bytes < PIECE_BYTES)
                 && let Some(kept) = changed.next()
             {
                 let folded = sql::Folded::new(&kept)?;
                 bytes += folded.bytes();
                 piece.push(folded);
             }
-            written.push(piece.iter().map(sql::Folded::version).collect());
+            let versions: Vec<_> = piece.iter().map(sql::Folded::version).collect();
             let (name, piece): (_, Arc<[_]>) = (id.clone(), piece.into());
+            if is_small {
+                let write = gate.housekeep(move |tx| {
+                    sql::put_checkpoint(tx, name.clone(), since, piece.clone(), mark.clone(), versions.clone())
+                });
+                return Ok(write.await?);
+            }
+            written.push(versions);
             gate.housekeep(move |tx| sql::put_artifacts(tx, name.clone(), since, piece.clone())).await?;
         }
         let name = id.clone();

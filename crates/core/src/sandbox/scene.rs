@@ -340,9 +340,7 @@ impl Driver {
             _ => {}
         }
         self.written(true).await;
-        // One at a time, also when all end with the server: their tasks are waited for.
-        let permit = self.checkpoints.clone().acquire_owned().await.ok();
-        if let Err(error) = self.checkpoint(permit) {
+        if let Err(error) = self.checkpoint(None) {
             tracing::debug!(%error, sandbox = self.id, "no checkpoint");
         }
         self.written(true).await;
@@ -457,9 +455,13 @@ impl Driver {
         if events == self.kept_to {
             return Ok(());
         }
-        let gate = self.gate.clone();
+        let (gate, checkpoints) = (self.gate.clone(), self.checkpoints.clone());
         let writing = self.tracker.spawn(async move {
-            let _permit = permit;
+            // Small ones go together into one commit, when many end with the server.
+            let _permit = match permit {
+                None if !checkpoint.is_small() => checkpoints.acquire_owned().await.ok(),
+                permit => permit,
+            };
             checkpoint.write(&gate).await
         });
         (self.writing, self.told_since) = (Some((events, writing)), 0);

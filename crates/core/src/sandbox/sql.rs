@@ -307,6 +307,24 @@ pub(super) fn remove_older(tx: &mut WriteTx, id: String, versions: Vec<(u64, u64
     })
 }
 
+/// Puts a checkpoint of one piece.
+pub(super) fn put_checkpoint(
+    tx: &mut WriteTx,
+    id: String,
+    since: i64,
+    piece: Arc<[Folded]>,
+    mark: Mark,
+    versions: Vec<(u64, u64)>,
+) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        put_artifacts(tx, id.clone(), since, piece).await?;
+        if put_mark(tx, id.clone(), since, mark).await? {
+            remove_older(tx, id, versions).await?;
+        }
+        Ok(())
+    })
+}
+
 /// Removes a checkpoint's mark.
 pub(super) fn remove_mark(tx: &mut WriteTx, id: String) -> TxFuture<'_, (), Error> {
     Box::pin(async move { tx.execute("DELETE FROM sandbox_folds WHERE sandbox = $1", &[id.into()]).await.map(drop) })

@@ -95,8 +95,11 @@ impl SessionStore for Counting {
 
     fn append<'a>(&'a self, _id: &'a str, told: &'a Told) -> StoreFuture<'a, ()> {
         let refuses = self.refusals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
-        let kept = if refuses { Err("not now".into()) } else { Ok(self.appended.lock().unwrap().push(told.clone())) };
-        Box::pin(std::future::ready(kept))
+        if refuses {
+            return Box::pin(std::future::ready(Err("not now".into())));
+        }
+        self.appended.lock().unwrap().push(told.clone());
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn remove<'a>(&'a self, _id: &'a str) -> StoreFuture<'a, ()> {
