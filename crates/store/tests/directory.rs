@@ -126,8 +126,8 @@ async fn free_space_is_told() {
 #[tokio::test]
 async fn what_others_could_read_is_closed_to_them() {
     let dir = tempfile::tempdir().unwrap();
-    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    let open_to_all = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let open_to_all = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     open_to_all(dir.path(), 0o755);
     Store::open(dir.path(), Options::default()).unwrap().stop().await;
     let ledger = dir.path().join("ledger.sqlite");
@@ -139,7 +139,7 @@ async fn what_others_could_read_is_closed_to_them() {
         open_to_all(&dir.path().join(name), 0o755);
     }
     let store = Store::open(dir.path(), Options::default()).unwrap();
-    for entry in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+    for entry in fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
         let name = entry.file_name().into_string().unwrap();
         if !matches!(name.as_str(), "LOCK" | "FORMAT") {
             assert_eq!(mode(&entry.path()) & 0o077, 0, "{name}");

@@ -536,7 +536,7 @@ impl Writer {
     async fn done_before(&self, what: &What) -> Option<Result<(), Error>> {
         let once = match what {
             What::Post(post) => post.once(),
-            What::Say(_, _, once) => once.clone(),
+            What::Say(_, _, once, _) => once.clone(),
             What::Act(_) => None,
         };
         let Once { name, content } = once?;
@@ -597,7 +597,7 @@ impl What {
     fn bytes(&self) -> usize {
         match self {
             Self::Post(post) => post.content.len(),
-            Self::Say(_, Said::Text(Text { text, .. }) | Said::Delta { text, .. }, _) => text.len(),
+            Self::Say(_, Said::Text(Text { text, .. }) | Said::Delta { text, .. }, ..) => text.len(),
             Self::Say(..) | Self::Act(_) => 0,
         }
     }
