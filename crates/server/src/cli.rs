@@ -7,6 +7,7 @@ pub(crate) mod app;
 pub(crate) mod client;
 pub(crate) mod demo;
 pub(crate) mod kv;
+pub(crate) mod log;
 pub(crate) mod manual;
 pub(crate) mod messages;
 pub(crate) mod orchestrate;

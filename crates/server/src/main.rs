@@ -2,7 +2,7 @@
 
 mod cli;
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -73,20 +73,10 @@ enum Command {
     Sandbox(cli::sandbox::Sandbox),
 }
 
-/// As lines for people, or as JSON for machines, by `TRUNKLINE_LOG_FORMAT`.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TRUNKLINE_LOG");
-    let filter = filter.unwrap_or_else(|_| "info,fjall=warn,lsm_tree=warn,trunkline_client=warn".into());
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    match std::env::var("TRUNKLINE_LOG_FORMAT").as_deref() {
-        Ok("json") => log.json().flatten_event(true).init(),
-        _ => log.with_ansi(std::io::stderr().is_terminal()).init(),
-    }
-}
-
 fn main() -> ExitCode {
     let command = Args::parse().command;
-    log_to_stderr();
+    // Without a thread there is no server either.
+    let Ok(log) = cli::log::Log::to_stderr() else { return ExitCode::FAILURE };
     let done = match command {
         Command::Serve(args) => cli::serve::run(&args),
         Command::Demo(args) => cli::demo::run(args),
@@ -110,13 +100,15 @@ fn main() -> ExitCode {
         Command::Orchestrate(args) => cli::orchestrate::run(args),
         Command::Sandbox(args) => cli::sandbox::run(args),
     };
-    match done {
+    let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
             ExitCode::from(cli::exit_code(error.as_ref()))
         }
-    }
+    };
+    log.finish();
+    code
 }
 
 #[cfg(test)]

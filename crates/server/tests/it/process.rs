@@ -17,6 +17,7 @@ pub(crate) struct Process {
     child: Child,
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) ops: SocketAddr,
 }
 
 fn serve(dir: &Path) -> Command {
@@ -68,6 +69,38 @@ impl Process {
         self.child.id()
     }
 
+    /// With so many descriptors at most, and its warnings in [`Process::log`].
+    pub(crate) fn start_with_descriptors(dir: &Path, most: u32) -> Self {
+        let serve = serve(dir);
+        let mut command = Command::new("/bin/bash");
+        command.args(["-c", &format!("ulimit -n {most}; exec \"$0\" \"$@\"")]).arg(serve.get_program());
+        command.args(serve.get_args()).arg("--dev");
+        command.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("TRUNKLINE_LOG", "warn").stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::started(&mut command)
+    }
+
+    /// Ends it, and answers what it wrote to standard error.
+    pub(crate) fn log(mut self) -> String {
+        self.child.kill().unwrap();
+        let mut text = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// Memory that it holds, in bytes.
+    pub(crate) fn resident(&self) -> usize {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    /// SIGTERM; whether it ended well.
+    fn terminate(mut self) -> bool {
+        let status = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+        self.child.wait().unwrap().success()
+    }
+
     /// Takes the limit away.
     pub(crate) fn make_room(&self) {
         let mut raise = Command::new("prlimit");
@@ -82,8 +115,7 @@ impl Process {
         let words: Vec<&str> = line.split_whitespace().collect();
         let ["ready", grpc, http, ops] = words[..] else { panic!("not ready: {line:?}") };
         let address = |word: &str, name| word.strip_prefix(name).unwrap().parse::<SocketAddr>().unwrap();
-        address(ops, "ops=");
-        Self { child, grpc: address(grpc, "grpc="), http: address(http, "http=") }
+        Self { child, grpc: address(grpc, "grpc="), http: address(http, "http="), ops: address(ops, "ops=") }
     }
 
     /// SIGKILL.
@@ -135,11 +167,36 @@ fn a_mistake_in_the_settings_is_told_before_anything_is_bound() {
 #[test]
 fn it_stops_when_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
-    let mut process = Process::start(dir.path());
-    let status = Command::new("kill").arg(process.child.id().to_string()).status().unwrap();
-    assert!(status.success());
-    assert!(process.child.wait().unwrap().success());
+    assert!(Process::start(dir.path()).terminate());
     Process::start(dir.path()).kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standard_error_that_cannot_be_written_costs_the_log_and_nothing_else() {
+    let outputs: [(&str, fn() -> Stdio); 3] = [
+        ("a full disk", || std::fs::File::create("/dev/full").unwrap().into()),
+        ("a reader that is gone", Stdio::piped),
+        ("a reader that does not read", Stdio::piped),
+    ];
+    for (what, stderr) in outputs {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = serve(dir.path());
+        // More than a pipe holds, by far.
+        command.arg("--dev").env("TRUNKLINE_LOG", "trace").stderr(stderr());
+        let mut process = Process::started(&mut command);
+        if what == "a reader that is gone" {
+            drop(process.child.stderr.take());
+        }
+        let mut client = Client::connect(process.grpc, agent("one")).await.unwrap();
+        for n in 0..200 {
+            client.send("ag::ws::impl::one", n.to_string()).await;
+        }
+        assert_eq!(client.numbers(200).await.len(), 200, "{what}");
+        let ended = tokio::task::spawn_blocking(move || process.terminate());
+        // It is told why, as ever.
+        while let Ok(Some(_)) = client.next().await {}
+        assert!(ended.await.unwrap(), "{what}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
