@@ -259,17 +259,13 @@ pub async fn revoke(sessions: &Sessions, caller: &Caller, id: &str, remove: bool
 /// # Errors
 /// [`Kind::Unauthenticated`] for a secret that is none, [`Kind::Denied`] for one that is for somebody else.
 pub async fn authenticate(gate: &Gate, secret: &str, claimed: &Identity) -> Result<Credential, Error> {
-    let (hash, at) = (digest(secret), now());
-    let found = gate.housekeep(move |tx| sql::used(tx, hash.clone(), at)).await?.ok_or_else(unknown)?;
+    let found = look_up(gate, secret).await?;
     check_binding(&found, claimed)?;
     Ok(credential(found))
 }
 
-/// Who comes with a secret alone, as over HTTP: an administrator, a user, or a sandbox.
-///
-/// # Errors
-/// [`Kind::Unauthenticated`] for a secret that is none, [`Kind::Denied`] for one of somebody who comes another way.
-pub async fn bearer(gate: &Gate, secret: &str) -> Result<(Identity, Credential), Error> {
+/// The key with this secret. Only what is one costs more than a read: at most one write a key and interval, to note its use.
+async fn look_up(gate: &Gate, secret: &str) -> Result<Token, Error> {
     let (hash, at) = (digest(secret), now());
     let found = gate.glance(move |tx| sql::usable(tx, hash.clone(), at)).await?.ok_or_else(unknown)?;
     if sql::is_use_to_be_noted(&found, at) {
@@ -279,6 +275,15 @@ pub async fn bearer(gate: &Gate, secret: &str) -> Result<(Identity, Credential),
             tracing::warn!(%error, token = id, "use of an API key not noted");
         }
     }
+    Ok(found)
+}
+
+/// Who comes with a secret alone, as over HTTP: an administrator, a user, or a sandbox.
+///
+/// # Errors
+/// [`Kind::Unauthenticated`] for a secret that is none, [`Kind::Denied`] for one of somebody who comes another way.
+pub async fn bearer(gate: &Gate, secret: &str) -> Result<(Identity, Credential), Error> {
+    let found = look_up(gate, secret).await?;
     let identity = match found.kind {
         None => Identity::user("admin", "http")?,
         Some(PrincipalKind::User) => Identity::user(&found.created_by, "http")?,

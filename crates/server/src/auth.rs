@@ -2,6 +2,11 @@
 //!
 //! Without `--dev` every principal needs an API key, or a certificate that names it. With it, whoever presents nothing is admitted; a credential that is
 //! presented is checked all the same, and refused if it cannot be.
+//!
+//! Secrets have 256 bits, so nobody finds one by trying. A peer that presents wrong ones is told to wait, and costs little; right
+//! ones are always admitted, whatever else comes from their address: behind a proxy that is everybody's.
+
+mod throttle;
 
 use std::{
     collections::HashMap,
@@ -22,14 +27,10 @@ use trunkline_core::{
 use trunkline_store::log::Clock;
 
 use crate::tls;
+use throttle::{Secret, Throttle};
 
 /// Keys of the credentials map that carry a credential, in the order in which they are looked at.
 const CREDENTIALS: [&str; 6] = ["token", "task_token", "x-api-key", "api_key", "authorization", "bearer_token"];
-
-/// So many refusals within [`FAILURES_WINDOW`] make a peer wait for [`COOLDOWN`]. The published figures.
-const FAILURES_MAX: u32 = 5;
-const FAILURES_WINDOW: Duration = Duration::from_secs(30);
-const COOLDOWN: Duration = Duration::from_secs(30);
 
 /// How often it is looked at whether the token of a stream is still good. One that is revoked ends it at once.
 const TOKEN_PAUSE: Duration = Duration::from_secs(30);
@@ -51,9 +52,6 @@ impl std::fmt::Display for Ended {
         })
     }
 }
-
-/// Peers whose failures are remembered; beyond it, those whose window is over are forgotten first, and then all.
-const PEERS_MAX: usize = 10_000;
 
 /// How connections are admitted. Clones share what they know of peers.
 #[derive(Clone)]
@@ -102,11 +100,13 @@ impl Auth {
             let kind = claimed.kind();
             return Err(refused(format!("anonymous connection as {kind} requires a matching API key credential")));
         };
-        // By peer and claim: whoever guesses makes only itself wait.
-        let who = (peer, claimed.to_string());
-        if self.throttle(|throttle| throttle.is_cooling(&who, Instant::now())) {
-            return Err(refused("auth temporarily throttled after repeated failures".to_owned()));
-        }
+        let presented_as = match key {
+            "token" | "task_token" => "task",
+            "x-api-key" | "api_key" => "key",
+            other => other,
+        };
+        let secret_hash = Secret::new(presented_as, secret);
+        self.check_refused(&secret_hash, peer).map_err(|_| throttled())?;
         let admitted = match key {
             "token" | "task_token" => {
                 let task = self.tasks.authenticate(secret, claimed).await;
@@ -115,12 +115,7 @@ impl Auth {
             "x-api-key" | "api_key" => token::authenticate(&self.gate, secret, claimed).await,
             _ => Err(refused("credential authentication failed: authentication failed: unknown credential".to_owned())),
         };
-        if let Err(error) = &admitted
-            && error.kind == Kind::Unauthenticated
-        {
-            self.throttle(|throttle| throttle.failed(who, Instant::now()));
-        }
-        admitted
+        admitted.map_err(|error| if self.note(&error, secret_hash, peer).is_some() { throttled() } else { error })
     }
 
     /// Whoever comes with this secret over HTTP, or with none.
@@ -129,19 +124,12 @@ impl Auth {
             let required = || refused("a bearer token is required".to_owned());
             return self.anybody.clone().ok_or_else(required);
         };
-        let who = (peer, "http".to_owned());
-        if self.throttle(|throttle| throttle.is_cooling(&who, Instant::now())) {
-            let refused = refused("auth temporarily throttled after repeated failures".to_owned());
-            return Err(Error { kind: Kind::Exhausted, retry_after: Some(COOLDOWN), ..refused });
-        }
+        let wait = |wait| Error { kind: Kind::Exhausted, retry_after: Some(wait), ..throttled() };
+        let secret_hash = Secret::new("key", secret);
+        self.check_refused(&secret_hash, peer).map_err(wait)?;
         match token::bearer(&self.gate, secret).await {
             Ok((identity, credential)) => Ok(Caller::new(identity, String::new(), credential).into()),
-            Err(error) => {
-                if error.kind == Kind::Unauthenticated {
-                    self.throttle(|throttle| throttle.failed(who, Instant::now()));
-                }
-                Err(error)
-            }
+            Err(error) => Err(self.note(&error, secret_hash, peer).map_or(error, wait)),
         }
     }
 
@@ -188,67 +176,38 @@ impl Auth {
         }
     }
 
-    fn throttle<T>(&self, run: impl FnOnce(&mut Throttle) -> T) -> T {
-        // A panic while holding the lock cannot leave half a change: each section is one call of the map.
-        run(&mut self.throttle.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Refuses a secret that was wrong a moment ago, without asking the ledger: with how long its peer is to wait.
+    fn check_refused(&self, secret: &Secret, peer: Option<IpAddr>) -> Result<(), Duration> {
+        let now = Instant::now();
+        let mut throttle = self.throttle();
+        // A peer that may still try is told what is wrong, by the ledger.
+        if throttle.was_refused(secret, now) && throttle.cooldown(peer, now).is_some() {
+            return Err(throttle.failed(peer, now).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Notes why a secret was refused. Answers how long its peer is to wait, if it has failed too often.
+    fn note(&self, error: &Error, secret: Secret, peer: Option<IpAddr>) -> Option<Duration> {
+        if error.kind != Kind::Unauthenticated {
+            return None;
+        }
+        let now = Instant::now();
+        let mut throttle = self.throttle();
+        throttle.refuse(secret, now);
+        throttle.failed(peer, now)
+    }
+
+    fn throttle(&self) -> std::sync::MutexGuard<'_, Throttle> {
+        // A panic while holding the lock cannot leave half a change: each section is a few calls of maps.
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-type Who = (Option<IpAddr>, String);
-
-/// Who failed how often since when.
-#[derive(Default)]
-struct Throttle(HashMap<Who, (u32, Instant)>);
-
-impl Throttle {
-    fn is_cooling(&mut self, who: &Who, now: Instant) -> bool {
-        let Some((failures, since)) = self.0.get(who).copied() else { return false };
-        let is_over = now.duration_since(since) >= if failures >= FAILURES_MAX { COOLDOWN } else { FAILURES_WINDOW };
-        if is_over {
-            self.0.remove(who);
-        }
-        !is_over && failures >= FAILURES_MAX
-    }
-
-    fn failed(&mut self, who: Who, now: Instant) {
-        if self.0.len() >= PEERS_MAX {
-            self.0.retain(|_, (_, since)| now.duration_since(*since) < FAILURES_WINDOW);
-        }
-        if self.0.len() >= PEERS_MAX {
-            self.0.clear();
-        }
-        let (failures, since) = self.0.entry(who).or_insert((0, now));
-        *failures += 1;
-        if *failures >= FAILURES_MAX {
-            *since = now;
-        }
-    }
+fn throttled() -> Error {
+    refused("auth temporarily throttled after repeated failures".to_owned())
 }
 
 fn refused(message: String) -> Error {
     Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{COOLDOWN, Duration, Instant, Throttle};
-
-    #[test]
-    fn five_failures_make_a_peer_wait() {
-        let (mut throttle, start) = (Throttle::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let (bad, other) = ((None, "ag::w::i::s".to_owned()), (None, "ag::w::i::t".to_owned()));
-        for second in 0..5 {
-            assert!(!throttle.is_cooling(&bad, at(second)));
-            throttle.failed(bad.clone(), at(second));
-        }
-        assert!(throttle.is_cooling(&bad, at(5)) && !throttle.is_cooling(&other, at(5)));
-        assert!(!throttle.is_cooling(&bad, at(4) + COOLDOWN));
-        for second in 100..104 {
-            throttle.failed(bad.clone(), at(second));
-        }
-        assert!(!throttle.is_cooling(&bad, at(131)), "the window is over");
-        throttle.failed(bad.clone(), at(131));
-        assert!(!throttle.is_cooling(&bad, at(131)));
-    }
 }

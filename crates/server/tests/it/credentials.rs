@@ -10,6 +10,7 @@ use trunkline_proto::v1::{
 
 use crate::{
     client::{Client, agent},
+    sandbox::Web,
     sql,
 };
 
@@ -182,15 +183,34 @@ async fn a_key_is_for_a_name_or_for_how_names_begin() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn guessing_makes_the_guesser_wait() {
-    let world = World::new().await;
-    for _ in 0..5 {
-        let (code, why) = world.refused(with_key(agent("one"), "guess")).await;
+async fn guessing_makes_guessers_wait_and_nobody_else() {
+    let mut world = World::new().await;
+    let good = world.key("agent", "", "*").await.plaintext_token;
+    for n in 0..5 {
+        // Under whatever name: it is not the name that guesses.
+        let (code, why) = world.refused(with_key(agent(&n.to_string()), "guess")).await;
         assert_eq!((code, why.contains("not found")), (Code::Unauthenticated, true), "{why}");
     }
-    let (_, why) = world.refused(with_key(agent("one"), "guess")).await;
-    assert_eq!(why, "auth temporarily throttled after repeated failures");
-    assert!(world.refused(with_key(agent("two"), "guess")).await.1.contains("not found"));
+    for secret in ["guess", "another"] {
+        let (code, why) = world.refused(with_key(agent("one"), secret)).await;
+        assert_eq!((code, why.as_str()), (Code::Unauthenticated, "auth temporarily throttled after repeated failures"));
+    }
+    // Whoever has a key comes from the same address, as behind a proxy, and under a name that guessers have tried.
+    Client::connect(world.server.addresses().grpc, with_key(agent("one"), &good)).await.unwrap().barrier().await;
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_bearers_of_an_address_do_not_shut_out_right_ones() {
+    let mut world = World::new().await;
+    let good = world.key("user", "ann", "*").await.plaintext_token;
+    let web = Web::new(world.server.addresses().http);
+    for _ in 0..5 {
+        assert_eq!(web.with("guess").get("/sessions").await.0, 401);
+    }
+    assert_eq!(web.with("guess").get("/sessions").await.0, 429);
+    assert_ne!(web.with(&good).get("/sessions").await.0, 429);
+    assert_ne!(web.with(&good).get("/sessions").await.0, 401);
     world.server.stop().await;
 }
 
