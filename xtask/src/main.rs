@@ -50,7 +50,7 @@ enum Command {
         /// Only these targets; all of them if none is named.
         targets: Vec<String>,
     },
-    /// Runs the benches and prints their table: `agent`, `client`, `conversation`, `sandbox`, `socket`, `store` or `tasks`, and
+    /// Runs the benches and prints their table: `agent`, `client`, `conversation`, `hostile`, `sandbox`, `socket`, `store` or `tasks`, and
     /// sections of it.
     Bench {
         /// Which bench.
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Command::Fuzz { seconds, targets } => fuzz::run(&targets, seconds),
         Command::Bench { name, args } => {
             let mut bench = match name.as_str() {
-                "agent" | "conversation" | "sandbox" | "socket" | "tasks" => {
+                "agent" | "conversation" | "hostile" | "sandbox" | "socket" | "tasks" => {
                     run::cargo(&["bench", "--quiet", "--package", "trunkline", "--bench", &name, "--"])
                 }
                 name => run::cargo(&["bench", "--quiet", "--package", &format!("trunkline-{name}"), "--benches", "--"]),

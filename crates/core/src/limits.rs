@@ -73,6 +73,9 @@ pub struct Limits {
     pub handshake_seconds: u64,
     /// Connections whose principals live in one workspace, on this node.
     pub connections_per_workspace: u32,
+    /// Connections of agents, tasks and services to this node: more than a workspace may have, because each of these may carry
+    /// up to 1000 principals, or none yet.
+    pub grpc_connections: u32,
     /// Connections of browsers and sandboxes to this node.
     pub http_connections: u32,
     /// Streams of events that one bearer token may have open on this node.
@@ -98,6 +101,7 @@ impl Default for Limits {
             message_burst: 20_000,
             handshake_seconds: 30,
             connections_per_workspace: 10_000,
+            grpc_connections: 50_000,
             http_connections: 50_000,
             event_streams_per_token: 1000,
             audit_events_per_second: 1000,

@@ -406,7 +406,7 @@ impl AetherGateway for Echo {
 
 async fn echo() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    println!("ready grpc={0} http={0}", listener.local_addr().unwrap());
+    println!("ready grpc={0} http={0} ops={0}", listener.local_addr().unwrap());
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = tonic::transport::Server::builder().add_service(AetherGatewayServer::new(Echo));
     server.serve_with_incoming(incoming).await.unwrap();

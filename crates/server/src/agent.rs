@@ -10,16 +10,29 @@ mod inbound;
 mod outbound;
 mod oversized;
 mod saves;
+mod upstream;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
+use axum::http;
 use rustls::pki_types::CertificateDer;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, body::Body, server::NamedService};
 use trunkline_core::{conversation::Conversations, gate::Gate, limits::Limits, session::Sessions, task::Tasks};
-use trunkline_proto::v1::{UpstreamMessage, aether_gateway_server::AetherGateway};
+use trunkline_proto::v1::{
+    UpstreamMessage,
+    aether_gateway_server::{AetherGateway, AetherGatewayServer},
+};
 
-use crate::{auth::Auth, metrics::Metrics};
+use crate::{auth::Auth, listen, metrics::Metrics};
+
+pub(crate) use upstream::Allowance;
+use upstream::Detached;
 
 /// What the connections share.
 pub(crate) struct Gateway {
@@ -37,12 +50,14 @@ pub(crate) struct Gateway {
     pub(crate) conversations: Conversations,
     /// What this program is doing.
     pub(crate) tracker: TaskTracker,
+    /// What streams may read before they handle it.
+    pub(crate) read_ahead: Allowance,
 }
 
 /// Who is at the other end of the transport.
 pub(crate) struct Peer {
     pub(crate) address: Option<IpAddr>,
-    pub(crate) certificate: Option<CertificateDer<'static>>,
+    pub(crate) certificate: Option<Arc<CertificateDer<'static>>>,
 }
 
 /// The service: a task for each stream.
@@ -61,12 +76,39 @@ impl AetherGateway for Surface {
             return Err(Status::unavailable("server shutting down"));
         }
         let (outbound, frames) = outbound::channel();
+        let extensions = request.extensions();
         let peer = Peer {
-            address: request.remote_addr().map(|address| address.ip()),
-            certificate: request.peer_certs().and_then(|chain| chain.first().cloned()),
+            address: extensions.get::<listen::Peer>().map(|peer| peer.0),
+            certificate: extensions.get::<listen::Certificate>().map(|certificate| certificate.0.clone()),
         };
-        let (metadata, _, inbound) = request.into_parts();
-        self.0.tracker.spawn(connection::run(self.0.clone(), metadata, peer, inbound, outbound));
+        let (metadata, extensions, _) = request.into_parts();
+        let body = extensions.get::<Detached>().and_then(Detached::take);
+        let body = body.ok_or_else(|| Status::internal("the body of the stream is missing"))?;
+        self.0.tracker.spawn(connection::run(self.0.clone(), metadata, peer, body, outbound));
         Ok(Response::new(frames))
+    }
+}
+
+/// The service as a listener serves it. Streams take the bodies of their requests off before the library decodes them.
+#[derive(Clone)]
+pub(crate) struct Service(pub(crate) AetherGatewayServer<Surface>);
+
+impl NamedService for Service {
+    const NAME: &'static str = <AetherGatewayServer<Surface> as NamedService>::NAME;
+}
+
+impl tower::Service<http::Request<Body>> for Service {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = <AetherGatewayServer<Surface> as tower::Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.insert(Detached::new(body));
+        self.0.call(http::Request::from_parts(parts, Body::empty()))
     }
 }

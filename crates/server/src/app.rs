@@ -13,6 +13,7 @@ use trunkline_core::{
     gate::Gate,
     identity::Identity,
     kv,
+    limits::Limits,
     registry::Registry,
     sandbox::{Need, Sandbox, Sandboxes, SessionStore},
     session::{self, Sessions},
@@ -29,12 +30,12 @@ use trunkline_store::{
 };
 
 use crate::{
-    agent::Gateway,
+    agent::{Allowance, Gateway},
     auth::Auth,
     config::{Config, ConfigError, Durability, Listen, RetentionConfig},
     conversation as conversations,
     http::{self, Pages, Site, Web},
-    listen::{Doors, Listeners, bind},
+    listen::{Connections, Limit, Listeners, bind},
     metrics::Metrics,
     ops::{self, Operations},
     sandbox,
@@ -44,8 +45,8 @@ use crate::{
     tls::Tls,
 };
 
-/// Connections of operators.
-const OPS_CONNECTIONS_MAX: u32 = 1000;
+/// Connections of operators: a part of the descriptors that clients leave free.
+const OPS_CONNECTIONS_MAX: u32 = 128;
 
 /// How long requests of operators may take once everything else has ended.
 const OPS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -155,6 +156,7 @@ impl Server {
             tasks: tasks.clone(),
             conversations: talks.clone(),
             tracker: background.clone(),
+            read_ahead: Allowance::default(),
         };
         let (streams, is_tls) =
             (Streams::new(limits.event_streams_per_token, metrics.event_streams.clone()), tls.is_some());
@@ -177,11 +179,13 @@ impl Server {
             ops_tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
-        let listeners = Listeners { tls: tls.clone(), stop: server.stop.clone(), tasks: server.tasks.clone() };
+        let connections = connections(&metrics, &limits);
+        let (stop, tasks) = (server.stop.clone(), server.tasks.clone());
+        let listeners = Listeners { tls: tls.clone(), connections: connections.clone(), stop, tasks };
         listeners.grpc(grpc.0, gateway);
         let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev }).with_apps(apps);
-        listeners.http(http.0, site, metrics.doors(limits.http_connections));
-        server.operators(ops.0, operations);
+        listeners.http(http.0, site, metrics.http_answers.clone());
+        server.operators(ops.0, connections, Site::same(ops::router(operations), config.dev));
         if let Some(tls) = tls {
             server.jobs.spawn("certificate watch", tls.watch(server.stop.clone()));
         }
@@ -190,10 +194,9 @@ impl Server {
     }
 
     /// Operators are answered until the end.
-    fn operators(&self, listener: TcpListener, operations: Arc<Operations>) {
-        let listeners = Listeners { tls: None, stop: self.closed.clone(), tasks: self.ops_tasks.clone() };
-        let doors = Doors { most: OPS_CONNECTIONS_MAX, ..Doors::default() };
-        listeners.http(listener, Site::same(ops::router(operations)), doors);
+    fn operators(&self, socket: TcpListener, connections: Connections, site: Site) {
+        let (stop, tasks) = (self.closed.clone(), self.ops_tasks.clone());
+        Listeners { tls: None, connections, stop, tasks }.ops(socket, site);
     }
 
     /// Where it listens.
@@ -406,6 +409,13 @@ impl Rooms {
         sandboxes.recover().await?;
         Ok(Self { gate, sandboxes, sockets, sessions, tasks, talks })
     }
+}
+
+/// The connections of all listeners, none yet.
+fn connections(metrics: &Metrics, limits: &Limits) -> Connections {
+    let ops = Limit { most: OPS_CONNECTIONS_MAX, ..Limit::default() };
+    let (grpc, http) = (metrics.grpc_limit(limits.grpc_connections), metrics.http_limit(limits.http_connections));
+    Connections::new(grpc, http, ops)
 }
 
 /// Who admits everybody serves this machine only.

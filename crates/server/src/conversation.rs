@@ -312,8 +312,7 @@ async fn say(
     body: Body,
 ) -> Answer<Response> {
     let most = surface.conversations.options().message_bytes_max.saturating_mul(6) + BESIDES;
-    let (seat, body) = (seat(&surface, asks, &convo).await, http::body(body, most).await);
-    let (seat, body) = (seat?, body?);
+    let (seat, body) = http::body_of(seat(&surface, asks, &convo).await, body, most).await?;
     let unreadable = |e| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {e}"));
     let said: Said = serde_json::from_slice(&body).map_err(unreadable)?;
     let key = asked.idempotency_key()?;

@@ -13,7 +13,7 @@ use rustix::process::{Resource, getrlimit};
 
 use trunkline_core::limits::Limits;
 
-use crate::{config::Config, tls::Tls};
+use crate::{config::Config, listen::DESCRIPTORS_RESERVED, tls::Tls};
 
 /// Less free space than this is a failure: the next compaction may not fit.
 const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
@@ -23,9 +23,6 @@ const FREE_BYTES_GOOD: u64 = 2 * 1024 * 1024 * 1024;
 
 /// A disk that takes longer to confirm a write makes every message wait for it.
 const FSYNC_GOOD: Duration = Duration::from_millis(10);
-
-/// Files that the store, the listeners and the logs need besides the clients' sockets.
-const FILES_RESERVED: u64 = 512;
 
 /// A difference of clocks that a file system's rounding explains.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
@@ -207,17 +204,20 @@ fn newest_file(dir: &Path) -> Option<SystemTime> {
 }
 
 fn files(limits: &Limits) -> Verdict {
-    // One workspace of agents, and the browsers and sandboxes; 0 is no limit.
-    let kinds = [limits.connections_per_workspace, limits.http_connections];
+    // 0 is no limit.
+    let kinds = [limits.grpc_connections, limits.http_connections];
     let is_unlimited = kinds.contains(&0);
     let connections = kinds.iter().fold(0_u32, |sum, most| sum.saturating_add(*most));
     let limit = getrlimit(Resource::Nofile);
-    let wanted = u64::from(connections) + FILES_RESERVED;
-    match limit.current {
-        Some(most) if most < FILES_RESERVED => Verdict::Bad(format!("{most} at most"), format!("ulimit -n {wanted}")),
+    let wanted = u64::from(connections) + DESCRIPTORS_RESERVED;
+    // The server raises its own limit as far as it may.
+    match limit.maximum {
+        Some(most) if most < DESCRIPTORS_RESERVED => {
+            Verdict::Bad(format!("{most} at most"), format!("ulimit -Hn {wanted}"))
+        }
         Some(most) if is_unlimited || most < wanted => Verdict::Poor(
-            format!("{most} at most, so about {} connections", most.saturating_sub(FILES_RESERVED)),
-            format!("ulimit -n {wanted}, or LimitNOFILE in a service's unit, if you expect more"),
+            format!("{most} at most, so about {} connections", most.saturating_sub(DESCRIPTORS_RESERVED)),
+            format!("ulimit -Hn {wanted}, or LimitNOFILE in a service's unit, if you expect more"),
         ),
         Some(most) => Verdict::Good(format!("{most} at most")),
         None => Verdict::Good("no limit".to_owned()),

@@ -37,6 +37,13 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of a body that are read to be thrown away.
 const DRAIN_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// How long the body of a request that is refused may take: its client hears so while it still sends, if it looks.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// By which browsers say what a request is for.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
 /// By which a browser's event stream says what it had last.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -142,9 +149,28 @@ impl Asked {
         format!("{}://{host}", if is_tls { "https" } else { "http" })
     }
 
+    /// Refuses what a page of another site makes a browser ask without saying so, as for a picture or by a link. For requests
+    /// that change something although they only read.
+    pub(crate) fn check_own_site(&self) -> Result<(), Error> {
+        if is_of_another_site(&self.headers) { Err(of_another_site()) } else { Ok(()) }
+    }
+
     /// The number that an event stream had last; nothing for what is no number.
     pub(crate) fn last_event_id(&self) -> Option<u64> {
         self.headers.get(LAST_EVENT_ID)?.to_str().ok()?.trim().parse().ok()
+    }
+}
+
+/// A body for whom it is already known that it may send one; for whom it may not, the refusal. Nothing of a body is kept before
+/// that.
+pub(crate) async fn body_of<T>(known: Result<T, Error>, from: Body, most: usize) -> Result<(T, Bytes), Error> {
+    match known {
+        Ok(known) => Ok((known, body(from, most).await?)),
+        Err(refusal) => {
+            // Too long, too large or broken: it is refused all the same.
+            let _ = tokio::time::timeout(DRAIN_TIMEOUT, whole(from, 0)).await;
+            Err(refusal)
+        }
     }
 }
 
@@ -236,12 +262,18 @@ pub(crate) fn site(surfaces: Router, pages: Pages) -> Site {
     let plain = surfaces.fallback(not_found);
     let own_pages = middleware::from_fn_with_state(Arc::<[HeaderValue]>::from(origins), own_pages);
     let for_pages = plain.clone().layer(cors).layer(own_pages);
-    let elsewhere = Router::new().fallback(async || {
+    let embedded = Router::new().fallback(async || Refusal(of_another_site()));
+    // Whoever is no page does not pay for them.
+    let elsewhere = own_hosts_only.then(elsewhere);
+    Site { plain, for_pages, apps: None, embedded: Some(embedded), elsewhere }
+}
+
+/// For whoever names another host than this machine.
+fn elsewhere() -> Router {
+    Router::new().fallback(async || {
         let message = "with --dev, this server is reached as localhost or by a loopback address only";
         Refusal(Error::new(Kind::Denied, "ERR_HOST", message))
-    });
-    // Whoever is no page does not pay for them.
-    Site { plain, for_pages, apps: None, elsewhere: own_hosts_only.then_some(elsewhere) }
+    })
 }
 
 /// What a listener serves, by who asks.
@@ -251,14 +283,17 @@ pub(crate) struct Site {
     for_pages: Router,
     /// What looks after its pages by itself.
     apps: Option<Router>,
+    /// For what pages of other sites embed, where that matters.
+    embedded: Option<Router>,
     /// For whoever does not mean this machine, where that matters.
     elsewhere: Option<Router>,
 }
 
 impl Site {
-    /// The same for everybody.
-    pub(crate) fn same(router: Router) -> Self {
-        Self { plain: router.clone(), for_pages: router, apps: None, elsewhere: None }
+    /// The same for everybody; with `own_hosts_only` as in [`Pages::own_hosts_only`].
+    pub(crate) fn same(router: Router, own_hosts_only: bool) -> Self {
+        let elsewhere = own_hosts_only.then(elsewhere);
+        Self { plain: router.clone(), for_pages: router, apps: None, embedded: None, elsewhere }
     }
 
     /// With what is under [`APPS`], which looks after its pages by itself.
@@ -272,9 +307,27 @@ impl Site {
             Some(elsewhere) if !is_for_loopback(headers, uri) => elsewhere,
             _ if uri.path().starts_with(APPS) => self.apps.as_ref().unwrap_or(&self.plain),
             _ if headers.contains_key(header::ORIGIN) => &self.for_pages,
+            _ if is_of_another_site(headers) && !is_navigation(headers) => {
+                self.embedded.as_ref().unwrap_or(&self.plain)
+            }
             _ => &self.plain,
         }
     }
+}
+
+/// Whether a browser asks because of a page of another site, which says nothing of it: where pages say who they are, that counts.
+fn is_of_another_site(headers: &HeaderMap) -> bool {
+    let site = headers.get(SEC_FETCH_SITE);
+    !headers.contains_key(header::ORIGIN) && site.is_some_and(|site| site != "same-origin" && site != "none")
+}
+
+/// Whether a person follows a link.
+fn is_navigation(headers: &HeaderMap) -> bool {
+    headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate")
+}
+
+fn of_another_site() -> Error {
+    Error::new(Kind::Denied, "ERR_ORIGIN", "pages of other sites may not embed this server's resources")
 }
 
 /// Whether a request names this machine, or nothing.
@@ -319,7 +372,7 @@ mod tests {
     use futures_util::{StreamExt as _, stream};
     use tokio::time::Instant;
 
-    use super::{BODY_TIMEOUT, body};
+    use super::{BODY_TIMEOUT, DRAIN_TIMEOUT, body, body_of};
     use crate::error::Refusal;
 
     #[tokio::test(start_paused = true)]
@@ -331,5 +384,16 @@ mod tests {
         let stays_away = body(Body::from_stream(begins.chain(stream::pending())), 2).await;
         assert_eq!(Refusal(stays_away.unwrap_err()).into_response().status(), 408);
         assert_eq!(begun.elapsed(), BODY_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_not_waited_for_once_it_is_refused() {
+        let denied = || Err::<(), _>(trunkline_core::Error::new(trunkline_core::Kind::Unauthenticated, "ERR", "no"));
+        let stays_away = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        let begun = Instant::now();
+        assert_eq!(body_of(denied(), stays_away, 2).await.unwrap_err().message, "no");
+        assert_eq!(begun.elapsed(), DRAIN_TIMEOUT);
+        let (known, read) = body_of(Ok(1), Body::from("[]"), 2).await.unwrap();
+        assert_eq!((known, read), (1, Bytes::from_static(b"[]")));
     }
 }

@@ -1,25 +1,51 @@
 //! The listeners: bound, plain or with TLS, served until they are told to stop.
 
+mod accept;
+mod connections;
+mod descriptors;
+mod grpc;
 mod web;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::ReceiverStream;
+use hyper::{
+    body::{Body, Frame, SizeHint},
+    rt::Executor,
+};
+use prometheus_client::metrics::{counter::Counter, family::Family};
+use rustls::pki_types::CertificateDer;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
 use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
 
-pub(crate) use web::{Doors, Peer, Seat};
+pub(crate) use connections::{Connections, Limit};
+pub(crate) use descriptors::RESERVED as DESCRIPTORS_RESERVED;
+pub use descriptors::raise_limit as raise_descriptor_limit;
+pub(crate) use web::{Peer, Seat};
 
 use crate::{
-    agent::{Gateway, Surface},
+    agent::{Gateway, Service, Surface},
     app::StartError,
     http::Site,
+    metrics::Answered,
     operator::Desk,
     tls::Tls,
 };
+use accept::Accepting;
+use connections::{Active, Connection, Listener};
+use grpc::Grpc;
+use web::Web;
+
+/// Largest request of operators and of health checks, in bytes: names, and the origins of an app.
+const REQUEST_BYTES_MAX: usize = 256 * 1024;
 
 /// Streams of one HTTP/2 connection. The published contract's figure.
 const STREAMS_MAX: u32 = 1000;
@@ -27,62 +53,122 @@ const STREAMS_MAX: u32 = 1000;
 /// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
+/// How long a connection without a request may take to hear that it is over.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// What listeners share.
 pub(crate) struct Listeners {
     pub(crate) tls: Option<Tls>,
+    pub(crate) connections: Connections,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }
 
+/// The certificate that a client showed.
+#[derive(Clone)]
+pub(crate) struct Certificate(pub(crate) Arc<CertificateDer<'static>>);
+
 impl Listeners {
-    pub(crate) fn grpc(&self, listener: TcpListener, gateway: Gateway) {
+    pub(crate) fn grpc(&self, socket: TcpListener, gateway: Gateway) {
+        let patience = Duration::from_secs(gateway.limits.handshake_seconds);
         let (frame_bytes_max, gateway) = (gateway.limits.frame_bytes_max, Arc::new(gateway));
-        let operator = OperatorServer::new(Desk(gateway.clone()));
+        let operator = OperatorServer::new(Desk(gateway.clone())).max_decoding_message_size(REQUEST_BYTES_MAX);
         let service = AetherGatewayServer::new(Surface(gateway))
             .max_decoding_message_size(frame_bytes_max)
             .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let router = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE.0))
-            .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .concurrency_limit_per_connection(STREAMS_MAX as usize)
-            .max_concurrent_streams(STREAMS_MAX)
-            .add_service(health_service)
-            .add_service(operator)
-            .add_service(service);
-        let stop = self.stop.clone();
-        let incoming = match &self.tls {
-            Some(tls) => Ok(tls.clone().accept(listener, &["h2"], stop.clone(), &self.tasks)),
-            None => Err(listener),
-        };
+        let health_service = health_service.max_decoding_message_size(REQUEST_BYTES_MAX);
+        let routes = Routes::new(health_service).add_service(operator).add_service(Service(service));
+        let grpc = Grpc::new(routes, self.tls.clone(), patience, self.stop.clone(), self.tasks.clone());
+        let accepting = self.accepting(socket, Listener::Grpc);
         self.tasks.spawn(async move {
             health.set_serving::<AetherGatewayServer<Surface>>().await;
-            let stopped = async {
-                stop.cancelled().await;
-                health.set_not_serving::<AetherGatewayServer<Surface>>().await;
-            };
-            let served = match incoming {
-                Ok(streams) => router.serve_with_incoming_shutdown(ReceiverStream::new(streams), stopped).await,
-                Err(listener) => {
-                    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-                    router.serve_with_incoming_shutdown(incoming, stopped).await
-                }
-            };
-            if let Err(error) = served {
-                tracing::error!(%error, "the gRPC listener ended");
-            }
+            accepting.run(|stream, peer, connection| grpc.clone().serve(stream, peer, connection), drop).await;
+            health.set_not_serving::<AetherGatewayServer<Surface>>().await;
         });
     }
 
-    pub(crate) fn http(&self, listener: TcpListener, site: Site, doors: Doors) {
-        let all = web::Connections { site, doors, stop: self.stop.clone(), tasks: self.tasks.clone() };
-        match &self.tls {
-            Some(tls) => {
-                let streams = tls.clone().accept(listener, &["h2", "http/1.1"], self.stop.clone(), &self.tasks);
-                self.tasks.spawn(all.encrypted(streams));
-            }
-            None => drop(self.tasks.spawn(all.plain(listener))),
-        }
+    pub(crate) fn http(&self, socket: TcpListener, site: Site, answers: Family<Answered, Counter>) {
+        self.web(self.accepting(socket, Listener::Http), site, answers);
+    }
+
+    pub(crate) fn ops(&self, socket: TcpListener, site: Site) {
+        self.web(self.accepting(socket, Listener::Ops), site, Family::default());
+    }
+
+    fn web(&self, accepting: Accepting, site: Site, answers: Family<Answered, Counter>) {
+        let (tls, stop, tasks) = (self.tls.clone(), self.stop.clone(), self.tasks.clone());
+        let is_tls = tls.is_some();
+        let web = Web { site, answers, tls, stop, tasks };
+        self.tasks.spawn(async move {
+            let serve = |stream, peer, connection| web.clone().serve(stream, peer, connection);
+            accepting.run(serve, |stream| web::refuse(&stream, is_tls)).await;
+        });
+    }
+
+    fn accepting(&self, socket: TcpListener, listener: Listener) -> Accepting {
+        let (connections, stop, tasks) = (self.connections.clone(), self.stop.clone(), self.tasks.clone());
+        Accepting { socket, listener, connections, stop, tasks }
+    }
+}
+
+/// Serves a connection until its client closes it, the server stops, or it has to make room. `close` lets what is under way end,
+/// and takes nothing more.
+async fn until_closed<S: Future>(
+    served: S,
+    close: impl FnOnce(Pin<&mut S>),
+    connection: &Connection,
+    stop: &CancellationToken,
+    patience: Duration,
+) {
+    let mut served = pin!(served);
+    tokio::select! {
+        biased;
+        // A client that goes away ends it, however it likes.
+        _ = served.as_mut() => return,
+        () = stop.cancelled() => {}
+        () = connection.is_to_leave(patience) => {}
+    }
+    close(served.as_mut());
+    while timeout(GOODBYE_TIMEOUT, served.as_mut()).await.is_err() && connection.active() > 0 {}
+}
+
+/// A body that keeps its request counted until it is sent or dropped.
+struct Held<B> {
+    body: B,
+    _active: Active,
+}
+
+impl<B> Held<B> {
+    fn new(body: B, active: Active) -> Self {
+        Self { body, _active: active }
+    }
+}
+
+impl<B: Body + Unpin> Body for Held<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Streams of HTTP/2 are tasks that the server waits for.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
     }
 }
 

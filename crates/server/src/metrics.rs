@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::listen::Doors;
+use crate::listen::Limit;
 
 /// A refusal's stable code, or a status.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -68,6 +68,11 @@ pub(crate) struct Metrics {
     /// Bytes of replies that clients of the agent surface have not taken, and of those that are expected.
     pub(crate) reply_bytes: Gauge,
     pub(crate) connections: Family<Of, Gauge>,
+    pub(crate) grpc_connections: Gauge,
+    /// Connections that were one too many.
+    pub(crate) grpc_refused: Counter,
+    /// Idle connections of either kind that made room for others.
+    connections_closed: Counter,
     pub(crate) http_connections: Gauge,
     /// Connections that were one too many.
     pub(crate) http_refused: Counter,
@@ -100,6 +105,9 @@ impl Metrics {
             refused_total: Counter::default(),
             reply_bytes: Gauge::default(),
             connections: Family::default(),
+            grpc_connections: Gauge::default(),
+            grpc_refused: Counter::default(),
+            connections_closed: Counter::default(),
             http_connections: Gauge::default(),
             http_refused: Counter::default(),
             http_answers: Family::default(),
@@ -130,6 +138,10 @@ impl Metrics {
             replies,
         );
         r.register("connections", "Sessions attached to this node", all.connections.clone());
+        r.register("grpc_connections", "Connections of agents, tasks and services", all.grpc_connections.clone());
+        r.register("grpc_connections_refused", "Such connections beyond the limit", all.grpc_refused.clone());
+        let closed = all.connections_closed.clone();
+        r.register("idle_connections_closed", "Connections that were closed to make room", closed);
         r.register("http_connections", "Connections of browsers and sandboxes", all.http_connections.clone());
         r.register("http_connections_refused", "Such connections beyond the limit", all.http_refused.clone());
         r.register("http_answers", "Answers to them, by status", all.http_answers.clone());
@@ -158,10 +170,16 @@ impl Metrics {
         self.refused_total.inc();
     }
 
-    /// Doors for so many connections, counted here.
-    pub(crate) fn doors(&self, most: u32) -> Doors {
-        let (inside, refused) = (self.http_connections.clone(), self.http_refused.clone());
-        Doors { most, inside, refused, answers: self.http_answers.clone() }
+    /// A limit for connections of agents, counted here.
+    pub(crate) fn grpc_limit(&self, most: u32) -> Limit {
+        let (open, refused) = (self.grpc_connections.clone(), self.grpc_refused.clone());
+        Limit { most, open, refused, closed: self.connections_closed.clone() }
+    }
+
+    /// A limit for connections of browsers and sandboxes, counted here.
+    pub(crate) fn http_limit(&self, most: u32) -> Limit {
+        let (open, refused) = (self.http_connections.clone(), self.http_refused.clone());
+        Limit { most, open, refused, closed: self.connections_closed.clone() }
     }
 
     /// OpenMetrics text.

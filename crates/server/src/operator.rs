@@ -23,7 +23,7 @@ use trunkline_proto::own::{
 };
 use trunkline_store::log::{Item, Reader, Record};
 
-use crate::{agent::Gateway, error::status};
+use crate::{agent::Gateway, error::status, listen::Peer};
 
 /// The service.
 pub(crate) struct Desk(pub(crate) Arc<Gateway>);
@@ -31,7 +31,7 @@ pub(crate) struct Desk(pub(crate) Arc<Gateway>);
 impl Desk {
     /// The administrator who calls, and for what.
     async fn called<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
-        let peer = request.remote_addr().map(|address| address.ip());
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
         let (metadata, _, asked) = request.into_parts();
         Ok((self.admit(&metadata, peer).await?, asked))
     }

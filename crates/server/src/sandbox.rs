@@ -79,8 +79,7 @@ async fn create(
     asked: Asked,
     body: Body,
 ) -> Answer<(StatusCode, Json<Sandbox>)> {
-    let (caller, body) = (asked.caller(&surface.web).await, http::body(body, COMMAND_BYTES_MAX).await);
-    let (caller, body) = (caller?, body?);
+    let (caller, body) = http::body_of(asked.caller(&surface.web).await, body, COMMAND_BYTES_MAX).await?;
     let project = match asked.param("project") {
         Some(project) => Some(project.to_owned()),
         None => project_of(&body)?,
@@ -120,9 +119,9 @@ async fn command(
     asked: Asked,
     body: Body,
 ) -> Answer<StatusCode> {
-    let (caller, body) = (asked.caller(&surface.web).await, http::body(body, COMMAND_BYTES_MAX).await);
-    let seat = surface.sandboxes.find(&*caller?, &id, Need::Write).await?;
-    let (key, order) = (asked.idempotency_key()?, Order::parse(body?)?);
+    let (caller, body) = http::body_of(asked.caller(&surface.web).await, body, COMMAND_BYTES_MAX).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Write).await?;
+    let (key, order) = (asked.idempotency_key()?, Order::parse(body)?);
     surface.sandboxes.command(&seat, order, key).await?;
     Ok(StatusCode::ACCEPTED)
 }
@@ -134,9 +133,9 @@ async fn tell(
     body: Body,
 ) -> Answer<StatusCode> {
     let most = surface.web.limits.payload_bytes_max;
-    let (caller, body) = (asked.caller(&surface.web).await, http::body(body, most).await);
-    let seat = surface.sandboxes.find(&*caller?, &id, Need::Act).await?;
-    let (key, events) = (asked.idempotency_key()?, Events::parse(body?)?);
+    let (caller, body) = http::body_of(asked.caller(&surface.web).await, body, most).await?;
+    let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
+    let (key, events) = (asked.idempotency_key()?, Events::parse(body)?);
     let count = events.count();
     surface.sandboxes.tell(&seat, events, key).await?;
     surface.web.metrics.sandbox_events.inc_by(count);
@@ -206,6 +205,8 @@ async fn roll(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Respo
 }
 
 async fn attend(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+    // It takes the stream over from whoever has it.
+    asked.check_own_site()?;
     let caller = asked.viewer(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
     let held = surface.web.streams.open(&caller, "commands")?;

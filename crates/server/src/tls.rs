@@ -1,7 +1,7 @@
 //! TLS, and certificates of clients: what is configured, loaded, loaded again when its files change, and accepted.
 
 use std::{
-    fs, io,
+    fs,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -14,12 +14,9 @@ use rustls::{
     server::WebPkiClientVerifier,
     version::TLS13,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use trunkline_core::{
     Error, Kind,
     identity::{Identity, is_bound_to},
@@ -34,9 +31,6 @@ use crate::config::{ConfigError, TlsConfig};
 
 /// Longest a client may take for its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Handshakes under way at once; further connections wait in the kernel's queue.
-const HANDSHAKES_MAX: usize = 256;
 
 /// How often the files are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
@@ -95,49 +89,17 @@ impl Tls {
         [cert, key, client_ca].map(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
     }
 
-    /// Accepts on `listener` until `stop`: connections whose handshake is done, each at its own pace. `protocols` in the
+    /// The connection behind a handshake that is done in time; nothing otherwise: there is nobody to tell. `protocols` in the
     /// order of preference.
-    pub(crate) fn accept(
-        self,
-        listener: TcpListener,
-        protocols: &[&str],
-        stop: CancellationToken,
-        tasks: &TaskTracker,
-    ) -> mpsc::Receiver<io::Result<TlsStream<TcpStream>>> {
-        let (sender, receiver) = mpsc::channel(1);
-        let protocols: Vec<Vec<u8>> = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-        let all = tasks.clone();
-        tasks.spawn(async move {
-            while let Some(Ok(permit)) = stop.run_until_cancelled(handshakes.clone().acquire_owned()).await {
-                let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
-                let stream = match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept connections");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                };
-                let (acceptor, sender) = (self.acceptor(&protocols), sender.clone());
-                all.spawn(async move {
-                    let _permit = permit;
-                    // Whoever does not finish its handshake is forgotten: there is nobody to tell.
-                    if stream.set_nodelay(true).is_ok()
-                        && let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await
-                    {
-                        let _ = sender.send(Ok(stream)).await;
-                    }
-                });
-            }
-        });
-        receiver
+    pub(crate) async fn handshake(&self, stream: TcpStream, protocols: &[&str]) -> Option<TlsStream<TcpStream>> {
+        let handshake = self.acceptor(protocols).accept(stream);
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.ok()?.ok()
     }
 
-    fn acceptor(&self, protocols: &[Vec<u8>]) -> TlsAcceptor {
+    fn acceptor(&self, protocols: &[&str]) -> TlsAcceptor {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut config = (*current).clone();
-        config.alpn_protocols = protocols.to_vec();
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         Arc::new(config).into()
     }
 }

@@ -27,6 +27,7 @@ pub(crate) struct Peer {
     pub(crate) child: Child,
     pub(crate) address: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) ops: SocketAddr,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -45,7 +46,7 @@ impl Peer {
         Self::started(Self::serve(dir, "machine"))
     }
 
-    fn serve(dir: &std::path::Path, durability: &str) -> Command {
+    pub(crate) fn serve(dir: &std::path::Path, durability: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(["serve", "--dev", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(dir).args(["--durability", durability]).env("TRUNKLINE_LOG", "error");
@@ -69,8 +70,8 @@ impl Peer {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = |name| line.split_whitespace().find_map(|word| word.strip_prefix(name)).expect(&line);
-        let (address, http) = (address("grpc=").parse().unwrap(), address("http=").parse().unwrap());
-        Self { address, http, child, _dir: None }
+        let [address, http, ops] = ["grpc=", "http=", "ops="].map(|name| address(name).parse().unwrap());
+        Self { address, http, ops, child, _dir: None }
     }
 
     /// Memory that it holds, in bytes.

@@ -17,7 +17,7 @@ use futures_util::{
     future::BoxFuture,
     stream::{FuturesOrdered, FuturesUnordered},
 };
-use tonic::{Status, Streaming, metadata::MetadataMap};
+use tonic::{Status, body::Body, metadata::MetadataMap};
 use trunkline_core::{
     Error,
     message::{Sender, Sent, not_written},
@@ -43,6 +43,7 @@ use super::{
     handshake, inbound,
     outbound::{Frame, Outbound},
     saves::Saves,
+    upstream::{self, Upstream},
 };
 use crate::{
     auth::Ended,
@@ -71,14 +72,9 @@ const RECORDS_MAX: usize = 128;
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves one stream from its first frame to its end.
-pub(super) async fn run(
-    gateway: Arc<Gateway>,
-    metadata: MetadataMap,
-    peer: Peer,
-    mut inbound: Streaming<UpstreamMessage>,
-    outbound: Outbound,
-) {
-    let served = serve(&gateway, &metadata, &peer, &mut inbound, &outbound).await;
+pub(super) async fn run(gateway: Arc<Gateway>, metadata: MetadataMap, peer: Peer, body: Body, outbound: Outbound) {
+    let (mut inbound, ahead) = upstream::split(body, gateway.read_ahead.clone());
+    let served = ahead.beside(serve(&gateway, &metadata, &peer, &mut inbound, &outbound)).await;
     if let Err(status) = served {
         // A client that is gone does not hear how it ended.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, outbound.send(Box::new(Err(status)))).await;
@@ -89,7 +85,7 @@ async fn serve(
     gateway: &Gateway,
     metadata: &MetadataMap,
     peer: &Peer,
-    inbound: &mut Streaming<UpstreamMessage>,
+    inbound: &mut Upstream,
     outbound: &Outbound,
 ) -> Result<(), Status> {
     let stopping = gateway.stop.clone();
@@ -100,6 +96,7 @@ async fn serve(
     let code = agreed.as_ref().err().map_or(tonic::Code::Ok, Status::code);
     gateway.metrics.handshakes.get_or_create(&Code { code: code_name(code) }).inc();
     let handshake::Agreed { session, desk, acks } = agreed?;
+    inbound.admit(gateway.limits.frame_bytes_max);
     let sender =
         Sender::new(gateway.sessions.clone(), gateway.tasks.clone(), &session, &gateway.limits, convert::metric);
     let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());
@@ -217,7 +214,7 @@ impl Future for Pending {
 
 impl Connection<'_> {
     /// Until the client says goodbye (`Ok`), or the server or the transport ends it.
-    async fn talk(&mut self, inbound: &mut Streaming<UpstreamMessage>) -> Result<(), Status> {
+    async fn talk(&mut self, inbound: &mut Upstream) -> Result<(), Status> {
         let mut endings = self.endings();
         loop {
             self.hand_over();
@@ -304,7 +301,7 @@ impl Connection<'_> {
     async fn take(
         &mut self,
         frame: Result<Option<UpstreamMessage>, Status>,
-        inbound: &mut Streaming<UpstreamMessage>,
+        inbound: &mut Upstream,
     ) -> Result<ControlFlow<()>, Status> {
         let taken = self.take_all(frame, inbound).await;
         self.submit().await;
@@ -314,7 +311,7 @@ impl Connection<'_> {
     async fn take_all(
         &mut self,
         mut frame: Result<Option<UpstreamMessage>, Status>,
-        inbound: &mut Streaming<UpstreamMessage>,
+        inbound: &mut Upstream,
     ) -> Result<ControlFlow<()>, Status> {
         let mut handled = 0;
         loop {
@@ -327,7 +324,7 @@ impl Connection<'_> {
             if handled == FRAMES_MAX || !self.reads_on() {
                 return Ok(ControlFlow::Continue(()));
             }
-            match inbound.message().now_or_never() {
+            match inbound.come() {
                 Some(next) => frame = next,
                 None => return Ok(ControlFlow::Continue(())),
             }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tonic::{Code, Status, Streaming, metadata::MetadataMap};
+use tonic::{Code, Status, metadata::MetadataMap};
 use trunkline_core::{
     identity::Identity,
     kv,
@@ -18,6 +18,7 @@ use trunkline_proto::v1::{
 use super::{
     Gateway, Peer, convert,
     outbound::{Frame, Outbound},
+    upstream::Upstream,
 };
 use crate::error::status;
 
@@ -53,7 +54,7 @@ pub(super) async fn shake(
     gateway: &Gateway,
     metadata: &MetadataMap,
     peer: &Peer,
-    inbound: &mut Streaming<UpstreamMessage>,
+    inbound: &mut Upstream,
     outbound: &Outbound,
 ) -> Result<Agreed, Status> {
     let patience = Duration::from_secs(gateway.limits.handshake_seconds);
@@ -62,7 +63,7 @@ pub(super) async fn shake(
     let identity = identity.map_err(|e| Status::invalid_argument(format!("invalid identity: {e}")))?;
     let credential = gateway
         .auth
-        .admit(&identity, &init.credentials, peer.address, peer.certificate.as_ref())
+        .admit(&identity, &init.credentials, peer.address, peer.certificate.as_deref())
         .await
         .map_err(|e| status(&e))?;
     gateway.conversations.check_window(&identity).await.map_err(|e| status(&e))?;
@@ -139,7 +140,7 @@ fn context(identity: &Identity, desk: &Desk) -> HashMap<String, String> {
     metadata.chain(params).chain(own).collect()
 }
 
-async fn first_frame(inbound: &mut Streaming<UpstreamMessage>, patience: Duration) -> Result<InitConnection, Status> {
+async fn first_frame(inbound: &mut Upstream, patience: Duration) -> Result<InitConnection, Status> {
     let frame = tokio::time::timeout(patience, inbound.message());
     let frame = frame.await.map_err(|_| Status::deadline_exceeded("timeout waiting for InitConnection"))?;
     match frame.map_err(transport_error)? {

@@ -62,6 +62,7 @@ impl Settings {
 pub(crate) fn run(args: &Serve) -> Done {
     let mut config = args.settings.load()?;
     config.dev |= args.dev;
+    trunkline::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(serve(config));
     // Not longer, for a thread that does not end.

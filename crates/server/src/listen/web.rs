@@ -1,7 +1,11 @@
 //! HTTP connections: which version each speaks, how long it may take to say what it wants, and its end. One task a connection,
 //! as small as it can be: most of them wait.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -10,24 +14,25 @@ use axum::{
 use futures_util::TryFutureExt as _;
 use hyper::{
     body::Incoming,
-    rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-    time::{sleep, timeout},
+    net::TcpStream,
+    time::sleep,
 };
-use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use super::{KEEPALIVE, STREAMS_MAX};
-use crate::{http::Site, metrics::Answered};
+use super::{
+    Held, KEEPALIVE, STREAMS_MAX, Tracked,
+    connections::{Active, Connection},
+    until_closed,
+};
+use crate::{http::Site, metrics::Answered, tls::Tls};
 
 /// How HTTP/2 begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -39,10 +44,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long what was sent may stay unacknowledged. Streams send something every 15 seconds.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Pause when no connection can be accepted, or the first bytes of one are few.
+/// Pause when the first bytes of a connection are few.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Who is at the other end of an HTTP connection.
+/// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
@@ -50,150 +55,113 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// How many connections a listener takes, and what is counted of them.
-#[derive(Clone, Default)]
-pub(crate) struct Doors {
-    /// 0 is no limit.
-    pub(crate) most: u32,
-    pub(crate) inside: Gauge,
-    pub(crate) refused: Counter,
-    pub(crate) answers: Family<Answered, Counter>,
-}
-
-/// A connection, as long as it is there.
-struct Inside(Gauge);
-
 /// The connection of a request: whoever goes on with it when HTTP is over keeps this.
 #[derive(Clone)]
-pub(crate) struct Seat(#[allow(dead_code, reason = "held")] Arc<Inside>);
-
-impl Doors {
-    fn enter(&self) -> Option<Inside> {
-        if self.most > 0 && self.inside.get() >= i64::from(self.most) {
-            self.refused.inc();
-            return None;
-        }
-        self.inside.inc();
-        Some(Inside(self.inside.clone()))
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
+pub(crate) struct Seat(#[allow(dead_code, reason = "held")] Arc<Active>);
 
 /// What all connections of a listener share.
 #[derive(Clone)]
-pub(super) struct Connections {
+pub(super) struct Web {
     pub(super) site: Site,
-    pub(super) doors: Doors,
+    pub(super) answers: Family<Answered, Counter>,
+    pub(super) tls: Option<Tls>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
 
-impl Connections {
-    /// Serves what comes without TLS, until the server stops.
-    pub(super) async fn plain(self, listener: TcpListener) {
-        while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
-            match accepted {
-                Ok((stream, peer)) => match self.doors.enter() {
-                    Some(inside) => drop(self.tasks.spawn(self.clone().sniffed(stream, Peer(peer.ip()), inside))),
-                    // It hears so if it has room for it, which a new one has.
-                    None => drop(stream.try_write(BUSY)),
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections");
-                    sleep(PAUSE).await;
+/// Refuses a connection. It hears so if it speaks without TLS and has room for it, which a new one has.
+pub(super) fn refuse(stream: &TcpStream, is_tls: bool) {
+    if !is_tls {
+        // As far as it goes: the connection is closed behind it.
+        let _ = stream.try_write(BUSY);
+    }
+}
+
+impl Web {
+    /// Finds out what a connection speaks, and goes on with it in a task of that kind, which is smaller than one for all.
+    pub(super) async fn serve(self, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
+        let begins = async {
+            let is_set_up = stream.set_nodelay(true).is_ok() && gives_up(&stream).is_ok();
+            if !is_set_up || stream.readable().await.is_err() {
+                return None;
+            }
+            connection.has_spoken();
+            match &self.tls {
+                Some(tls) => Some(Err(Box::pin(tls.handshake(stream, &["h2", "http/1.1"])).await?)),
+                None => {
+                    let is_http2 = is_http2(&stream).await.ok()?;
+                    Some(Ok((stream, is_http2)))
                 }
             }
-        }
-    }
-
-    /// Serves connections whose handshake is done, until the server stops.
-    pub(super) async fn encrypted(self, mut streams: mpsc::Receiver<std::io::Result<TlsStream<TcpStream>>>) {
-        while let Some(Some(accepted)) = self.stop.run_until_cancelled(streams.recv()).await {
-            let Ok(stream) = accepted else { continue };
-            let Some(inside) = self.doors.enter() else { continue };
-            let (tcp, session) = stream.get_ref();
-            if let Ok(peer) = tcp.peer_addr()
-                && gives_up(tcp).is_ok()
-            {
-                let is_http2 = session.alpn_protocol() == Some(b"h2");
-                let peer = Peer(peer.ip());
-                // Tasks of their own kinds, so that each takes only what it needs.
-                if is_http2 {
-                    self.tasks.spawn(self.clone().http2(stream, peer, inside));
-                } else {
-                    self.tasks.spawn(self.clone().http1(stream, peer, inside));
-                }
+        };
+        let begun = tokio::select! {
+            begun = begins => begun,
+            () = connection.is_to_leave(HEAD_TIMEOUT) => return,
+            () = self.stop.cancelled() => return,
+        };
+        let (peer, tasks) = (Peer(peer.ip()), self.tasks.clone());
+        match begun {
+            None => {}
+            Some(Ok((stream, true))) => drop(tasks.spawn(self.http2(stream, peer, connection))),
+            Some(Ok((stream, false))) => drop(tasks.spawn(self.http1(stream, peer, connection))),
+            Some(Err(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                tasks.spawn(self.http2(stream, peer, connection));
             }
+            Some(Err(stream)) => drop(tasks.spawn(self.http1(stream, peer, connection))),
         }
     }
 
-    async fn sniffed(self, stream: TcpStream, peer: Peer, inside: Inside) {
-        let begins = timeout(HEAD_TIMEOUT, is_http2(&stream));
-        let Some(Ok(Ok(is_http2))) = self.stop.run_until_cancelled(begins).await else { return };
-        if stream.set_nodelay(true).is_err() || gives_up(&stream).is_err() {
-            return;
-        }
-        // In tasks of their own: this one was as large as both.
-        let (tasks, all) = (self.tasks.clone(), self);
-        if is_http2 {
-            tasks.spawn(all.http2(stream, peer, inside));
-        } else {
-            tasks.spawn(all.http1(stream, peer, inside));
-        }
-    }
-
-    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, inside: Inside) {
-        let (Self { site, stop, doors, .. }, seat) = (self, Seat(inside.into()));
-        let answer = service_fn(move |request| answer(&site, &doors, request, peer, Some(&seat)));
+    async fn http1(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+        connection: Arc<Connection>,
+    ) {
+        let Self { site, stop, answers, .. } = self;
+        let open = connection.clone();
+        let answer = service_fn(move |request| answer(&site, &answers, request, peer, &open, true));
         let mut serve = http1::Builder::new();
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        let connection = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
-        let mut connection = std::pin::pin!(connection);
-        tokio::select! {
-            biased;
-            // Who goes away ends it, as it likes.
-            _ = connection.as_mut() => return,
-            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        let _ = connection.await;
+        let served = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
+        until_closed(served, |served| served.graceful_shutdown(), &connection, &stop, HEAD_TIMEOUT).await;
     }
 
-    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer, _inside: Inside) {
-        let Self { site, stop, tasks, doors } = self;
-        let answer = service_fn(move |request| answer(&site, &doors, request, peer, None));
+    async fn http2(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+        connection: Arc<Connection>,
+    ) {
+        let Self { site, stop, tasks, answers, .. } = self;
+        let open = connection.clone();
+        let answer = service_fn(move |request| answer(&site, &answers, request, peer, &open, false));
         let mut serve = http2::Builder::new(Tracked(tasks));
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
         serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
-        let mut connection = std::pin::pin!(serve.serve_connection(TokioIo::new(stream), answer));
-        tokio::select! {
-            _ = connection.as_mut() => return,
-            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        let _ = connection.await;
+        let served = serve.serve_connection(TokioIo::new(stream), answer);
+        until_closed(served, |served| served.graceful_shutdown(), &connection, &stop, HEAD_TIMEOUT).await;
     }
 }
 
 fn answer(
     site: &Site,
-    doors: &Doors,
+    answers: &Family<Answered, Counter>,
     mut request: Request<Incoming>,
     peer: Peer,
-    seat: Option<&Seat>,
-) -> impl Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send + use<> {
+    connection: &Arc<Connection>,
+    has_upgrades: bool,
+) -> impl Future<Output = Result<Response<Held<Body>>, std::convert::Infallible>> + Send + use<> {
+    let active = connection.begin();
     request.extensions_mut().insert(peer);
     // Only such a request ends HTTP.
-    if let Some(seat) = seat.filter(|_| request.headers().contains_key(header::UPGRADE)) {
-        request.extensions_mut().insert(seat.clone());
+    if has_upgrades && request.headers().contains_key(header::UPGRADE) {
+        request.extensions_mut().insert(Seat(Arc::new(connection.begin())));
     }
-    let answers = doors.answers.clone();
+    let answers = answers.clone();
     let router = site.router(request.headers(), request.uri()).clone();
-    router.oneshot(request.map(Body::new)).inspect_ok(move |answer| {
+    router.oneshot(request.map(Body::new)).map_ok(move |answer| {
         answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
+        answer.map(|body| Held::new(body, active))
     })
 }
 
@@ -214,15 +182,5 @@ async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
             return Ok(true);
         }
         sleep(PAUSE).await;
-    }
-}
-
-/// Streams of HTTP/2 are tasks that the server waits for.
-#[derive(Clone)]
-struct Tracked(TaskTracker);
-
-impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
-    fn execute(&self, stream: F) {
-        self.0.spawn(stream);
     }
 }

@@ -11,6 +11,7 @@ mod contract;
 mod conversation;
 mod credentials;
 mod durability;
+mod edge;
 mod handshake;
 mod identity;
 mod kills;

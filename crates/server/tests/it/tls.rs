@@ -133,6 +133,27 @@ async fn where_certificates_are_required_nobody_comes_without() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_shake_no_hands_stop_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ours");
+    let server = Server::start(Config { dev: true, ..config(dir.path(), &authority) }).await.unwrap();
+    let addresses = server.addresses();
+    let mut silent = Vec::new();
+    for n in 0..600 {
+        let address = if n % 2 == 0 { addresses.grpc } else { addresses.http };
+        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    let begun = std::time::Instant::now();
+    let over = channel(&server, &authority, None).await.unwrap();
+    Client::connect_over(over, agent("one")).await.unwrap().barrier().await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "a handshake may take 10 s, and nobody waits for those of others"
+    );
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn files_that_cannot_be_used_are_named_before_anything_is_bound() {
     let dir = tempfile::tempdir().unwrap();

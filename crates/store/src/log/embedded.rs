@@ -415,6 +415,24 @@ impl Log {
         self.queue_bytes.close();
     }
 
+    /// Lets the writer commit nothing until what this answers is dropped, as a disk does that does not answer. Returns once the
+    /// writer stands still.
+    #[cfg(feature = "test-util")]
+    pub async fn hold(&self) -> impl Drop + Send + use<> {
+        struct Hold(Option<std::sync::mpsc::SyncSender<()>>);
+        impl Drop for Hold {
+            fn drop(&mut self) {
+                self.0.take();
+            }
+        }
+        let (hold, until) = std::sync::mpsc::sync_channel(0);
+        let (held, is_held) = oneshot::channel();
+        // An error means that the writer is gone, and commits nothing either.
+        let _ = self.queue.send(Request { command: Command::Hold { held, until }, permit: None }).await;
+        let _ = is_held.await;
+        Hold(Some(hold))
+    }
+
     async fn request<T>(
         &self,
         records: usize,

@@ -51,9 +51,22 @@ async fn so_many_connections_and_no_more() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path(), Limits { http_connections: 2, ..Limits::default() }).await;
     let http = server.addresses().http;
-    let (one, answer) = ask(http).await;
-    let (_two, _) = ask(http).await;
+    let stream = async || {
+        let mut stream = TcpStream::connect(http).await.unwrap();
+        let request = format!("GET /sessions/stream HTTP/1.1\r\nhost: {http}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        stream
+    };
+    let one = stream().await;
+    // Without a request under way, a connection makes room.
+    let (mut idle, answer) = ask(http).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let _two = stream().await;
+    let closed = async { while idle.read(&mut [0; 1024]).await.unwrap_or(0) > 0 {} };
+    tokio::time::timeout(PATIENCE, closed).await.unwrap();
     let (_, answer) = ask(http).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
     drop(one);

@@ -51,18 +51,59 @@ pub(super) struct Request {
 }
 
 pub(super) enum Command {
-    Append { append: Append, answer: oneshot::Sender<Result<Appended, Error>> },
-    AppendEach { appends: Vec<Append>, answer: oneshot::Sender<Result<Vec<Result<Appended, Error>>, Error>> },
-    AppendBatch { appends: Vec<Append>, answer: oneshot::Sender<Result<Vec<Appended>, Error>> },
-    Trim { topic: Topic, through: u64, answer: oneshot::Sender<Result<Offset, Error>> },
-    Close { topic: Topic, answer: oneshot::Sender<Result<Offset, Error>> },
-    Delete { topic: Topic, answer: oneshot::Sender<Result<bool, Error>> },
-    ForgetDedup { before_ms: u64, answer: oneshot::Sender<Result<u64, Error>> },
-    Purge { topic: Topic },
-    Looked { looks: Vec<Looked>, walked: Option<Vec<u8>>, answer: oneshot::Sender<Result<(), Error>> },
-    Check { answer: oneshot::Sender<Result<(), Error>> },
-    Fork { life: Life, answer: oneshot::Sender<Result<(), Error>> },
-    Stop { answer: oneshot::Sender<()> },
+    Append {
+        append: Append,
+        answer: oneshot::Sender<Result<Appended, Error>>,
+    },
+    AppendEach {
+        appends: Vec<Append>,
+        answer: oneshot::Sender<Result<Vec<Result<Appended, Error>>, Error>>,
+    },
+    AppendBatch {
+        appends: Vec<Append>,
+        answer: oneshot::Sender<Result<Vec<Appended>, Error>>,
+    },
+    Trim {
+        topic: Topic,
+        through: u64,
+        answer: oneshot::Sender<Result<Offset, Error>>,
+    },
+    Close {
+        topic: Topic,
+        answer: oneshot::Sender<Result<Offset, Error>>,
+    },
+    Delete {
+        topic: Topic,
+        answer: oneshot::Sender<Result<bool, Error>>,
+    },
+    ForgetDedup {
+        before_ms: u64,
+        answer: oneshot::Sender<Result<u64, Error>>,
+    },
+    Purge {
+        topic: Topic,
+    },
+    Looked {
+        looks: Vec<Looked>,
+        walked: Option<Vec<u8>>,
+        answer: oneshot::Sender<Result<(), Error>>,
+    },
+    Check {
+        answer: oneshot::Sender<Result<(), Error>>,
+    },
+    Fork {
+        life: Life,
+        answer: oneshot::Sender<Result<(), Error>>,
+    },
+    Stop {
+        answer: oneshot::Sender<()>,
+    },
+    /// Blocks the writer until the other end of `until` is gone.
+    #[cfg(feature = "test-util")]
+    Hold {
+        held: oneshot::Sender<()>,
+        until: std::sync::mpsc::Receiver<()>,
+    },
 }
 
 /// An answer that waits for the commit.
@@ -327,6 +368,13 @@ fn plan(
             Answer::Done(answer, Ok(()))
         }
         Command::Stop { .. } => return None,
+        #[cfg(feature = "test-util")]
+        Command::Hold { held, until } => {
+            // Both only say that the other side is gone, which ends it as well.
+            let _ = held.send(());
+            let _ = until.recv();
+            return None;
+        }
     })
 }
 
@@ -362,6 +410,8 @@ impl Command {
                 Answer::Done(answer, Err(error.clone())).send(&refused);
             }
             Self::Purge { .. } | Self::Stop { .. } => {}
+            #[cfg(feature = "test-util")]
+            Self::Hold { .. } => {}
         }
     }
 }

@@ -1,0 +1,340 @@
+//! Good clients in hostile company: 10,000 connections that are silent, slow, half open or a flood, on each listener, with and
+//! without TLS, beside 100 good agents on a server in a process of its own. For each, the good ones' latency with and without
+//! the others, what the server holds, and how many good connections were refused. The hostile side is a process of its own, too;
+//! it comes from addresses of 127.0.0.0/8, and ends with the measurement.
+//!
+//! Run by `cargo xtask bench hostile [silent|slow|half|flood …]`.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    dead_code,
+    reason = "bench code"
+)]
+
+mod peer;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use peer::{Peer, frame};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    sync::mpsc,
+    time::{interval, sleep, timeout},
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use trunkline_proto::v1::{
+    AgentIdentity, CheckpointOperation, InitConnection, aether_gateway_client::AetherGatewayClient,
+    checkpoint_operation::OpType::Load, downstream_message::Payload as Down, init_connection::ClientType,
+    upstream_message::Payload as Up,
+};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Set for the copy of this program that is the hostile side: kind, and address.
+const HOSTILE: &str = "TRUNKLINE_BENCH_HOSTILE";
+
+/// Connections of the hostile side; of a flood, new ones in a second.
+const HOSTILE_MAX: usize = 10_000;
+const FLOOD_PER_SECOND: usize = 500;
+
+/// Good agents, and how often each asks.
+const GOOD: usize = 100;
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longest a good client waits for anything.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long good clients are measured.
+const MEASURE: Duration = Duration::from_secs(10);
+
+/// What the server may hold in the worst company.
+const RESIDENT_MAX: usize = 512 * 1024 * 1024;
+
+/// How much longer the slowest hundredth of good requests may take in company.
+const P99_FACTOR_MAX: f64 = 1.2;
+
+const KINDS: [&str; 4] = ["silent", "slow", "half", "flood"];
+
+fn main() {
+    // Both sides hold thousands of sockets.
+    trunkline::raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if let Ok(what) = std::env::var(HOSTILE) {
+        let (kind, address) = what.split_once(' ').unwrap();
+        return runtime.block_on(hostile(kind, address.parse().unwrap()));
+    }
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let is_wanted = peer::wanted();
+    println!("listener  TLS  company   p99 alone   p99 in company        connect p99   refused   resident");
+    for tls in [false, true] {
+        for listener in ["gRPC", "HTTP", "ops"] {
+            // Operators have no TLS.
+            if tls && listener == "ops" {
+                continue;
+            }
+            for kind in KINDS.into_iter().filter(|kind| is_wanted(kind)) {
+                runtime.block_on(company(listener, tls, kind));
+            }
+        }
+    }
+}
+
+/// A certificate for the server, and how its clients trust it.
+fn certificates(dir: &Path) -> ClientTlsConfig {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "bench");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let own = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    std::fs::write(dir.join("cert.pem"), own.pem()).unwrap();
+    std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
+    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(issuer.pem())).domain_name("localhost")
+}
+
+struct Good {
+    latencies: Histogram<u64>,
+    connects: Histogram<u64>,
+    refused: usize,
+}
+
+async fn company(listener: &str, tls: bool, kind: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Peer::serve(&dir.path().join("data"), "machine");
+    let trust = tls.then(|| certificates(dir.path()));
+    if tls {
+        command.env("TRUNKLINE__TLS__CERT", dir.path().join("cert.pem"));
+        command.env("TRUNKLINE__TLS__KEY", dir.path().join("key.pem"));
+    }
+    let server = Peer::start(command, dir);
+    let address = match listener {
+        "gRPC" => server.address,
+        "HTTP" => server.http,
+        _ => server.ops,
+    };
+    let agents = Agents::connect(server.address, trust).await;
+    let alone = agents.measure().await;
+    let hostile = Hostile::start(kind, address);
+    let among = agents.measure().await;
+    let resident = server.resident();
+    drop(hostile);
+    let p99 = |of: &Histogram<u64>| of.value_at_quantile(0.99) as f64 / 1000.0;
+    let factor = p99(&among.latencies) / p99(&alone.latencies);
+    let is_good = factor <= P99_FACTOR_MAX && alone.refused + among.refused == 0 && resident <= RESIDENT_MAX;
+    println!(
+        "{listener:<8}  {:<3}  {kind:<7}  {:>7.2} ms   {:>7.2} ms (×{factor:.2})  {:>9.2} ms   {:>7}   {:>4} MiB  {}",
+        if tls { "yes" } else { "no" },
+        p99(&alone.latencies),
+        p99(&among.latencies),
+        p99(&among.connects),
+        among.refused,
+        resident / 1024 / 1024,
+        if is_good { "ok" } else { "beyond the limit: ×1.20, 0 refused, 512 MiB" },
+    );
+}
+
+/// The good ones.
+struct Agents {
+    streams: Vec<Stream>,
+    address: SocketAddr,
+    trust: Option<ClientTlsConfig>,
+}
+
+type Stream = Arc<tokio::sync::Mutex<peer::Stream>>;
+
+async fn connect(address: SocketAddr, trust: Option<ClientTlsConfig>, name: &str) -> Option<peer::Stream> {
+    let scheme = if trust.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).unwrap();
+    if let Some(trust) = trust {
+        endpoint = endpoint.tls_config(trust).unwrap();
+    }
+    let channel: Channel = timeout(PATIENCE, endpoint.connect()).await.ok()?.ok()?;
+    let (up, frames) = mpsc::channel(64);
+    let agent = AgentIdentity { workspace: "w".into(), implementation: "good".into(), specifier: name.into() };
+    let init = InitConnection { client_type: Some(ClientType::Agent(agent)), ..InitConnection::default() };
+    up.send(frame(Up::Init(init.into()))).await.ok()?;
+    let mut client = AetherGatewayClient::new(channel);
+    let connected = timeout(PATIENCE, client.connect(ReceiverStream::new(frames))).await.ok()?;
+    let mut down = connected.ok()?.into_inner();
+    timeout(PATIENCE, down.next()).await.ok()??.ok()?;
+    Some(peer::Stream { up, down })
+}
+
+/// Asks for something small that the store answers.
+async fn ask(stream: &mut peer::Stream) -> Option<()> {
+    let load = CheckpointOperation { op: Load.into(), key: "b".into(), ..CheckpointOperation::default() };
+    stream.up.send(frame(Up::CheckpointOp(load.into()))).await.ok()?;
+    loop {
+        let next = timeout(PATIENCE, stream.down.next()).await.ok()??.ok()?;
+        if matches!(next.payload, Some(Down::Checkpoint(_))) {
+            return Some(());
+        }
+    }
+}
+
+impl Agents {
+    async fn connect(address: SocketAddr, trust: Option<ClientTlsConfig>) -> Self {
+        let mut streams = Vec::new();
+        for n in 0..GOOD {
+            let stream = connect(address, trust.clone(), &n.to_string()).await.expect("nobody else is there");
+            streams.push(Arc::new(tokio::sync::Mutex::new(stream)));
+        }
+        Self { streams, address, trust }
+    }
+
+    /// Each asks at its own times, and one more agent after the other comes and goes.
+    async fn measure(&self) -> Good {
+        let histogram = || Histogram::<u64>::new(3).unwrap();
+        let (mut good, end) =
+            (Good { latencies: histogram(), connects: histogram(), refused: 0 }, Instant::now() + MEASURE);
+        let mut askers = tokio::task::JoinSet::new();
+        for (n, stream) in self.streams.iter().cloned().enumerate() {
+            askers.spawn(async move {
+                sleep(ASK_INTERVAL * u32::try_from(n).unwrap() / u32::try_from(GOOD).unwrap()).await;
+                let (mut ticks, mut took, mut stream) = (interval(ASK_INTERVAL), Vec::new(), stream.lock().await);
+                while Instant::now() < end {
+                    ticks.tick().await;
+                    let begun = Instant::now();
+                    let answered = ask(&mut stream).await;
+                    took.push(answered.map(|()| begun.elapsed()));
+                    if answered.is_none() {
+                        break;
+                    }
+                }
+                took
+            });
+        }
+        let mut n = 0;
+        while Instant::now() < end {
+            let begun = Instant::now();
+            match connect(self.address, self.trust.clone(), &format!("guest-{n}")).await {
+                Some(_) => good.connects.record(u64::try_from(begun.elapsed().as_micros()).unwrap()).unwrap(),
+                None => good.refused += 1,
+            }
+            n += 1;
+            sleep(ASK_INTERVAL).await;
+        }
+        for took in askers.join_all().await.into_iter().flatten() {
+            match took {
+                Some(took) => good.latencies.record(u64::try_from(took.as_micros()).unwrap()).unwrap(),
+                None => good.refused += 1,
+            }
+        }
+        good
+    }
+}
+
+/// The hostile side, as a process of its own; killed when dropped.
+struct Hostile(Child);
+
+impl Hostile {
+    /// Returns when all of its connections were tried.
+    fn start(kind: &str, address: SocketAddr) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut child = command.env(HOSTILE, format!("{kind} {address}")).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        // It may be gone already, which is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// From one of 250 addresses, so that there are ports enough.
+async fn dial(n: usize, to: SocketAddr) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().ok()?;
+    let last = u8::try_from(n % 250).ok()? + 2;
+    socket.bind((Ipv4Addr::new(127, 0, 1, last), 0).into()).ok()?;
+    timeout(PATIENCE, socket.connect(to)).await.ok()?.ok()
+}
+
+async fn hostile(kind: &str, to: SocketAddr) {
+    const HALF: &[u8] = b"PRI * HTTP/2.0\r\n";
+    if kind == "flood" {
+        println!("ready");
+        return flood(to).await;
+    }
+    let (tried, mut all) = (Arc::new(AtomicUsize::new(0)), tokio::task::JoinSet::new());
+    for n in 0..HOSTILE_MAX {
+        let (tried, kind) = (tried.clone(), kind.to_owned());
+        // Some at a time: the queue of a listener is not what is tried here.
+        while n - tried.load(Relaxed) >= 256 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        all.spawn(async move {
+            let stream = dial(n, to).await;
+            tried.fetch_add(1, Relaxed);
+            let Some(mut stream) = stream else { return };
+            match kind.as_str() {
+                "half" => drop(stream.write_all(HALF).await),
+                "slow" => {
+                    for byte in b"GET / HTTP/1.1\r\nx: ".iter().chain(std::iter::repeat(&b'y')) {
+                        if stream.write_all(&[*byte]).await.is_err() {
+                            return;
+                        }
+                        sleep(Duration::from_secs(5)).await;
+                    }
+                }
+                _ => {}
+            }
+            // Held until the server ends it, or this process ends.
+            let _ = stream.read(&mut [0; 1024]).await;
+            std::future::pending::<()>().await;
+        });
+    }
+    while tried.load(Relaxed) < HOSTILE_MAX {
+        sleep(Duration::from_millis(1)).await;
+    }
+    println!("ready");
+    // Longer than any measurement, and not for ever.
+    sleep(10 * MEASURE).await;
+}
+
+/// Connections that come, say something that makes no sense, and go.
+async fn flood(to: SocketAddr) {
+    const NONSENSE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff";
+    let mut ticks = interval(Duration::from_secs(1) / u32::try_from(FLOOD_PER_SECOND).unwrap());
+    let (begun, mut all) = (Instant::now(), tokio::task::JoinSet::new());
+    for n in 0.. {
+        if begun.elapsed() > 10 * MEASURE {
+            return;
+        }
+        ticks.tick().await;
+        while all.try_join_next().is_some() {}
+        while all.len() >= HOSTILE_MAX {
+            all.join_next().await;
+        }
+        all.spawn(async move {
+            if let Some(mut stream) = dial(n, to).await {
+                // The server may have ended it in between.
+                let _ = stream.write_all(NONSENSE).await;
+                let _ = timeout(Duration::from_secs(1), stream.read(&mut [0; 1024])).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,99 @@
+//! The accept loop of every listener.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::connections::{Connection, Connections, Listener};
+
+/// Pause after the system has refused to accept: what is short does not come back sooner.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// At most one line about the same trouble in this time.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What accepts, and for whom.
+pub(super) struct Accepting {
+    pub(super) socket: TcpListener,
+    pub(super) listener: Listener,
+    pub(super) connections: Connections,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Accepting {
+    /// Accepts until the server stops. Each connection is a task of its own, running `serve`; one for which there is no room is
+    /// given to `refuse`.
+    pub(super) async fn run<S: Future<Output = ()> + Send + 'static>(
+        self,
+        serve: impl Fn(TcpStream, SocketAddr, Arc<Connection>) -> S,
+        refuse: impl Fn(TcpStream),
+    ) {
+        let (mut failures, mut refusals) = (Lines::default(), Lines::default());
+        let listener = self.listener.name();
+        while let Some(accepted) = self.stop.run_until_cancelled(self.socket.accept()).await {
+            match accepted {
+                Ok((stream, peer)) => match self.connections.admit(self.listener, peer.ip()).await {
+                    Some(connection) => drop(self.tasks.spawn(serve(stream, peer, connection.into()))),
+                    None => {
+                        refuse(stream);
+                        if let Some(count) = refusals.next() {
+                            tracing::warn!(listener, count, "connection limit reached; new connections are refused");
+                        }
+                    }
+                },
+                Err(error) if is_of_the_connection(&error) => {}
+                Err(error) => {
+                    if let Some(count) = failures.next() {
+                        tracing::warn!(listener, count, %error, "cannot accept connections; trying again");
+                    }
+                    self.connections.make_room();
+                    // Elapsed, or the server stops: the loop sees which.
+                    let _ = timeout(PAUSE, self.stop.cancelled()).await;
+                }
+            }
+        }
+    }
+}
+
+/// Whether only the connection that was to be accepted is broken, and not the listener.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Lines about the same trouble, one in [`LINE_INTERVAL`].
+#[derive(Default)]
+struct Lines {
+    last: Option<Instant>,
+    since: u64,
+}
+
+impl Lines {
+    /// How often it happened since the last line, if it is time for the next one.
+    fn next(&mut self) -> Option<u64> {
+        self.since += 1;
+        if self.last.is_some_and(|last| last.elapsed() < LINE_INTERVAL) {
+            return None;
+        }
+        self.last = Some(Instant::now());
+        Some(std::mem::take(&mut self.since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LINE_INTERVAL, Lines};
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_is_told_once_a_second() {
+        let mut lines = Lines::default();
+        assert_eq!([lines.next(), lines.next(), lines.next()], [Some(1), None, None]);
+        tokio::time::advance(LINE_INTERVAL).await;
+        assert_eq!([lines.next(), lines.next()], [Some(3), None]);
+    }
+}

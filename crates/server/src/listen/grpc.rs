@@ -1,0 +1,211 @@
+//! gRPC connections: HTTP/2 with what the services need of it. One task a connection, one a stream.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, body::Body, service::Routes};
+use tower::ServiceExt as _;
+
+use super::{Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked, connections::Connection, until_closed};
+use crate::tls::Tls;
+
+/// Streams that a client may open beyond [`STREAMS_MAX`], each to be refused at once. A client keeps to itself what it may not
+/// open, and neither it nor anybody else would hear why it waits.
+const STREAMS_SPARE: u32 = 100;
+
+/// Bytes that clients may send before they are read, of all connections together. Every connection has [`WINDOW_MIN`] beside
+/// it.
+const WINDOWS_TOTAL: usize = 1024 * 1024 * 1024;
+
+/// The share of what is left that one connection gets, at most [`WINDOW_MAX`] and at least [`WINDOW_MIN`].
+const WINDOW_SHARE: usize = 64;
+
+/// Wide enough for a fast client: its window is what it may send in a round trip.
+const WINDOW_MAX: usize = 16 * 1024 * 1024;
+
+/// What any connection gets, however many there are.
+const WINDOW_MIN: usize = 1024 * 1024;
+
+/// The share of a connection's window that one stream gets, for two reasons: streams that are not read leave room for the
+/// others, and the small frames of one stream do not exhaust the transport's allowance for small frames, which is half of the
+/// connection's window and charges a frame of n bytes with 256 - n. One stream fills a sixteenth with frames of 29 bytes
+/// without exhausting it.
+const STREAM_SHARE: usize = 16;
+
+/// What every client may send on a stream before it knows anything of this server, by RFC 9113.
+const STREAM_WINDOW_MIN: usize = 65_535;
+
+/// What is left of [`WINDOWS_TOTAL`].
+struct Windows(AtomicUsize);
+
+/// The window of one connection.
+struct Window<'a> {
+    all: &'a Windows,
+    taken: usize,
+    bytes: usize,
+}
+
+impl Windows {
+    fn grant(&self) -> Window<'_> {
+        let mut taken = 0;
+        let take = |left: usize| {
+            taken = (left / WINDOW_SHARE).min(WINDOW_MAX);
+            Some(left - taken)
+        };
+        // The update never refuses.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, take);
+        Window { all: self, taken, bytes: taken.max(WINDOW_MIN) }
+    }
+}
+
+impl Window<'_> {
+    fn connection(&self) -> u32 {
+        u32::try_from(self.bytes).unwrap_or(u32::MAX)
+    }
+
+    fn stream(&self) -> u32 {
+        u32::try_from((self.bytes / STREAM_SHARE).max(STREAM_WINDOW_MIN)).unwrap_or(u32::MAX)
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        self.all.0.fetch_add(self.taken, Relaxed);
+    }
+}
+
+/// What gRPC connections share.
+pub(super) struct Grpc {
+    routes: Routes,
+    tls: Option<Tls>,
+    windows: Windows,
+    /// How long a client may take for its first request, its TLS handshake included.
+    patience: Duration,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Grpc {
+    pub(super) fn new(
+        routes: Routes,
+        tls: Option<Tls>,
+        patience: Duration,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
+        let windows = Windows(AtomicUsize::new(WINDOWS_TOTAL));
+        Arc::new(Self { routes: routes.prepare(), tls, windows, patience, stop, tasks })
+    }
+
+    /// Serves one connection to its end.
+    pub(super) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
+        let begins = async {
+            // Nothing is made for a client that sends nothing.
+            if stream.set_nodelay(true).is_err() || stream.readable().await.is_err() {
+                return None;
+            }
+            connection.has_spoken();
+            Some(match &self.tls {
+                Some(tls) => Err(Box::pin(tls.handshake(stream, &["h2"])).await?),
+                None => Ok(stream),
+            })
+        };
+        let begun = tokio::select! {
+            begun = begins => begun,
+            () = connection.is_to_leave(self.patience) => return,
+            () = self.stop.cancelled() => return,
+        };
+        let peer = Peer(peer.ip());
+        match begun {
+            None => {}
+            Some(Ok(stream)) => Box::pin(self.http2(stream, peer, None, connection)).await,
+            Some(Err(stream)) => {
+                let chain = stream.get_ref().1.peer_certificates();
+                let certificate = chain.and_then(|chain| chain.first()).map(|first| first.clone().into_owned());
+                Box::pin(self.http2(stream, peer, certificate, connection)).await;
+            }
+        }
+    }
+
+    async fn http2(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        peer: Peer,
+        certificate: Option<CertificateDer<'static>>,
+        connection: Arc<Connection>,
+    ) {
+        let window = self.windows.grant();
+        let (certificate, open) = (certificate.map(|one| Certificate(Arc::new(one))), connection.clone());
+        let answer = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            if let Some(certificate) = &certificate {
+                request.extensions_mut().insert(certificate.clone());
+            }
+            answer(self.routes.clone(), request, open.clone())
+        });
+        let mut http2 = http2::Builder::new(Tracked(self.tasks.clone()));
+        http2.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX + STREAMS_SPARE);
+        http2.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
+        http2.initial_connection_window_size(window.connection()).initial_stream_window_size(window.stream());
+        let served = http2.serve_connection(TokioIo::new(stream), answer);
+        until_closed(served, |served| served.graceful_shutdown(), &connection, &self.stop, self.patience).await;
+    }
+}
+
+fn answer(
+    routes: Routes,
+    request: Request<Incoming>,
+    connection: Arc<Connection>,
+) -> impl Future<Output = Result<Response<Held<Body>>, Infallible>> + Send + 'static {
+    let active = connection.begin();
+    async move {
+        let answer = if connection.active() > STREAMS_MAX {
+            let message = format!("limit of {STREAMS_MAX} streams on one connection reached; open another connection");
+            Status::resource_exhausted(message).into_http()
+        } else {
+            routes.oneshot(request).await?
+        };
+        Ok(answer.map(|body| Held::new(body, active)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AtomicUsize, Relaxed, STREAM_SHARE, WINDOW_MAX, WINDOW_MIN, WINDOWS_TOTAL, Windows};
+
+    #[test]
+    fn windows_are_wide_for_few_and_bounded_for_all() {
+        let windows = Windows(AtomicUsize::new(WINDOWS_TOTAL));
+        let all: Vec<_> = (0..50_000).map(|_| windows.grant()).collect();
+        assert_eq!(all[0].bytes, WINDOW_MAX);
+        assert_eq!((all[49_999].bytes, all[49_999].stream()), (WINDOW_MIN, 65_536));
+        let total: usize = all.iter().map(|window| window.bytes).sum();
+        assert!(total <= WINDOWS_TOTAL + all.len() * WINDOW_MIN);
+        drop(all);
+        assert_eq!(windows.0.load(Relaxed), WINDOWS_TOTAL);
+    }
+
+    #[test]
+    fn one_stream_of_small_frames_fits_the_allowance_of_the_transport() {
+        let (frame, charge) = (29, 256 - 29);
+        for window in [WINDOW_MIN, WINDOW_MAX] {
+            assert!(window / STREAM_SHARE / frame * charge <= window / 2);
+        }
+    }
+}
