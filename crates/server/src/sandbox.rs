@@ -21,7 +21,7 @@ use trunkline_core::{
     Error, Kind,
     caller::Caller,
     sandbox::{
-        Duty, Events, Need, News, Order, Roll, Sandbox, Sandboxes, Sight, Watch,
+        Duty, Events, Need, News, Order, Roll, Sandbox, Sandboxes, Seat, Sight, Watch,
         artifacts::{Artifact, Change, How, Pieces, Update},
         state::Status,
     },
@@ -113,14 +113,19 @@ async fn remove(State(surface): State<Arc<Surface>>, Path(id): Path<String>, ask
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// The session that a request is for, if its caller may have it.
+async fn found(surface: &Surface, asked: &Asked, id: &str, need: Need) -> Result<Seat, Error> {
+    let caller = asked.caller(&surface.web).await?;
+    surface.sandboxes.find(&caller, id, need).await
+}
+
 async fn command(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
     asked: Asked,
     body: Body,
 ) -> Answer<StatusCode> {
-    let (caller, body) = http::body_of(asked.caller(&surface.web).await, body, COMMAND_BYTES_MAX).await?;
-    let seat = surface.sandboxes.find(&caller, &id, Need::Write).await?;
+    let (seat, body) = http::body_of(found(&surface, &asked, &id, Need::Write).await, body, COMMAND_BYTES_MAX).await?;
     let (key, order) = (asked.idempotency_key()?, Order::parse(body)?);
     surface.sandboxes.command(&seat, order, key).await?;
     Ok(StatusCode::ACCEPTED)
@@ -133,8 +138,7 @@ async fn tell(
     body: Body,
 ) -> Answer<StatusCode> {
     let most = surface.web.limits.payload_bytes_max;
-    let (caller, body) = http::body_of(asked.caller(&surface.web).await, body, most).await?;
-    let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
+    let (seat, body) = http::body_of(found(&surface, &asked, &id, Need::Act).await, body, most).await?;
     let (key, events) = (asked.idempotency_key()?, Events::parse(body)?);
     let count = events.count();
     surface.sandboxes.tell(&seat, events, key).await?;
