@@ -47,7 +47,7 @@ pub(crate) enum Ended {
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Expired => "its API key has expired",
+            Self::Expired => "its credential has expired",
             Self::Revoked => "its API key was revoked",
         })
     }
@@ -82,16 +82,22 @@ impl Auth {
         certificate: Option<&CertificateDer<'_>>,
     ) -> Result<Credential, Error> {
         let holder = certificate.map(tls::holder).transpose()?.flatten();
-        if let Some(holder) = &holder {
+        if let Some((holder, _)) = &holder {
             tls::check_holder(holder, claimed)?;
         }
+        // Where both are presented, both have to last.
+        let certified_until = holder.map(|(_, until)| until);
+        let within = |credential: Credential| {
+            let expires_at = credential.expires_at.into_iter().chain(certified_until).min();
+            Credential { expires_at, ..credential }
+        };
         let presented = CREDENTIALS.into_iter().find_map(|key| {
             let value = credentials.get(key).filter(|value| !value.is_empty())?;
             Some((key, value.as_str()))
         });
         let Some((key, secret)) = presented else {
-            if holder.is_some() {
-                return Ok(Credential::none(false));
+            if certified_until.is_some() {
+                return Ok(within(Credential::none(false)));
             }
             if self.anybody.is_some() {
                 let is_admin = matches!(claimed, Identity::Orchestrator(_) | Identity::WorkflowEngine);
@@ -115,6 +121,7 @@ impl Auth {
             "x-api-key" | "api_key" => token::authenticate(&self.gate, secret, claimed).await,
             _ => Err(refused("credential authentication failed: authentication failed: unknown credential".to_owned())),
         };
+        let admitted = admitted.map(within);
         admitted.map_err(|error| if self.note(&error, secret_hash, peer).is_some() { throttled() } else { error })
     }
 

@@ -135,15 +135,16 @@ fn server_config(config: &TlsConfig) -> Result<ServerConfig, ConfigError> {
     builder.with_single_cert(chain, key).map_err(|e| wrong(&config.cert, &e))
 }
 
-/// Whom a client's certificate is for: an identity or how identities begin, such as `ag::prod::chat::*`; nobody in particular
-/// for an anonymous one.
-pub(crate) fn holder(certificate: &CertificateDer<'_>) -> Result<Option<String>, Error> {
+/// Whom a client's certificate is for: an identity or how identities begin, such as `ag::prod::chat::*`, and until when, in
+/// Unix seconds; nobody in particular for an anonymous one.
+pub(crate) fn holder(certificate: &CertificateDer<'_>) -> Result<Option<(String, i64)>, Error> {
     let invalid = || Error::new(Kind::Unauthenticated, "ERR_UNAUTHENTICATED", "invalid client certificate");
-    let parsed = Certificate::from_der(certificate).map_err(|_| invalid())?;
-    let mut parts = parsed.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
+    let Certificate { tbs_certificate: parsed, .. } = Certificate::from_der(certificate).map_err(|_| invalid())?;
+    let mut parts = parsed.subject.0.iter().flat_map(|part| part.0.iter());
     let name = parts.find(|part| part.oid == COMMON_NAME).ok_or_else(invalid)?;
     let name = std::str::from_utf8(name.value.value()).map_err(|_| invalid())?;
-    Ok((name != ANONYMOUS).then(|| name.to_owned()))
+    let until = parsed.validity.not_after.to_unix_duration().as_secs();
+    Ok((name != ANONYMOUS).then(|| (name.to_owned(), i64::try_from(until).unwrap_or(i64::MAX))))
 }
 
 /// Whether a certificate for `holder` is good for the identity that its client claims.

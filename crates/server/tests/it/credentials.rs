@@ -145,7 +145,7 @@ async fn a_key_that_expires_ends_its_sessions() {
             other => panic!("expected a signal, got {other:?}"),
         }
     };
-    assert_eq!((signal.r#type(), signal.reason.as_str()), (SignalType::ForceDisconnect, "its API key has expired"));
+    assert_eq!((signal.r#type(), signal.reason.as_str()), (SignalType::ForceDisconnect, "its credential has expired"));
     assert_eq!(one.end().await, Some(Code::Unauthenticated));
     assert_eq!(world.refused(init).await.0, Code::Unauthenticated);
     two.barrier().await;

@@ -1,6 +1,10 @@
 //! Certificates: the server's, which changes while it runs, and those of clients.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tonic::{
@@ -23,8 +27,14 @@ impl Authority {
 
     /// A certificate and its key, as PEM.
     fn issue(&self, common_name: &str) -> (String, String) {
+        self.issue_for(common_name, Duration::from_secs(24 * 3600))
+    }
+
+    /// The same, good for so long.
+    fn issue_for(&self, common_name: &str, lasts: Duration) -> (String, String) {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
+        params.not_after = (SystemTime::now() + lasts).into();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.pem(), key.serialize_pem())
@@ -112,6 +122,10 @@ async fn a_clients_certificate_says_who_it_is() {
         assert_eq!(connect(nobody, "one").await.err().unwrap().code(), Code::Unauthenticated);
     }
     assert!(connect(Some(other.issue("ag::ws::impl::one")), "one").await.is_err(), "whom we do not trust");
+    // A stream lasts no longer than what opened it.
+    let brief = authority.issue_for("ag::ws::impl::brief", Duration::from_secs(5));
+    let mut brief = connect(Some(brief), "brief").await.unwrap();
+    assert_eq!(brief.end().await, Some(Code::Unauthenticated));
     server.stop().await;
 }
 
