@@ -105,7 +105,7 @@ impl Bench {
             4 => (Method::POST, format!("agent_convos/{convo}/upload_file?{query}")),
             _ => (Method::GET, format!("agent_convos/{query}")),
         };
-        let says = method == Method::POST && route % 6 == 0;
+        let says = method == Method::POST && route.is_multiple_of(6);
         let mut request = self.request(method, &path).body(body.to_vec());
         for (name, value) in [("idempotency-key", key), ("last-event-id", last_event)] {
             if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_bytes(value)) {

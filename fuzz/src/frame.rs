@@ -159,15 +159,14 @@ fn principals() -> Vec<ClientType> {
             workspace,
             implementation: implementation.clone(),
             unique_specifier: specifier.clone(),
-            ..TaskIdentity::default()
         }),
-        ClientType::User(UserIdentity { user_id: "ann".into(), window_id: "w1".into(), ..UserIdentity::default() }),
+        ClientType::User(UserIdentity { user_id: "ann".into(), window_id: "w1".into() }),
         ClientType::Service(ServiceIdentity {
             implementation: implementation.clone(),
             specifier: specifier.clone(),
             ..ServiceIdentity::default()
         }),
-        ClientType::Bridge(BridgeIdentity { implementation, specifier, ..BridgeIdentity::default() }),
+        ClientType::Bridge(BridgeIdentity { implementation, specifier }),
         ClientType::WorkflowEngine(WorkflowEngineIdentity::default()),
         ClientType::MetricsBridge(MetricsBridgeIdentity::default()),
     ]

@@ -546,8 +546,9 @@ impl Conversations {
                     drop(part.desk.submit(self, What::Act(Act::Join(party.lane.clone()))).await?);
                 }
                 let content = ContentDigest::of(&[&kind.to_be_bytes(), payload]);
-                let once = (!key.is_empty()).then(|| Once { name: format!("{}\n{key}", party.lane), content });
-                let what = What::Say(party.clone(), said, once, part.heard.clone());
+                let once =
+                    (!key.is_empty()).then(|| Box::new(Once { name: format!("{}\n{key}", party.lane), content }));
+                let what = What::Say(party.clone(), said, once, part.heard.clone().map(Box::new));
                 part.desk.submit(self, what).await.map(|told| Told(Some(told)))
             }
         }

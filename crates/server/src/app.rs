@@ -122,11 +122,8 @@ impl Server {
         session_store: Option<Arc<dyn SessionStore>>,
     ) -> Result<Self, StartError> {
         let (listen, limits) = (config.listen, config.limits);
-        check_dev(&config)?;
-        config.check_sizes()?;
+        check(&config)?;
         let origins = http::origins(&config.http.allowed_origins)?;
-        config.messages.broadcast_tasks()?;
-        app::check(&config.apps)?;
         let tls = Tls::load(&config.tls)?;
         let store = open_store(&config).await?;
         let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
@@ -140,8 +137,7 @@ impl Server {
         let rooms = Rooms::open(&config, store.clone(), own, session_store).await?;
         let Rooms { gate, sandboxes, sockets, sessions, tasks, talks } = rooms.clone();
         let metrics = Arc::new(Metrics::new());
-        let (known, ends) = (gate.clone(), stop.clone());
-        let jobs = Supervisor::new(background.clone(), stop.clone());
+        let (known, ends, jobs) = (gate.clone(), stop.clone(), Supervisor::new(background.clone(), stop.clone()));
         let operations =
             Operations::new(known, sessions.clone(), sandboxes.clone(), metrics.clone(), ends, jobs.clone());
         let auth = Auth::new(gate.clone(), tasks.clone(), config.dev);
@@ -158,8 +154,8 @@ impl Server {
             tracker: background.clone(),
             read_ahead: Allowance::default(),
         };
-        let (streams, is_tls) =
-            (Streams::new(limits.event_streams_per_token, metrics.event_streams.clone()), tls.is_some());
+        let (per_token, is_tls) = (limits.event_streams_per_token, tls.is_some());
+        let streams = Streams::new(per_token, metrics.event_streams.clone());
         let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams, is_tls };
         let agents = Agents { sessions, tasks, conversations: talks.clone() };
         let socket = Surface::new(sockets, agents, web.clone(), background.clone());
@@ -179,8 +175,7 @@ impl Server {
             ops_tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
-        let connections = connections(&metrics, &limits);
-        let (stop, tasks) = (server.stop.clone(), server.tasks.clone());
+        let (connections, stop, tasks) = (connections(&metrics, &limits), server.stop.clone(), server.tasks.clone());
         let listeners = Listeners { tls: tls.clone(), connections: connections.clone(), stop, tasks };
         listeners.grpc(grpc.0, gateway);
         let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev }).with_apps(apps);
@@ -416,6 +411,14 @@ fn connections(metrics: &Metrics, limits: &Limits) -> Connections {
     let ops = Limit { most: OPS_CONNECTIONS_MAX, ..Limit::default() };
     let (grpc, http) = (metrics.grpc_limit(limits.grpc_connections), metrics.http_limit(limits.http_connections));
     Connections::new(grpc, http, ops)
+}
+
+/// What can be told wrong without doing anything.
+fn check(config: &Config) -> Result<(), StartError> {
+    check_dev(config)?;
+    config.check_sizes()?;
+    config.messages.broadcast_tasks()?;
+    Ok(app::check(&config.apps)?)
 }
 
 /// Who admits everybody serves this machine only.

@@ -22,7 +22,7 @@ pub(crate) fn make(dir: &Path) -> Result<(), OpenError> {
     create(dir).map_err(|e| io_error(dir, e))?;
     match close(dir) {
         Ok(true) => {
-            tracing::warn!(dir = %dir.display(), "data directory was open to other users; it is closed to them now")
+            tracing::warn!(dir = %dir.display(), "data directory was open to other users; it is closed to them now");
         }
         Ok(false) => {}
         Err(error) => tracing::warn!(

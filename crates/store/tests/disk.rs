@@ -259,7 +259,7 @@ async fn outbox_rows_wait_while_the_log_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let prepare = "trap '' XFSZ; ulimit -S -f 65536";
         tokio::task::block_in_place(|| {
-            in_child("outbox_rows_wait_while_the_log_is_damaged", dir.path(), prepare, None)
+            in_child("outbox_rows_wait_while_the_log_is_damaged", dir.path(), prepare, None);
         });
         return;
     };

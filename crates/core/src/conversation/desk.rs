@@ -94,7 +94,7 @@ impl Post {
 pub(super) enum What {
     Post(Post),
     /// Something that somebody else says; under a name, once; and how far it had heard by then.
-    Say(Party, Said, Option<Once>, Option<Heard>),
+    Say(Party, Said, Option<Box<Once>>, Option<Box<Heard>>),
     /// Something of the server's own.
     Act(Act),
 }
@@ -321,7 +321,7 @@ impl Writer {
             }
             What::Act(act) => self.act(act.clone(), standing, None, None),
             What::Say(party, said, once, heard) => {
-                let mut prepared = self.say(party, said, standing, once.clone()).await?;
+                let mut prepared = self.say(party, said, standing, once.as_deref().cloned()).await?;
                 // Pieces of an answer prove nothing before its end.
                 let heard = heard.as_ref().filter(|_| !prepared.events.is_empty());
                 prepared.appends.extend(heard.map(|heard| heard.append().with_first()));
@@ -536,7 +536,7 @@ impl Writer {
     async fn done_before(&self, what: &What) -> Option<Result<(), Error>> {
         let once = match what {
             What::Post(post) => post.once(),
-            What::Say(_, _, once, _) => once.clone(),
+            What::Say(_, _, once, _) => once.as_deref().cloned(),
             What::Act(_) => None,
         };
         let Once { name, content } = once?;

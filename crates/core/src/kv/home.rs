@@ -26,7 +26,7 @@ const ASIDE: &str = "unplaced";
 pub async fn settle(gate: &Gate, default_workspace: &str) -> Result<(), Error> {
     let default = (!default_workspace.is_empty()).then(|| workspace(default_workspace)).transpose()?;
     let spaces: Vec<Space> =
-        gate.glance(sql::spaces_without_workspace).await?.iter().filter_map(Space::parse).collect();
+        gate.glance(sql::spaces_without_workspace).await?.iter().filter_map(|name| Space::parse(name)).collect();
     if spaces.is_empty() {
         return Ok(());
     }
@@ -76,7 +76,7 @@ struct Space {
 }
 
 impl Space {
-    fn parse(stored_as: &String) -> Option<Self> {
+    fn parse(stored_as: &str) -> Option<Self> {
         let mut parts = stored_as.split(SEPARATOR).peekable();
         let is_aside = parts.next_if_eq(&ASIDE).is_some();
         let prefix = match parts.next()? {
@@ -86,7 +86,7 @@ impl Space {
         };
         let (implementation, specifier) = (parts.next()?.to_owned(), parts.next()?.to_owned());
         let about = parts.map(ToOwned::to_owned).collect();
-        Some(Self { stored_as: stored_as.clone(), is_aside, prefix, implementation, specifier, about })
+        Some(Self { stored_as: stored_as.to_owned(), is_aside, prefix, implementation, specifier, about })
     }
 
     /// Workspaces of its owners: those of known identities; or else the one that the keys are about, which is the owner's

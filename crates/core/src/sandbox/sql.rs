@@ -394,7 +394,7 @@ pub(crate) async fn greatest(tx: &mut ReadTx, epoch: Epoch) -> Result<i64, Error
 /// Makes checkpoints of the epoch `before` ones of `now`. Those beyond its end are of events that the log does not have.
 pub(crate) async fn take_over(tx: &mut WriteTx, before: Cursor, now: Epoch) -> Result<(), Error> {
     let (epoch, end) = (before.epoch.0.to_string(), i64::try_from(before.offset.0).unwrap_or(i64::MAX));
-    let beyond = "DELETE FROM sandbox_artifacts
+    let beyond = "DELETE FROM sandbox_versions
         WHERE sandbox IN (SELECT sandbox FROM sandbox_folds WHERE epoch = $1 AND folded_to > $2)";
     tx.execute(beyond, &[epoch.as_str().into(), end.into()]).await?;
     let beyond = "DELETE FROM sandbox_folds WHERE epoch = $1 AND folded_to > $2";

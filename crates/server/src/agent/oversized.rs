@@ -50,6 +50,7 @@ fn refused(bytes: usize) -> Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, reason = "test code")]
 mod tests {
     use trunkline_proto::v1::{AclResponse, AclRuleInfo, IncomingMessage};
 

@@ -315,6 +315,7 @@ fn prefix(bytes: &[u8]) -> Option<(u8, usize)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, reason = "test code")]
 mod tests {
     use std::time::Duration;
 

@@ -47,7 +47,7 @@ pub(super) async fn admit(State(surface): State<Arc<Surface>>, mut request: Requ
     } else {
         match asked {
             Some(Ok(admitted)) => {
-                request.extensions_mut().insert(admitted.from_page(foreign.clone()));
+                request.extensions_mut().insert(admitted.on_page(foreign.clone()));
                 next.run(request).await
             }
             Some(Err((error, _))) => Refusal(error).into_response(),

@@ -309,7 +309,7 @@ impl View<'_> {
 /// Waits for a change of apps; for ever, when there are none any more.
 async fn changed(changes: &mut watch::Receiver<u64>) {
     if changes.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

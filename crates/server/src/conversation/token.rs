@@ -71,7 +71,7 @@ fn digest(secret: &[u8]) -> Digest {
 
 impl Admitted {
     /// The same, asked for by a page.
-    pub(crate) fn from_page(self, page: Option<String>) -> Self {
+    pub(crate) fn on_page(self, page: Option<String>) -> Self {
         Self { page, ..self }
     }
 

@@ -164,7 +164,7 @@ impl Grpc {
         http2.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
         http2.initial_connection_window_size(window.connection()).initial_stream_window_size(window.stream());
         let served = http2.serve_connection(TokioIo::new(stream), answer);
-        until_closed(served, |served| served.graceful_shutdown(), &connection, &self.stop, self.patience).await;
+        until_closed(served, http2::Connection::graceful_shutdown, &connection, &self.stop, self.patience).await;
     }
 }
 

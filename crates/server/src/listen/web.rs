@@ -123,7 +123,7 @@ impl Web {
         let mut serve = http1::Builder::new();
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         let served = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
-        until_closed(served, |served| served.graceful_shutdown(), &connection, &stop, HEAD_TIMEOUT).await;
+        until_closed(served, http1::UpgradeableConnection::graceful_shutdown, &connection, &stop, HEAD_TIMEOUT).await;
     }
 
     async fn http2(
@@ -139,7 +139,7 @@ impl Web {
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
         serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
         let served = serve.serve_connection(TokioIo::new(stream), answer);
-        until_closed(served, |served| served.graceful_shutdown(), &connection, &stop, HEAD_TIMEOUT).await;
+        until_closed(served, http2::Connection::graceful_shutdown, &connection, &stop, HEAD_TIMEOUT).await;
     }
 }
 

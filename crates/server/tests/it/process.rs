@@ -173,7 +173,8 @@ fn it_stops_when_it_is_told_to() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn standard_error_that_cannot_be_written_costs_the_log_and_nothing_else() {
-    let outputs: [(&str, fn() -> Stdio); 3] = [
+    type Output = (&'static str, fn() -> Stdio);
+    let outputs: [Output; 3] = [
         ("a full disk", || std::fs::File::create("/dev/full").unwrap().into()),
         ("a reader that is gone", Stdio::piped),
         ("a reader that does not read", Stdio::piped),
