@@ -12,7 +12,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     middleware,
     response::{IntoResponse as _, Response},
@@ -37,7 +37,7 @@ use uuid::Uuid;
 use self::{incoming::Slots, shown::Shown, stream::Viewer, token::Admitted};
 use crate::{
     error::Refusal,
-    http::{self, Asked, Web},
+    http::{self, Asked, PathId, Web},
     sse,
 };
 
@@ -173,7 +173,7 @@ async fn list(
 
 async fn show(
     State(surface): State<Arc<Surface>>,
-    Path(convo): Path<String>,
+    PathId(convo): PathId,
     asks: Option<Extension<Admitted>>,
     asked: Asked,
 ) -> Answer<Response> {
@@ -276,7 +276,7 @@ impl Whole {
 
 async fn watch(
     State(surface): State<Arc<Surface>>,
-    Path(convo): Path<String>,
+    PathId(convo): PathId,
     asks: Option<Extension<Admitted>>,
     asked: Asked,
 ) -> Answer<Response> {
@@ -306,7 +306,7 @@ struct Accepted {
 
 async fn say(
     State(surface): State<Arc<Surface>>,
-    Path(convo): Path<String>,
+    PathId(convo): PathId,
     asks: Option<Extension<Admitted>>,
     asked: Asked,
     body: Body,

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
@@ -86,6 +86,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
         // Nobody looks for them behind this.
         let authority = parts.uri.authority().map(ToString::to_string);
         Ok(Self { headers: std::mem::take(&mut parts.headers), query, authority, peer })
+    }
+}
+
+/// An id in a request's path. What is not text is the id of nothing, and is refused as any other, in its turn.
+pub(crate) struct PathId(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        let id = Path::<String>::from_request_parts(parts, state).await.map(|Path(id)| id);
+        Ok(Self(id.unwrap_or_else(|_| char::REPLACEMENT_CHARACTER.to_string())))
     }
 }
 

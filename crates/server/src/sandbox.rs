@@ -5,7 +5,7 @@ use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
@@ -29,7 +29,7 @@ use trunkline_core::{
 
 use crate::{
     error::Refusal,
-    http::{self, Asked, Ending, Web},
+    http::{self, Asked, Ending, PathId, Web},
     sse::{self, Held},
 };
 
@@ -67,7 +67,7 @@ async fn list(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Json<
     Ok(Json(surface.sandboxes.list(&caller, asked.param("project")).await?))
 }
 
-async fn show(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Json<Sandbox>> {
+async fn show(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: Asked) -> Answer<Json<Sandbox>> {
     let caller = asked.caller(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     Ok(Json(seat.sandbox().clone()))
@@ -75,7 +75,7 @@ async fn show(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked
 
 async fn create(
     State(surface): State<Arc<Surface>>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     asked: Asked,
     body: Body,
 ) -> Answer<(StatusCode, Json<Sandbox>)> {
@@ -106,7 +106,7 @@ fn project_of(body: &[u8]) -> Result<Option<String>, Error> {
     Ok(wanted.project)
 }
 
-async fn remove(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<StatusCode> {
+async fn remove(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: Asked) -> Answer<StatusCode> {
     let caller = asked.caller(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Write).await?;
     surface.sandboxes.remove(&seat).await?;
@@ -121,7 +121,7 @@ async fn found(surface: &Surface, asked: &Asked, id: &str, need: Need) -> Result
 
 async fn command(
     State(surface): State<Arc<Surface>>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     asked: Asked,
     body: Body,
 ) -> Answer<StatusCode> {
@@ -131,12 +131,7 @@ async fn command(
     Ok(StatusCode::ACCEPTED)
 }
 
-async fn tell(
-    State(surface): State<Arc<Surface>>,
-    Path(id): Path<String>,
-    asked: Asked,
-    body: Body,
-) -> Answer<StatusCode> {
+async fn tell(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: Asked, body: Body) -> Answer<StatusCode> {
     let most = surface.web.limits.payload_bytes_max;
     let (seat, body) = http::body_of(found(&surface, &asked, &id, Need::Act).await, body, most).await?;
     let (key, events) = (asked.idempotency_key()?, Events::parse(body)?);
@@ -146,7 +141,7 @@ async fn tell(
     Ok(StatusCode::ACCEPTED)
 }
 
-async fn artifacts(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+async fn artifacts(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: Asked) -> Answer<Response> {
     let caller = asked.caller(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     let all =
@@ -190,7 +185,7 @@ impl List {
     }
 }
 
-async fn watch(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+async fn watch(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     let held = surface.web.streams.open(&caller, "artifacts")?;
@@ -208,7 +203,7 @@ async fn roll(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Respo
     Ok(sse::response(stream::unfold((roll, VecDeque::new(), open), news)))
 }
 
-async fn attend(State(surface): State<Arc<Surface>>, Path(id): Path<String>, asked: Asked) -> Answer<Response> {
+async fn attend(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: Asked) -> Answer<Response> {
     // It takes the stream over from whoever has it.
     asked.check_own_site()?;
     let caller = asked.viewer(&surface.web).await?;

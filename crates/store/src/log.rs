@@ -59,6 +59,8 @@ use crate::Durability;
 pub use clock::Clock;
 pub use embedded::{Log, Submitted, SubmittedEach};
 pub use journal::Repair;
+#[cfg(feature = "test-util")]
+pub use journal::check_journals;
 pub use reader::Reader;
 
 /// Longest topic name, in bytes. Names are routing keys that people read; 512 leaves room for three identifiers of

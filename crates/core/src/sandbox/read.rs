@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    artifacts::{Event, SIGNS, Sign},
+    artifacts::{Change, Event, Fold, SIGNS, Sign},
     invalid,
+    keep::Record,
 };
 use crate::error::{Error, Kind};
 
@@ -39,6 +40,12 @@ impl Events {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// Folds what the log keeps of it, as readers of the log do. Answers what changed.
+    pub fn apply_to(&self, fold: &mut Fold, at_ms: i64) -> Vec<Change> {
+        let record = Record::read(&self.body, at_ms);
+        fold.apply(record.events().map(|(event, _)| event), record.at_ms)
     }
 
     /// Whether it is signs alone, and small.

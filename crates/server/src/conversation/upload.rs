@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json,
     body::Body,
-    extract::{Path, Query, State},
+    extract::{Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
@@ -22,6 +22,8 @@ use trunkline_core::{
     },
 };
 use uuid::Uuid;
+
+use crate::http::PathId;
 
 use super::{
     Answer, Surface,
@@ -47,7 +49,7 @@ pub(super) struct Draft {
 
 pub(super) async fn upload(
     State(surface): State<Arc<Surface>>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     admitted: Option<Extension<Admitted>>,
     headers: HeaderMap,
     body: Body,
@@ -158,7 +160,7 @@ fn unreadable(error: &multer::Error) -> Error {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct Link {
     expires: Option<i64>,
     signature: Option<String>,
@@ -166,10 +168,12 @@ pub(super) struct Link {
 
 pub(super) async fn fetch(
     State(surface): State<Arc<Surface>>,
-    Path(id): Path<String>,
-    Query(link): Query<Link>,
+    PathId(id): PathId,
+    link: Result<Query<Link>, QueryRejection>,
     admitted: Option<Extension<Admitted>>,
 ) -> Answer<Response> {
+    // What cannot be read signs nothing.
+    let Query(link) = link.unwrap_or_default();
     let (kept, content) = match (&link, &admitted) {
         (Link { expires: Some(expires), signature: Some(signature) }, _) => {
             surface.conversations.fetch(&id, Asker::Link(*expires, signature)).await?

@@ -262,6 +262,16 @@ impl Check<'_> {
     }
 }
 
+/// Checks the journals of the log in `dir` as opening it does, and repairs them: for tests of any bytes.
+///
+/// # Errors
+/// [`Error::Corrupt`] where the log would not open.
+#[cfg(feature = "test-util")]
+pub fn check_journals(dir: &Path) -> Result<Option<Repair>, Error> {
+    let seal = Seal::load(dir)?;
+    Check { seal: &seal, acknowledged: None, settle: false }.run(dir)
+}
+
 /// The journals by number, oldest first.
 pub(super) fn journals(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut journals = Vec::new();

@@ -125,3 +125,24 @@ async fn only_pages_of_the_app_may_ask() {
     assert_eq!(retry.headers()["access-control-expose-headers"], "retry-after");
     server.stop().await;
 }
+
+/// What a path or a query has that is no text is refused as anything that is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_text_is_refused_in_the_documented_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let web = Web::new(server.addresses().http);
+    let ann = web.with(&sign(&hs256(), &claims("ann", AGENT), SECRET));
+    for (web, path, expected) in [
+        (&ann, "/api/v2/agent_convos/%ff", 404),
+        (&ann, "/api/v2/agent_convos/%ff/events", 404),
+        (&ann, "/api/v2/files/%ff", 404),
+        (&web, "/api/v2/files/x?expires=soon&signature=%ff", 401),
+        (&web, "/sessions/%ff", 404),
+        (&web, "/sessions/%ff/artifacts", 404),
+    ] {
+        let (status, refused) = web.get(path).await;
+        assert_eq!((status, refused["error"]["message"].is_string()), (expected, true), "{path}: {refused}");
+    }
+    server.stop().await;
+}
