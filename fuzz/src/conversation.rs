@@ -74,6 +74,8 @@ impl Bench {
         };
         let server = runtime.block_on(Server::start(config)).unwrap();
         let base = format!("http://{}/api/v2", server.addresses().http);
+        // The client wants one, even for plain HTTP; the server before this one may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (client, conversation) = (Client::builder().no_proxy().build().unwrap(), String::new());
         let (token, server) = (token(), Some(server));
         Self { runtime, server, dir, base, token, client, conversation, messages: MESSAGES_MAX, inputs: 0 }
