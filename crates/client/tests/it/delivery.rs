@@ -34,7 +34,6 @@ async fn a_handler_that_asks_gets_its_answers_however_long_the_backlog_is() {
     const COUNT: usize = 12_000;
     let world = World::begin().await;
     let sender = world.agent("sender").await;
-    backlog(&sender, COUNT).await;
     let builder = Agent::builder("ws", "impl", "reader").inbox(4).request_timeout(Duration::from_secs(5));
     let reader = world.connect(builder).await;
     let (seen, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
@@ -57,6 +56,8 @@ async fn a_handler_that_asks_gets_its_answers_however_long_the_backlog_is() {
             }
         }
     });
+    // After the handler is there: what comes over the inbox while nobody listens is dropped.
+    backlog(&sender, COUNT).await;
     soon(done.notified()).await;
     world.end().await;
 }
