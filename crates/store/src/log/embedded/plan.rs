@@ -135,9 +135,9 @@ impl<'a> Group<'a> {
         if let Some(id) = &append.dedup {
             let (key, begins_behind) = (dedup_key(&append.topic, id), state.row.begins_behind());
             // What was trimmed or deleted since is not there to be a duplicate of.
-            let known = self.engine.known_id(&key)?.filter(|_| state.exists);
-            let known = known.or_else(|| self.fresh_ids.get(&key).copied());
-            if let Some(known) = known.filter(|used| used.offset > begins_behind) {
+            let is_kept = |used: &UsedId| used.offset > begins_behind;
+            let known = self.engine.known_id(&key)?.filter(|used| state.exists && is_kept(used));
+            if let Some(known) = known.or_else(|| self.fresh_ids.get(&key).copied().filter(is_kept)) {
                 return known.check(&append.topic, append.content).map(|known| Some(known.offset));
             }
         }
