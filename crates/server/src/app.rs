@@ -175,8 +175,8 @@ impl Server {
             ops_tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
-        let (connections, stop, tasks) = (connections(&metrics, &limits), server.stop.clone(), server.tasks.clone());
-        let listeners = Listeners { tls: tls.clone(), connections: connections.clone(), stop, tasks };
+        let connections = connections(&metrics, &limits);
+        let listeners = Listeners { tls: tls.clone(), connections: connections.clone(), jobs: server.jobs.clone() };
         listeners.grpc(grpc.0, gateway);
         let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev }).with_apps(apps);
         listeners.http(http.0, site, metrics.http_answers.clone());
@@ -190,8 +190,8 @@ impl Server {
 
     /// Operators are answered until the end.
     fn operators(&self, socket: TcpListener, connections: Connections, site: Site) {
-        let (stop, tasks) = (self.closed.clone(), self.ops_tasks.clone());
-        Listeners { tls: None, connections, stop, tasks }.ops(socket, site);
+        let jobs = self.jobs.within(self.ops_tasks.clone(), self.closed.clone());
+        Listeners { tls: None, connections, jobs }.ops(socket, site);
     }
 
     /// Where it listens.

@@ -37,6 +37,7 @@ use crate::{
     http::Site,
     metrics::Answered,
     operator::Desk,
+    supervise::Supervisor,
     tls::Tls,
 };
 use accept::Accepting;
@@ -60,8 +61,8 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
 pub(crate) struct Listeners {
     pub(crate) tls: Option<Tls>,
     pub(crate) connections: Connections,
-    pub(crate) stop: CancellationToken,
-    pub(crate) tasks: TaskTracker,
+    /// Runs the accept loops: one that ends is a fault of the server.
+    pub(crate) jobs: Supervisor,
 }
 
 /// The certificate that a client showed.
@@ -79,9 +80,10 @@ impl Listeners {
         let (health, health_service) = tonic_health::server::health_reporter();
         let health_service = health_service.max_decoding_message_size(REQUEST_BYTES_MAX);
         let routes = Routes::new(health_service).add_service(operator).add_service(Service(service));
-        let grpc = Grpc::new(routes, self.tls.clone(), patience, self.stop.clone(), self.tasks.clone());
+        let (stop, tasks) = (self.jobs.stop().clone(), self.jobs.tasks().clone());
+        let grpc = Grpc::new(routes, self.tls.clone(), patience, stop, tasks);
         let accepting = self.accepting(socket, Listener::Grpc);
-        self.tasks.spawn(async move {
+        self.jobs.spawn("gRPC listener", async move {
             health.set_serving::<AetherGatewayServer<Surface>>().await;
             accepting.run(|stream, peer, connection| grpc.clone().serve(stream, peer, connection), drop).await;
             health.set_not_serving::<AetherGatewayServer<Surface>>().await;
@@ -89,25 +91,26 @@ impl Listeners {
     }
 
     pub(crate) fn http(&self, socket: TcpListener, site: Site, answers: Family<Answered, Counter>) {
-        self.web(self.accepting(socket, Listener::Http), site, answers);
+        self.web("HTTP listener", self.accepting(socket, Listener::Http), site, answers);
     }
 
     pub(crate) fn ops(&self, socket: TcpListener, site: Site) {
-        self.web(self.accepting(socket, Listener::Ops), site, Family::default());
+        self.web("operators' listener", self.accepting(socket, Listener::Ops), site, Family::default());
     }
 
-    fn web(&self, accepting: Accepting, site: Site, answers: Family<Answered, Counter>) {
-        let (tls, stop, tasks) = (self.tls.clone(), self.stop.clone(), self.tasks.clone());
+    fn web(&self, name: &'static str, accepting: Accepting, site: Site, answers: Family<Answered, Counter>) {
+        let (tls, stop, tasks) = (self.tls.clone(), self.jobs.stop().clone(), self.jobs.tasks().clone());
         let is_tls = tls.is_some();
         let web = Web { site, answers, tls, stop, tasks };
-        self.tasks.spawn(async move {
+        self.jobs.spawn(name, async move {
             let serve = |stream, peer, connection| web.clone().serve(stream, peer, connection);
             accepting.run(serve, |stream| web::refuse(&stream, is_tls)).await;
         });
     }
 
     fn accepting(&self, socket: TcpListener, listener: Listener) -> Accepting {
-        let (connections, stop, tasks) = (self.connections.clone(), self.stop.clone(), self.tasks.clone());
+        let (stop, tasks) = (self.jobs.stop().clone(), self.jobs.tasks().clone());
+        let connections = self.connections.clone();
         Accepting { socket, listener, connections, stop, tasks }
     }
 }

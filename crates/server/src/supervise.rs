@@ -22,6 +22,21 @@ impl Supervisor {
         Self { tasks, stop, faults: Faults::default() }
     }
 
+    /// The same, for jobs that run in `tasks` and may end once `stop` is cancelled. Faults are shared.
+    pub(crate) fn within(&self, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self { tasks, stop, faults: self.faults.clone() }
+    }
+
+    /// What cancels the jobs.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Where the jobs run, and what they start.
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
     /// Runs a job that ends by itself when the server stops.
     pub(crate) fn spawn(&self, name: &'static str, job: impl Future<Output = ()> + Send + 'static) {
         let (stop, faults, on_panic) = (self.stop.clone(), self.faults.clone(), self.faults.guard(name));

@@ -157,7 +157,7 @@ impl Grpc {
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }
-            answer(self.routes.clone(), request, open.clone())
+            answer(self.routes.clone(), request, &open)
         });
         let mut http2 = http2::Builder::new(Tracked(self.tasks.clone()));
         http2.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX + STREAMS_SPARE);
@@ -171,11 +171,13 @@ impl Grpc {
 fn answer(
     routes: Routes,
     request: Request<Incoming>,
-    connection: Arc<Connection>,
-) -> impl Future<Output = Result<Response<Held<Body>>, Infallible>> + Send + 'static {
+    connection: &Arc<Connection>,
+) -> impl Future<Output = Result<Response<Held<Body>>, Infallible>> + Send + use<> {
     let active = connection.begin();
+    // As of this stream: by the time that its task runs, more may have come.
+    let is_beyond = connection.active() > STREAMS_MAX;
     async move {
-        let answer = if connection.active() > STREAMS_MAX {
+        let answer = if is_beyond {
             let message = format!("limit of {STREAMS_MAX} streams on one connection reached; open another connection");
             Status::resource_exhausted(message).into_http()
         } else {
