@@ -20,11 +20,14 @@ const COVERAGE: [&str; 5] = [
 /// How long each target runs in `cargo xtask test`.
 pub(crate) const SECONDS: u32 = 60;
 
+/// Where it begins in `cargo xtask test`, so that one run does as the other; 0 is somewhere else each time.
+pub(crate) const SEED: u32 = 1;
+
 /// Longest input; longer ones go through the same code again.
 const BYTES_MAX: u32 = 4096;
 
-/// Runs `targets`, one after the other, for `seconds` each; all of them if none is named.
-pub(crate) fn run(targets: &[String], seconds: u32) -> Result {
+/// Runs `targets`, one after the other, for `seconds` each, from `seed`; all of them if none is named.
+pub(crate) fn run(targets: &[String], seconds: u32, seed: u32) -> Result {
     tools::cpp()?;
     let all = names(&root().join("fuzz/src"))?;
     if let Some(unknown) = targets.iter().find(|name| !all.contains(name)) {
@@ -42,7 +45,9 @@ pub(crate) fn run(targets: &[String], seconds: u32) -> Result {
         let found = target().join("fuzz-found").join(name);
         fs::create_dir_all(&found)?;
         let mut fuzz = std::process::Command::new(built.join(&triple).join("fuzz").join(name));
-        fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={BYTES_MAX}"));
+        fuzz.arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-seed={seed}"))
+            .arg(format!("-max_len={BYTES_MAX}"));
         fuzz.args(["-print_final_stats=1", "-verbosity=0"]).arg(format!("-artifact_prefix={}/", found.display()));
         // What is new goes into the first.
         fuzz.arg(&found).arg(root().join("fuzz/corpus").join(name));

@@ -47,6 +47,9 @@ enum Command {
         /// How long for each target.
         #[arg(long, default_value_t = fuzz::SECONDS)]
         seconds: u32,
+        /// Where it begins; 0 is somewhere else each time.
+        #[arg(long, default_value_t = 0)]
+        seed: u32,
         /// Only these targets; all of them if none is named.
         targets: Vec<String>,
     },
@@ -75,7 +78,7 @@ fn main() -> ExitCode {
             faults.env("TRUNKLINE_FAULTS_SECONDS", seconds.to_string());
             run::checked(faults)
         }
-        Command::Fuzz { seconds, targets } => fuzz::run(&targets, seconds),
+        Command::Fuzz { seconds, seed, targets } => fuzz::run(&targets, seconds, seed),
         Command::Bench { name, args } => {
             let mut bench = match name.as_str() {
                 "agent" | "conversation" | "hostile" | "sandbox" | "socket" | "tasks" => {

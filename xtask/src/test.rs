@@ -80,7 +80,7 @@ impl Step {
             }
             Self::Conformance => conformance::run(),
             Self::Web => web::run(),
-            Self::Fuzz => fuzz::run(&[], fuzz::SECONDS),
+            Self::Fuzz => fuzz::run(&[], fuzz::SECONDS, fuzz::SEED),
         }
     }
 }

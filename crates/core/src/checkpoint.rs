@@ -4,16 +4,18 @@ mod sql;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(crate) use sql::{MIGRATIONS, owners};
+pub(crate) use sql::{MIGRATIONS, absent, owners};
+use sql::{New, Quota};
+use trunkline_store::ledger;
 
 use crate::{
     caller::Caller,
     error::{Error, Kind},
     gate::{Gate, Keep},
-    limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_KEY_BYTES_MAX, CHECKPOINTS_MAX},
+    limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_KEY_BYTES_MAX, CHECKPOINTS_MAX, Limits},
 };
 
-/// Expired checkpoints that one transaction removes: up to 3 MiB each.
+/// Checkpoints that one transaction removes: up to 3 MiB each.
 const SWEEP_STEP: i64 = 50;
 
 /// The key that an empty one stands for.
@@ -32,8 +34,16 @@ pub struct Checkpoint {
 /// `ttl` of 0 or less keeps it until it is deleted, else it is gone after so many seconds.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for a key or data over the limits, [`Kind::Exhausted`] for too many keys.
-pub async fn save(gate: &Gate, caller: &Caller, key: &str, data: Vec<u8>, ttl: i64) -> Result<i64, Error> {
+/// [`Kind::Invalid`] for a key or data over the limits, [`Kind::Exhausted`] for too many keys, or too many bytes of the
+/// caller's workspace.
+pub async fn save(
+    gate: &Gate,
+    caller: &Caller,
+    key: &str,
+    data: Vec<u8>,
+    ttl: i64,
+    limits: &Limits,
+) -> Result<i64, Error> {
     let key = checked(key)?;
     if data.len() > CHECKPOINT_BYTES_MAX {
         let message = format!("checkpoint of {} bytes; at most {CHECKPOINT_BYTES_MAX} are allowed", data.len());
@@ -42,12 +52,14 @@ pub async fn save(gate: &Gate, caller: &Caller, key: &str, data: Vec<u8>, ttl: i
     let now = now();
     let expires_at = (ttl > 0).then(|| now.saturating_add(ttl));
     let keep = gate.authorize(caller, Keep)?;
-    let kept = gate
-        .write(&keep, move |tx, owner| {
-            sql::save(tx, owner, key.clone(), data.clone(), now, expires_at, CHECKPOINTS_MAX)
-        })
-        .await?;
-    if kept { Ok(now) } else { Err(too_many()) }
+    let bytes = i64::from(limits.checkpoint_mib_per_workspace) * 1024 * 1024;
+    let quota = Quota { checkpoints: CHECKPOINTS_MAX, bytes };
+    let save = gate.write(&keep, move |tx, owner| {
+        let (name, data) = (key.clone(), data.clone());
+        sql::save(tx, New { owner, name, data, now, expires_at }, quota)
+    });
+    save.await?;
+    Ok(now)
 }
 
 /// What is kept under `key`, unless it expired.
@@ -98,8 +110,31 @@ fn checked(key: &str) -> Result<String, Error> {
     Ok(if key.is_empty() { DEFAULT_KEY.to_owned() } else { key.to_owned() })
 }
 
-fn too_many() -> Error {
-    Error::new(Kind::Exhausted, "ERR_QUOTA", format!("{CHECKPOINTS_MAX} checkpoints are kept already"))
+fn too_many(most: i64) -> Error {
+    Error::new(Kind::Exhausted, "ERR_QUOTA", format!("{most} checkpoints are kept already"))
+}
+
+fn too_large(account: &str, most: i64) -> Error {
+    let message = format!("quota exceeded for checkpoints of {account}: limit {most} bytes together");
+    Error::new(Kind::Exhausted, "ERR_QUOTA", message)
+}
+
+/// Counts what versions before the limit of bytes kept. To be called before callers are served.
+///
+/// # Errors
+/// [`Kind::Unavailable`].
+pub async fn count_up(gate: &Gate) -> Result<(), Error> {
+    Ok(gate.housekeep(sql::count_up).await.map_err(ledger::Error::from)?)
+}
+
+/// Forgets all of an owner that is gone for good.
+pub(crate) async fn forget(gate: &Gate, owner: String) -> Result<(), Error> {
+    loop {
+        let owner = owner.clone();
+        if gate.housekeep(move |tx| sql::forget(tx, owner.clone(), SWEEP_STEP)).await? < SWEEP_STEP {
+            return Ok(());
+        }
+    }
 }
 
 fn now() -> i64 {
@@ -107,6 +142,6 @@ fn now() -> i64 {
 }
 
 /// Whether something is kept for an identity under `key`, inside a transaction.
-pub(crate) async fn exists(tx: &mut trunkline_store::ledger::ReadTx, identity: &str, key: &str) -> Result<bool, Error> {
+pub(crate) async fn exists(tx: &mut ledger::ReadTx, identity: &str, key: &str) -> Result<bool, Error> {
     Ok(sql::load(tx, identity.to_owned(), key.to_owned(), now()).await?.is_some())
 }

@@ -359,6 +359,14 @@ impl Gate {
         self.0.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
     }
 
+    /// Whether anybody is attached under an identity, on any node.
+    ///
+    /// # Errors
+    /// [`lease::Error::Unavailable`].
+    pub(crate) async fn is_held(&self, identity: &str) -> Result<bool, lease::Error> {
+        Ok(!self.0.store.leases.holders(identity).await?.is_empty())
+    }
+
     /// Ends a session of an identity; answers whether there was one.
     ///
     /// # Errors
@@ -528,8 +536,8 @@ impl Gate {
     /// # Errors
     /// [`crate::Kind::Unavailable`].
     pub async fn note_tail(&self) -> Result<(), Error> {
-        let tail = self.0.store.log.tail();
-        let noted = self.housekeep(move |tx| positions::note_tail(tx, tail)).await;
+        let (tail, now) = (self.0.store.log.tail(), positions::now());
+        let noted = self.housekeep(move |tx| positions::note_tail(tx, tail, now)).await;
         noted.map_err(|e: ledger::Error| Error::from(e))
     }
 

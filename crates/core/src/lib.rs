@@ -13,6 +13,7 @@ mod due;
 pub mod error;
 pub mod gate;
 pub mod identity;
+pub mod json;
 pub mod kv;
 pub mod limits;
 pub mod message;

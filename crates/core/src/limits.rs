@@ -92,6 +92,9 @@ pub struct Limits {
     pub kv_keys_per_namespace: u32,
     /// Members that one set of it may hold. A set is removed in one transaction, so this bounds that.
     pub kv_members_per_set: u32,
+    /// Checkpoints that the principals of one workspace keep together, in MiB. The windows of one user have as much together,
+    /// and so have the instances of each orchestrator, bridge and service.
+    pub checkpoint_mib_per_workspace: u32,
 }
 
 impl Default for Limits {
@@ -110,6 +113,7 @@ impl Default for Limits {
             kv_value_bytes_max: 1024 * 1024,
             kv_keys_per_namespace: 10_000,
             kv_members_per_set: 10_000,
+            checkpoint_mib_per_workspace: 1024,
         }
     }
 }

@@ -18,6 +18,7 @@
 //! A crash repeats what was taken since the last save, and skips nothing. What an identity answers into a conversation carries
 //! how far it had heard, in the same append, so that a crash does not repeat what was answered.
 
+mod absent;
 mod seats;
 pub(crate) mod sql;
 
@@ -36,8 +37,10 @@ use trunkline_store::{
 };
 use uuid::Uuid;
 
+pub use absent::Absentees;
 use seats::{Seat, Seats};
-pub(crate) use sql::{MIGRATIONS, owners};
+use sql::Position;
+pub(crate) use sql::{MIGRATIONS, older, owners};
 
 use crate::{
     caller::{Caller, Credential},
@@ -380,9 +383,10 @@ impl Sessions {
 }
 
 impl Session {
-    /// Answers whether a lane begins at the tail, which has to be remembered.
+    /// Answers whether that has to be saved: lanes that begin at the tail, and those of somebody who was away for long.
     async fn follow_lanes(&mut self, before: u64) -> Result<bool, Error> {
         let tail = self.gate.tail(&self.attend).offset.0;
+        let mut is_due = false;
         if let Some(own) = own_lane(&self.caller.identity)? {
             if matches!(self.caller.identity, Identity::Task(_)) {
                 // Nobody comes back under an assigned id.
@@ -390,27 +394,27 @@ impl Session {
                 self.meter.reads(&own, 0, None);
                 return Ok(false);
             }
-            let from = self.remembered(OWN).await?.unwrap_or(0).max(before).max(self.heard_before().await?);
+            let remembered = self.remembered(OWN).await?;
+            is_due = remembered.is_some_and(Position::is_old);
+            let from = remembered.map_or(0, |own| own.offset).max(before).max(self.heard_before().await?);
             self.follow(OWN.to_owned(), vec![own], from)?;
         }
-        match &self.caller.identity {
+        let (scope, topics) = match &self.caller.identity {
             Identity::Agent(named) => {
                 let all = Target::AllAgents { workspace: named.workspace.clone() }.topic()?;
                 let progress = progress_in(&named.workspace)?;
                 self.reader.follow_from_tail(&all)?;
                 self.meter.reads(&all, tail, None);
-                let remembered = self.remembered(PROGRESS).await?;
-                self.follow(PROGRESS.to_owned(), vec![progress], remembered.map_or(tail, |from| from.max(before)))?;
-                Ok(remembered.is_none())
+                (PROGRESS, vec![progress])
             }
             Identity::User { user, .. } => {
-                let wide = vec![Target::User { user: user.clone() }.topic()?, progress_for(user)?];
-                let remembered = self.remembered(WIDE).await?;
-                self.follow(WIDE.to_owned(), wide, remembered.map_or(tail, |from| from.max(before)))?;
-                Ok(remembered.is_none())
+                (WIDE, vec![Target::User { user: user.clone() }.topic()?, progress_for(user)?])
             }
-            _ => Ok(false),
-        }
+            _ => return Ok(is_due),
+        };
+        let remembered = self.remembered(scope).await?;
+        self.follow(scope.to_owned(), topics, remembered.map_or(tail, |lanes| lanes.offset.max(before)))?;
+        Ok(is_due || remembered.is_none_or(Position::is_old))
     }
 
     /// How far the identity had heard when it last answered.
@@ -473,8 +477,8 @@ impl Session {
             let scope = format!("workspace:{workspace}");
             let tail = self.gate.tail(&self.attend).offset.0;
             let remembered = self.remembered(&scope).await?;
-            let from = remembered.unwrap_or(tail);
-            begins = remembered.is_none().then(|| (scope.clone(), tail as i64));
+            let from = remembered.map_or(tail, |lanes| lanes.offset);
+            begins = remembered.is_none_or(Position::is_old).then(|| (scope.clone(), from as i64));
             joining = Some((scope, vec![all, mine, progress_in(workspace)?], from));
         }
         self.saved = self.save_with(begins).await?;
@@ -576,11 +580,11 @@ impl Session {
         let (mark, taken) = (self.mark(), self.taken.load(SeqCst));
         let own = self.lanes.iter().map(|lanes| (lanes.scope.clone(), lanes.position(taken) as i64));
         let positions: Vec<_> = own.chain(begins).collect();
-        let epoch = self.epoch.0.simple().to_string();
+        let (epoch, now) = (self.epoch.0.simple().to_string(), sql::now());
         let (gate, keep, work) = (self.gate.clone(), self.keep.clone(), self.work.clone());
         async move {
             if !positions.is_empty() {
-                gate.write(&keep, move |tx, owner| sql::save(tx, owner, epoch.clone(), positions.clone())).await?;
+                gate.write(&keep, move |tx, owner| sql::save(tx, owner, epoch.clone(), positions.clone(), now)).await?;
             }
             if let Some(work) = work {
                 work.save(&gate, &keep).await?;
@@ -607,15 +611,14 @@ impl Session {
         &self.caller.session
     }
 
-    async fn remembered(&self, scope: &str) -> Result<Option<u64>, Error> {
+    async fn remembered(&self, scope: &str) -> Result<Option<Position>, Error> {
         load(&self.gate, &self.keep, scope, &self.epoch.0.simple().to_string()).await
     }
 }
 
-async fn load(gate: &Gate, keep: &KeepPermit, scope: &str, epoch: &str) -> Result<Option<u64>, Error> {
+async fn load(gate: &Gate, keep: &KeepPermit, scope: &str, epoch: &str) -> Result<Option<Position>, Error> {
     let (scope, epoch) = (scope.to_owned(), epoch.to_owned());
-    let found = gate.read(keep, move |tx, owner| sql::load(tx, owner, scope.clone(), epoch.clone())).await?;
-    Ok(found.and_then(|position| u64::try_from(position).ok()))
+    Ok(gate.read(keep, move |tx, owner| sql::load(tx, owner, scope.clone(), epoch.clone())).await?)
 }
 
 /// Where a group of tasks stopped; groups share one name among their members, whoever asks.
@@ -628,7 +631,7 @@ pub(crate) async fn load_position(
     let (group, epoch) = (group.to_owned(), epoch.to_owned());
     let found =
         gate.read(keep, move |tx, _member| sql::load(tx, group.clone(), GROUP.to_owned(), epoch.clone())).await?;
-    Ok(found.and_then(|position| u64::try_from(position).ok()))
+    Ok(found.map(|position| position.offset))
 }
 
 /// See [`load_position`].
@@ -640,7 +643,8 @@ pub(crate) async fn save_position(
     position: u64,
 ) -> Result<(), Error> {
     let (group, epoch, positions) = (group.to_owned(), epoch.to_owned(), vec![(GROUP.to_owned(), position as i64)]);
-    let save = gate.write(keep, move |tx, _member| sql::save(tx, group.clone(), epoch.clone(), positions.clone()));
+    let now = sql::now();
+    let save = gate.write(keep, move |tx, _member| sql::save(tx, group.clone(), epoch.clone(), positions.clone(), now));
     Ok(save.await?)
 }
 

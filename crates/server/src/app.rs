@@ -16,7 +16,7 @@ use trunkline_core::{
     limits::Limits,
     registry::Registry,
     sandbox::{Need, Sandbox, Sandboxes, SessionStore},
-    session::{self, Sessions},
+    session::{self, Absentees, Sessions},
     socket::Sockets,
     task::Tasks,
     token::{self, Secret},
@@ -32,7 +32,7 @@ use trunkline_store::{
 use crate::{
     agent::{Allowance, Gateway},
     auth::Auth,
-    config::{Config, ConfigError, Durability, Listen, RetentionConfig},
+    config::{Config, ConfigError, Durability, Listen},
     conversation as conversations,
     http::{self, Pages, Site, Web},
     listen::{Connections, Limit, Listeners, bind},
@@ -184,7 +184,7 @@ impl Server {
         if let Some(tls) = tls {
             server.jobs.spawn("certificate watch", tls.watch(server.stop.clone()));
         }
-        server.keep_going(store, rooms, config.retention);
+        server.keep_going(store, rooms, &config);
         Ok(server)
     }
 
@@ -300,22 +300,24 @@ impl Server {
     }
 
     /// What goes on besides, for as long as it runs.
-    fn keep_going(&self, store: Store, rooms: Rooms, retention: RetentionConfig) {
+    fn keep_going(&self, store: Store, rooms: Rooms, config: &Config) {
         self.jobs.watch(store.clone());
         let Store { ledger, log, .. } = store;
         self.jobs.spawn_until_stop("outbox relay", Relay::new(ledger, log.clone()).run());
         self.jobs.spawn_until_stop("task timer", Box::pin(rooms.tasks.clone().run()));
         self.jobs.spawn("sandbox timer", rooms.sandboxes.clone().run());
         self.jobs.spawn("conversation timer", rooms.talks.clone().run());
-        self.sweep(log, rooms, retention);
+        self.sweep(log, rooms, config);
     }
 
     /// Trims what is older than it is kept, and removes audit events and keys that have expired.
-    fn sweep(&self, log: log::Log, rooms: Rooms, retention: RetentionConfig) {
+    fn sweep(&self, log: log::Log, rooms: Rooms, config: &Config) {
+        let retention = config.retention;
         let Rooms { gate, tasks, sockets, talks, .. } = rooms;
         let stop = self.stop.clone();
         let days = retention.sockets_days;
         let left = (days > 0).then(|| Duration::from_secs(days.saturating_mul(24 * 60 * 60)));
+        let mut absentees = config.absence().map(|away| Absentees::new(gate.clone(), away));
         let mut ticks = tokio::time::interval(Duration::from_secs(retention.sweep_seconds.max(1)));
         self.jobs.spawn("retention sweep", async move {
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -336,6 +338,11 @@ impl Server {
                 }
                 if let Err(error) = talks.sweep().await {
                     tracing::warn!(%error, "drafts that were not sent were not removed; the next sweep goes on");
+                }
+                if let Some(absentees) = &mut absentees
+                    && let Err(error) = absentees.sweep().await
+                {
+                    tracing::warn!(%error, "principals that do not come back were not forgotten; the next sweep goes on");
                 }
                 if let Err(error) = checkpoint::sweep(&gate).await {
                     tracing::warn!(%error, "expired checkpoints were not removed; the next sweep goes on");
@@ -378,6 +385,7 @@ impl Rooms {
         let Own { stop, tracker, clock, url } = own;
         let (gate, limits) = (Gate::open(store).await?, config.limits);
         kv::settle(&gate, &config.kv.legacy_workspace).await?;
+        checkpoint::count_up(&gate).await?;
         let (known, owner, ends) = (gate.clone(), tracker.clone(), stop.clone());
         let sandboxes = Sandboxes::new(known, config.sandbox, limits, owner, ends, clock.clone(), session_store);
         let sockets = Sockets::open(gate.clone(), clock.clone(), tracker.clone()).await?;

@@ -143,6 +143,9 @@ pub struct RetentionConfig {
     pub audit_days: u64,
     /// What clients of the socket surface asked and no runtime took, and how their streams stood when they were last used.
     pub sockets_days: u64,
+    /// Where principals stopped reading that have not been there since, and the checkpoints of such tasks under assigned ids. At
+    /// least twice as long as lanes are kept, and forever if those are.
+    pub absentees_days: u64,
     /// Pause between two sweeps.
     pub sweep_seconds: u64,
 }
@@ -187,7 +190,14 @@ impl Default for Listen {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { lanes_hours: 24, lane_mib_max: 0, audit_days: 90, sockets_days: 30, sweep_seconds: 60 }
+        Self {
+            lanes_hours: 24,
+            lane_mib_max: 0,
+            audit_days: 90,
+            sockets_days: 30,
+            absentees_days: 90,
+            sweep_seconds: 60,
+        }
     }
 }
 
@@ -259,6 +269,13 @@ impl Config {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// After how long principals are forgotten that do not come back; nothing if they never are.
+    pub(crate) fn absence(&self) -> Option<Duration> {
+        let (hours, days) = (self.retention.lanes_hours, self.retention.absentees_days);
+        let hours = days.saturating_mul(24).max(hours.saturating_mul(2));
+        (days > 0 && self.retention.lanes_hours > 0).then(|| Duration::from_secs(hours.saturating_mul(3600)))
     }
 
     /// The log's retention by class, in the order of `trunkline_core::topic`'s classes.

@@ -31,6 +31,7 @@ use trunkline_core::{
         said::Why,
         state::{Standing, State as Stands},
     },
+    json,
 };
 use uuid::Uuid;
 
@@ -314,7 +315,7 @@ async fn say(
     let most = surface.conversations.options().message_bytes_max.saturating_mul(6) + BESIDES;
     let (seat, body) = http::body_of(seat(&surface, asks, &convo).await, body, most).await?;
     let unreadable = |e| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {e}"));
-    let said: Said = serde_json::from_slice(&body).map_err(unreadable)?;
+    let said: Said = json::object(&body).map_err(unreadable)?;
     let key = asked.idempotency_key()?;
     match surface.conversations.post(&seat, &said.text, said.message_id, key).await {
         Ok(message_id) => Ok(Json(Accepted { message_id, status: "accepted" }).into_response()),

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
+    json,
     sandbox::{
         Duty, Events, Need, News, Order, Roll, Sandbox, Sandboxes, Seat, Sight, Watch,
         artifacts::{Artifact, Change, How, Pieces, Update},
@@ -102,7 +103,7 @@ fn project_of(body: &[u8]) -> Result<Option<String>, Error> {
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let wanted: Wanted = serde_json::from_slice(body).map_err(|e| invalid(format!("the body cannot be read: {e}")))?;
+    let wanted: Wanted = json::object(body).map_err(|e| invalid(format!("the body cannot be read: {e}")))?;
     Ok(wanted.project)
 }
 

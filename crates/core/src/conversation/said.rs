@@ -15,7 +15,10 @@
 use serde::Deserialize;
 
 use super::state::{Reason, State};
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    json,
+};
 
 /// The published contract's numbers of types.
 const UNSPECIFIED: i32 = 0;
@@ -180,14 +183,14 @@ pub fn read(kind: i32, payload: &[u8]) -> Result<Said, Error> {
     match kind {
         UNSPECIFIED | CHAT => chat(payload),
         // What the published client sends if its program says nothing else: text, unless it names what it is.
-        OPAQUE if serde_json::from_slice::<Named>(payload).is_err() => chat(payload),
+        OPAQUE if json::object::<Named>(payload).is_err() => chat(payload),
         CONTROL | OPAQUE => named(payload),
         other => Err(invalid(format!("a conversation takes chat, control and opaque messages, not type {other}"))),
     }
 }
 
 fn chat(payload: &[u8]) -> Result<Said, Error> {
-    let said = match serde_json::from_slice::<Text>(payload) {
+    let said = match json::object::<Text>(payload) {
         Ok(said) => said,
         Err(_) => match str::from_utf8(payload) {
             Ok(text) => Text { text: text.to_owned(), ..Text::default() },
@@ -232,7 +235,7 @@ fn named(payload: &[u8]) -> Result<Said, Error> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8], what: &str) -> Result<T, Error> {
-    serde_json::from_slice(payload).map_err(|e| invalid(format!("{what}: {e}")))
+    json::object(payload).map_err(|e| invalid(format!("{what}: {e}")))
 }
 
 fn check_name(name: Option<&str>) -> Result<(), Error> {
@@ -264,6 +267,8 @@ mod tests {
             // JSON that is none of it is what it says.
             (CHAT, r#"{"texts": 1}"#, Said::Text(text(r#"{"texts": 1}"#))),
             (CHAT, "42", Said::Text(text("42"))),
+            (CHAT, r#"["hi"]"#, Said::Text(text(r#"["hi"]"#))),
+            (OPAQUE, r#"["join"]"#, Said::Text(text(r#"["join"]"#))),
             (CONTROL, r#"{"type": "turn_done", "reason": "blocked"}"#, Said::EndTurn(Reason::Blocked)),
             (CONTROL, r#"{"type": "convo_state", "state": "auto_resolved"}"#, Said::Be(State::AutoResolved, None)),
             (
@@ -301,6 +306,7 @@ mod tests {
             (CHAT, r#"{"text": ""}"#, "nothing is said"),
             (3, "{}", "not type 3"),
             (CONTROL, "turn_done", "type: "),
+            (CONTROL, r#"["join"]"#, "expected an object"),
             (CONTROL, r#"{"type": "turn_done", "reason": "why"}"#, "turn_done: unknown variant `why`"),
             (CONTROL, r#"{"type": "convo_state"}"#, "convo_state: missing field `state`"),
             (OPAQUE, r#"{"type": "delta", "id": "m"}"#, "either text, or done"),

@@ -52,6 +52,6 @@ fn take_over(tx: &mut WriteTx, before: Option<Cursor>, tail: Cursor) -> TxFuture
             socket::sql::take_over(tx, before, tail.epoch).await?;
         }
         sandbox::sql::pull_back(tx, tail.offset).await?;
-        session::sql::note_tail(tx, tail).await
+        session::sql::note_tail(tx, tail, session::sql::now()).await
     })
 }

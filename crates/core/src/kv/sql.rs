@@ -36,7 +36,8 @@ const COUNT_OUT: &str = "UPDATE kv_counts SET keys = keys - $2 WHERE owner = $1"
 const EXPIRED: &str = "SELECT owner, key, members FROM kv WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2";
 const EXPIRED_OF: &str = "SELECT owner, key, members FROM kv WHERE owner = $1 AND expires_ms <= $2 LIMIT 1000";
 
-const PURGE: &str = "SELECT owner, key FROM kv WHERE owner = $1 AND key >= $2 AND key < $3";
+const PURGE_MEMBERS: &str = "DELETE FROM kv_members WHERE owner = $1 AND key >= $2 AND key < $3";
+const PURGE: &str = "DELETE FROM kv WHERE owner = $1 AND key >= $2 AND key < $3";
 
 const ADD_MEMBER: &str = "INSERT INTO kv_members (owner, key, member) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
 const COUNT_MEMBER: &str =
@@ -114,9 +115,10 @@ pub(super) fn write(
             }
             Action::SetAdd(new) => add_member(tx, &owner, key, new, quota, now_ms).await,
             Action::Purge { .. } => {
-                let end = successor(key);
-                let rows = tx.query(PURGE, &[owner.as_str().into(), key.into(), end.into()]).await?;
-                let counter = remove(tx, rows).await?;
+                let range = [owner.as_str().into(), key.into(), successor(key).into()];
+                tx.execute(PURGE_MEMBERS, &range).await?;
+                let counter = tx.execute(PURGE, &range).await? as i64;
+                tx.execute(COUNT_OUT, &[owner.into(), counter.into()]).await?;
                 Ok(Answer { counter, applied: true, ..Answer::default() })
             }
             Action::Delete => {

@@ -11,7 +11,10 @@ use super::{
     invalid,
     keep::Record,
 };
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    json,
+};
 
 /// Events in one request.
 const EVENTS_MAX: usize = 10_000;
@@ -77,13 +80,13 @@ impl Events {
         }
         let (mut signs, mut signs_count, mut joined) = (Vec::new(), 0, Joined::default());
         for (at, event) in events.iter().enumerate() {
-            if let Ok(piece) = serde_json::from_str::<Piece<'_>>(event.get())
+            if let Ok(piece) = json::object::<Piece<'_>>(event.get().as_bytes())
                 && piece.is_one()
             {
                 joined.piece(&piece);
                 continue;
             }
-            let kind: Kinded<'_> = serde_json::from_str(event.get())
+            let kind: Kinded<'_> = json::object(event.get().as_bytes())
                 .map_err(|_| invalid(format!("event {at} is no object with a \"type\" that is text")))?;
             signs_count += u64::from(SIGNS.contains(&&*kind.kind) || kind.kind == HEARTBEAT);
             if SIGNS.contains(&&*kind.kind) {
@@ -357,6 +360,9 @@ mod tests {
             assert!(!body.starts_with("[ ") && carefully.1 == 3);
         }
         assert!(kept(alike(&["a"]) + "]").is_err());
+        for list in ["[[\"status\"]]", "[[\"text_delta\",\"a\"]]", "[{\"type\":\"status\"},[\"status\"]]"] {
+            assert!(kept(list.to_owned()).is_err(), "{list}");
+        }
         assert!(kept(alike(&["a"]).replace(']', ",]")).is_err());
     }
 }

@@ -49,7 +49,7 @@ impl World {
 
     /// The server knows of the identity from then on.
     async fn comes(&self, by: &Caller) {
-        checkpoint::save(&self.gate, by, "c", b"x".to_vec(), 0).await.unwrap();
+        checkpoint::save(&self.gate, by, "c", b"x".to_vec(), 0, &Limits::default()).await.unwrap();
     }
 }
 

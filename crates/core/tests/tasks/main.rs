@@ -32,6 +32,7 @@ use trunkline_core::{
     checkpoint,
     gate::Gate,
     identity::Identity,
+    limits::Limits,
     registry::{Program, Registry},
     task::{
         Arrival, Backoff, Create, Desk, Event, Filter, Hibernation, Mail, Mode, OfflinePolicy, Operation, Options,
@@ -338,7 +339,7 @@ impl World<'_> {
     fn save_checkpoint(&mut self, identity: &str) {
         let who = Caller::new(Identity::parse(identity).unwrap(), "s".into(), Credential::none(false));
         let node = self.node();
-        node.runtime.block_on(checkpoint::save(&node.gate, &who, "k", vec![1], 0)).unwrap();
+        node.runtime.block_on(checkpoint::save(&node.gate, &who, "k", vec![1], 0, &Limits::default())).unwrap();
     }
 
     fn come_or_go(&mut self) {

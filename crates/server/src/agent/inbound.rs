@@ -14,7 +14,9 @@ mod workspaces;
 
 use prost::Message as _;
 use tonic::Status;
-use trunkline_core::{Error, Kind, caller::Caller, checkpoint, conversation::conversation_of, gate::Gate};
+use trunkline_core::{
+    Error, Kind, caller::Caller, checkpoint, conversation::conversation_of, gate::Gate, limits::Limits,
+};
 use trunkline_proto::{
     own::Acknowledgement,
     v1::{
@@ -98,7 +100,7 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
         }
         Some(Up::CheckpointOp(operation)) => {
             let caller = connection.session.caller.clone();
-            let reply = checkpoint(&connection.gateway.gate, &caller, *operation).await;
+            let reply = checkpoint(&connection.gateway.gate, &caller, &connection.gateway.limits, *operation).await;
             connection.reply(Down::Checkpoint(reply.into()));
         }
         Some(Up::Init(_)) => return Err(Status::invalid_argument("InitConnection already sent")),
@@ -209,12 +211,18 @@ async fn progress(connection: &mut Connection<'_>, mut report: ProgressReport) {
     connection.submit_if_full().await;
 }
 
-async fn checkpoint(gate: &Gate, caller: &Caller, operation: CheckpointOperation) -> CheckpointResponse {
+async fn checkpoint(
+    gate: &Gate,
+    caller: &Caller,
+    limits: &Limits,
+    operation: CheckpointOperation,
+) -> CheckpointResponse {
     let CheckpointOperation { op, key, data, ttl, request_id } = operation;
     let mut reply = CheckpointResponse { success: true, request_id, ..CheckpointResponse::default() };
     let done = match OpType::try_from(op) {
         Ok(OpType::Save) => {
-            checkpoint::save(gate, caller, &key, data.into(), ttl).await.map(|saved_at| reply.saved_at = saved_at)
+            let saved = checkpoint::save(gate, caller, &key, data.into(), ttl, limits).await;
+            saved.map(|saved_at| reply.saved_at = saved_at)
         }
         Ok(OpType::Load) => checkpoint::load(gate, caller, &key).await.map(|found| {
             if let Some(found) = found {

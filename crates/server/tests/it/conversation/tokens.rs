@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{AGENT, KEY, ORIGIN, OTHER_AGENT, SECRET, claims, hs256, now, server, sign};
+use super::{AGENT, KEY, ORIGIN, OTHER_AGENT, SECRET, begin, claims, hs256, now, server, sign};
 use crate::sandbox::Web;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,6 +143,16 @@ async fn what_is_no_text_is_refused_in_the_documented_form() {
     ] {
         let (status, refused) = web.get(path).await;
         assert_eq!((status, refused["error"]["message"].is_string()), (expected, true), "{path}: {refused}");
+    }
+    // Nor is a list of what an object has.
+    let convo = begin(&ann).await;
+    for (web, path, body) in [
+        (&ann, format!("/api/v2/agent_convos/{convo}/stream_message"), r#"["hello"]"#),
+        (&web, "/sessions/listed".to_owned(), r#"["project"]"#),
+        (&web, "/sessions/new/events".to_owned(), r#"[["text_delta", "hello"]]"#),
+    ] {
+        let (status, refused) = web.post(&path, body).await;
+        assert_eq!((status, refused["error"]["message"].is_string()), (400, true), "{path}: {refused}");
     }
     server.stop().await;
 }
