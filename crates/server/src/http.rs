@@ -43,6 +43,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// By which browsers say what a request is for.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
 /// By which a browser's event stream says what it had last.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -319,7 +320,7 @@ impl Site {
             Some(elsewhere) if !is_for_loopback(headers, uri) => elsewhere,
             _ if uri.path().starts_with(APPS) => self.apps.as_ref().unwrap_or(&self.plain),
             _ if headers.contains_key(header::ORIGIN) => &self.for_pages,
-            _ if is_of_another_site(headers) && !is_navigation(headers) => {
+            _ if is_of_another_site(headers) && !(is_link(headers) && !changes_something(uri.path())) => {
                 self.embedded.as_ref().unwrap_or(&self.plain)
             }
             _ => &self.plain,
@@ -333,9 +334,15 @@ fn is_of_another_site(headers: &HeaderMap) -> bool {
     !headers.contains_key(header::ORIGIN) && site.is_some_and(|site| site != "same-origin" && site != "none")
 }
 
-/// Whether a person follows a link.
-fn is_navigation(headers: &HeaderMap) -> bool {
-    headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate")
+/// Whether a person follows a link, which shows the answer in place of the other page and not in it.
+fn is_link(headers: &HeaderMap) -> bool {
+    let is_whole = headers.get(SEC_FETCH_DEST).is_none_or(|dest| dest == "document");
+    is_whole && headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate")
+}
+
+/// Whether to GET a path does more than to read: who opens a sandbox's stream of commands takes it over.
+fn changes_something(path: &str) -> bool {
+    path.ends_with("/commands")
 }
 
 fn of_another_site() -> Error {

@@ -47,6 +47,7 @@ mod index;
 mod journal;
 mod reader;
 mod rows;
+mod torn;
 mod window;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};

@@ -499,3 +499,107 @@ async fn an_index_of_another_log_is_made_anew() {
         log.stop().await;
     }
 }
+
+/// The index is a database of its own, and what it needs is not what an append needs. Lists that it could not write are made
+/// again, and none after them is taken for all there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_that_could_not_be_written_are_made_again() {
+    let Some(dir) = child_dir() else {
+        let dir = tempfile::tempdir().unwrap();
+        return in_child("lists_that_could_not_be_written_are_made_again", dir.path(), "ulimit -Sn 256", None);
+    };
+    let options = || Options { chunk_records: 50, window_bytes_max: 1000, ..Options::default() };
+    let (topic, log) = (Topic::new("t").unwrap(), Log::open(&dir, options()).unwrap());
+    let append = async |n: usize| log.append(Append::new(&topic, format!("{n:08}"))).await;
+    // The journal is open; a table of lists is a new file.
+    let files: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+    let mut acknowledged = Vec::new();
+    for n in 0..200 {
+        match append(n).await {
+            Ok(_) => acknowledged.push(n),
+            Err(error) => {
+                assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+                break;
+            }
+        }
+    }
+    assert!(acknowledged.len() >= 50, "{}", acknowledged.len());
+    drop(files);
+    let until = Instant::now() + Duration::from_secs(20);
+    for n in 200..400 {
+        while let Err(error) = append(n).await {
+            assert!(matches!(error, Error::Unavailable { .. }) && Instant::now() < until, "{error}");
+        }
+        acknowledged.push(n);
+    }
+    assert_eq!(payloads(&log, &topic).await, acknowledged);
+    log.stop().await;
+    let log = Log::open(&dir, options()).unwrap();
+    assert_eq!(payloads(&log, &topic).await, acknowledged);
+    log.stop().await;
+}
+
+/// The engine removes journals once it has tables of them. Then the only journal may begin with the batch that a power loss
+/// tore, and only the tables tell how far the log was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_torn_at_the_beginning_of_the_only_journal_is_cut_off() {
+    let (dir, topic) = (tempfile::tempdir().unwrap(), Topic::new("t").unwrap());
+    let log = Log::open(dir.path(), Options::default()).unwrap();
+    for n in 0..20 {
+        log.append(Append::new(&topic, format!("{n:08}"))).await.unwrap();
+    }
+    log.stop().await;
+    // As it is after the engine has begun another journal.
+    fs::write(dir.path().join("1.jnl"), [0; 65536]).unwrap();
+    let log = Log::open(dir.path(), Options::default()).unwrap();
+    until_tables_have_it_all(dir.path()).await;
+    let large =
+        async |n: usize| log.append(Append::new(&topic, format!("{n:08}{}", "z".repeat(20_000)))).await.unwrap();
+    large(20).await;
+    // It could not be acknowledged yet, as far as the directory says.
+    let one = copy(dir.path());
+    large(21).await;
+    log.stop().await;
+
+    let path = tear(one.path()).0;
+    let log = Log::open(one.path(), Options::default()).unwrap();
+    assert_eq!(log.repair().map(|repair| &repair.file), Some(&path));
+    assert_eq!(payloads(&log, &topic).await, (0..20).collect::<Vec<_>>());
+    log.append(Append::new(&topic, "00000020")).await.unwrap();
+    log.stop().await;
+    let log = Log::open(one.path(), Options::default()).unwrap();
+    assert_eq!(payloads(&log, &topic).await, (0..21).collect::<Vec<_>>());
+    log.stop().await;
+
+    // Behind the second, the first is known to have been acknowledged.
+    let (path, whole) = tear(dir.path());
+    for _ in 0..2 {
+        assert!(matches!(Log::open(dir.path(), Options::default()), Err(Error::Corrupt { .. })));
+    }
+    // The next start finds what there was, and whoever mends that has it all.
+    fs::remove_dir_all(dir.path().join("torn")).unwrap();
+    fs::write(&path, whole).unwrap();
+    let log = Log::open(dir.path(), Options::default()).unwrap();
+    assert_eq!(payloads(&log, &topic).await, (0..22).collect::<Vec<_>>());
+    log.stop().await;
+}
+
+/// Waits until the journals hold nothing that the tables do not.
+async fn until_tables_have_it_all(dir: &Path) {
+    let until = Instant::now() + Duration::from_secs(20);
+    let journals = || fs::read_dir(dir).unwrap().flatten().filter(|e| e.path().extension().is_some_and(|e| e == "jnl"));
+    while journals().count() > 1 || fs::read(journal(dir)).unwrap().iter().any(|byte| *byte != 0) {
+        assert!(Instant::now() < until, "the engine does not write tables");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Loses the journal's first page; answers what there was before.
+fn tear(dir: &Path) -> (PathBuf, Vec<u8>) {
+    let path = journal(dir);
+    let whole = fs::read(&path).unwrap();
+    let mut torn = whole.clone();
+    torn[..4096].fill(0);
+    fs::write(&path, torn).unwrap();
+    (path, whole)
+}

@@ -19,7 +19,9 @@ use crate::{error::Error, sandbox, session, socket};
 /// [`crate::Kind::Unavailable`]: the next start begins again.
 pub(super) async fn reconcile(store: &Store) -> Result<(), Error> {
     let tail = store.log.tail();
-    let known = store.ledger.read(move |tx| greatest(tx, tail.epoch)).await;
+    // If nothing was appended since it was forked, numbers of no epoch are what that was for, and the ledger was not written.
+    let is_forked = store.log.forked_from().is_some_and(|before| before.offset == tail.offset);
+    let known = store.ledger.read(move |tx| greatest(tx, tail.epoch, !is_forked)).await;
     let known = known.map_err(|e: ledger::Error| Error::from(e))?.unsigned_abs();
     if known > tail.offset.0 {
         store.log.fork().await?;
@@ -35,10 +37,11 @@ pub(super) async fn reconcile(store: &Store) -> Result<(), Error> {
     written.map_err(|e: ledger::Error| Error::from(e))
 }
 
-/// The greatest offset of the epoch that any row knows.
-fn greatest(tx: &mut ReadTx, epoch: Epoch) -> TxFuture<'_, i64, ledger::Error> {
+/// The greatest offset of the epoch that any row knows; also those of no epoch, `with_any`.
+fn greatest(tx: &mut ReadTx, epoch: Epoch, with_any: bool) -> TxFuture<'_, i64, ledger::Error> {
     Box::pin(async move {
-        let positions = session::sql::greatest(tx, epoch).await?;
+        let any = if with_any { sandbox::sql::greatest_of_any(tx).await? } else { 0 };
+        let positions = session::sql::greatest(tx, epoch).await?.max(any);
         Ok(positions.max(sandbox::sql::greatest(tx, epoch).await?).max(socket::sql::greatest(tx, epoch).await?))
     })
 }

@@ -376,19 +376,18 @@ fn standing(row: &Row) -> Result<Standing, Error> {
     })
 }
 
-/// The greatest offset of the epoch that a checkpoint goes to, or that any sandbox was told its commands to.
+/// The greatest offset of the epoch that a checkpoint goes to.
 pub(crate) async fn greatest(tx: &mut ReadTx, epoch: Epoch) -> Result<i64, Error> {
-    let mut greatest = 0;
-    for (sql, params) in [
-        ("SELECT COALESCE(MAX(folded_to), 0) FROM sandbox_folds WHERE epoch = $1", vec![epoch.0.to_string().into()]),
-        ("SELECT COALESCE(MAX(commands_to), 0) FROM sandboxes", Vec::new()),
-        ("SELECT COALESCE(MAX(since), 0) FROM sandboxes", Vec::new()),
-        ("SELECT COALESCE(MAX(signs_to), 0) FROM sandboxes", Vec::new()),
-    ] {
-        let found = tx.query_opt(sql, &params).await?;
-        greatest = found.map_or(Ok(0), |row| row.int(0))?.max(greatest);
-    }
-    Ok(greatest)
+    let select = "SELECT COALESCE(MAX(folded_to), 0) FROM sandbox_folds WHERE epoch = $1";
+    tx.query_opt(select, &[epoch.0.to_string().into()]).await?.map_or(Ok(0), |row| row.int(0))
+}
+
+/// The greatest offset that any sandbox began at, was told its commands to, or gave signs at: their epoch is not kept.
+pub(crate) async fn greatest_of_any(tx: &mut ReadTx) -> Result<i64, Error> {
+    let select =
+        "SELECT COALESCE(MAX(commands_to), 0), COALESCE(MAX(since), 0), COALESCE(MAX(signs_to), 0) FROM sandboxes";
+    let Some(row) = tx.query_opt(select, &[]).await? else { return Ok(0) };
+    Ok(row.int(0)?.max(row.int(1)?).max(row.int(2)?))
 }
 
 /// Makes checkpoints of the epoch `before` ones of `now`. Those beyond its end are of events that the log does not have.

@@ -147,19 +147,7 @@ mod tests {
         let mut node = Node::new().await;
         let user = || Identity::user("late", "1").unwrap();
         drop(node.attach(user()).await);
-        let age = |by: i64| {
-            let ledger = node.store.ledger.clone();
-            async move {
-                let older = "UPDATE positions SET saved_at = saved_at - $1";
-                let aged = ledger.write(move |tx| {
-                    Box::pin(
-                        async move { Ok::<_, trunkline_store::ledger::Error>(tx.execute(older, &[by.into()]).await?) },
-                    )
-                });
-                aged.await.unwrap();
-            }
-        };
-        age(2 * 24 * 60 * 60).await;
+        node.store.ledger.write(|tx| sql::age(tx, 2 * 24 * 60 * 60)).await.unwrap();
         // Although nothing was delivered.
         drop(node.attach(user()).await);
         assert_eq!(node.known_after(0).await, (0, vec!["us::late::1".to_owned()]));

@@ -168,6 +168,12 @@ pub(crate) async fn take_over(tx: &mut WriteTx, before: Cursor, now: Epoch) -> R
     tx.execute(update, &[name(before.epoch).into(), name(now).into(), end.into()]).await.map(drop)
 }
 
+/// Takes positions for saved so many seconds earlier.
+#[cfg(test)]
+pub(super) fn age(tx: &mut WriteTx, by: i64) -> TxFuture<'_, u64, Error> {
+    Box::pin(async move { tx.execute("UPDATE positions SET saved_at = saved_at - $1", &[by.into()]).await })
+}
+
 /// The time as rows have it. A clock that jumps for minutes only makes nobody an absentee.
 pub(crate) fn now() -> i64 {
     i64::try_from(Clock::system().now_ms() / 1000).unwrap_or(i64::MAX)

@@ -183,14 +183,12 @@ impl Tasks {
         if found.held.is_empty() && bound.is_none() && !found.is_waiting {
             return Ok(None);
         }
+        // Before what takes a while: what ends meanwhile is released, and stays so.
+        self.floor().workers.hold_all(name, found.held.iter().map(|(id, _)| *id));
         let away = found.held.iter().filter(|(_, is_away)| *is_away).map(|(id, _)| *id).collect();
         let (stands_for, started) = held::come_back(self, name, away, bound).await?;
-        {
-            let mut floor = self.floor();
-            floor.workers.hold_all(name, found.held.iter().map(|(id, _)| *id));
-            if found.is_waiting {
-                floor.workers.note(&own_queue(name));
-            }
+        if found.is_waiting {
+            self.floor().workers.note(&own_queue(name));
         }
         if let Some(started) = started {
             self.settle(started).await;

@@ -143,7 +143,12 @@ impl Tasks {
             has_completion_event: wanted.completion.is_some(),
         };
         self.0.gate.authorize(caller, create)?;
-        self.floor().open.check(&workspace, self.0.options.open_per_workspace)?;
+        let room = self.floor().open.check(&workspace, self.0.options.open_per_workspace);
+        if let Err(full) = room
+            && !self.is_known(caller, &workspace, &wanted.key).await?
+        {
+            return Err(full);
+        }
         let token = self.token_for(caller, &wanted);
         let mut task = self.new_task(caller, workspace, &wanted)?;
         let parent =
@@ -186,6 +191,20 @@ impl Tasks {
             Ok(Created { id: status.0, status: status.1, assigned_to: status.2, token })
         });
         Ok(async move { done.await.unwrap_or_else(|ended| Err(Error::of_task(&ended))) })
+    }
+
+    /// Whether the caller has made a task of this name.
+    async fn is_known(&self, caller: &Caller, workspace: &str, key: &str) -> Result<bool, Error> {
+        if key.is_empty() {
+            return Ok(false);
+        }
+        let (workspace, creator, key, now) =
+            (workspace.to_owned(), caller.identity.to_string(), key.to_owned(), self.now());
+        let known = self.read(move |tx| {
+            let (workspace, creator, key) = (workspace.clone(), creator.clone(), key.clone());
+            Box::pin(async move { Ok(sql::key(tx, &workspace, &creator, &key, now).await?.is_some()) })
+        });
+        known.await
     }
 
     /// After the commit: whoever is concerned is told.

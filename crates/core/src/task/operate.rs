@@ -24,6 +24,9 @@ use crate::{
 /// Tasks that one may wait for.
 const DEPENDENCIES_MAX: usize = 1000;
 
+/// Tasks that may wait for one: when it ends, all of them are looked at in its transaction.
+const WAITERS_MAX: i64 = 1000;
+
 /// Tasks that one may wait for together with what those wait for: they are looked at to find a circle, in one statement of some
 /// milliseconds.
 const CIRCLE_MAX: i64 = 2000;
@@ -352,6 +355,10 @@ async fn check_dependencies(tx: &mut WriteTx, task: &Task, on: &[String]) -> Res
         let found = sql::state_of(tx.as_read(), id).await?;
         if found.is_none_or(|(_, workspace)| workspace != task.workspace) || *id == own {
             return Err(Error::new(Kind::NotFound, "ERR_NOT_FOUND", format!("dependency not found: {id}")));
+        }
+        if sql::others_wait(tx.as_read(), id, &own, WAITERS_MAX).await? {
+            let message = format!("quota exceeded for tasks that wait for task {id}: limit {WAITERS_MAX}");
+            return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", message));
         }
     }
     // As if it waited already: an error undoes that.

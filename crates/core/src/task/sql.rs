@@ -305,16 +305,22 @@ pub(super) async fn awaited_by(tx: &mut ReadTx, waiter: &str, most: i64) -> Resu
     rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
 }
 
+/// Whether so many others wait for a task already.
+pub(super) async fn others_wait(tx: &mut ReadTx, on: &str, waiter: &str, many: i64) -> Result<bool, Error> {
+    let last = "SELECT 1 FROM task_waits WHERE on_task = $1 AND waiter <> $2 LIMIT 1 OFFSET $3";
+    Ok(tx.query_opt(last, &[on.into(), waiter.into(), (many - 1).into()]).await?.is_some())
+}
+
 /// Has those looked at that wait for a task; answers how many. In two steps: a subquery would make SQLite build a table of
 /// its own for every task that ends, and most have nobody who waits.
 pub(super) async fn nudge_waiters(tx: &mut WriteTx, on: Uuid, now: i64) -> Result<u64, Error> {
-    let waiters = "SELECT waiter FROM task_waits WHERE on_task = $1";
-    let nudge = "UPDATE tasks SET due_at = $2 WHERE id = $1 AND state = 'waiting_dependency'";
-    let mut nudged = 0;
-    for row in tx.query(waiters, &[on.to_string().into()]).await? {
-        nudged += tx.execute(nudge, &[row.text(0)?.into(), now.into()]).await?;
+    let on = on.to_string();
+    if tx.query_opt("SELECT 1 FROM task_waits WHERE on_task = $1 LIMIT 1", &[on.as_str().into()]).await?.is_none() {
+        return Ok(0);
     }
-    Ok(nudged)
+    let nudge = "UPDATE tasks SET due_at = $2 WHERE state = 'waiting_dependency'
+        AND id IN (SELECT waiter FROM task_waits WHERE on_task = $1)";
+    tx.execute(nudge, &[on.into(), now.into()]).await
 }
 
 /// Sets when a task is due, and nothing else.
@@ -651,4 +657,39 @@ pub(crate) fn parties(tx: &mut ReadTx) -> TxFuture<'_, Vec<String>, Error> {
         let rows = tx.query("SELECT creator FROM tasks UNION SELECT assignee FROM tasks", &[]).await?;
         rows.iter().map(|row| row.text(0).map(str::to_owned)).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_store::ledger::{Ledger, Options};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn others_that_wait_are_counted_and_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_sqlite(&dir.path().join("ledger"), &crate::migrations(), Options::default()).unwrap();
+        let (on, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let done = ledger.write(move |tx| {
+            Box::pin(async move {
+                let spec = "{\"metadata\":{},\"launch_params\":{}}";
+                for n in 10..13 {
+                    let state = if n == 12 { State::Running } else { State::WaitingDependency };
+                    let task = Task { id: Uuid::from_u128(n), state, ..Task::blank(0, Mode::Pool) };
+                    insert(tx, &task, spec, &[], None, None).await?;
+                    wait_for(tx, task.id, &[on.to_string()]).await?;
+                }
+                let first = Uuid::from_u128(10).to_string();
+                let on = on.to_string();
+                let full = (
+                    others_wait(tx.as_read(), &on, "x", 3).await?,
+                    others_wait(tx.as_read(), &on, "x", 4).await?,
+                    others_wait(tx.as_read(), &on, &first, 3).await?,
+                );
+                let nudged = nudge_waiters(tx, Uuid::from_u128(1), 5).await?;
+                Ok::<_, Error>((full, nudged, nudge_waiters(tx, other, 5).await?))
+            })
+        });
+        assert_eq!(done.await.unwrap(), ((true, false, false), 2, 0));
+    }
 }

@@ -51,6 +51,22 @@ async fn figures_count_what_happened() {
     server.stop().await;
 }
 
+/// A page whose name somebody points at this machine reads no figures of a server that admits everybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_of_a_server_that_admits_everybody_ask_it_under_its_own_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    for (host, status) in [("localhost", 200), ("127.0.0.1:9090", 200), ("pointed.here.example", 403)] {
+        let mut stream = TcpStream::connect(server.addresses().ops).await.unwrap();
+        let request = format!("GET /metrics HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {text}");
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_ready_until_it_stops_and_alive_until_it_ends() {
     let dir = tempfile::tempdir().unwrap();

@@ -79,23 +79,26 @@ impl Relay {
     pub async fn step(&self) -> Result<usize, RelayError> {
         let rows = self.ledger.read(|tx| Box::pin(async move { tx.query(NEXT, &[ROWS_MAX.into()]).await })).await?;
         let ids = rows.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
-        let mut appends = Vec::with_capacity(rows.len());
+        let (mut appends, mut hopeless) = (Vec::with_capacity(rows.len()), Vec::new());
         for (id, row) in ids.iter().zip(&rows) {
             match self.append(*id, row) {
                 Ok(append) => appends.push((*id, append)),
-                Err(error) => drop_row(*id, row.text(1).unwrap_or_default(), &error),
+                Err(error) => hopeless.push(Hopeless::new(*id, row.text(1).unwrap_or_default(), error)),
             }
         }
         let batch = appends.iter().map(|(_, append)| append.clone()).collect();
         match self.log.append_batch(batch).await {
             Ok(_) | Err(log::Error::Empty) => {}
             // One of them cannot be appended: find out which.
-            Err(error) if condemns(&error) => self.one_by_one(appends).await?,
+            Err(error) if condemns(&error) => self.one_by_one(appends, &mut hopeless).await?,
             Err(error) => return Err(error.into()),
         }
         let count = ids.len();
         if count > 0 {
             self.remove(ids).await?;
+        }
+        for Hopeless { row, topic, error } in hopeless {
+            tracing::error!(%error, row, topic, "outbox row could never be appended and was removed");
         }
         Ok(count)
     }
@@ -124,12 +127,12 @@ impl Relay {
         Ok(Append::new(&Topic::new(row.text(1)?)?, row.bytes(2)?.to_vec()).dedup(dedup))
     }
 
-    async fn one_by_one(&self, appends: Vec<(i64, Append)>) -> Result<(), RelayError> {
+    async fn one_by_one(&self, appends: Vec<(i64, Append)>, hopeless: &mut Vec<Hopeless>) -> Result<(), RelayError> {
         for (id, append) in appends {
             let topic = append.topic.clone();
             match self.log.append(append).await {
                 Ok(_) => {}
-                Err(error) if condemns(&error) => drop_row(id, topic.as_str(), &error.into()),
+                Err(error) if condemns(&error) => hopeless.push(Hopeless::new(id, topic.as_str(), error.into())),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -143,8 +146,17 @@ fn condemns(error: &log::Error) -> bool {
     matches!(error, log::Error::TooLarge { .. } | log::Error::InvalidTopic { .. } | log::Error::Closed { .. })
 }
 
-fn drop_row(id: i64, topic: &str, error: &RelayError) {
-    tracing::error!(%error, row = id, topic, "outbox row can never be appended; removing it");
+/// A row that can never be appended.
+struct Hopeless {
+    row: i64,
+    topic: String,
+    error: RelayError,
+}
+
+impl Hopeless {
+    fn new(row: i64, topic: &str, error: RelayError) -> Self {
+        Self { row, topic: topic.to_owned(), error }
+    }
 }
 
 /// Why the relay could not go on.

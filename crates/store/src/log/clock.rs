@@ -1,8 +1,10 @@
 //! The time, and what is done when the machine's clock jumps.
 //!
 //! What expires by the wall clock expires at once when that is wrong: a bad virtual machine or time server that is a day
-//! ahead for seconds would trim what waits and end what has hours left. So a step of the wall clock against the monotonic
-//! one is not believed before it lasts: until then time goes on as it went.
+//! ahead for seconds would trim what waits and end what has hours left. So a step ahead of the wall clock against the
+//! monotonic one is not believed before it lasts: until then time goes on as it went. A step back is believed at once: it ends
+//! nothing, and most often a clock that was ahead when the process began is set right. Until that had time to happen,
+//! [`Clock::is_settled`] says so.
 
 use std::{
     fmt, fs,
@@ -22,7 +24,10 @@ const BELIEVED_AFTER: Duration = Duration::from_mins(5);
 
 /// Tells the time, in Unix milliseconds. Replaceable, so that tests own time and try bad clocks.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> u64 + Send + Sync>);
+pub struct Clock {
+    now_ms: Arc<dyn Fn() -> u64 + Send + Sync>,
+    is_settled: Arc<dyn Fn() -> bool + Send + Sync>,
+}
 
 static SYSTEM: LazyLock<Arc<Steady>> = LazyLock::new(|| {
     let begun = Instant::now();
@@ -32,11 +37,11 @@ static SYSTEM: LazyLock<Arc<Steady>> = LazyLock::new(|| {
 
 static SYSTEM_CLOCK: LazyLock<Clock> = LazyLock::new(|| {
     let steady = SYSTEM.clone();
-    Clock::new(move || steady.now_ms())
+    Clock { is_settled: Arc::new(|| SYSTEM.is_settled()), ..Clock::new(move || steady.now_ms()) }
 });
 
 impl Clock {
-    /// The machine's clock. Steps of more than a minute are not followed for five minutes; see [`Clock::steps`].
+    /// The machine's clock. Steps ahead of more than a minute are not followed for five minutes; see [`Clock::steps`].
     #[must_use]
     pub fn system() -> Self {
         SYSTEM_CLOCK.clone()
@@ -44,13 +49,20 @@ impl Clock {
 
     /// A clock of your own.
     pub fn new(now_ms: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now_ms))
+        Self { now_ms: Arc::new(now_ms), is_settled: Arc::new(|| true) }
+    }
+
+    /// Whether the clock can be taken for right: a machine's is set by a time server after it started, and until this process
+    /// is five minutes old that may be still to come. What was there before should not be thought to be old by it.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        (self.is_settled)()
     }
 
     /// Unix milliseconds.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        (self.0)()
+        (self.now_ms)()
     }
 
     /// How many steps of the machine's clock were noticed by those who asked [`Clock::system`] for the time.
@@ -70,6 +82,15 @@ impl fmt::Debug for Clock {
 fn uptime() -> Option<Duration> {
     let text = fs::read_to_string("/proc/uptime").ok()?;
     Duration::try_from_secs_f64(text.split_whitespace().next()?.parse().ok()?).ok()
+}
+
+impl Slow {
+    /// Whether this lead is the one that was left by a step back a moment ago.
+    fn is_return(&self, found: i64, monotonic: Duration) -> bool {
+        self.left.is_some_and(|(lead, at)| {
+            lead.abs_diff(found) <= STEP_MIN_MS && monotonic.saturating_sub(at) < BELIEVED_AFTER
+        })
+    }
 }
 
 type Source<T> = Box<dyn Fn() -> T + Send + Sync>;
@@ -93,6 +114,8 @@ struct Slow {
     stepped_at: Option<Duration>,
     /// How much of the machine's life the monotonic clock had not counted when the two were last compared.
     slept: Option<Duration>,
+    /// The lead before the last step back, and when that was.
+    left: Option<(i64, Duration)>,
 }
 
 impl Steady {
@@ -110,7 +133,7 @@ impl Steady {
             lead_ms: AtomicI64::new(lead_ms),
             is_stepped: AtomicBool::new(false),
             steps: AtomicU64::new(0),
-            slow: Mutex::new(Slow { stepped_at: None, slept }),
+            slow: Mutex::new(Slow { stepped_at: None, slept, left: None }),
         }
     }
 
@@ -118,7 +141,7 @@ impl Steady {
         let (wall_ms, monotonic) = ((self.wall_ms)(), (self.monotonic)());
         let (found, believed) = (lead(wall_ms, monotonic), self.lead_ms.load(Relaxed));
         if found.abs_diff(believed) > STEP_MIN_MS {
-            return self.stepped(found, believed, wall_ms, monotonic);
+            return self.stepped(found, wall_ms, monotonic);
         }
         // It is slewed, in pieces far below a step.
         if found != believed {
@@ -130,22 +153,36 @@ impl Steady {
         wall_ms
     }
 
+    fn is_settled(&self) -> bool {
+        (self.monotonic)() >= BELIEVED_AFTER && !self.is_stepped.load(Relaxed)
+    }
+
     /// The time while the clocks have parted.
-    fn stepped(&self, found: i64, believed: i64, wall_ms: u64, monotonic: Duration) -> u64 {
+    fn stepped(&self, found: i64, wall_ms: u64, monotonic: Duration) -> u64 {
         let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have settled it meanwhile.
+        let believed = self.lead_ms.load(Relaxed);
+        if found.abs_diff(believed) <= STEP_MIN_MS {
+            return wall_ms;
+        }
         let by_seconds = (found - believed) / 1000;
+        if found < believed || slow.is_return(found, monotonic) {
+            self.steps.fetch_add(1, Relaxed);
+            tracing::warn!(by_seconds, "the machine's clock stepped back, or returned from such a step");
+            slow.left = Some((believed, monotonic));
+            return self.believe(&mut slow, found, wall_ms);
+        }
         let since = if let Some(since) = slow.stepped_at {
             since
         } else {
             if self.has_slept(&mut slow, found.abs_diff(believed), monotonic) {
-                self.lead_ms.store(found, Relaxed);
-                return wall_ms;
+                return self.believe(&mut slow, found, wall_ms);
             }
             self.steps.fetch_add(1, Relaxed);
             self.is_stepped.store(true, Relaxed);
             tracing::warn!(
                 by_seconds,
-                "the machine's clock stepped; until that has lasted {} s, time goes on as it went and nothing expires by it",
+                "the machine's clock stepped ahead; until that has lasted {} s, time goes on as it went and nothing expires by it",
                 BELIEVED_AFTER.as_secs()
             );
             *slow.stepped_at.insert(monotonic)
@@ -155,6 +192,10 @@ impl Steady {
             return u64::try_from(now_ms).unwrap_or(0);
         }
         tracing::warn!(by_seconds, "the machine's clock is believed again");
+        self.believe(&mut slow, found, wall_ms)
+    }
+
+    fn believe(&self, slow: &mut Slow, found: i64, wall_ms: u64) -> u64 {
         slow.stepped_at = None;
         self.is_stepped.store(false, Relaxed);
         self.lead_ms.store(found, Relaxed);
@@ -229,19 +270,43 @@ mod tests {
         let steady = machine.steady();
         machine.pass(1_000);
         assert_eq!(steady.now_ms(), 1_000 * HOUR_MS + 1_000);
-        for (forth, back) in [(25 * HOUR_MS, true), (25 * HOUR_MS, false)] {
-            let before = steady.now_ms();
-            let step = |ahead: bool| {
-                if ahead { machine.wall.fetch_add(forth, SeqCst) } else { machine.wall.fetch_sub(forth, SeqCst) }
-            };
-            step(back);
-            machine.pass(5_000);
-            assert_eq!(steady.now_ms(), before + 5_000, "as it went");
-            step(!back);
-            machine.pass(5_000);
-            assert_eq!(steady.now_ms(), before + 10_000);
-        }
-        assert_eq!(steady.steps.load(SeqCst), 2);
+        let before = steady.now_ms();
+        machine.wall.fetch_add(25 * HOUR_MS, SeqCst);
+        machine.pass(5_000);
+        assert_eq!(steady.now_ms(), before + 5_000, "as it went");
+        machine.wall.fetch_sub(25 * HOUR_MS, SeqCst);
+        machine.pass(5_000);
+        assert_eq!(steady.now_ms(), before + 10_000);
+        assert_eq!(steady.steps.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn a_step_back_is_followed_and_so_is_its_return() {
+        let machine = Machine::default();
+        let steady = machine.steady();
+        let before = steady.now_ms();
+        machine.wall.fetch_sub(25 * HOUR_MS, SeqCst);
+        machine.pass(5_000);
+        assert_eq!(steady.now_ms(), before - 25 * HOUR_MS + 5_000);
+        machine.wall.fetch_add(25 * HOUR_MS, SeqCst);
+        machine.pass(5_000);
+        assert_eq!(steady.now_ms(), before + 10_000);
+        // Another step ahead is none that returns.
+        machine.wall.fetch_add(25 * HOUR_MS, SeqCst);
+        assert_eq!(steady.now_ms(), before + 10_000);
+    }
+
+    #[test]
+    fn a_clock_that_was_just_looked_at_first_is_not_settled() {
+        let machine = Machine::default();
+        let steady = machine.steady();
+        assert!(!steady.is_settled());
+        machine.pass(BELIEVED_AFTER.as_millis() as u64);
+        steady.now_ms();
+        assert!(steady.is_settled());
+        machine.wall.fetch_add(25 * HOUR_MS, SeqCst);
+        steady.now_ms();
+        assert!(!steady.is_settled());
     }
 
     #[test]

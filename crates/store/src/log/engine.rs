@@ -11,7 +11,7 @@
 //!
 //! Integers are big-endian, so that keys sort as numbers do.
 
-use std::{io, ops::Bound, path::Path, sync::Arc};
+use std::{io, ops::Bound, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, config::FilterPolicy};
@@ -20,8 +20,9 @@ use uuid::Uuid;
 use super::{
     Class, Durability, Epoch, Error, Options, Topic, TopicKey, create,
     index::{Lists, Recent},
-    journal::{Check, Repair, Seal, Stamp},
+    journal::{Check, Cut, Repair, Seal, Stamp},
     rows::{FORMAT, Fields, Life, RECORD_HEADER_BYTES, StoredRecord, Tail, TopicRow, TopicState, UsedId},
+    torn,
 };
 
 /// Flush a memtable at this size. Reopening replays what was not flushed, so it is kept well below what a second
@@ -59,6 +60,28 @@ pub(super) struct Engine {
     pub(super) recent: Recent,
 }
 
+/// Memtables of a keyspace that wait to be flushed, and tables of its first level, with which a commit waits. One below what
+/// fjall itself waits for: it does not look whether its worker is still there, and would wait for ever.
+const SEALED_MAX: usize = 3;
+const FIRST_LEVEL_MAX: usize = 29;
+
+/// Waits until what is committed next finds room.
+///
+/// # Errors
+/// If the database has failed, so that there will be none.
+pub(super) fn wait_for_flush(database: &Database, keyspaces: &[&Keyspace]) -> Result<(), fjall::Error> {
+    let is_full = |k: &&Keyspace| k.sealed_memtable_count() >= SEALED_MAX || k.l0_table_count() >= FIRST_LEVEL_MAX;
+    while keyspaces.iter().any(is_full) {
+        // It says so if the database has failed.
+        database.persist(PersistMode::Buffer)?;
+        std::thread::sleep(FLUSH_PAUSE);
+    }
+    Ok(())
+}
+
+/// Between two looks whether there is room again.
+const FLUSH_PAUSE: Duration = Duration::from_millis(5);
+
 fn options_for_all() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
 }
@@ -83,7 +106,7 @@ impl Engine {
 
     fn open_in(dir: &Path, options: &Options, acknowledged: Option<u64>) -> Result<(Self, Option<Repair>), Error> {
         let (seal, settle) = (Seal::load(dir)?, options.durability == Durability::Machine);
-        let repair = Check { seal: &seal, acknowledged, settle }.run(dir)?;
+        let cut = Check { seal: &seal, acknowledged, settle, has_tables: true }.run(dir)?;
         let database = Database::builder(dir)
             .cache_size(options.cache_bytes)
             .worker_threads(WORKERS)
@@ -96,6 +119,9 @@ impl Engine {
         // Tables hold disjoint stretches of offsets, so at most one is asked for a record, and it has it.
         let records = || options_for_all().filter_policy(FilterPolicy::disabled());
         let meta = keyspace("meta")?;
+        if let Some(cut) = cut.as_ref().filter(|cut| cut.reaches > 0) {
+            settle_cut(dir, &tail(&meta)?, cut)?;
+        }
         let epoch = epoch(&database, &meta, &seal)?;
         let engine = Self {
             records: database.keyspace("records", records).map_err(|e| engine_error(&e))?,
@@ -115,7 +141,7 @@ impl Engine {
             database,
         };
         engine.list_the_rest()?;
-        Ok((engine, repair))
+        Ok((engine, cut.map(|cut| cut.repair)))
     }
 
     /// A batch with room for so many entries; as durable as the log is, when its commit returns.
@@ -131,6 +157,13 @@ impl Engine {
 
     pub(super) fn tail(&self) -> Result<Tail, Error> {
         tail(&self.meta)
+    }
+
+    /// Commits `batch`.
+    pub(super) fn commit(&self, batch: fjall::OwnedWriteBatch) -> Result<(), fjall::Error> {
+        let all = [&self.records, &self.topics, &self.due, &self.dedup, &self.dedup_age, &self.meta];
+        wait_for_flush(&self.database, &all)?;
+        batch.commit()
     }
 
     /// Ends `batch` with the tail as of it, and stamps it. Must be the last that is put into it.
@@ -340,7 +373,7 @@ impl Engine {
             current.set_purged_to(purged_to);
             self.put_row(&mut batch, topic, &current);
         }
-        batch.commit().map_err(|e| engine_error(&e))?;
+        self.commit(batch).map_err(|e| engine_error(&e))?;
         self.lists.forget(topic.key(), purged_to)?;
         let mut rest = row.clone();
         rest.set_purged_to(purged_to);
@@ -359,6 +392,16 @@ fn due_key(class: Class, at: u64, name: &str) -> Vec<u8> {
     key.extend(at.to_be_bytes());
     key.extend(name.as_bytes());
     key
+}
+
+/// Whether the tables hold what was acknowledged, so that what was cut off the journals was not. If they do not, the journals
+/// are put back at the next start; this one must not write.
+fn settle_cut(dir: &Path, tail: &Tail, cut: &Cut) -> Result<(), Error> {
+    if tail.stamp.number < cut.reaches {
+        let file = cut.repair.file.display();
+        return Err(corrupt(format!("journal {file} is damaged at its beginning, before acknowledged records")));
+    }
+    torn::remove(dir).map_err(|e| io_error(dir, &e))
 }
 
 /// The log's own, made with the log.

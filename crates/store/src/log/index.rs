@@ -177,8 +177,8 @@ impl Indexer {
             let _on_panic = on_panic;
             stand_back();
             for (engine, chunk) in inbox {
-                // When the disk refuses, the writer finds out with its next batch and opens the engine again, which
-                // makes these lists anew.
+                // The writer finds out with its next batch and opens the engine again, which makes these lists anew, and
+                // those of the chunks that came after it.
                 match engine.lists.write(&chunk) {
                     Ok(()) => engine.recent.forget(&chunk),
                     Err(error) => tracing::warn!(%error, "topic lists were not written; they will be made again"),

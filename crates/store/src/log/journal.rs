@@ -15,7 +15,8 @@
 //! something durable ends with a [`Stamp`]: its number, the number of the last batch that had been synced when it was
 //! written, and the log's [`Seal`], 16 random bytes that never leave the directory. Behind damage, one stamp that says that
 //! a later batch than the last whole one had been synced proves that acknowledged records lie in the damage. Without such
-//! a stamp nothing behind it was acknowledged.
+//! a stamp nothing behind it was acknowledged. If there is no whole batch with a stamp, because the engine removes journals
+//! once it has tables of them, the tables have to say how far the log was: see [`Cut::reaches`].
 
 use std::{
     fs, io,
@@ -29,6 +30,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     Error,
     engine::{corrupt, io_error},
+    torn,
 };
 use crate::durable;
 
@@ -50,6 +52,14 @@ pub struct Repair {
     pub file: PathBuf,
     /// Bytes that were cut off.
     pub bytes: u64,
+}
+
+/// What [`Check::run`] cut off.
+pub(super) struct Cut {
+    pub(super) repair: Repair,
+    /// The tables have to hold everything up to this batch; else acknowledged records lay in what was cut off, which is then to
+    /// be put back with [`torn::put_back`]. 0 if that is certain, and nothing can be put back.
+    pub(super) reaches: u64,
 }
 
 /// The log's secret, which tells its batches from what clients wrote.
@@ -133,6 +143,8 @@ pub(super) struct Check<'a> {
     /// Write what no stamp proves to be on the disk once more, before it is built upon: an fsync that failed in an earlier
     /// process leaves pages that look clean.
     pub(super) settle: bool,
+    /// There are tables that can be asked. Otherwise what they would have to decide is damage.
+    pub(super) has_tables: bool,
 }
 
 /// A place in the journals: one past the last byte that is kept.
@@ -157,7 +169,8 @@ impl Check<'_> {
     ///
     /// # Errors
     /// [`Error::Corrupt`] for any other damage; nothing is changed then.
-    pub(super) fn run(&self, dir: &Path) -> Result<Option<Repair>, Error> {
+    pub(super) fn run(&self, dir: &Path) -> Result<Option<Cut>, Error> {
+        torn::put_back(dir).map_err(|e| io_error(dir, &e))?;
         let paths = journals(dir).map_err(|e| io_error(dir, &e))?;
         let (mut kept, mut is_whole) = (Place::default(), true);
         for (journal, path) in paths.iter().enumerate() {
@@ -168,11 +181,12 @@ impl Check<'_> {
             }
         }
         // What is whole goes on to be kept, unless more is known than that.
-        let repair = if is_whole && self.acknowledged.is_none() { None } else { self.cut_behind(&kept, &paths)? };
+        let is_certain = is_whole && self.acknowledged.is_none();
+        let cut = if is_certain { None } else { self.cut_behind(&kept, dir, &paths)? };
         if let Some(path) = paths.get(kept.journal).filter(|_| self.settle) {
             settle(path, kept.unsettled, kept.end).map_err(|e| io_error(path, &e))?;
         }
-        Ok(repair)
+        Ok(cut)
     }
 
     /// Moves `kept` over the whole batches of one journal; answers where the last of those ends that lie one after the
@@ -190,8 +204,6 @@ impl Check<'_> {
                     stamped_end = end;
                     *kept = Place { journal, end, stamp, unsettled };
                 }
-                // Without a stamp: a step that is taken again.
-                (None, Some(acknowledged)) if acknowledged > 0 => {}
                 (None, _) => *kept = Place { journal, end, stamp: kept.stamp, unsettled },
             }
             at = end;
@@ -199,15 +211,20 @@ impl Check<'_> {
         at
     }
 
-    fn cut_behind(&self, kept: &Place, paths: &[PathBuf]) -> Result<Option<Repair>, Error> {
-        let mut cuts = Vec::new();
+    fn cut_behind(&self, kept: &Place, dir: &Path, paths: &[PathBuf]) -> Result<Option<Cut>, Error> {
+        let (mut cuts, mut reaches) = (Vec::new(), 0);
         for (journal, path) in paths.iter().enumerate().skip(kept.journal) {
             let bytes = read(path)?;
             let (end, used) = (if journal == kept.journal { kept.end } else { 0 }, used(&bytes));
             if used <= end {
                 continue;
             }
-            if self.seal.find(&bytes[end..]).any(|stamp| self.proves_damage(kept.stamp, stamp)) {
+            let acknowledged =
+                self.seal.find(&bytes[end..]).filter_map(|stamp| self.acknowledged_by(kept.stamp, stamp));
+            if let Some(acknowledged) = acknowledged.max() {
+                reaches = reaches.max(acknowledged);
+            }
+            if reaches > 0 && !(self.has_tables && self.acknowledged.is_none() && kept.stamp.number == 0) {
                 let reason =
                     format!("journal {} is damaged at byte {end}, before acknowledged records", path.display());
                 return Err(corrupt(reason));
@@ -216,18 +233,21 @@ impl Check<'_> {
         }
         let Some((file, ..)) = cuts.first() else { return Ok(None) };
         let repair = Repair { file: (*file).clone(), bytes: cuts.iter().map(|(_, _, bytes)| bytes).sum() };
+        if reaches > 0 {
+            torn::copy(dir, cuts.iter().map(|(path, ..)| *path)).map_err(|e| io_error(dir, &e))?;
+        }
         // The last one first: should this end early, what is left is behind the damage all the same.
         for (path, end, _) in cuts.into_iter().rev() {
             cut(path, end as u64).map_err(|e| io_error(path, &e))?;
         }
-        Ok(Some(repair))
+        Ok(Some(Cut { repair, reaches }))
     }
 
-    /// Whether a stamp behind the last batch that is kept says that acknowledged ones are to be found there.
-    fn proves_damage(&self, kept: Stamp, behind: Stamp) -> bool {
+    /// The last batch of which a stamp behind the last one that is kept says that it was acknowledged, although it is not kept.
+    fn acknowledged_by(&self, kept: Stamp, behind: Stamp) -> Option<u64> {
         match self.acknowledged {
-            Some(acknowledged) => behind.number <= acknowledged,
-            None => behind.synced > kept.number,
+            Some(acknowledged) => (behind.number <= acknowledged).then_some(behind.number),
+            None => (behind.synced > kept.number).then_some(behind.synced),
         }
     }
 
@@ -269,7 +289,8 @@ impl Check<'_> {
 #[cfg(feature = "test-util")]
 pub fn check_journals(dir: &Path) -> Result<Option<Repair>, Error> {
     let seal = Seal::load(dir)?;
-    Check { seal: &seal, acknowledged: None, settle: false }.run(dir)
+    let cut = Check { seal: &seal, acknowledged: None, settle: false, has_tables: false }.run(dir)?;
+    Ok(cut.map(|cut| cut.repair))
 }
 
 /// The journals by number, oldest first.

@@ -102,6 +102,34 @@ async fn whoever_admits_everybody_is_reached_under_its_own_name() {
     server.stop().await;
 }
 
+/// A page of another site that names what is here as its picture, its frame or its next page. Browsers send no origin then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_other_sites_take_no_stream_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits::default()).await;
+    let web = Web::new(server.addresses().http);
+    web.make("s").await;
+    let mut commands = web.open("/sessions/s/commands").await;
+    web.becomes("s", "live").await;
+    for (site, mode, dest, path, status) in [
+        ("cross-site", "no-cors", "image", "/sessions/s/commands", 403),
+        ("same-site", "no-cors", "image", "/sessions/s/commands", 403),
+        ("cross-site", "navigate", "iframe", "/sessions/s/commands", 403),
+        ("cross-site", "navigate", "document", "/sessions/s/commands", 403),
+        ("cross-site", "navigate", "iframe", "/sessions", 403),
+        ("cross-site", "navigate", "document", "/sessions", 200),
+        ("none", "navigate", "document", "/sessions", 200),
+    ] {
+        let request = web.request(reqwest::Method::GET, path).header("sec-fetch-site", site);
+        let answer = request.header("sec-fetch-mode", mode).header("sec-fetch-dest", dest).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{site} {mode} {dest} {path}");
+    }
+    // Whoever had the stream has it.
+    assert_eq!(web.post("/sessions/s/commands", r#"{"type": "abort"}"#).await.0, 202);
+    assert_eq!(commands.expect("command").await.data, json!({"type": "abort"}));
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn figures_tell_what_there_is() {
     let dir = tempfile::tempdir().unwrap();

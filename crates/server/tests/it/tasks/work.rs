@@ -344,11 +344,17 @@ async fn a_workspace_has_as_many_open_tasks_as_the_settings_say() {
     boss.create(pool()).await;
     assert_eq!(boss.ask(own()).await.error_code, "ERR_QUOTA_001");
     boss.op(Op::Complete, &one).await;
-    boss.create(own()).await;
+    let two = boss.create(own()).await;
     server.stop().await;
     // Counted again from the rows.
     let server = Server::start(config).await.unwrap();
     let mut boss = Client::connect_when_free(server.addresses().grpc, agent("boss")).await;
+    assert_eq!(boss.ask(own()).await.error_code, "ERR_QUOTA_001");
+    // What was made already is not made again, and so needs no room.
+    let named = || CreateTaskRequest { idempotency_key: "n".into(), ..own() };
+    boss.op(Op::Complete, &two).await;
+    let made = boss.create(named()).await;
+    assert_eq!(boss.create(named()).await, made);
     assert_eq!(boss.ask(own()).await.error_code, "ERR_QUOTA_001");
     server.stop().await;
 }

@@ -46,7 +46,10 @@ impl Log {
     /// # Errors
     /// [`Error::Unavailable`] when the disk refuses; what was trimmed until then stays trimmed.
     pub async fn sweep(&self) -> Result<Swept, Error> {
-        let now_ms = self.options.clock.now_ms();
+        let now_ms = match self.options.clock.is_settled() {
+            true => self.options.clock.now_ms(),
+            false => self.counted_ms(self.options.clock.now_ms()),
+        };
         let mut swept = Swept::default();
         let limits = encode(&self.options.classes);
         if self.on_disk(Engine::retention).await?.as_ref() == Some(&limits) {
@@ -124,15 +127,16 @@ impl Log {
         self.request(0, 0, |answer| Command::Looked { looks, walked: None, answer }).await
     }
 
+    /// The time without that in which the log was not open.
+    fn counted_ms(&self, now_ms: u64) -> u64 {
+        now_ms.min(self.last_ms.saturating_add(self.opened.elapsed().as_millis() as u64))
+    }
+
     /// The time in which the log was not open does not count: a producer that was down as long as the log was can still
     /// repeat its last append without doubling it.
     async fn forget_dedup_ids(&self, now_ms: u64) -> Result<u64, Error> {
-        let (window, open_for) = (self.options.dedup_window, self.opened.elapsed());
-        let counted_ms = if open_for < window {
-            now_ms.min(self.last_ms.saturating_add(open_for.as_millis() as u64))
-        } else {
-            now_ms
-        };
+        let window = self.options.dedup_window;
+        let counted_ms = if self.opened.elapsed() < window { self.counted_ms(now_ms) } else { now_ms };
         let before_ms = counted_ms.saturating_sub(window.as_millis() as u64);
         let mut total = 0;
         loop {

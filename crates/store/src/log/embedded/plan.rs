@@ -278,7 +278,8 @@ impl<'a> Group<'a> {
             let (at, key) = age_key.split_at(8);
             // Unless the id was used again since, for another record.
             let known = self.engine.dedup.get(key).map_err(|e| engine_error(&e))?;
-            if known.is_some_and(|value| value.len() < 16 || value[8..16] == *at) {
+            let is_old = known.is_some_and(|value| value.len() < 16 || value[8..16] == *at);
+            if is_old && !self.fresh_ids.contains_key(key) {
                 self.batch.remove(&self.engine.dedup, key);
             }
             self.batch.remove(&self.engine.dedup_age, age_key);
@@ -339,7 +340,7 @@ impl<'a> Group<'a> {
         if self.dirty {
             self.tail.stamp = self.engine.next_stamp(self.tail);
             self.engine.put_tail(&mut self.batch, self.tail);
-            self.batch.commit()?;
+            self.engine.commit(self.batch)?;
         }
         Ok(Done { tail: self.tail, visible: self.visible, trimmed: self.trimmed, purges: self.purges })
     }
@@ -361,4 +362,47 @@ pub(super) fn dedup_key(topic: &Topic, id: &str) -> [u8; 32] {
     key[..16].copy_from_slice(&topic.key().0);
     key[16..].copy_from_slice(&digest(id.as_bytes()));
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    };
+
+    use super::super::super::Clock;
+    use super::*;
+
+    /// A sweep and an append in one group.
+    #[test]
+    fn an_id_that_is_used_again_is_not_forgotten_with_its_first_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Arc::new(AtomicU64::new(1_000));
+        let clock = Clock::new({
+            let now = now.clone();
+            move || now.load(SeqCst)
+        });
+        let options = Options { clock, ..Options::default() };
+        let (engine, _) = Engine::open(dir.path(), &options).unwrap();
+        let topic = Topic::new("t").unwrap();
+        let append = Append::new(&topic, "x").dedup("id");
+        let (mut states, mut tail) = (States::default(), engine.tail().unwrap());
+        let mut group = |run: &dyn Fn(&mut Group<'_>)| {
+            let mut group = Group::new(&engine, &mut states, tail, &options, 1);
+            run(&mut group);
+            let done = group.commit().unwrap();
+            tail = done.tail;
+            let records = done.visible.iter().map(|v| (v.topic.key(), v.offset, v.payload.len()));
+            drop(engine.recent.note(records));
+        };
+        group(&|group| assert!(!group.append(&append).unwrap().duplicate));
+        group(&|group| assert_eq!(group.trim(&topic, 1).unwrap(), Offset(1)));
+        now.store(9_000, SeqCst);
+        group(&|group| {
+            assert!(!group.append(&append).unwrap().duplicate, "its record is gone");
+            assert_eq!(group.forget_dedup(5_000).unwrap(), 1);
+        });
+        group(&|group| assert!(group.append(&append).unwrap().duplicate));
+    }
 }

@@ -58,6 +58,14 @@ impl Writer {
         error
     }
 
+    /// Lists of topics were not written: opening the engine again makes them.
+    pub(super) fn remake_lists(&mut self) {
+        let error = Error::Unavailable { reason: "the index of the log cannot be written".into() };
+        self.states = States::default();
+        self.failure = Some(Failure::new(error, REOPEN_PAUSE_MIN));
+        self.try_to_reopen();
+    }
+
     /// The next request while nothing can be written; `None` when all handles are gone. Tries meanwhile to open the engine
     /// again, and returns nothing once it is open.
     pub(super) fn wait_for_disk(&mut self) -> Poll<Option<Request>> {

@@ -304,8 +304,11 @@ impl Writer {
         answers.into_iter().for_each(|answer| answer.send(&committed));
     }
 
-    /// The engine, if it takes writes.
-    fn writable(&self) -> Result<Arc<Engine>, Error> {
+    /// The engine, if it takes writes. Opens it again if lists of its records are missing.
+    fn writable(&mut self) -> Result<Arc<Engine>, Error> {
+        if self.failure.is_none() && self.engine.as_ref().is_some_and(|engine| engine.lists.has_failed()) {
+            self.remake_lists();
+        }
         match (&self.failure, &self.engine) {
             (Some(failure), _) => Err(failure.error.clone()),
             (None, Some(engine)) => Ok(engine.clone()),

@@ -13,7 +13,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -26,7 +26,7 @@ use fjall::{
 use super::{
     super::{
         Epoch, Error, TopicKey,
-        engine::{JOURNAL_BYTES_MAX, WORKERS, corrupt, engine_error, io_error},
+        engine::{JOURNAL_BYTES_MAX, WORKERS, corrupt, engine_error, io_error, wait_for_flush},
         journal::{Check, Seal, Stamp},
     },
     Chunk, merge, stand_back,
@@ -43,6 +43,8 @@ pub(in crate::log) struct Lists {
     seal: Seal,
     /// Of the latest mark.
     marks: AtomicU64,
+    /// A chunk was not written, or the database failed: the mark must not pass what is missing.
+    has_failed: AtomicBool,
 }
 
 impl Lists {
@@ -61,7 +63,8 @@ impl Lists {
     ) -> Result<Self, Error> {
         let open = || {
             fs::create_dir_all(dir).map_err(|e| Refused::Now(io_error(dir, &e)))?;
-            Check { seal: &seal, acknowledged: None, settle: false }.run(dir).map_err(Refused::of)?;
+            let check = Check { seal: &seal, acknowledged: None, settle: false, has_tables: false };
+            check.run(dir).map_err(Refused::of)?;
             let opened = Self::open_database(dir, cache_bytes, owner, seal).map_err(|e| Refused::by_engine(&e));
             opened.and_then(|lists| lists.check(tail))
         };
@@ -107,7 +110,8 @@ impl Lists {
                 .compaction_strategy(Arc::new(compaction))
         })?;
         let meta = database.keyspace("meta", KeyspaceCreateOptions::default)?;
-        Ok(Self { lists, meta, database, owner, seal, marks: AtomicU64::new(0) })
+        let (marks, has_failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Self { lists, meta, database, owner, seal, marks, has_failed })
     }
 
     /// Whether these are the lists of the log that ends at `tail`; goes on with the marks.
@@ -130,7 +134,20 @@ impl Lists {
         Ok(value.as_deref().and_then(Mark::decode))
     }
 
+    /// Whether lists are missing that only opening the engine again makes.
+    pub(in crate::log) fn has_failed(&self) -> bool {
+        self.has_failed.load(Relaxed)
+    }
+
+    /// Writes the lists of the chunk behind the last one that was written. After an error nothing is written any more.
     pub(in crate::log) fn write(&self, chunk: &Chunk) -> Result<(), fjall::Error> {
+        if self.has_failed() {
+            return Err(fjall::Error::Poisoned);
+        }
+        self.try_to_write(chunk).inspect_err(|_| self.has_failed.store(true, Relaxed))
+    }
+
+    fn try_to_write(&self, chunk: &Chunk) -> Result<(), fjall::Error> {
         let entries = merge(chunk.runs.iter().chain([&chunk.unsorted]).cloned());
         let mut lists = self.lists.start_ingestion()?;
         let mut encoded = Vec::new();
@@ -148,6 +165,7 @@ impl Lists {
         mark.extend(self.seal.stamp(stamp));
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
         batch.insert(&self.meta, META_WRITTEN_TO, mark);
+        wait_for_flush(&self.database, &[&self.meta])?;
         batch.commit()?;
         self.marks.store(stamp.number, Relaxed);
         Ok(())
@@ -172,11 +190,7 @@ impl Lists {
     /// Removes the topic's lists. Only for the writer, and for a topic that has no records: a list with newer ones is then
     /// written later than this.
     pub(in crate::log) fn forget_all(&self, topic: TopicKey) -> Result<(), Error> {
-        for list in self.lists.range(key(topic, 0)..=key(topic, u64::MAX)) {
-            let key = list.key().map_err(|e| engine_error(&e))?;
-            self.lists.remove(key).map_err(|e| engine_error(&e))?;
-        }
-        Ok(())
+        self.remove(self.lists.range(key(topic, 0)..=key(topic, u64::MAX)))
     }
 
     /// Removes the topic's lists of what lies at or below `through`.
@@ -184,11 +198,19 @@ impl Lists {
         let mut lists = self.lists.range(key(topic, 0)..=key(topic, through)).rev();
         // The newest list may go on behind the mark, so it stays until a later one is below the mark too.
         lists.next();
-        for list in lists {
-            let key = list.key().map_err(|e| engine_error(&e))?;
-            self.lists.remove(key).map_err(|e| engine_error(&e))?;
-        }
-        Ok(())
+        self.remove(lists)
+    }
+
+    fn remove(&self, lists: impl Iterator<Item = fjall::Guard>) -> Result<(), Error> {
+        let remove = |list: fjall::Guard| {
+            wait_for_flush(&self.database, &[&self.lists])?;
+            self.lists.remove(list.key()?)
+        };
+        let removed = lists.map(remove).collect::<Result<(), fjall::Error>>();
+        removed.map_err(|e| {
+            self.has_failed.store(true, Relaxed);
+            engine_error(&e)
+        })
     }
 }
 
