@@ -228,3 +228,26 @@ impl Drop for Duty {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{caller::Credential, identity::Identity};
+
+    /// Somebody goes while another one reads what waits: what is released meanwhile is read again.
+    #[test]
+    fn a_read_that_began_before_a_hand_over_hides_nothing_of_it() {
+        let caller = Caller::new(Identity::agent("w", "i", "s").unwrap(), "x".to_owned(), Credential::none(true));
+        let post = Post::new(caller, "g".to_owned(), HashSet::new());
+        let Looked { to, round } = *post.looked();
+        assert_eq!(to, 0);
+        post.look_from(3);
+        post.looked_through(7, round);
+        assert_eq!(post.looked().to, 0, "3 was not there when it was read");
+        let Looked { round, .. } = *post.looked();
+        post.looked_through(7, round);
+        assert_eq!(post.looked().to, 7);
+        post.look_from(5);
+        assert_eq!(post.looked().to, 4);
+    }
+}
