@@ -100,7 +100,7 @@ async fn charge(tx: &mut WriteTx, account: &str, bytes: i64, most: i64) -> Resul
 
 /// Bytes of a checkpoint, expired or not.
 async fn length(tx: &mut WriteTx, owner: &str, name: &str) -> Result<i64, Error> {
-    let select = "SELECT LENGTH(data) FROM checkpoints WHERE owner = $1 AND name = $2";
+    let select = "SELECT CAST(LENGTH(data) AS BIGINT) FROM checkpoints WHERE owner = $1 AND name = $2";
     tx.query_opt(select, &[owner.into(), name.into()]).await?.map_or(Ok(0), |row| row.int(0))
 }
 
@@ -119,7 +119,9 @@ pub(crate) fn count_up(tx: &mut WriteTx) -> TxFuture<'_, (), Error> {
         if tx.query_opt("SELECT account FROM checkpoint_use LIMIT 1", &[]).await?.is_some() {
             return Ok(());
         }
-        for row in tx.query("SELECT owner, SUM(LENGTH(data)) FROM checkpoints GROUP BY owner", &[]).await? {
+        for row in
+            tx.query("SELECT owner, CAST(SUM(LENGTH(data)) AS BIGINT) FROM checkpoints GROUP BY owner", &[]).await?
+        {
             charge(tx, &account(row.text(0)?), row.int(1)?, 0).await?;
         }
         Ok(())

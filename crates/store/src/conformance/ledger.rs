@@ -26,7 +26,7 @@ macro_rules! ledger_suite {
             rows_survive_reopening, changed_or_unknown_migrations_are_refused, new_migrations_are_applied,
             outbox_rows_become_records_in_order, an_undone_transaction_sends_nothing, a_repeated_relay_doubles_nothing,
             a_closed_topic_does_not_hold_up_the_others, a_row_that_cannot_be_read_does_not_hold_up_the_others,
-            the_relay_wakes_though_nobody_waits_for_the_write, a_panic_is_answered_and_leaves_nothing,
+            the_relay_wakes_though_nobody_waits_for_the_write, one_go_of_the_relay_is_bounded_in_bytes, a_panic_is_answered_and_leaves_nothing,
             look_ups_do_not_wait_for_scans, stopping_tells_everybody,
         );
     };
@@ -295,6 +295,21 @@ pub async fn outbox_rows_become_records_in_order(home: &impl Home) {
     }
     assert_eq!(payloads(&log, &topic, 600).await, (0..600).map(|n| n.to_string()).collect::<Vec<_>>());
     relay.abort();
+}
+
+/// Rows that piled up while the log took no appends.
+pub async fn one_go_of_the_relay_is_bounded_in_bytes(home: &impl Home) {
+    let ledger = home.open(SCHEMA).await.unwrap();
+    let (_dir, log) = open_log();
+    let topic = Topic::new("t").unwrap();
+    let large = "x".repeat(3 * 1024 * 1024);
+    for payload in ["0", &large, &large, &large, "4", "5"] {
+        send(&ledger, &topic, payload).await;
+    }
+    let relay = Relay::new(ledger.clone(), log.clone());
+    assert_eq!((relay.step().await.unwrap(), relay.step().await.unwrap(), relay.step().await.unwrap()), (4, 2, 0));
+    let sizes: Vec<_> = payloads(&log, &topic, 6).await.iter().map(String::len).collect();
+    assert_eq!(sizes, [1, large.len(), large.len(), large.len(), 1, 1]);
 }
 
 pub async fn an_undone_transaction_sends_nothing(home: &impl Home) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Engine, Error, Ledger, Migration, Row};
+use super::{Engine, Error, Ledger, Migration, ReadTx, Row, TxFuture};
 use crate::log::{self, Append, Log, Topic};
 
 pub(super) const MIGRATIONS: &[Migration] = &[Migration {
@@ -20,12 +20,17 @@ pub(super) const MIGRATIONS: &[Migration] = &[Migration {
 }];
 
 pub(super) const INSERT: &str = "INSERT INTO outbox (topic, payload) VALUES ($1, $2)";
+/// How long payloads are says the database without reading them.
+const SIZES: &str = "SELECT CAST(LENGTH(payload) AS BIGINT) FROM outbox ORDER BY id LIMIT $1";
 const NEXT: &str = "SELECT id, topic, payload FROM outbox ORDER BY id LIMIT $1";
 const REMOVE: &str = "DELETE FROM outbox WHERE id = $1";
 const REMOVE_THROUGH: &str = "DELETE FROM outbox WHERE id <= $1";
 
 /// Rows relayed in one go. Their appends share a batch of the log, their removal a transaction.
 const ROWS_MAX: i64 = 1024;
+
+/// Payload bytes after which one go takes no more: rows pile up while the log takes no appends.
+const BYTES_MAX: i64 = 8 * 1024 * 1024;
 
 /// Pause before the next attempt when the log or the ledger refuses.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -77,7 +82,7 @@ impl Relay {
     /// # Errors
     /// What the ledger or the log said; the rows stay.
     pub async fn step(&self) -> Result<usize, RelayError> {
-        let rows = self.ledger.read(|tx| Box::pin(async move { tx.query(NEXT, &[ROWS_MAX.into()]).await })).await?;
+        let rows = self.ledger.read(next).await?;
         let ids = rows.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
         let (mut appends, mut hopeless) = (Vec::with_capacity(rows.len()), Vec::new());
         for (id, row) in ids.iter().zip(&rows) {
@@ -138,6 +143,22 @@ impl Relay {
         }
         Ok(())
     }
+}
+
+/// The rows of one go.
+fn next(tx: &mut ReadTx) -> TxFuture<'_, Vec<Row>, Error> {
+    Box::pin(async move {
+        let sizes = tx.query(SIZES, &[ROWS_MAX.into()]).await?;
+        let (mut count, mut bytes) = (0_i64, 0);
+        for size in &sizes {
+            if bytes >= BYTES_MAX {
+                break;
+            }
+            bytes += size.int(0)?;
+            count += 1;
+        }
+        if count == 0 { Ok(Vec::new()) } else { tx.query(NEXT, &[count.into()]).await }
+    })
 }
 
 /// Whether the error is about what is appended and will be the same at every attempt. Whatever else the log says is about
