@@ -311,8 +311,13 @@ impl Conversations {
         self.0.text_bytes_max
     }
 
+    /// Runs what a conversation needs to go on: if it panics, that is a fault of the program.
     fn spawn(&self, run: impl Future<Output = ()> + Send + 'static) {
-        self.0.tracker.spawn(run);
+        let on_panic = self.gate().guard("writer of a conversation");
+        self.0.tracker.spawn(async move {
+            let _on_panic = on_panic;
+            run.await;
+        });
     }
 
     /// Begins a conversation; the agent's greeting is its first message.

@@ -359,6 +359,11 @@ impl Gate {
         self.0.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
     }
 
+    /// See [`Store::guard`].
+    pub(crate) fn guard(&self, part: &'static str) -> trunkline_store::fault::Guard {
+        self.0.store.guard(part)
+    }
+
     /// Whether anybody is attached under an identity, on any node.
     ///
     /// # Errors

@@ -251,6 +251,11 @@ impl Ledger {
         .await
     }
 
+    /// See [`crate::Store::guard`].
+    pub(crate) fn guard(&self, part: &'static str) -> crate::fault::Guard {
+        self.faults.guard(part)
+    }
+
     /// Waits until one of its threads has failed for good. The ledger then answers nothing, or [`Error::Stopped`], and
     /// the process should end with the reason.
     pub async fn failed(&self) -> Fault {

@@ -143,6 +143,13 @@ impl Store {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    /// A value that makes a panic of `part`, whose task or thread has it, a fault that [`Store::failed`] tells of: for what goes on
+    /// besides and would be missing without anybody's being told.
+    #[must_use]
+    pub fn guard(&self, part: &'static str) -> fault::Guard {
+        self.ledger.guard(part)
+    }
+
     /// Waits until a thread of the log or of the ledger has failed for good: what it served is not served any more, and the
     /// process should end with the reason.
     pub async fn failed(&self) -> fault::Fault {

@@ -148,3 +148,22 @@ async fn what_others_could_read_is_closed_to_them() {
     assert_eq!(mode(dir.path()), 0o700);
     store.stop().await;
 }
+
+#[tokio::test]
+async fn a_panic_of_what_goes_on_besides_is_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Options::default()).unwrap();
+    let jobs = [false, true].map(|panics| {
+        let on_panic = store.guard("job");
+        tokio::spawn(async move {
+            let _on_panic = on_panic;
+            assert!(!panics, "on purpose");
+        })
+    });
+    for job in jobs {
+        // Whether it panicked is what the store is asked for.
+        let _ = job.await;
+    }
+    assert_eq!(store.failed().await.to_string(), "job panicked");
+    store.stop().await;
+}

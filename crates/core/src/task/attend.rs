@@ -147,7 +147,7 @@ impl Tasks {
         // Who is refused leaves by dropping its desk.
         desk.take_up(arrival.task).await?;
         let tasks = self.clone();
-        self.spawn(async move { tasks.serve_worker(&name).await });
+        self.spawn_job(async move { tasks.serve_worker(&name).await });
         Ok(desk)
     }
 
@@ -243,7 +243,7 @@ impl Tasks {
     pub(super) fn give_up(&self, place: &Place) {
         if self.floor().workers.give_up(place) {
             let (tasks, queue) = (self.clone(), place.queue.clone());
-            self.spawn(async move { tasks.serve_queue(&queue).await });
+            self.spawn_job(async move { tasks.serve_queue(&queue).await });
         }
     }
 
@@ -316,7 +316,7 @@ impl Tasks {
         departures.count += 1;
         let returns = departures.returns;
         let tasks = self.clone();
-        self.spawn(async move {
+        self.spawn_job(async move {
             let leaving = Leaving { identity: identity.clone(), returns, untold, done };
             let left = held::leave(&tasks, leaving).await;
             tasks.floor().left(&identity);

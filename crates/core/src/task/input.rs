@@ -32,7 +32,7 @@ impl Desk {
         };
         for task in fitting {
             let (tasks, identity) = (self.tasks.clone(), self.identity.clone());
-            self.tasks.spawn(async move {
+            self.tasks.spawn_job(async move {
                 if let Err(error) = tasks.input(&identity, task).await {
                     tracing::warn!(%error, identity, %task, "what it waited for has come, and it does not go on");
                 }

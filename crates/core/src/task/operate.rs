@@ -254,6 +254,15 @@ impl Tasks {
         self.0.tracker.spawn(work)
     }
 
+    /// Something that nobody waits for: if it panics, tasks wait that nobody looks at any more, which is a fault of the program.
+    pub(super) fn spawn_job(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        let on_panic = self.0.gate.guard("work on tasks");
+        self.spawn(async move {
+            let _on_panic = on_panic;
+            work.await;
+        })
+    }
+
     pub(super) async fn read<T: Send + 'static>(
         &self,
         run: impl for<'a> Fn(&'a mut ReadTx) -> TxFuture<'a, T, Error> + Send + Sync + 'static,

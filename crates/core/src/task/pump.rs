@@ -142,7 +142,7 @@ impl Tasks {
             return;
         }
         let tasks = self.clone();
-        self.spawn(async move {
+        self.spawn_job(async move {
             tokio::time::sleep(Duration::from_millis(RETRY_PAUSE_MS.unsigned_abs())).await;
             tasks.0.looking_again.store(false, SeqCst);
             let waiting = tasks.floor().workers.all_waiting();

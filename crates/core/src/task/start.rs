@@ -59,7 +59,7 @@ impl Tasks {
         }
         let start = Identity::parse(name).map(|identity| self.start(&identity, String::new(), by));
         let (tasks, name) = (self.clone(), name.to_owned());
-        self.spawn(async move {
+        self.spawn_job(async move {
             let begun = match start {
                 Ok(start) => tasks.begin(start).await,
                 Err(error) => Err(error),
