@@ -44,7 +44,7 @@ use self::{
     desk::{Desk, Once, Party, Post, What},
     places::Places,
     said::{LockOut, Said, Typing, Why},
-    state::{Act, Event, Message, Participant, Reason, Standing, State},
+    state::{Act, Event, Message, Participant, Reason, Standing},
     turns::Turns,
 };
 use crate::{
@@ -532,17 +532,25 @@ impl Conversations {
     pub async fn say(&self, part: &Part, kind: i32, payload: &[u8], key: &str) -> Result<Told, Error> {
         let said = said::read(kind, payload)?;
         let (permit, party) = (&part.permit, &part.party);
+        let content = ContentDigest::of(&[&kind.to_be_bytes(), payload]);
+        let once = (!key.is_empty()).then(|| Once { name: format!("{}\n{key}", party.lane), content });
         match &said {
-            Said::Typing(typing) => self.publish(permit, typing).map(|()| Told(None)),
+            Said::Typing(typing) => return self.publish(permit, typing).map(|()| Told(None)),
             Said::LockOut(lock_out) => {
-                let what = self.lock_out(&part.desk, lock_out).await?;
-                match what {
-                    Some(act) => part.desk.submit(self, What::Act(act)).await.map(|told| Told(Some(told))),
-                    None => Ok(Told(None)),
+                if let Some(Once { name, content }) = &once {
+                    let is_said = self.gate().find_said(permit, name, *content).await?.is_some();
+                    if is_said || self.gate().find_piece(permit, name, *content).await?.is_some() {
+                        return Ok(Told(None));
+                    }
+                }
+                let named = once.as_ref().map(|once| (once.name.clone(), Sha256::digest(payload).to_vec()));
+                self.lock_out(&part.desk, lock_out, named).await?;
+                if lock_out.state().is_none() {
+                    return Ok(Told(None));
                 }
             }
             Said::Join | Said::Leave if party.participant.kind != state::Kind::Human => {
-                Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "only operators join and leave"))
+                return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "only operators join and leave"));
             }
             _ => {
                 let joins = party.participant.kind == state::Kind::Human && matches!(said, Said::Text(_));
@@ -550,13 +558,10 @@ impl Conversations {
                     // Whoever speaks hears what follows.
                     drop(part.desk.submit(self, What::Act(Act::Join(party.lane.clone()))).await?);
                 }
-                let content = ContentDigest::of(&[&kind.to_be_bytes(), payload]);
-                let once =
-                    (!key.is_empty()).then(|| Box::new(Once { name: format!("{}\n{key}", party.lane), content }));
-                let what = What::Say(party.clone(), said, once, part.heard.clone().map(Box::new));
-                part.desk.submit(self, what).await.map(|told| Told(Some(told)))
             }
         }
+        let what = What::Say(party.clone(), said, once.map(Box::new), part.heard.clone().map(Box::new));
+        part.desk.submit(self, what).await.map(|told| Told(Some(told)))
     }
 
     /// Tells whoever watches that somebody types, or stops.
@@ -587,9 +592,10 @@ impl Conversations {
         lockouts.get(&key).filter(|lockout| lockout.expires_at.is_none_or(|at| at > now)).cloned()
     }
 
-    /// Locks a user out, or lets it in again; answers what becomes of the conversation.
-    async fn lock_out(&self, desk: &Desk, lock_out: &LockOut) -> Result<Option<Act>, Error> {
-        let Row { app, agent, user, .. } = desk.row.clone();
+    /// Locks a user out, or lets it in again; under a name, with a digest of what was said, once. A name is kept with the lockout,
+    /// as not every one changes the conversation.
+    async fn lock_out(&self, desk: &Desk, lock_out: &LockOut, named: Option<(String, Vec<u8>)>) -> Result<(), Error> {
+        let Row { id, app, agent, user, .. } = desk.row.clone();
         let key = Whose { app, agent, user };
         let lockout = (lock_out.reason != Why::None).then(|| Lockout {
             reason: lock_out.reason,
@@ -597,21 +603,17 @@ impl Conversations {
             user_message: lock_out.user_message.clone(),
         });
         let row = (key.clone(), lockout.clone());
-        self.gate().housekeep(move |tx| sql::put_lockout(tx, row.0.clone(), row.1.clone())).await?;
-        {
+        let named = named.map(|(name, content)| sql::Named { conversation: id, name, content, at: self.now() / 1000 });
+        let put =
+            self.gate().housekeep(move |tx| sql::put_lockout(tx, row.0.clone(), row.1.clone(), named.clone())).await?;
+        if put {
             let mut lockouts = lock(&self.0.lockouts);
             match lockout {
                 Some(lockout) => drop(lockouts.insert(key, lockout)),
                 None => drop(lockouts.remove(&key)),
             }
         }
-        let state = match lock_out.reason {
-            Why::Rage => State::RageLocked,
-            Why::Hack => State::AttemptedHack,
-            Why::Permanent => State::Resolved,
-            Why::None => return Ok(None),
-        };
-        Ok(Some(Act::Be(state, lock_out.user_message.clone())))
+        Ok(())
     }
 
     /// Erases what a user of an app said and was told, in all conversations; answers how many those were.

@@ -300,7 +300,8 @@ fn check_key(key: &str) -> Result<(), Error> {
 }
 
 /// Does what was allowed. What one caller asks one after the other takes effect in that order; the future says how each
-/// ended, and changes are durable then. With `after_writes`, a read sees what the caller asked to write before.
+/// ended, and changes are durable then. With `after_writes`, a read sees what the caller asked to write before; a listing may
+/// also see what it asks to write while that is read.
 ///
 /// # Errors
 /// [`Kind::Unavailable`]; the rest comes with the future.
@@ -313,9 +314,16 @@ pub async fn run(
 ) -> Result<std::pin::Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>>, Error> {
     let Allowed { permit, owner, request } = allowed;
     let now_ms = now_ms();
-    if request.action.is_read() && !after_writes {
+    let is_listing = matches!(request.action, Action::List { .. });
+    if request.action.is_read() && (!after_writes || is_listing) {
+        // A page is too much to be read among the writes, which wait for each other. It waits until they are done instead.
+        let before =
+            if after_writes { Some(gate.submit_write(&permit, |tx, _| sql::nothing(tx)).await?) } else { None };
         let (gate, caller) = (gate.clone(), caller.clone());
         return Ok(Box::pin(async move {
+            if let Some(before) = before {
+                before.ended().await?;
+            }
             let read = gate.read(&permit, move |tx, _| sql::read(tx, owner.clone(), request.clone(), now_ms));
             Ok(readable(&gate, &caller, read.await?))
         }));

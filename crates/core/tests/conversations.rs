@@ -8,7 +8,7 @@ use trunkline_core::{
     Kind,
     app::{Agent, Apps, AttachmentPolicy, Change, Payload, Visitor},
     caller::{Caller, Credential},
-    conversation::{Conversations, Options, Parts, files::Asker},
+    conversation::{Conversations, Options, Page, Part, Parts, files::Asker},
     gate::Gate,
     identity::Identity,
     registry::Registry,
@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 const CHAT: i32 = 1;
 const CONTROL: i32 = 2;
+const OPAQUE: i32 = 6;
 
 fn admin() -> Caller {
     Caller::new(Identity::orchestrator("root", "x").unwrap(), "session".into(), Credential::none(true))
@@ -92,7 +93,7 @@ async fn attached(talks: &Conversations, ann: &Visitor, id: Uuid) -> String {
     assert_eq!(contents(talks, ann, id).await, ["Hello!", "look"]);
     talks.sweep().await.unwrap();
     assert_eq!(talks.post(&seat, "look", Some(stale), "").await.err().unwrap().kind, Kind::NotFound);
-    let page = trunkline_core::conversation::Page { after: None, before: None, limit: 1 };
+    let page = Page { after: None, before: None, limit: 1 };
     let last = talks.page(seat.permit(), page).await.unwrap().remove(0);
     let (kept, content) = talks.fetch(&last.files[0].id.to_string(), Asker::Visitor(ann)).await.unwrap();
     let content: Vec<_> = content.try_collect().await.unwrap();
@@ -153,6 +154,7 @@ async fn everything(database: Option<String>) {
     assert!(other.lockout(&visitor(&other, "ann")).is_some() && other.lockout(&visitor(&other, "bob")).is_none());
     talks.say(&part, CONTROL, br#"{"type":"lockout","reason":"none"}"#, "").await.unwrap().done().await.unwrap();
     assert!(talks.lockout(&ann).is_none());
+    keys_are_used_once(&talks, &part, &ann).await;
 
     assert_eq!(talks.erase(&nobody, "shop", "ann").await.err().unwrap().kind, Kind::Denied);
     assert_eq!(talks.erase(&admin(), "shop", "ann").await.unwrap(), 3);
@@ -163,6 +165,46 @@ async fn everything(database: Option<String>) {
     assert!(talks.receive(&seat, Uuid::now_v7(), "late.txt", "text/plain").await.is_err());
     talks.apps().remove(&admin(), "shop").await.unwrap();
     assert!(open(store).await.apps().list(&admin()).unwrap().is_empty());
+}
+
+/// What an agent says again under one key, as its answer was lost, takes effect once; something else under it is refused.
+async fn keys_are_used_once(talks: &Conversations, part: &Part, ann: &Visitor) {
+    let say = async |kind, payload: &str, key| match talks.say(part, kind, payload.as_bytes(), key).await {
+        Ok(told) => told.done().await.map_err(|error| error.code),
+        Err(error) => Err(error.code),
+    };
+    let piece = |text| format!(r#"{{"type":"delta","id":"a","text":"{text}"}}"#);
+    for (text, key) in [("one ", "p1"), ("two", "p2"), ("two", "p2"), ("one ", "p1"), ("!", "p3"), ("!", "p3")] {
+        assert_eq!(say(OPAQUE, &piece(text), key).await, Ok(()));
+    }
+    assert_eq!(say(CHAT, "before", "t1").await, Ok(()));
+    for (kind, payload, key) in
+        [(OPAQUE, piece("other"), "p1"), (CHAT, "other".to_owned(), "p1"), (OPAQUE, piece("x"), "t1")]
+    {
+        assert_eq!(say(kind, &payload, key).await, Err("ERR_IDEMPOTENCY_KEY_REUSED"), "{payload}");
+    }
+    for _ in 0..2 {
+        assert_eq!(say(OPAQUE, r#"{"type":"delta","id":"a","done":true}"#, "d").await, Ok(()));
+    }
+    let page = talks.page(part.permit(), Page { after: None, before: None, limit: 2 }).await.unwrap();
+    assert_eq!(page.iter().map(|message| &*message.content).collect::<Vec<_>>(), ["before", "one two!"]);
+
+    let (rage, none) = (r#"{"type":"lockout","reason":"rage"}"#, r#"{"type":"lockout","reason":"none"}"#);
+    assert_eq!(say(CONTROL, rage, "l1").await, Ok(()));
+    assert_eq!(say(CONTROL, none, "l2").await, Ok(()));
+    assert_eq!(say(CONTROL, rage, "l1").await, Ok(()));
+    assert!(talks.lockout(ann).is_none(), "it was let in since then");
+    // This one does not change the conversation, which is locked.
+    assert_eq!(say(CONTROL, rage, "l3").await, Ok(()));
+    assert_eq!(say(CONTROL, none, "l2").await, Ok(()));
+    assert!(talks.lockout(ann).is_some(), "it was locked out since then");
+    for key in ["l1", "l3", "p1", "t1"] {
+        assert_eq!(say(CONTROL, none, key).await, Err("ERR_IDEMPOTENCY_KEY_REUSED"), "{key}");
+    }
+    assert!(talks.lockout(ann).is_some());
+    assert_eq!(say(CONTROL, none, "l4").await, Ok(()));
+    assert_eq!(say(CONTROL, rage, "l3").await, Ok(()));
+    assert!(talks.lockout(ann).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -337,6 +337,11 @@ impl Writer {
         standing: &mut Standing,
         once: Option<Once>,
     ) -> Result<Prepared, Error> {
+        if let Some(once) = &once
+            && self.is_piece_known(said, once).await?
+        {
+            return Ok(Prepared::default());
+        }
         match said {
             Said::Text(text) => {
                 let streamed = match &text.id {
@@ -353,7 +358,7 @@ impl Writer {
                 prepared.end = end;
                 Ok(prepared)
             }
-            Said::Delta { id, text, is_start } => self.delta(party, id, text, *is_start).await,
+            Said::Delta { id, text, is_start } => self.delta(party, (id, text), *is_start, once).await,
             Said::Done { id, more } => {
                 let Some(streamed) = self.streams().await?.remove(&(party.lane.clone(), id.clone())) else {
                     let why = format!("nothing was streamed as {id:?}");
@@ -370,8 +375,12 @@ impl Writer {
             Said::Be(state, words) => self.act(Act::Be(*state, words.clone()), standing, None, once),
             Said::Join => self.act(Act::Join(party.lane.clone()), standing, None, once),
             Said::Leave => self.act(Act::Leave(party.lane.clone()), standing, None, once),
-            // They are no records.
-            Said::Typing(_) | Said::LockOut(_) => Ok(Prepared::default()),
+            Said::LockOut(lock_out) => match lock_out.state() {
+                Some(state) => self.act(Act::Be(state, lock_out.user_message.clone()), standing, None, once),
+                None => Ok(Prepared::default()),
+            },
+            // It is no record.
+            Said::Typing(_) => Ok(Prepared::default()),
         }
     }
 
@@ -463,7 +472,22 @@ impl Writer {
         Ok(())
     }
 
-    async fn delta(&mut self, party: &Party, id: &str, text: &str, is_start: bool) -> Result<Prepared, Error> {
+    /// Whether this is a piece that was told under its name already: told again, it would be in the text twice. Refuses a name
+    /// that was given to something else. Pieces lie beside the rest, so that the log alone does not see either.
+    async fn is_piece_known(&self, said: &Said, Once { name, content }: &Once) -> Result<bool, Error> {
+        let gate = self.conversations.gate();
+        let is_piece = matches!(said, Said::Delta { .. });
+        Ok(gate.find_piece(&self.permit, name, *content).await?.is_some()
+            || is_piece && gate.find_said(&self.permit, name, *content).await?.is_some())
+    }
+
+    async fn delta(
+        &mut self,
+        party: &Party,
+        (id, text): (&str, &str),
+        is_start: bool,
+        once: Option<Once>,
+    ) -> Result<Prepared, Error> {
         let most = self.conversations.text_bytes_max();
         let key = (party.lane.clone(), id.to_owned());
         let (topic, permit) = (conversation_deltas(self.row.id)?, self.permit.clone());
@@ -489,7 +513,12 @@ impl Writer {
             let typing = Typing { kind: Activity::Typing, state: Phase::Start, label };
             self.conversations.publish(&permit, &typing)?;
         }
-        Ok(Prepared { appends: vec![Append::new(&topic, json(&delta)?)], ..Prepared::default() })
+        let append = Append::new(&topic, json(&delta)?);
+        let append = match once {
+            Some(once) => append.dedup_with(once.name, once.content),
+            None => append,
+        };
+        Ok(Prepared { appends: vec![append], ..Prepared::default() })
     }
 
     fn end(&self, party: &Party, id: &str, streamed: &Streamed) -> Result<Append, Error> {

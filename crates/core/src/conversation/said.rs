@@ -130,6 +130,18 @@ pub struct LockOut {
     pub user_message: Option<String>,
 }
 
+impl LockOut {
+    /// What becomes of the conversation; nothing if the user is let in again.
+    pub(super) fn state(&self) -> Option<State> {
+        match self.reason {
+            Why::Rage => Some(State::RageLocked),
+            Why::Hack => Some(State::AttemptedHack),
+            Why::Permanent => Some(State::Resolved),
+            Why::None => None,
+        }
+    }
+}
+
 /// The published words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -6,11 +6,12 @@ use trunkline_store::ledger::{Error as LedgerError, Migration, ReadTx, Row as Le
 use uuid::Uuid;
 
 use super::{Lockout, Row, Whose, files::Kept, said::Why};
-use crate::error::{Error, Kind};
+use crate::error::{Error, KEY_REUSED, Kind};
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
-    name: "conversation_0001_conversations",
-    sql: "CREATE TABLE conversations (id TEXT PRIMARY KEY, app TEXT NOT NULL, agent TEXT NOT NULL, person TEXT NOT NULL,
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    Migration {
+        name: "conversation_0001_conversations",
+        sql: "CREATE TABLE conversations (id TEXT PRIMARY KEY, app TEXT NOT NULL, agent TEXT NOT NULL, person TEXT NOT NULL,
             created_at BIGINT NOT NULL);
         CREATE INDEX conversations_person ON conversations (app, person, agent, id);
         CREATE TABLE conversation_drafts (message TEXT PRIMARY KEY, conversation TEXT NOT NULL, created_at BIGINT NOT NULL,
@@ -26,7 +27,27 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             reason TEXT NOT NULL, expires_at BIGINT, user_message TEXT NOT NULL, PRIMARY KEY (app, agent, person));
         CREATE TABLE conversation_open_turns (conversation TEXT PRIMARY KEY, agent TEXT NOT NULL, turn BIGINT NOT NULL);
         CREATE TABLE conversation_keys (name TEXT PRIMARY KEY, secret TEXT NOT NULL)",
-}];
+    },
+    Migration {
+        name: "conversation_0002_lockout_names",
+        sql: "CREATE TABLE conversation_lockout_names (conversation TEXT NOT NULL, name TEXT NOT NULL, content BYTES NOT NULL,
+                at BIGINT NOT NULL, PRIMARY KEY (conversation, name));
+            CREATE INDEX conversation_lockout_names_at ON conversation_lockout_names (at)",
+    },
+];
+
+/// How long the names of lockouts are known, in seconds: as long as other names.
+const NAMES_KEPT: i64 = 24 * 60 * 60;
+
+/// What a lockout was said under, where and when, with a digest of what was said.
+#[derive(Clone)]
+pub(super) struct Named {
+    pub(super) conversation: Uuid,
+    pub(super) name: String,
+    pub(super) content: Vec<u8>,
+    /// Unix seconds.
+    pub(super) at: i64,
+}
 
 fn id(row: &LedgerRow, column: usize) -> Result<Uuid, LedgerError> {
     Uuid::try_parse(row.text(column)?).map_err(|e| LedgerError::Statement { reason: format!("an id: {e}").into() })
@@ -88,6 +109,7 @@ pub(super) fn remove(tx: &mut WriteTx, id: Uuid) -> TxFuture<'_, (), Error> {
         let id = [id.to_string().into()];
         tx.execute("DELETE FROM conversation_files WHERE conversation = $1", &id).await?;
         tx.execute("DELETE FROM conversation_drafts WHERE conversation = $1", &id).await?;
+        tx.execute("DELETE FROM conversation_lockout_names WHERE conversation = $1", &id).await?;
         tx.execute("DELETE FROM conversations WHERE id = $1", &id).await?;
         Ok(())
     })
@@ -112,17 +134,24 @@ pub(super) fn lockouts(tx: &mut ReadTx) -> TxFuture<'_, Vec<(Whose, Lockout)>, L
     })
 }
 
+/// Puts a lockout, or removes it, unless that was said under this name before; answers whether it did.
 pub(super) fn put_lockout(
     tx: &mut WriteTx,
     Whose { app, agent, user }: Whose,
     lockout: Option<Lockout>,
-) -> TxFuture<'_, (), Error> {
+    named: Option<Named>,
+) -> TxFuture<'_, bool, Error> {
     Box::pin(async move {
+        if let Some(named) = named
+            && !is_new(tx, named).await?
+        {
+            return Ok(false);
+        }
         let key = [app.into(), agent.to_string().into(), user.into()];
         let Some(Lockout { reason, expires_at, user_message }) = lockout else {
             let sql = "DELETE FROM conversation_lockouts WHERE app = $1 AND agent = $2 AND person = $3";
             tx.execute(sql, &key).await?;
-            return Ok(());
+            return Ok(true);
         };
         let reason = match reason {
             Why::Rage => "rage",
@@ -136,13 +165,29 @@ pub(super) fn put_lockout(
         let text = user_message.unwrap_or_default().into();
         let expires_at = expires_at.map_or(trunkline_store::ledger::Value::Null, Into::into);
         tx.execute(sql, &[app, agent, user, reason.into(), expires_at, text]).await?;
-        Ok(())
+        Ok(true)
     })
+}
+
+/// Notes a name; answers whether it is new. Refuses one that was given to something else.
+async fn is_new(tx: &mut WriteTx, Named { conversation, name, content, at }: Named) -> Result<bool, Error> {
+    let key = [conversation.to_string().into(), name.into()];
+    let sql = "SELECT content FROM conversation_lockout_names WHERE conversation = $1 AND name = $2";
+    if let Some(known) = tx.query_opt(sql, &key).await? {
+        let reused = || Error::new(Kind::Invalid, KEY_REUSED, "this idempotency key was used for other content");
+        return if known.bytes(0)? == content { Ok(false) } else { Err(reused()) };
+    }
+    let sql = "INSERT INTO conversation_lockout_names (conversation, name, content, at) VALUES ($1, $2, $3, $4)";
+    let [conversation, name] = key;
+    tx.execute(sql, &[conversation, name, content.into(), at.into()]).await?;
+    Ok(true)
 }
 
 pub(super) fn sweep_lockouts(tx: &mut WriteTx, now: i64) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
         tx.execute("DELETE FROM conversation_lockouts WHERE expires_at < $1", &[now.into()]).await?;
+        let sql = "DELETE FROM conversation_lockout_names WHERE at < $1";
+        tx.execute(sql, &[(now - NAMES_KEPT).into()]).await?;
         Ok(())
     })
 }

@@ -1,6 +1,6 @@
 //! What somebody sees who watches a conversation, and what was said before.
 
-use std::str::FromStr as _;
+use std::{collections::VecDeque, str::FromStr as _};
 
 use serde::{Deserialize, Serialize};
 use trunkline_store::log::{Cursor, Item, Offset, Reader};
@@ -20,7 +20,7 @@ use crate::{
 /// Records that are read at once.
 const AT_ONCE: usize = 64;
 
-/// What is said in the messages of one page, in bytes besides the last one's; whoever wants more asks for the next one.
+/// What is said in the messages of one page, in bytes; one message may have more. Whoever wants more asks for the next page.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What is published, and not kept.
@@ -108,39 +108,60 @@ impl Conversations {
     /// # Errors
     /// [`Kind::Invalid`] for a message that is not there, [`Kind::Unavailable`].
     pub async fn page(&self, permit: &Permit, page: Page) -> Result<Vec<Message>, Error> {
-        let (mut history, mut kept) = (self.history(permit)?, std::collections::VecDeque::new());
-        let Page { after, before, limit } = page;
-        let (mut is_behind, mut bytes) = (after.is_none(), 0);
-        let mut is_found = before.is_none();
-        'all: loop {
+        let (mut history, mut paging) = (self.history(permit)?, Paging::new(page));
+        loop {
             let messages = history.next().await?;
-            if messages.is_empty() {
-                break;
-            }
-            for message in messages {
-                if before == Some(message.id) {
-                    is_found = true;
-                    break 'all;
-                }
-                if !is_behind {
-                    is_behind = after == Some(message.id);
-                    continue;
-                }
-                let is_full = |count, bytes| count >= limit || bytes >= PAGE_BYTES_MAX;
-                if after.is_some() && is_full(kept.len(), bytes) {
-                    break 'all;
-                }
-                bytes += message.content.len();
-                kept.push_back(message);
-                while kept.len() > limit || kept.len() > 1 && bytes > PAGE_BYTES_MAX {
-                    bytes -= kept.pop_front().map_or(0, |first: Message| first.content.len());
-                }
+            if messages.is_empty() || !messages.into_iter().all(|message| paging.take(message)) {
+                return paging.end();
             }
         }
-        if !is_behind || !is_found {
-            return Err(not_there());
+    }
+}
+
+/// A page, as the messages of a conversation go by.
+struct Paging {
+    page: Page,
+    kept: VecDeque<Message>,
+    bytes: usize,
+    /// The message that it is behind went by.
+    is_behind: bool,
+    /// The message that it is before came, or there was no need to look for it.
+    is_over: bool,
+}
+
+impl Paging {
+    fn new(page: Page) -> Self {
+        let (is_behind, is_over) = (page.after.is_none(), page.before.is_none());
+        Self { page, kept: VecDeque::new(), bytes: 0, is_behind, is_over }
+    }
+
+    /// Looks at the next message; answers whether it wants another one.
+    fn take(&mut self, message: Message) -> bool {
+        let Page { after, before, limit } = self.page;
+        if before == Some(message.id) {
+            self.is_over = true;
+            return false;
         }
-        Ok(kept.into())
+        if !self.is_behind {
+            self.is_behind = after == Some(message.id);
+            return true;
+        }
+        self.bytes += message.content.len();
+        self.kept.push_back(message);
+        while self.kept.len() > limit || self.kept.len() > 1 && self.bytes > PAGE_BYTES_MAX {
+            // Who goes forward sees the rest on the next page, who goes back on the one before.
+            let gone = if after.is_some() { self.kept.pop_back() } else { self.kept.pop_front() };
+            self.bytes -= gone.map_or(0, |gone| gone.content.len());
+            if after.is_some() {
+                self.is_over = true;
+                return false;
+            }
+        }
+        true
+    }
+
+    fn end(self) -> Result<Vec<Message>, Error> {
+        if self.is_behind && self.is_over { Ok(self.kept.into()) } else { Err(not_there()) }
     }
 }
 
@@ -239,5 +260,52 @@ impl Watch {
             }
         }
         Ok(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::{Message, PAGE_BYTES_MAX, Page, Paging};
+    use crate::conversation::state::Kind;
+
+    fn message(number: u128, bytes: usize) -> Message {
+        let (id, content) = (Uuid::from_u128(number), "x".repeat(bytes));
+        let (created_at, participant, files) = (String::new(), None, Vec::new());
+        Message { id, content, from: Kind::Agent, turn_number: 0, created_at, participant, files }
+    }
+
+    /// The page of messages 1, 2, 3 … of these sizes; nothing if a message is not there.
+    fn page(sizes: &[usize], after: Option<u128>, before: Option<u128>, limit: usize) -> Option<Vec<u128>> {
+        let mut paging =
+            Paging::new(Page { after: after.map(Uuid::from_u128), before: before.map(Uuid::from_u128), limit });
+        let mut messages = (1..).zip(sizes).map(|(number, bytes)| message(number, *bytes));
+        let _ = messages.all(|message| paging.take(message));
+        paging.end().ok().map(|page| page.iter().map(|message| message.id.as_u128()).collect())
+    }
+
+    #[test]
+    fn pages_go_on_where_the_last_one_ended() {
+        assert_eq!(page(&[1; 6], None, None, 2), Some(vec![5, 6]));
+        assert_eq!(page(&[1; 6], None, Some(5), 2), Some(vec![3, 4]));
+        assert_eq!(page(&[1; 6], Some(1), None, 2), Some(vec![2, 3]));
+        assert_eq!(page(&[1; 6], Some(1), Some(3), 9), Some(vec![2]));
+        assert_eq!(page(&[1; 6], Some(1), Some(5), 2), Some(vec![2, 3]), "it is full before it comes there");
+        assert_eq!(page(&[1; 6], Some(6), None, 2), Some(vec![]));
+        for (after, before) in [(Some(7), None), (None, Some(7)), (Some(5), Some(3)), (Some(5), Some(7))] {
+            assert_eq!(page(&[1; 6], after, before, 2), None, "{after:?} {before:?}");
+        }
+    }
+
+    #[test]
+    fn long_messages_make_pages_shorter_at_their_far_end() {
+        let half = PAGE_BYTES_MAX / 2;
+        assert_eq!(page(&[1, half, half, 1, half], Some(1), None, 9), Some(vec![2, 3]));
+        assert_eq!(page(&[1, half, half, 1, half], Some(1), Some(5), 9), Some(vec![2, 3]));
+        assert_eq!(page(&[1, half, half, 1, half], Some(3), None, 9), Some(vec![4, 5]));
+        assert_eq!(page(&[1, half, half, 1, half], None, None, 9), Some(vec![4, 5]));
+        assert_eq!(page(&[1, 3 * half, 1], Some(1), None, 9), Some(vec![2]), "one goes, however long");
+        assert_eq!(page(&[1, 3 * half], None, None, 9), Some(vec![2]));
     }
 }

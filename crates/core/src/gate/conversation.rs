@@ -83,6 +83,16 @@ impl Gate {
         Ok(self.0.store.log.find_dedup_with(&conversation_events(permit.id)?, name, content).await?)
     }
 
+    /// As [`Gate::find_said`], of pieces of what is being said.
+    pub(crate) async fn find_piece(
+        &self,
+        permit: &ConversationPermit,
+        name: &str,
+        content: ContentDigest,
+    ) -> Result<Option<Offset>, Error> {
+        Ok(self.0.store.log.find_dedup_with(&conversation_deltas(permit.id)?, name, content).await?)
+    }
+
     /// Hands something to whoever watches a conversation right now.
     pub(crate) fn publish_to_conversation(&self, permit: &ConversationPermit, said: Vec<u8>) -> Result<(), Error> {
         Ok(self.0.store.log.publish(&conversation_events(permit.id)?, said)?)

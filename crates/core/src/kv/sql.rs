@@ -26,8 +26,22 @@ const LOAD: &str = "SELECT is_set, value, members, expires_ms FROM kv WHERE owne
 const UPDATE: &str = "UPDATE kv SET value = $3, expires_ms = $4 WHERE owner = $1 AND key = $2 AND is_set = 0";
 const INSERT: &str = "INSERT INTO kv (owner, key, is_set, value, members, expires_ms) VALUES ($1, $2, $3, $4, $5, $6)";
 const REMOVE: &str = "DELETE FROM kv WHERE owner = $1 AND key = $2";
-const LIST: &str = "SELECT key, value FROM kv WHERE owner = $1 AND key >= $2 AND key < $3 AND key <> $4 AND is_set = 0
-    AND (expires_ms IS NULL OR expires_ms > $5) ORDER BY key LIMIT $6";
+
+/// Keys of a listing, and something of their values.
+macro_rules! listing {
+    ($of_value:literal) => {
+        concat!(
+            "SELECT key, ",
+            $of_value,
+            " FROM kv WHERE owner = $1 AND key >= $2 AND key < $3 AND key <> $4 AND is_set = 0
+                AND (expires_ms IS NULL OR expires_ms > $5) ORDER BY key LIMIT $6"
+        )
+    };
+}
+
+/// How long values are says the database without reading them, so that no more of them are read than a page has room for.
+const SIZES: &str = listing!("CAST(LENGTH(value) AS BIGINT)");
+const LIST: &str = listing!("value");
 
 const COUNT_IN: &str = "INSERT INTO kv_counts (owner, keys) VALUES ($1, 1)
     ON CONFLICT (owner) DO UPDATE SET keys = kv_counts.keys + 1 WHERE kv_counts.keys < $2";
@@ -142,6 +156,11 @@ pub(super) fn write(
     })
 }
 
+/// Changes nothing: for its place among what changes something.
+pub(super) fn nothing(_: &mut WriteTx) -> TxFuture<'_, (), Error> {
+    Box::pin(std::future::ready(Ok(())))
+}
+
 /// Removes keys that expired before `now_ms`, up to `most`; answers how many, and whether there may be more.
 pub(crate) fn expire(tx: &mut WriteTx, now_ms: i64, most: i64) -> TxFuture<'_, (i64, bool), Error> {
     Box::pin(async move {
@@ -233,22 +252,31 @@ async fn list(
     };
     let page = page(limit);
     let from = if after.is_empty() { prefix } else { after };
-    let params =
+    let mut params =
         [owner.into(), from.into(), successor(prefix).into(), after.into(), now_ms.into(), (page as i64 + 1).into()];
+    let size = |row: &Row| Ok(2 * row.text(0)?.len() + usize::try_from(row.int(1)?).unwrap_or(usize::MAX));
+    let sizes = tx.query(SIZES, &params).await?.iter().map(size).collect::<Result<Vec<_>, LedgerError>>()?;
+    let count = fitting(&sizes, page);
+    params[5] = (count as i64).into();
     let rows = tx.query(LIST, &params).await?;
-    let mut answer = Answer { applied: true, ..Answer::default() };
-    let mut bytes = 0;
-    for row in &rows {
-        let (key, value) = (row.text(0)?, row.bytes(1)?);
-        bytes += 2 * key.len() + value.len();
-        let is_full = answer.entries.len() == page || bytes > KV_PAGE_BYTES_MAX;
-        if let Some((last, _)) = answer.entries.last().filter(|_| is_full) {
-            answer.next_cursor = format!("{bound}{last}");
-            break;
-        }
-        answer.entries.push((key.to_owned(), value.to_vec()));
-    }
-    Ok(answer)
+    let entry = |row: &Row| Ok((row.text(0)?.to_owned(), row.bytes(1)?.to_vec()));
+    let entries = rows.iter().map(entry).collect::<Result<Vec<_>, LedgerError>>()?;
+    let last = entries.last().filter(|_| count < sizes.len());
+    let next_cursor = last.map(|(last, _)| format!("{bound}{last}")).unwrap_or_default();
+    Ok(Answer { applied: true, entries, next_cursor, ..Answer::default() })
+}
+
+/// How many of the entries of these sizes are a page of at most so many: the first one, however large it is, and as many more
+/// as there is room for.
+fn fitting(sizes: &[usize], most: usize) -> usize {
+    let mut room = KV_PAGE_BYTES_MAX;
+    let fits = |size: &&usize| {
+        let left = room.checked_sub(**size);
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let count = sizes.iter().take(most).take_while(fits).count();
+    count.max(sizes.len().min(1))
 }
 
 /// What ties a cursor to its listing. A guard against mistakes, not against liars: they see their own keys only anyway.
@@ -364,7 +392,19 @@ async fn add_member(
 
 #[cfg(test)]
 mod tests {
-    use super::{EXPIRED_MEMBERS_MAX, Row, affordable, successor};
+    use super::{EXPIRED_MEMBERS_MAX, KV_PAGE_BYTES_MAX, Row, affordable, fitting, successor};
+
+    #[test]
+    fn no_more_values_are_read_than_a_page_has_room_for() {
+        let third = KV_PAGE_BYTES_MAX / 3;
+        assert_eq!(fitting(&[], 10), 0);
+        assert_eq!(fitting(&[1, 1, 1], 10), 3);
+        assert_eq!(fitting(&[1, 1, 1], 2), 2);
+        assert_eq!(fitting(&[third; 1000], 1000), 3);
+        assert_eq!(fitting(&[third, third, third + 1, 1], 10), 2, "no smaller one comes before its turn");
+        assert_eq!(fitting(&[KV_PAGE_BYTES_MAX + 1, 1], 10), 1, "one goes, however large");
+        assert_eq!(fitting(&[1, usize::MAX], 10), 1);
+    }
 
     #[test]
     fn large_sets_expire_in_transactions_of_their_own() {

@@ -16,13 +16,14 @@ use std::{
 use serde::{Deserialize, Serialize, de::Error as _};
 use serde_json::value::RawValue;
 
-use self::{
-    json::fields_bytes,
-    step::{Step, take_as_text},
-};
+pub(super) use self::json::VALUE_BYTES;
 pub use self::{
     json::{Fields, Json, Text},
     pieces::Pieces,
+};
+use self::{
+    json::{fields_bytes, fields_len},
+    step::{Step, take_as_text},
 };
 
 /// Text of one field that is kept, in bytes; what is appended beyond it is left out, and the artifact says `truncated`. A
@@ -32,6 +33,10 @@ const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What of an event's fields is kept in `extra`, in bytes; what is beyond is left out, and the artifact says `truncated`. All
 /// of it is told again with each change.
 const EXTRA_BYTES_MAX: usize = 64 * 1024;
+
+/// Memory of an artifact's fields: two texts as long as they may be, and as much again as two events. What would make it more is
+/// left out, and the artifact says `truncated`. A checkpoint has an artifact in one row, and every other write waits for that.
+const FIELDS_BYTES_MAX: usize = 10 * 1024 * 1024;
 
 /// Memory of an artifact besides its fields, about.
 pub(super) const ARTIFACT_BYTES: usize = 512;
@@ -101,6 +106,17 @@ pub enum Change {
     Created(Arc<Artifact>),
     /// A field of one is another.
     Updated(Update),
+}
+
+impl Change {
+    /// Memory that it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Created(artifact) => artifact.bytes(),
+            Self::Updated(Update { field, how: How::Append(text), .. }) => VALUE_BYTES + field.len() + text.len(),
+            Self::Updated(Update { field, how: How::Set(value), .. }) => field.len() + value.bytes(),
+        }
+    }
 }
 
 /// A field that changed.
@@ -285,12 +301,11 @@ impl Fold {
         self.entries.iter().filter(move |entry| entry.changed_by > events).cloned()
     }
 
-    /// What those come to that changed since so many events were folded: bytes of text, about.
+    /// What those come to that changed since so many events were folded: bytes of their fields, about as they were told.
     #[must_use]
     pub fn bytes_since(&self, events: u64) -> usize {
         let changed = self.entries.iter().filter(|entry| entry.changed_by > events);
-        let texts = changed.flat_map(|entry| entry.artifact.fields.values().filter_map(Json::as_text));
-        texts.map(Text::len).sum()
+        changed.map(|entry| fields_len(&entry.artifact.fields)).sum()
     }
 
     /// What somebody wants who saw artifact `seq` last: that one, all later ones, and those before it that changed after it

@@ -1,13 +1,16 @@
 //! What sandboxes tell and are told, as it comes: checked, and kept in as few bytes as mean the same.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    artifacts::{Change, Event, Fold, SIGNS, Sign},
+    artifacts::{ARTIFACT_BYTES, Change, Event, Fold, SIGNS, Sign, VALUE_BYTES},
     invalid,
     keep::Record,
 };
@@ -27,6 +30,8 @@ pub struct Events {
     /// What is kept of it.
     pub(super) body: Bytes,
     pub(super) count: u64,
+    /// Memory of what is folded from what is kept, besides its bytes: at most so much.
+    pub(super) overhead: usize,
     pub(super) signs: Vec<Sign>,
     /// Those that are signs, of life or of something else.
     signs_count: u64,
@@ -34,6 +39,9 @@ pub struct Events {
 
 /// The type of events that are a sign of life and nothing else.
 const HEARTBEAT: &str = "heartbeat";
+
+/// Memory of what one event comes to, besides its bytes and its fields: an artifact, with what every one of its kind has.
+pub(super) const EVENT_BYTES: usize = ARTIFACT_BYTES + 2 * VALUE_BYTES;
 
 /// Longest body of a few signs, in bytes.
 const SIGNS_BYTES_MAX: usize = 4096;
@@ -67,8 +75,9 @@ impl Events {
         if let Some(Pieces { joined, count }) = Pieces::alike(&body)
             && count <= EVENTS_MAX
         {
-            let (body, count) = (joined.end().map_or(body, Bytes::from), count as u64);
-            return Ok(Self { body, count, signs: Vec::new(), signs_count: 0 });
+            let (overhead, count) = (joined.overhead, count as u64);
+            let body = joined.end().map_or(body, Bytes::from);
+            return Ok(Self { body, count, overhead, signs: Vec::new(), signs_count: 0 });
         }
         let events: Vec<&RawValue> = if body.trim_ascii_start().starts_with(b"[") {
             serde_json::from_slice(&body).map_err(read)?
@@ -94,12 +103,12 @@ impl Events {
                 let mended = whole_characters(event.get()).and_then(|mended| RawValue::from_string(mended).ok());
                 signs.extend(Event::read(mended.as_deref().unwrap_or(event)).sign());
             }
-            joined.whole(event.get());
+            joined.whole(event.get(), kind.overhead);
         }
-        let count = events.len() as u64;
+        let (overhead, count) = (joined.overhead, events.len() as u64);
         let kept = joined.end();
         let mended = whole_characters(kept.as_deref().or(str::from_utf8(&body).ok()).unwrap_or_default());
-        Ok(Self { body: mended.or(kept).map_or(body, Bytes::from), count, signs, signs_count })
+        Ok(Self { body: mended.or(kept).map_or(body, Bytes::from), count, overhead, signs, signs_count })
     }
 }
 
@@ -126,11 +135,55 @@ fn whole_characters(json: &str) -> Option<String> {
     is_mended.then(|| mended + rest)
 }
 
-/// What every event has.
-#[derive(Deserialize)]
+/// What every event has, and what it comes to.
 struct Kinded<'a> {
-    #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
+    /// Memory besides its bytes, at most.
+    overhead: usize,
+}
+
+/// The fields of an event that count more than others: an id is also a name.
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum Field {
+    Type,
+    Id,
+    TurnId,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Kinded<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Telling)
+    }
+}
+
+struct Telling;
+
+impl<'de> Visitor<'de> for Telling {
+    type Value = Kinded<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Kinded<'de>, A::Error> {
+        #[derive(Deserialize)]
+        struct Word<'a>(#[serde(borrow)] Cow<'a, str>);
+        let (mut kind, mut overhead) = (None, EVENT_BYTES);
+        while let Some(field) = fields.next_key::<Field>()? {
+            overhead += VALUE_BYTES;
+            match field {
+                Field::Type if kind.is_some() => return Err(A::Error::duplicate_field("type")),
+                Field::Type => kind = Some(fields.next_value::<Word<'_>>()?.0),
+                Field::Id | Field::TurnId => overhead += fields.next_value::<&RawValue>()?.get().len(),
+                Field::Other => drop(fields.next_value::<IgnoredAny>()?),
+            }
+        }
+        let kind = kind.ok_or_else(|| A::Error::missing_field("type"))?;
+        Ok(Kinded { kind, overhead })
+    }
 }
 
 /// A piece of a text, and nothing else. The text is as it was written, in its quotes.
@@ -204,6 +257,8 @@ struct Joined<'a> {
     open: Option<(&'a str, Option<&'a str>)>,
     /// Some pieces were joined.
     is_shorter: bool,
+    /// Memory of what they come to, besides their bytes: at most so much.
+    overhead: usize,
 }
 
 impl<'a> Joined<'a> {
@@ -218,6 +273,7 @@ impl<'a> Joined<'a> {
             self.is_shorter = true;
         } else {
             self.close();
+            self.overhead += EVENT_BYTES + 3 * VALUE_BYTES + id.map_or(0, str::len);
             self.text.push_str("{\"type\":");
             // What was read as a plain string needs no escapes.
             self.text.extend(["\"", kind, "\""]);
@@ -230,8 +286,9 @@ impl<'a> Joined<'a> {
         self.text.push_str(delta);
     }
 
-    fn whole(&mut self, event: &str) {
+    fn whole(&mut self, event: &str, overhead: usize) {
         self.close();
+        self.overhead += overhead;
         self.text.push_str(event);
     }
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Active, Events, Options, Sandboxes, Standing, artifacts::ARTIFACT_BYTES, checkpoint, lock, scene::Size};
+use super::{Active, Events, Options, Sandboxes, Standing, checkpoint, lock, read::EVENT_BYTES, scene::Size};
 use crate::error::{Error, Kind};
 
 const MIB: u64 = 1024 * 1024;
@@ -15,7 +15,8 @@ const MIB: u64 = 1024 * 1024;
 const UNFOLDED_MAX: u64 = 4000;
 const UNFOLDED_BYTES_MAX: u64 = 16 * MIB;
 
-/// Bytes of the shortest event, with what is between two: so many may be in what is only known by its bytes.
+/// Bytes of the shortest event, with what is between two: so many may be in what is only known by its bytes. As many bytes of
+/// short fields come to less.
 const EVENT_BYTES_MIN: u64 = 13;
 
 /// What is kept free for signs, so that a sandbox that may tell nothing else can say that its turn ended.
@@ -30,7 +31,8 @@ pub(super) struct Room {
     told: Size,
     /// The same since it was last folded because nobody looked.
     unfolded: Size,
-    /// Bytes on disk of its events, and of its commands.
+    /// Bytes on disk of its events, and of its commands, at most: what was written already or could not be is counted, too, until
+    /// they are counted again.
     events_bytes: Option<u64>,
     commands_bytes: Option<u64>,
 }
@@ -48,7 +50,7 @@ struct Wanted {
 impl Wanted {
     fn new(events: &Events) -> Self {
         let (body, count) = (events.body.len() as u64, events.count);
-        let size = Size { bytes: body + count * ARTIFACT_BYTES as u64, count };
+        let size = Size { bytes: body + events.overhead as u64, count };
         Self { body, size, reserve: if events.is_small_sign() { RESERVE } else { Size::default() } }
     }
 }
@@ -83,6 +85,14 @@ impl Room {
         self.events_bytes = Some(disk + body);
         Ok(self.unfolded.count > UNFOLDED_MAX || self.unfolded.bytes > UNFOLDED_BYTES_MAX)
     }
+
+    /// Takes room for a command; answers whether it is known how much there is.
+    fn take_command(&mut self, wanted: u64, limits: &Options) -> Result<bool, Error> {
+        let Some(bytes) = &mut self.commands_bytes else { return Ok(false) };
+        check_disk("commands", *bytes, wanted, 0, limits)?;
+        *bytes += wanted;
+        Ok(true)
+    }
 }
 
 fn check_disk(what: &str, bytes: u64, wanted: u64, reserve: u64, limits: &Options) -> Result<(), Error> {
@@ -115,8 +125,10 @@ impl Sandboxes {
         let is_time = match taken {
             Ok(is_time) => is_time,
             Err(_) => {
-                // What was told since it was last folded may come to less.
+                // What was told since it was last folded may come to less, and not all of it may have been written.
                 self.look(of, active).await?;
+                let events_bytes = self.0.gate.sandbox_events(&of.sandbox.id).await?.bytes;
+                lock(&active.room).events_bytes = Some(events_bytes);
                 lock(&active.room).take(&wanted, limits)?
             }
         };
@@ -141,7 +153,7 @@ impl Sandboxes {
             None => (Size::default(), told),
         };
         let count = behind / EVENT_BYTES_MIN;
-        let size = Size { bytes: kept.bytes + behind + count * ARTIFACT_BYTES as u64, count: kept.count + count };
+        let size = Size { bytes: kept.bytes + behind + count * EVENT_BYTES as u64, count: kept.count + count };
         let mut room = lock(&active.room);
         room.size.get_or_insert(size);
         room.events_bytes.get_or_insert(told);
@@ -174,17 +186,95 @@ impl Sandboxes {
     /// # Errors
     /// [`Kind::Exhausted`] if it is more than a sandbox may be told, [`Kind::Unavailable`].
     pub(super) async fn make_room_for_command(&self, id: &str, active: &Active, wanted: usize) -> Result<(), Error> {
-        let known = lock(&active.room).commands_bytes;
-        let bytes = match known {
-            Some(bytes) => bytes,
-            None => {
-                let bytes = self.0.gate.sandbox_commands(id).await?.bytes;
-                *lock(&active.room).commands_bytes.get_or_insert(bytes)
-            }
-        };
-        check_disk("commands", bytes, wanted as u64, 0, &self.0.options)?;
+        let (wanted, limits) = (wanted as u64, &self.0.options);
+        if lock(&active.room).take_command(wanted, limits).is_ok_and(|is_taken| is_taken) {
+            return Ok(());
+        }
+        // What is not known yet, or was counted and not written.
+        let bytes = self.0.gate.sandbox_commands(id).await?.bytes;
         let mut room = lock(&active.room);
-        room.commands_bytes = room.commands_bytes.map(|bytes| bytes + wanted as u64);
-        Ok(())
+        room.commands_bytes = Some(bytes);
+        room.take_command(wanted, limits).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+
+    use super::{Events, Options, Room, Size, Wanted};
+    use crate::sandbox::artifacts::Fold;
+
+    #[test]
+    fn what_is_told_comes_to_no_more_than_room_was_taken_for() {
+        let wide: serde_json::Map<_, _> = (0..20_000).map(|n| (format!("{n:x}"), json!(1))).collect();
+        let mut tool = wide.clone();
+        tool.insert("type".to_owned(), json!("tool_start"));
+        let deep = json!({"type": "tool_start", "input": wide});
+        let long = "i".repeat(10_000);
+        let reserved = json!({"type": "plan", "seq": 1, "kind": "k", "status": [], "extra": {"a": 1}});
+        let delta = |id: &Value| json!({"type": "tool_output_delta", "id": id, "delta": "x"});
+        let all = [
+            "user_prompt",
+            "text_delta",
+            "thinking_delta",
+            "text",
+            "thinking",
+            "tool_start",
+            "tool_input_delta",
+            "tool_output_delta",
+            "tool_end",
+            "file_change",
+            "plan",
+            "usage",
+            "status",
+            "question",
+            "answer",
+            "approval_request",
+            "approval",
+            "error",
+            "turn_start",
+            "turn_end",
+            "summary",
+            "heartbeat",
+            "x",
+        ];
+        for told in [
+            tool.into(),
+            deep,
+            json!({"type": "tool_start", "id": long}),
+            json!({"type": "turn_start", "turnId": long}),
+            json!([reserved, {"type": "text_delta", "seq": 1}, {"type": "approval", "id": 7, "decision": "yes"}]),
+            json!([delta(&json!(1)), delta(&json!(1)), delta(&json!(2)), {"type": "x", "delta": "y"}]),
+            (0..50).map(|n| delta(&json!(format!("{long}{n}")))).collect(),
+            all.iter().map(|kind| json!({"type": kind})).collect(),
+            (0..500).map(|n| json!({"type": "x", "n": n})).collect(),
+        ] {
+            let body = Bytes::from(told.to_string());
+            let (events, mut fold) = (Events::parse(body).unwrap(), Fold::default());
+            events.apply_to(&mut fold, 1);
+            let (taken, comes_to) = (Wanted::new(&events).size.bytes, fold.bytes() as u64);
+            assert!(comes_to <= taken, "{comes_to} and not {taken}: {:.200}", told.to_string());
+        }
+        // What is joined takes what it is kept in.
+        let pieces: Value = (0..10_000).map(|_| json!({"type": "text_delta", "delta": "x"})).collect();
+        for body in [pieces.to_string(), format!(" {pieces}")] {
+            let taken = Wanted::new(&Events::parse(Bytes::from(body)).unwrap()).size.bytes;
+            assert!(taken < 15_000, "{taken}");
+        }
+    }
+
+    #[test]
+    fn many_small_fields_are_as_large_as_they_become() {
+        let fields: serde_json::Map<_, _> = (0..20_000).map(|n| (n.to_string(), json!(1))).collect();
+        let mut event = json!({"type": "tool_start"});
+        event.as_object_mut().unwrap().extend(fields);
+        let wanted = Wanted::new(&Events::parse(Bytes::from(event.to_string())).unwrap());
+        assert!(wanted.body < 1 << 20);
+        let mut room = Room { size: Some(Size::default()), events_bytes: Some(0), ..Room::default() };
+        let limits = |artifacts_mib_max| Options { artifacts_mib_max, ..Options::default() };
+        assert!(room.take(&wanted, &limits(2)).is_err());
+        assert!(room.take(&wanted, &limits(4)).is_ok());
     }
 }

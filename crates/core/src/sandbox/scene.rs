@@ -32,7 +32,7 @@ use crate::{
     gate::Gate,
 };
 
-/// Steps that are kept for viewers, and what they may come to, in bytes of events.
+/// Steps that are kept for viewers, and the memory that they may take.
 const STEPS_MAX: usize = 256;
 const STEPS_BYTES_MAX: usize = 512 * 1024;
 
@@ -40,7 +40,8 @@ const STEPS_BYTES_MAX: usize = 512 * 1024;
 const RECORDS_MAX: usize = 256;
 
 /// Events that become one step, and their bytes besides the last one's. Whatever came at once, a thread is not kept for longer
-/// than a step takes, nor is whoever wants to look.
+/// than a step takes, nor is whoever wants to look. What changes is made steps of as many bytes, because it may be much more than
+/// what was told: a field is told again as a whole.
 const STEP_EVENTS_MAX: usize = 1000;
 const STEP_BYTES_MAX: usize = 256 * 1024;
 
@@ -90,12 +91,27 @@ struct State {
     is_over: bool,
 }
 
+impl State {
+    /// Adds a step; the oldest ones go for it. The last one stays, however large it is.
+    fn add(&mut self, step: Step) {
+        self.bytes += step.bytes;
+        self.steps.push_back(Arc::new(step));
+        while self.steps.len() > STEPS_MAX || self.bytes > STEPS_BYTES_MAX && self.steps.len() > 1 {
+            if let Some(gone) = self.steps.pop_front() {
+                self.bytes -= gone.bytes;
+                self.first += 1;
+            }
+        }
+    }
+}
+
 /// What changed at once.
 pub struct Step {
     /// In order.
     pub changes: Vec<Change>,
-    /// Events that were folded with it.
+    /// Events of which all is seen behind it.
     events: u64,
+    /// Memory that its changes take, about.
     bytes: usize,
     encoded: OnceLock<Bytes>,
 }
@@ -202,9 +218,10 @@ impl Scene {
         Watch { scene: self, next, events, walk: Some(walk) }
     }
 
-    /// Folds what becomes one step, each event with its time.
-    fn push(&self, events: Vec<(i64, Event)>, bytes: usize) {
+    /// Folds what becomes one step, or a few if much changes by it. Each event comes with its time.
+    fn push(&self, events: Vec<(i64, Event)>) {
         let mut state = lock(&self.state);
+        let before = state.fold.events();
         let mut changes = Vec::new();
         let mut events = events.into_iter().peekable();
         while let Some(at_ms) = events.peek().map(|(at_ms, _)| *at_ms) {
@@ -214,15 +231,17 @@ impl Scene {
         if changes.is_empty() {
             return;
         }
-        let events = state.fold.events();
-        state.bytes += bytes;
-        state.steps.push_back(Arc::new(Step { changes, events, bytes, encoded: OnceLock::new() }));
-        // The last one stays, however large it is.
-        while state.steps.len() > STEPS_MAX || state.bytes > STEPS_BYTES_MAX && state.steps.len() > 1 {
-            if let Some(gone) = state.steps.pop_front() {
-                state.bytes -= gone.bytes;
-                state.first += 1;
+        let mut changes = changes.into_iter().peekable();
+        while changes.peek().is_some() {
+            let (mut some, mut bytes) = (Vec::new(), 0);
+            while bytes < STEP_BYTES_MAX
+                && let Some(change) = changes.next()
+            {
+                bytes += change.bytes();
+                some.push(change);
             }
+            let events = if changes.peek().is_some() { before } else { state.fold.events() };
+            state.add(Step { changes: some, events, bytes, encoded: OnceLock::new() });
         }
         drop(state);
         self.moved.notify_waiters();
@@ -412,7 +431,8 @@ impl Driver {
                         step.push((told.at_ms, event));
                         bytes += size;
                         if step.len() >= STEP_EVENTS_MAX || bytes >= STEP_BYTES_MAX {
-                            self.scene.push(std::mem::take(&mut step), std::mem::take(&mut bytes));
+                            self.scene.push(std::mem::take(&mut step));
+                            bytes = 0;
                             tokio::task::yield_now().await;
                         }
                     }
@@ -424,7 +444,7 @@ impl Driver {
                 Item::Transient(_) => {}
             }
         }
-        self.scene.push(step, bytes);
+        self.scene.push(step);
         if is_over { Err(super::missing()) } else { Ok(()) }
     }
 
@@ -466,5 +486,106 @@ impl Driver {
         });
         (self.writing, self.told_since) = (Some((events, writing)), 0);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::{json, value::to_raw_value};
+
+    use super::{
+        Arc, AtomicUsize, Change, Event, Fold, Mutex, Notify, STEP_BYTES_MAX, STEPS_BYTES_MAX, Scene, Sight, State,
+        VecDeque, Watch, lock, mpsc,
+    };
+
+    const TOOLS: usize = 60;
+    const EXTRA_BYTES: usize = 60_000;
+
+    fn scene() -> Arc<Scene> {
+        let state = State { fold: Fold::default(), steps: VecDeque::new(), first: 0, bytes: 0, is_over: false };
+        let (state, moved, viewers) = (Mutex::new(state), Notify::new(), AtomicUsize::new(0));
+        Arc::new(Scene { state, moved, syncs: mpsc::channel(1).0, viewers })
+    }
+
+    /// Tells each tool something that its `extra` is told again for.
+    fn tell(scene: &Scene, seq: usize) {
+        let event = |tool| json!({"type": "tool_start", "id": format!("{tool}"), "seq": seq});
+        let events = (0..TOOLS).map(|tool| (1, Event::read(&to_raw_value(&event(tool)).unwrap())));
+        scene.push(events.collect());
+    }
+
+    /// What a viewer knows by now of what tools were told last.
+    fn see(watch: &mut Watch, known: &mut BTreeMap<u64, String>) {
+        while let Some(sight) = watch.look() {
+            match sight {
+                Sight::Snapshot(artifacts) => {
+                    let last = artifacts
+                        .iter()
+                        .map(|artifact| (artifact.seq, json!(artifact.fields)["extra"]["seq"].to_string()));
+                    known.extend(last);
+                }
+                Sight::Steps(steps) => {
+                    for change in steps.iter().flat_map(|step| &step.changes) {
+                        let Change::Updated(update) = change else { continue };
+                        known.insert(update.seq, json!(update)["set"]["seq"].to_string());
+                    }
+                }
+                Sight::Over => break,
+            }
+        }
+    }
+
+    #[test]
+    fn steps_are_bounded_by_what_they_hold() {
+        let scene = scene();
+        let event = |tool| json!({"type": "tool_start", "id": format!("{tool}"), "kind": "x".repeat(EXTRA_BYTES)});
+        let events = (0..TOOLS).map(|tool| (1, Event::read(&to_raw_value(&event(tool)).unwrap())));
+        scene.push(events.collect());
+        let (mut watch, mut late) = (scene.clone().watch(None), scene.clone().watch(None));
+        let (mut known, mut known_late) = (BTreeMap::new(), BTreeMap::new());
+        see(&mut watch, &mut known);
+        for seq in 0..20 {
+            tell(&scene, seq);
+            let state = lock(&scene.state);
+            let held = |change: &Change| {
+                if let Change::Updated(update) = change { json!(update).to_string().len() } else { 0 }
+            };
+            let held: usize = state.steps.iter().flat_map(|step| &step.changes).map(held).sum();
+            assert!(held <= STEPS_BYTES_MAX + STEP_BYTES_MAX, "{held} bytes in {} steps", state.steps.len());
+            assert_eq!(state.steps.iter().map(|step| step.bytes).sum::<usize>(), state.bytes);
+            drop(state);
+            if seq % 3 == 0 {
+                see(&mut watch, &mut known);
+            }
+        }
+        see(&mut watch, &mut known);
+        see(&mut late, &mut known_late);
+        let expected: BTreeMap<_, _> = (1..=TOOLS as u64).map(|seq| (seq, "19".to_owned())).collect();
+        assert_eq!(known, expected);
+        assert_eq!(known_late, expected);
+    }
+
+    #[test]
+    fn who_saw_some_of_what_changed_at_once_is_told_the_rest() {
+        let scene = scene();
+        let event = |tool| json!({"type": "tool_start", "id": format!("{tool}"), "kind": "x".repeat(EXTRA_BYTES)});
+        let events = (0..TOOLS).map(|tool| (1, Event::read(&to_raw_value(&event(tool)).unwrap())));
+        scene.push(events.collect());
+        let (mut watch, mut known) = (scene.clone().watch(None), BTreeMap::new());
+        see(&mut watch, &mut known);
+        // Few enough that all of their steps are kept.
+        let event = |tool| json!({"type": "tool_start", "id": format!("{tool}"), "seq": 1});
+        scene.push((0..8).map(|tool| (1, Event::read(&to_raw_value(&event(tool)).unwrap()))).collect());
+        let first = watch.look();
+        let seen = if let Some(Sight::Steps(steps)) = &first { steps[0].changes.len() } else { 0 };
+        assert!(seen > 0 && seen < 8, "{seen}");
+        // What was left of them is gone by the time of the next look, and others changed since.
+        let event = |tool| json!({"type": "tool_start", "id": format!("{tool}"), "seq": 2});
+        scene.push((8..TOOLS).map(|tool| (1, Event::read(&to_raw_value(&event(tool)).unwrap()))).collect());
+        see(&mut watch, &mut known);
+        let last = |seq| if seq <= 8 { "1" } else { "2" };
+        assert_eq!(known, (1..=TOOLS as u64).map(|seq| (seq, last(seq).to_owned())).collect());
     }
 }

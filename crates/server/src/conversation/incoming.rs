@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::body::BodyDataStream;
+use axum::{body::BodyDataStream, http::HeaderMap};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use trunkline_core::{Error, Kind, app::Visitor};
@@ -21,8 +21,8 @@ const APP_MAX: u32 = 48;
 const USER_MAX: u32 = 4;
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Bytes of a body between two parts, or before the first: names of parts, and whatever else is not theirs. What comes at once
-/// may be more by one piece of the transport.
+/// Bytes of a body that were read and of which nothing was made: what waits to be looked at, and all that is no part's, or is
+/// not known for it, in the whole of it. What comes at once may be more by one piece of the transport.
 const BETWEEN_BYTES_MAX: usize = 64 * 1024;
 
 /// How slow a sender may be, in bytes a second, once it was waited for so long altogether. Slower than the slowest of mobile
@@ -104,7 +104,7 @@ pub(super) struct Feed(Arc<Mutex<State>>);
 
 struct State {
     body: BodyDataStream,
-    /// Bytes that were handed out since something was made of them.
+    /// Bytes that were handed out and of which nothing was made.
     between: usize,
     /// Whoever reads was asked to make something of it.
     is_paused: bool,
@@ -135,10 +135,24 @@ impl Feed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was handed out was a part's, or the beginning of one.
-    pub(super) fn goes_on(&self) {
+    /// So many of the bytes that were handed out were a part's.
+    pub(super) fn goes_on(&self, bytes: usize) {
         let mut state = self.state();
-        (state.between, state.is_paused) = (0, false);
+        state.between = state.between.saturating_sub(bytes);
+        state.is_paused = false;
+    }
+
+    /// A part began, with what is before its content.
+    pub(super) fn begins(&self, boundary: &str, headers: &HeaderMap) {
+        // As short as they can be written, so that nothing that waits is taken for them.
+        let headers = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ":\r\n".len());
+        self.goes_on("\r\n--\r\n\r\n".len() + boundary.len() + headers.sum::<usize>());
+    }
+
+    /// Bytes that were handed out.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        self.state().bytes
     }
 
     /// Reads what is left and throws it away.
@@ -219,8 +233,8 @@ mod tests {
         assert!(matches!(poll(), Poll::Ready(Some(Ok(_)))));
         assert!(matches!(poll(), Poll::Ready(Some(Ok(_)))));
         assert!(poll().is_pending(), "whoever reads looks at it first");
-        feed.goes_on();
-        assert!(matches!(poll(), Poll::Ready(Some(Ok(_)))));
+        // What was not a part's is still there.
+        feed.goes_on(BETWEEN_BYTES_MAX / 2);
         assert!(matches!(poll(), Poll::Ready(Some(Ok(_)))));
         assert!(poll().is_pending());
         assert!(matches!(poll(), Poll::Ready(Some(Err(Broken::Between)))));

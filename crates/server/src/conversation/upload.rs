@@ -62,10 +62,11 @@ pub(super) async fn upload(
     let most = policy.max_file_size_bytes.saturating_mul(u64::from(policy.max_files_per_message).saturating_add(1));
     let limit = SizeLimit::new().whole_stream(most.saturating_add(BESIDES));
     let feed = Feed::new(body.into_data_stream());
-    let parts = Multipart::with_constraints(feed.clone(), boundary, Constraints::new().size_limit(limit));
+    let parts = Multipart::with_constraints(feed.clone(), &*boundary, Constraints::new().size_limit(limit));
+    let parts = Parts { parts, boundary, feed };
     let draft = Uuid::now_v7();
     let _slot = surface.uploads.take(seat.visitor())?;
-    let taken = take(&surface, &seat, draft, (&feed, parts));
+    let taken = take(&surface, &seat, draft, parts);
     let taken = timeout(ALTOGETHER, taken).await.unwrap_or_else(|_| Err(late()));
     // It may have taken longer than the user's right.
     let taken =
@@ -84,33 +85,41 @@ pub(super) async fn upload(
 
 /// Takes every file; answers how many those were. What follows a file that is refused is read and thrown away: a browser that is
 /// still sending does not hear an answer.
-async fn take(
-    surface: &Surface,
-    seat: &Seat,
-    draft: Uuid,
-    (feed, mut parts): (&Feed, Multipart<'_>),
-) -> Result<usize, Error> {
-    let taken = take_each(surface, seat, draft, (feed, &mut parts)).await;
+async fn take(surface: &Surface, seat: &Seat, draft: Uuid, mut parts: Parts<'_>) -> Result<usize, Error> {
+    let taken = take_each(surface, seat, draft, &mut parts).await;
     if taken.is_err() {
         // What was read of it goes first.
-        drop(parts);
+        let Parts { feed, .. } = parts;
         // Whoever takes longer does not hear it.
         let _ = timeout(SILENCE, feed.drain()).await;
     }
     taken
 }
 
-async fn take_each(
-    surface: &Surface,
-    seat: &Seat,
-    draft: Uuid,
-    (feed, parts): (&Feed, &mut Multipart<'_>),
-) -> Result<usize, Error> {
+/// A body in parts.
+struct Parts<'a> {
+    parts: Multipart<'a>,
+    boundary: String,
+    feed: Feed,
+}
+
+impl<'a> Parts<'a> {
+    /// The next part.
+    async fn next(&mut self) -> Result<Option<Field<'a>>, Error> {
+        // However many come at once, others have their turn.
+        tokio::task::coop::consume_budget().await;
+        let field = timeout(SILENCE, self.parts.next_field()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))?;
+        if let Some(field) = &field {
+            self.feed.begins(&self.boundary, field.headers());
+        }
+        Ok(field)
+    }
+}
+
+async fn take_each(surface: &Surface, seat: &Seat, draft: Uuid, parts: &mut Parts<'_>) -> Result<usize, Error> {
     let mut count = 0;
-    while let Some(mut field) =
-        timeout(SILENCE, parts.next_field()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))?
-    {
-        feed.goes_on();
+    while let Some(mut field) = parts.next().await? {
+        let feed = &parts.feed;
         if !field.name().is_some_and(|name| NAMES.contains(&name)) || field.file_name().is_none() {
             while next(feed, &mut field).await?.is_some() {}
             continue;
@@ -139,7 +148,7 @@ async fn fill(incoming: &mut Incoming, feed: &Feed, mut field: Field<'_>) -> Res
 /// The next piece of a part.
 async fn next(feed: &Feed, field: &mut Field<'_>) -> Result<Option<Bytes>, Error> {
     let piece = timeout(SILENCE, field.chunk()).await.map_err(|_| late())?.map_err(|e| unreadable(&e))?;
-    feed.goes_on();
+    feed.goes_on(piece.as_ref().map_or(0, Bytes::len));
     Ok(piece)
 }
 
@@ -206,4 +215,56 @@ fn disposition(kept: &Kept) -> String {
         ["image/", "audio/", "video/"].iter().any(|family| kind.starts_with(family)) && kind != "image/svg+xml";
     let how = if is_shown { "inline" } else { "attachment" };
     format!("{how}; filename*=UTF-8''{}", utf8_percent_encode(&kept.filename, NON_ALPHANUMERIC))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::{Body, Bytes, Feed, Multipart, Parts, next};
+
+    /// Bytes of a piece of the transport.
+    const PIECE: usize = 16 * 1024;
+
+    fn parts(body: &[u8]) -> Parts<'static> {
+        let pieces = body.chunks(PIECE).map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece)));
+        let body = Body::from_stream(stream::iter(pieces.collect::<Vec<_>>()));
+        let feed = Feed::new(body.into_data_stream());
+        let parts = Multipart::new(feed.clone(), "X");
+        Parts { parts, boundary: "X".to_owned(), feed }
+    }
+
+    #[tokio::test]
+    async fn however_small_parts_are_what_waits_is_bounded() {
+        let part = "--X\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nx\r\n";
+        let count = 40_000;
+        let mut parts = parts((part.repeat(count) + "--X--\r\n").as_bytes());
+        let (mut seen, mut most) = (0, 0);
+        while let Some(mut field) = parts.next().await.unwrap() {
+            while next(&parts.feed, &mut field).await.unwrap().is_some() {}
+            seen += 1;
+            most = most.max(parts.feed.bytes().saturating_sub((seen * part.len()) as u64));
+        }
+        assert_eq!(seen, count);
+        assert!(most <= 100 * 1024, "{most} bytes were read ahead");
+    }
+
+    #[tokio::test]
+    async fn parts_of_any_size_are_read() {
+        let sizes = [0, 1, PIECE - 1, 300_000, 0, 1_000_000, 5];
+        let part = |size: &usize| {
+            let head = "--X\r\nContent-Disposition:  form-data; name=\"a\"\r\nX-More:y\r\n\r\n";
+            [head.as_bytes(), &vec![b'\r'; *size], b"\r\n"].concat()
+        };
+        let body = sizes.iter().map(part).chain([b"--X--".to_vec()]).collect::<Vec<_>>().concat();
+        let (mut parts, mut read) = (parts(&body), Vec::new());
+        while let Some(mut field) = parts.next().await.unwrap() {
+            let mut bytes = 0;
+            while let Some(piece) = next(&parts.feed, &mut field).await.unwrap() {
+                bytes += piece.len();
+            }
+            read.push(bytes);
+        }
+        assert_eq!(read, sizes);
+    }
 }

@@ -15,7 +15,7 @@ const DEPTH_MAX: usize = 100;
 const PART_BYTES: usize = 16 * 1024;
 
 /// Memory of a value besides its bytes, about: what it takes in its map, with its name's place.
-pub(super) const VALUE_BYTES: usize = 128;
+pub(in crate::sandbox) const VALUE_BYTES: usize = 128;
 
 /// The fields of an artifact or of an event, by name.
 pub type Fields = BTreeMap<String, Json>;
@@ -217,6 +217,15 @@ impl Json {
         }
     }
 
+    /// Its length in bytes: of a text as it reads, of other JSON as it was written.
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Raw(raw) => raw.get().len(),
+            Self::Fields(fields) => fields_len(fields),
+        }
+    }
+
     /// Memory that it takes, about.
     pub(super) fn bytes(&self) -> usize {
         VALUE_BYTES
@@ -226,6 +235,11 @@ impl Json {
                 Self::Fields(fields) => fields_bytes(fields),
             }
     }
+}
+
+/// Bytes of fields, with their names.
+pub(super) fn fields_len(fields: &Fields) -> usize {
+    fields.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// Memory that fields take, about.

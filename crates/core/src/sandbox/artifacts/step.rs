@@ -3,8 +3,8 @@
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use super::{
-    Artifact, EXTRA_BYTES_MAX, Event, Fields, Fold, How, Json, Kept, RESERVED, TEXT_BYTES_MAX, Text, Update,
-    json::fields_bytes,
+    Artifact, EXTRA_BYTES_MAX, Event, FIELDS_BYTES_MAX, Fields, Fold, How, Json, Kept, RESERVED, TEXT_BYTES_MAX, Text,
+    Update, VALUE_BYTES, json::fields_bytes,
 };
 
 /// Events that came at once, being folded.
@@ -15,13 +15,15 @@ pub(super) struct Step<'a> {
     pub(super) updates: Vec<Update>,
     /// Where the update of a field of an artifact is.
     places: HashMap<u64, HashMap<String, usize>>,
+    /// What the fields of artifacts come to that were looked at.
+    sizes: HashMap<u64, usize>,
     at_ms: i64,
 }
 
 impl<'a> Step<'a> {
     pub(super) fn new(fold: &'a mut Fold, at_ms: i64) -> Self {
         let created_behind = fold.entries.len() as u64;
-        Self { fold, created_behind, updates: Vec::new(), places: HashMap::new(), at_ms }
+        Self { fold, created_behind, updates: Vec::new(), places: HashMap::new(), sizes: HashMap::new(), at_ms }
     }
 }
 
@@ -293,6 +295,16 @@ impl Step<'_> {
         seq
     }
 
+    /// Memory that the fields of an artifact take, about. They are counted once, as there may be many.
+    fn size(&mut self, seq: u64) -> usize {
+        if let Some(size) = self.sizes.get(&seq) {
+            return *size;
+        }
+        let size = self.artifact(seq).map_or(0, |artifact| fields_bytes(&artifact.fields));
+        self.sizes.insert(seq, size);
+        size
+    }
+
     /// The artifact, to be changed.
     fn change(&mut self, seq: u64) -> Option<&mut Artifact> {
         let (by, at_ms) = (self.fold.rest.events, self.at_ms);
@@ -332,6 +344,7 @@ impl Step<'_> {
     }
 
     fn append(&mut self, seq: u64, field: &str, delta: &Text) {
+        let size = self.size(seq);
         // Behind what was left out, nothing fits.
         let Some(artifact) = self.artifact(seq).filter(|artifact| !artifact.fields.contains_key("truncated")) else {
             return;
@@ -343,7 +356,8 @@ impl Step<'_> {
         };
         let known = artifact.fields.get(&*field).and_then(Json::as_text).map(Text::len);
         let mut kept = Cow::Borrowed(delta);
-        let room = TEXT_BYTES_MAX.saturating_sub(known.unwrap_or(0));
+        let taken = if known.is_none() { size + field.len() + VALUE_BYTES } else { size };
+        let room = TEXT_BYTES_MAX.saturating_sub(known.unwrap_or(0)).min(FIELDS_BYTES_MAX.saturating_sub(taken));
         let is_cut = delta.len() > room && kept.to_mut().truncate(room);
         if known.is_none() {
             self.set(seq, &field, Json::Text(kept.into_owned()));
@@ -362,6 +376,7 @@ impl Step<'_> {
         {
             text.push_str(more);
             self.fold.bytes += more.len();
+            *self.sizes.entry(seq).or_default() += more.len();
         }
         self.tell_more(seq, field, more);
     }
@@ -379,15 +394,20 @@ impl Step<'_> {
     }
 
     fn set(&mut self, seq: u64, field: &str, value: Json) {
-        if self.artifact(seq).is_none_or(|artifact| artifact.fields.get(field) == Some(&value)) {
+        let Some(artifact) = self.artifact(seq).filter(|artifact| artifact.fields.get(field) != Some(&value)) else {
             return;
+        };
+        let before = artifact.fields.get(field).map_or(0, |known| field.len() + known.bytes());
+        let bytes = field.len() + value.bytes();
+        let size = (self.size(seq) + bytes).saturating_sub(before);
+        if size > FIELDS_BYTES_MAX && bytes > before && field != "truncated" {
+            return self.set(seq, "truncated", yes());
         }
-        let (bytes, mut before) = (value.bytes(), 0);
+        self.sizes.insert(seq, size);
         if let Some(artifact) = self.change(seq) {
-            let known = artifact.fields.insert(field.to_owned(), value.clone());
-            before = known.map_or(0, |known| field.len() + known.bytes());
+            artifact.fields.insert(field.to_owned(), value.clone());
         }
-        self.fold.bytes = (self.fold.bytes + field.len() + bytes).saturating_sub(before);
+        self.fold.bytes = (self.fold.bytes + bytes).saturating_sub(before);
         self.tell(seq, field, How::Set(value));
     }
 

@@ -225,6 +225,45 @@ fn text_has_an_end() {
 }
 
 /// Any JSON.
+#[test]
+fn an_artifact_has_an_end_whatever_it_is_made_of() {
+    let large = vec![json!(1); 500_000];
+    let mut fold = Fold::default();
+    for n in 0..20 {
+        fold.apply(read(&[json!({"type": "tool_start", "id": "t", format!("field{n}"): large})]), 1);
+    }
+    let tool = all(&fold).remove(0);
+    assert_eq!((tool.fields.len(), &fields(&tool)["truncated"]), (11, &json!(true)));
+    assert!(tool.bytes() < 10_100_000, "{}", tool.bytes());
+    assert_eq!(fold.bytes(), tool.bytes());
+    // What is there may be another, and what is no longer may become it.
+    fold.apply(read(&[json!({"type": "tool_start", "id": "t", "field0": [], "field19": large})]), 1);
+    let tool = all(&fold).remove(0);
+    assert_eq!((&fields(&tool)["field0"], fields(&tool)["field19"].is_array()), (&json!([]), true));
+    // So it is with texts that grow.
+    let mut fold = self::fold(&[json!({"type": "tool_start", "id": "t"})]);
+    for n in 0..7 {
+        fold.apply(read(&[json!({"type": "tool_start", "id": "t", format!("field{n}"): large})]), 1);
+    }
+    for _ in 0..50 {
+        let delta = json!({"type": "tool_output_delta", "id": "t", "delta": "x".repeat(100_000)});
+        fold.apply(read(&[delta]), 1);
+    }
+    let tool = all(&fold).remove(0);
+    assert_eq!(fields(&tool)["truncated"], true);
+    assert!(tool.bytes() <= 10 * 1024 * 1024 + 1024 && fold.bytes() == tool.bytes(), "{}", tool.bytes());
+}
+
+#[test]
+fn what_changed_is_as_large_as_all_of_its_fields() {
+    let large = vec![json!(1); 500_000];
+    let mut fold = fold(&[json!({"type": "tool_start", "id": "t", "a": large, "b": "text", "seq": 3})]);
+    let kept = fold.events();
+    assert_eq!(fold.bytes_since(kept), 0);
+    fold.apply(read(&[json!({"type": "tool_start", "id": "t", "c": 1})]), 1);
+    assert!((1_000_000..1_000_100).contains(&fold.bytes_since(kept)), "{}", fold.bytes_since(kept));
+}
+
 fn anything() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

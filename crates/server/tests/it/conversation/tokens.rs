@@ -146,6 +146,7 @@ async fn what_is_no_text_is_refused_in_the_documented_form() {
     }
     // Nor is a list of what an object has.
     let convo = begin(&ann).await;
+    assert_eq!(web.post("/sessions/new", "").await.0, 201);
     for (web, path, body) in [
         (&ann, format!("/api/v2/agent_convos/{convo}/stream_message"), r#"["hello"]"#),
         (&web, "/sessions/listed".to_owned(), r#"["project"]"#),

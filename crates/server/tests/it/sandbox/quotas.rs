@@ -157,6 +157,49 @@ async fn the_number_of_artifacts_and_what_lies_on_disk_have_a_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_fields_take_the_room_that_they_need() {
+    let dir = tempfile::tempdir().unwrap();
+    let server =
+        server_with(dir.path(), sandbox::Options { artifacts_mib_max: 2, ..sandbox::Options::default() }).await;
+    let web = Web::new(server.addresses().http);
+    web.make("s").await;
+    let mut wide = json!({"type": "tool_start", "id": "t"});
+    wide.as_object_mut().unwrap().extend((0..20_000).map(|n| (n.to_string(), json!(1))));
+    let refused = web.post("/sessions/s/events", wide.to_string()).await;
+    assert!(refused.0 == 429 && refused.1.to_string().contains("sandbox.artifacts_mib_max"), "{}", refused.1);
+    // The same as one field is small.
+    web.tell("s", json!({"type": "tool_start", "id": "t", "input": wide})).await;
+    assert_eq!(web.artifacts("s").await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_again_takes_no_more_of_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server_with(dir.path(), sandbox::Options { events_mib_max: 1, ..sandbox::Options::default() }).await;
+    let web = Web::new(server.addresses().http);
+    web.make("s").await;
+    let _stream = web.open("/sessions/s/commands").await;
+    let keyed = async |path: &str, key: &str, body: &Value| {
+        let request = web.request(reqwest::Method::POST, path).header("idempotency-key", key);
+        web.ask(request.body(body.to_string())).await.0
+    };
+    let large = "x".repeat(200_000);
+    let event = json!({"type": "status", "id": "s", "text": large});
+    let command = json!({"type": "prompt", "text": large});
+    for (path, body) in [("/sessions/s/events", event), ("/sessions/s/commands", command)] {
+        for _ in 0..10 {
+            assert_eq!(keyed(path, "1", &body).await, 202);
+        }
+        for key in ["2", "3", "4", "5"] {
+            assert_eq!(keyed(path, key, &body).await, 202, "{path}: there is room for five");
+        }
+        assert_eq!(keyed(path, "6", &body).await, 429, "{path}: there is no more");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_event_that_others_cannot_read_takes_nothing_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
