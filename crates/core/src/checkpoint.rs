@@ -124,7 +124,8 @@ fn too_large(account: &str, most: i64) -> Error {
 /// # Errors
 /// [`Kind::Unavailable`].
 pub async fn count_up(gate: &Gate) -> Result<(), Error> {
-    Ok(gate.housekeep(sql::count_up).await.map_err(ledger::Error::from)?)
+    let counted: Result<(), ledger::Error> = gate.housekeep(sql::count_up).await;
+    Ok(counted?)
 }
 
 /// Forgets all of an owner that is gone for good.

@@ -320,7 +320,7 @@ impl Site {
             Some(elsewhere) if !is_for_loopback(headers, uri) => elsewhere,
             _ if uri.path().starts_with(APPS) => self.apps.as_ref().unwrap_or(&self.plain),
             _ if headers.contains_key(header::ORIGIN) => &self.for_pages,
-            _ if is_of_another_site(headers) && !(is_link(headers) && !changes_something(uri.path())) => {
+            _ if is_of_another_site(headers) && (!is_link(headers) || changes_something(uri.path())) => {
                 self.embedded.as_ref().unwrap_or(&self.plain)
             }
             _ => &self.plain,

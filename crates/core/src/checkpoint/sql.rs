@@ -256,9 +256,10 @@ mod tests {
         for (owner, bytes) in [("ag::w::i::a", 30), ("ag::w::i::b", 40), ("us::u::1", 5)] {
             keep(&ledger, new(owner, "k", bytes, None)).await.unwrap();
         }
-        let forget_use = ledger
-            .write(|tx| Box::pin(async move { Ok::<_, Error>(tx.execute("DELETE FROM checkpoint_use", &[]).await?) }));
-        forget_use.await.unwrap();
+        let forget_use =
+            ledger.write(|tx| Box::pin(async move { tx.execute("DELETE FROM checkpoint_use", &[]).await }));
+        let forgotten: Result<u64, Error> = forget_use.await;
+        forgotten.unwrap();
         for _ in 0..2 {
             ledger.write(count_up).await.unwrap();
             assert_eq!((used(&ledger, "workspace::w").await, used(&ledger, "us::u").await), (70, 5));

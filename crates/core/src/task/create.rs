@@ -143,12 +143,7 @@ impl Tasks {
             has_completion_event: wanted.completion.is_some(),
         };
         self.0.gate.authorize(caller, create)?;
-        let room = self.floor().open.check(&workspace, self.0.options.open_per_workspace);
-        if let Err(full) = room
-            && !self.is_known(caller, &workspace, &wanted.key).await?
-        {
-            return Err(full);
-        }
+        self.check_room(caller, &workspace, &wanted.key).await?;
         let token = self.token_for(caller, &wanted);
         let mut task = self.new_task(caller, workspace, &wanted)?;
         let parent =
@@ -193,18 +188,19 @@ impl Tasks {
         Ok(async move { done.await.unwrap_or_else(|ended| Err(Error::of_task(&ended))) })
     }
 
-    /// Whether the caller has made a task of this name.
-    async fn is_known(&self, caller: &Caller, workspace: &str, key: &str) -> Result<bool, Error> {
-        if key.is_empty() {
-            return Ok(false);
+    /// Whether the workspace may have another task, or the caller has made this one already, by its name.
+    async fn check_room(&self, caller: &Caller, workspace: &str, key: &str) -> Result<(), Error> {
+        let room = self.floor().open.check(workspace, self.0.options.open_per_workspace);
+        if room.is_ok() || key.is_empty() {
+            return room;
         }
         let (workspace, creator, key, now) =
             (workspace.to_owned(), caller.identity.to_string(), key.to_owned(), self.now());
         let known = self.read(move |tx| {
             let (workspace, creator, key) = (workspace.clone(), creator.clone(), key.clone());
-            Box::pin(async move { Ok(sql::key(tx, &workspace, &creator, &key, now).await?.is_some()) })
+            Box::pin(async move { Ok(sql::key(tx, &workspace, &creator, &key, now).await?) })
         });
-        known.await
+        if known.await?.is_some() { Ok(()) } else { room }
     }
 
     /// After the commit: whoever is concerned is told.

@@ -201,13 +201,12 @@ impl Lists {
         self.remove(lists)
     }
 
-    fn remove(&self, lists: impl Iterator<Item = fjall::Guard>) -> Result<(), Error> {
+    fn remove(&self, mut lists: impl Iterator<Item = fjall::Guard>) -> Result<(), Error> {
         let remove = |list: fjall::Guard| {
             wait_for_flush(&self.database, &[&self.lists])?;
             self.lists.remove(list.key()?)
         };
-        let removed = lists.map(remove).collect::<Result<(), fjall::Error>>();
-        removed.map_err(|e| {
+        lists.try_for_each(remove).map_err(|e| {
             self.has_failed.store(true, Relaxed);
             engine_error(&e)
         })

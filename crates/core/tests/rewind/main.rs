@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
+mod sql;
+
 use std::{path::Path, process::Command, time::Duration};
 
 use tokio::time::timeout;
@@ -58,13 +60,8 @@ async fn attach(sessions: &Sessions) -> (Session, Session) {
 async fn fork_only(dir: &Path) {
     let migrations = trunkline_core::migrations();
     let store = Store::open(dir, trunkline_store::Options { migrations, ..Default::default() }).unwrap();
-    let insert = "INSERT INTO sandboxes (id, project, status, summary, created_at, last_heartbeat, due_at, since,
-        commands_to, duty, removed, version) VALUES ('s', '', 'ended', '', 0, 0, NULL, $1, $1, 0, 0, 0)";
     let beyond = store.log.tail().offset.0 as i64 + 2;
-    let written = store.ledger.write(move |tx| {
-        Box::pin(async move { Ok::<_, trunkline_store::ledger::Error>(tx.execute(insert, &[beyond.into()]).await?) })
-    });
-    written.await.unwrap();
+    store.ledger.write(move |tx| sql::insert_sandbox(tx, beyond)).await.unwrap();
     store.log.fork().await.unwrap();
     store.stop().await;
 }
