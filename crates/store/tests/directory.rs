@@ -153,17 +153,16 @@ async fn what_others_could_read_is_closed_to_them() {
 async fn a_panic_of_what_goes_on_besides_is_a_fault() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), Options::default()).unwrap();
-    let jobs = [false, true].map(|panics| {
+    let mut jobs = tokio::task::JoinSet::new();
+    for panics in [false, true] {
         let on_panic = store.guard("job");
-        tokio::spawn(async move {
+        jobs.spawn(async move {
             let _on_panic = on_panic;
             assert!(!panics, "on purpose");
-        })
-    });
-    for job in jobs {
-        // Whether it panicked is what the store is asked for.
-        let _ = job.await;
+        });
     }
+    // Whether one panicked is what the store is asked for.
+    while jobs.join_next().await.is_some() {}
     assert_eq!(store.failed().await.to_string(), "job panicked");
     store.stop().await;
 }
