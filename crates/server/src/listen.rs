@@ -4,6 +4,7 @@ mod accept;
 mod connections;
 mod descriptors;
 mod grpc;
+mod sending;
 mod web;
 
 use std::{
@@ -20,7 +21,10 @@ use hyper::{
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use rustls::pki_types::CertificateDer;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
@@ -54,8 +58,11 @@ const STREAMS_MAX: u32 = 1000;
 /// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
-/// How long a connection without a request may take to hear that it is over.
+/// How long a connection that makes room, or never had a request, may take to hear that it is over.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long one that had requests may take when the server stops: what the system has for it may be under way on a slow line.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What listeners share.
 pub(crate) struct Listeners {
@@ -115,28 +122,28 @@ impl Listeners {
     }
 }
 
-/// Serves a connection until its client closes it, the server stops, or it has to make room. `close` lets what is under way end,
-/// and takes nothing more.
+/// Serves a connection until its client closes it, the server stops, it has to make room, or no request came `until` then.
+/// `close` lets what is under way end, and takes nothing more.
 async fn until_closed<S: Future>(
     served: S,
     close: impl FnOnce(Pin<&mut S>),
     connection: &Connection,
     stop: &CancellationToken,
-    patience: Duration,
+    until: Instant,
 ) {
     let mut served = pin!(served);
-    tokio::select! {
+    let goodbye = tokio::select! {
         biased;
         // A client that goes away ends it, however it likes.
         _ = served.as_mut() => return,
-        () = stop.cancelled() => {}
-        () = connection.is_to_leave(patience) => {}
-    }
+        () = stop.cancelled() => if connection.was_active() { FAREWELL_TIMEOUT } else { GOODBYE_TIMEOUT },
+        () = connection.is_to_leave(until) => GOODBYE_TIMEOUT,
+    };
     close(served.as_mut());
-    while timeout(GOODBYE_TIMEOUT, served.as_mut()).await.is_err() && connection.active() > 0 {}
+    while timeout(goodbye, served.as_mut()).await.is_err() && connection.is_busy() {}
 }
 
-/// A body that keeps its request counted until it is sent or dropped.
+/// A body that keeps its request counted until the transport has it, or it is dropped.
 struct Held<B> {
     body: B,
     _active: Active,
@@ -182,4 +189,48 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
         Ok((listener, local))
     };
     bound.await.map_err(|source| StartError::Bind { address, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body, http::Request};
+    use hyper::{server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::{sending::Sending, *};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_on_a_slow_line_is_sent_whole_when_the_server_stops() {
+        const ANSWER_BYTES: usize = 100 * 1024;
+        let all = Connections::new(Limit::default(), Limit::default(), Limit::default());
+        let connection = Arc::new(all.admit(Listener::Http, [127, 0, 0, 1].into()).await.unwrap());
+        let (mut client, line) = duplex(1024);
+        let (stop, open) = (CancellationToken::new(), connection.clone());
+        let answer = service_fn(move |_: Request<hyper::body::Incoming>| {
+            let answer = Held::new(body::Body::from(vec![7; ANSWER_BYTES]), open.begin());
+            async { Ok::<_, std::convert::Infallible>(axum::http::Response::new(answer)) }
+        });
+        let served =
+            http1::Builder::new().serve_connection(TokioIo::new(Sending::new(line, connection.clone())), answer);
+        let until = Instant::now() + Duration::from_secs(120);
+        let (stopped, open) = (stop.clone(), connection.clone());
+        let serving = TaskTracker::new().spawn(async move {
+            until_closed(served, http1::Connection::graceful_shutdown, &open, &stopped, until).await;
+        });
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut read = vec![0; 1024];
+        let mut taken = client.read(&mut read).await.unwrap();
+        assert!(connection.active() == 0 && connection.is_busy(), "it is answered and not sent");
+        stop.cancel();
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match client.read(&mut read).await.unwrap() {
+                0 => break,
+                more => taken += more,
+            }
+        }
+        assert!(taken > ANSWER_BYTES, "{taken}");
+        serving.await.unwrap();
+    }
 }
