@@ -1,6 +1,7 @@
 //! The listeners: bound, plain or with TLS, served until they are told to stop.
 
 mod accept;
+mod call;
 mod connections;
 mod descriptors;
 mod grpc;
@@ -28,7 +29,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
-use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
+use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 
 pub(crate) use connections::{Connections, Limit};
 pub(crate) use descriptors::RESERVED as DESCRIPTORS_RESERVED;
@@ -40,7 +41,7 @@ use crate::{
     app::StartError,
     http::Site,
     metrics::Answered,
-    operator::Desk,
+    operator::{Admitting, Desk},
     supervise::Supervisor,
     tls::Tls,
 };
@@ -49,8 +50,11 @@ use connections::{Active, Connection, Listener};
 use grpc::Grpc;
 use web::Web;
 
-/// Largest request of operators and of health checks, in bytes: names, and the origins of an app.
+/// Largest request of operators, in bytes: names, and the origins of an app.
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
+
+/// Largest health check, in bytes: the name of a service. Anybody may send one.
+const HEALTH_REQUEST_BYTES_MAX: usize = 512;
 
 /// Streams of one HTTP/2 connection. The published contract's figure.
 const STREAMS_MAX: u32 = 1000;
@@ -80,12 +84,12 @@ impl Listeners {
     pub(crate) fn grpc(&self, socket: TcpListener, gateway: Gateway) {
         let patience = Duration::from_secs(gateway.limits.handshake_seconds);
         let (frame_bytes_max, gateway) = (gateway.limits.frame_bytes_max, Arc::new(gateway));
-        let operator = OperatorServer::new(Desk(gateway.clone())).max_decoding_message_size(REQUEST_BYTES_MAX);
+        let operator = Admitting::new(Desk(gateway.clone()), REQUEST_BYTES_MAX);
         let service = AetherGatewayServer::new(Surface(gateway))
             .max_decoding_message_size(frame_bytes_max)
             .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let health_service = health_service.max_decoding_message_size(REQUEST_BYTES_MAX);
+        let health_service = health_service.max_decoding_message_size(HEALTH_REQUEST_BYTES_MAX);
         let routes = Routes::new(health_service).add_service(operator).add_service(Service(service));
         let (stop, tasks) = (self.jobs.stop().clone(), self.jobs.tasks().clone());
         let grpc = Grpc::new(routes, self.tls.clone(), patience, stop, tasks);

@@ -11,6 +11,7 @@ use std::{
 };
 
 use axum::http::{Request, Response};
+use futures_util::FutureExt as _;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -23,9 +24,19 @@ use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 
 use super::{
-    Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked, connections::Connection, sending::Sending, until_closed,
+    Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked,
+    call::{Timely, UntilStop},
+    connections::Connection,
+    sending::Sending,
+    until_closed,
 };
 use crate::tls::Tls;
+
+/// The one call whose request goes on for as long as its answer. It has a time of its own for the first frame.
+const CONNECT: &str = "/aether.v1.AetherGateway/Connect";
+
+/// The one call without an end that takes no credential.
+const WATCH_HEALTH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Streams that a client may open beyond [`STREAMS_MAX`], each to be refused at once. A client keeps to itself what it may not
 /// open, and neither it nor anybody else would hear why it waits.
@@ -106,7 +117,8 @@ pub(super) struct Grpc {
     routes: Routes,
     tls: Option<Tls>,
     windows: Windows,
-    /// How long a client may take for its first request, its TLS handshake included.
+    /// How long a client may take for its first request, its TLS handshake included, and for the whole of any request but
+    /// [`CONNECT`].
     patience: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -183,15 +195,23 @@ impl Grpc {
         let active = connection.begin();
         // As of this stream: by the time that its task runs, more may have come.
         let is_beyond = connection.active() > STREAMS_MAX;
-        let routes = self.routes.clone();
+        let (routes, patience, stop) = (self.routes.clone(), self.patience, self.stop.clone());
         async move {
+            let is_watch = request.uri().path() == WATCH_HEALTH;
             let answer = if is_beyond {
                 let message =
                     format!("limit of {STREAMS_MAX} streams on one connection reached; open another connection");
                 Status::resource_exhausted(message).into_http()
-            } else {
+            } else if request.uri().path() == CONNECT {
                 routes.oneshot(request).await?
+            } else {
+                // On the heap, so that streams of agents hold no room for it.
+                routes.oneshot(request.map(|body| Timely::new(body, patience))).boxed().await?
             };
+            // Whoever watches keeps no connection: it has no end, and anybody may.
+            if is_watch {
+                return Ok(answer.map(|body| Body::new(UntilStop::new(body, stop))));
+            }
             Ok(answer.map(|body| Body::new(Held::new(body, active))))
         }
     }
