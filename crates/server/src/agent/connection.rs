@@ -109,7 +109,7 @@ async fn serve(
         outbound,
         lane: lane.unwrap_or_default(),
         frames: VecDeque::new(),
-        budget: Budget::new(gateway.metrics.reply_bytes.clone()),
+        budget: Budget::new(gateway.replies.clone()),
         sent: VecDeque::new(),
         messages: 0,
         pending: FuturesOrdered::new(),
