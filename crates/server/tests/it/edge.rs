@@ -48,11 +48,12 @@ async fn small_messages_wait_for_a_store_that_does_not_answer() {
     let sender = Client::connect_over(shared.clone(), agent("sender")).await.unwrap();
     let mut neighbour = Client::connect_over(shared, agent("neighbour")).await.unwrap();
     let mut receiver = Client::connect(grpc, agent("receiver")).await.unwrap();
-    let count = 20_000;
+    // More than the stream's window and what its task takes, and less than with what is read ahead.
+    let count = 21_000;
     let hold = server.store().log.hold().await;
     let sends = async {
         for n in 0..count {
-            sender.send(&lane("receiver"), format!("{n:010}")).await;
+            sender.send(&lane("receiver"), format!("{n:050}")).await;
         }
     };
     // The transport of the client takes them all although not one is on disk.
