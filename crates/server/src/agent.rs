@@ -31,6 +31,7 @@ use trunkline_proto::v1::{
 
 use crate::{auth::Auth, listen, metrics::Metrics};
 
+pub(crate) use budget::Replies;
 pub(crate) use upstream::Allowance;
 use upstream::Detached;
 
@@ -52,6 +53,8 @@ pub(crate) struct Gateway {
     pub(crate) tracker: TaskTracker,
     /// What streams may read before they handle it.
     pub(crate) read_ahead: Allowance,
+    /// What streams may hold of replies that their clients have not taken.
+    pub(crate) replies: Replies,
 }
 
 /// Who is at the other end of the transport.

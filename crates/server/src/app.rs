@@ -30,7 +30,7 @@ use trunkline_store::{
 };
 
 use crate::{
-    agent::{Allowance, Gateway},
+    agent::{Allowance, Gateway, Replies},
     auth::Auth,
     config::{Config, ConfigError, Durability, Listen},
     conversation as conversations,
@@ -153,10 +153,10 @@ impl Server {
             conversations: talks.clone(),
             tracker: background.clone(),
             read_ahead: Allowance::default(),
+            replies: Replies::new(metrics.reply_bytes.clone()),
         };
-        let (per_token, is_tls) = (limits.event_streams_per_token, tls.is_some());
-        let streams = Streams::new(per_token, metrics.event_streams.clone());
-        let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams, is_tls };
+        let streams = Streams::new(limits.event_streams_per_token, metrics.event_streams.clone());
+        let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams, is_tls: tls.is_some() };
         let agents = Agents { sessions, tasks, conversations: talks.clone() };
         let socket = Surface::new(sockets, agents, web.clone(), background.clone());
         let apps = conversations::router(talks, web.clone());

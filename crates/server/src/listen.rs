@@ -1,9 +1,11 @@
 //! The listeners: bound, plain or with TLS, served until they are told to stop.
 
 mod accept;
+mod call;
 mod connections;
 mod descriptors;
 mod grpc;
+mod sending;
 mod web;
 
 use std::{
@@ -20,11 +22,14 @@ use hyper::{
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use rustls::pki_types::CertificateDer;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
-use trunkline_proto::{own::operator_server::OperatorServer, v1::aether_gateway_server::AetherGatewayServer};
+use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 
 pub(crate) use connections::{Connections, Limit};
 pub(crate) use descriptors::RESERVED as DESCRIPTORS_RESERVED;
@@ -36,7 +41,7 @@ use crate::{
     app::StartError,
     http::Site,
     metrics::Answered,
-    operator::Desk,
+    operator::{Admitting, Desk},
     supervise::Supervisor,
     tls::Tls,
 };
@@ -45,8 +50,11 @@ use connections::{Active, Connection, Listener};
 use grpc::Grpc;
 use web::Web;
 
-/// Largest request of operators and of health checks, in bytes: names, and the origins of an app.
+/// Largest request of operators, in bytes: names, and the origins of an app.
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
+
+/// Largest health check, in bytes: the name of a service. Anybody may send one.
+const HEALTH_REQUEST_BYTES_MAX: usize = 512;
 
 /// Streams of one HTTP/2 connection. The published contract's figure.
 const STREAMS_MAX: u32 = 1000;
@@ -54,8 +62,11 @@ const STREAMS_MAX: u32 = 1000;
 /// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
-/// How long a connection without a request may take to hear that it is over.
+/// How long a connection that makes room, or never had a request, may take to hear that it is over.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long one that had requests may take when the server stops: what the system has for it may be under way on a slow line.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What listeners share.
 pub(crate) struct Listeners {
@@ -73,12 +84,12 @@ impl Listeners {
     pub(crate) fn grpc(&self, socket: TcpListener, gateway: Gateway) {
         let patience = Duration::from_secs(gateway.limits.handshake_seconds);
         let (frame_bytes_max, gateway) = (gateway.limits.frame_bytes_max, Arc::new(gateway));
-        let operator = OperatorServer::new(Desk(gateway.clone())).max_decoding_message_size(REQUEST_BYTES_MAX);
+        let operator = Admitting::new(Desk(gateway.clone()), REQUEST_BYTES_MAX);
         let service = AetherGatewayServer::new(Surface(gateway))
             .max_decoding_message_size(frame_bytes_max)
             .max_encoding_message_size(FRAME_OUT_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let health_service = health_service.max_decoding_message_size(REQUEST_BYTES_MAX);
+        let health_service = health_service.max_decoding_message_size(HEALTH_REQUEST_BYTES_MAX);
         let routes = Routes::new(health_service).add_service(operator).add_service(Service(service));
         let (stop, tasks) = (self.jobs.stop().clone(), self.jobs.tasks().clone());
         let grpc = Grpc::new(routes, self.tls.clone(), patience, stop, tasks);
@@ -115,28 +126,28 @@ impl Listeners {
     }
 }
 
-/// Serves a connection until its client closes it, the server stops, or it has to make room. `close` lets what is under way end,
-/// and takes nothing more.
+/// Serves a connection until its client closes it, the server stops, it has to make room, or no request came `until` then.
+/// `close` lets what is under way end, and takes nothing more.
 async fn until_closed<S: Future>(
     served: S,
     close: impl FnOnce(Pin<&mut S>),
     connection: &Connection,
     stop: &CancellationToken,
-    patience: Duration,
+    until: Instant,
 ) {
     let mut served = pin!(served);
-    tokio::select! {
+    let goodbye = tokio::select! {
         biased;
         // A client that goes away ends it, however it likes.
         _ = served.as_mut() => return,
-        () = stop.cancelled() => {}
-        () = connection.is_to_leave(patience) => {}
-    }
+        () = stop.cancelled() => if connection.was_active() { FAREWELL_TIMEOUT } else { GOODBYE_TIMEOUT },
+        () = connection.is_to_leave(until) => GOODBYE_TIMEOUT,
+    };
     close(served.as_mut());
-    while timeout(GOODBYE_TIMEOUT, served.as_mut()).await.is_err() && connection.active() > 0 {}
+    while timeout(goodbye, served.as_mut()).await.is_err() && connection.is_busy() {}
 }
 
-/// A body that keeps its request counted until it is sent or dropped.
+/// A body that keeps its request counted until the transport has it, or it is dropped.
 struct Held<B> {
     body: B,
     _active: Active,
@@ -182,4 +193,48 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
         Ok((listener, local))
     };
     bound.await.map_err(|source| StartError::Bind { address, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body, http::Request};
+    use hyper::{server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::{sending::Sending, *};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_on_a_slow_line_is_sent_whole_when_the_server_stops() {
+        const ANSWER_BYTES: usize = 100 * 1024;
+        let all = Connections::new(Limit::default(), Limit::default(), Limit::default());
+        let connection = Arc::new(all.admit(Listener::Http, [127, 0, 0, 1].into()).await.unwrap());
+        let (mut client, line) = duplex(1024);
+        let (stop, open) = (CancellationToken::new(), connection.clone());
+        let answer = service_fn(move |_: Request<hyper::body::Incoming>| {
+            let answer = Held::new(body::Body::from(vec![7; ANSWER_BYTES]), open.begin());
+            async { Ok::<_, std::convert::Infallible>(axum::http::Response::new(answer)) }
+        });
+        let served =
+            http1::Builder::new().serve_connection(TokioIo::new(Sending::new(line, connection.clone())), answer);
+        let until = Instant::now() + Duration::from_secs(120);
+        let (stopped, open) = (stop.clone(), connection.clone());
+        let serving = TaskTracker::new().spawn(async move {
+            until_closed(served, http1::Connection::graceful_shutdown, &open, &stopped, until).await;
+        });
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut read = vec![0; 1024];
+        let mut taken = client.read(&mut read).await.unwrap();
+        assert!(connection.active() == 0 && connection.is_busy(), "it is answered and not sent");
+        stop.cancel();
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match client.read(&mut read).await.unwrap() {
+                0 => break,
+                more => taken += more,
+            }
+        }
+        assert!(taken > ANSWER_BYTES, "{taken}");
+        serving.await.unwrap();
+    }
 }

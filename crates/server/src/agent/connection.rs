@@ -73,7 +73,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves one stream from its first frame to its end.
 pub(super) async fn run(gateway: Arc<Gateway>, metadata: MetadataMap, peer: Peer, body: Body, outbound: Outbound) {
-    let (mut inbound, ahead) = upstream::split(body, gateway.read_ahead.clone());
+    let (mut inbound, ahead) = upstream::split(body, gateway.read_ahead.clone(), peer.address);
     let served = ahead.beside(serve(&gateway, &metadata, &peer, &mut inbound, &outbound)).await;
     if let Err(status) = served {
         // A client that is gone does not hear how it ended.
@@ -109,7 +109,7 @@ async fn serve(
         outbound,
         lane: lane.unwrap_or_default(),
         frames: VecDeque::new(),
-        budget: Budget::new(gateway.metrics.reply_bytes.clone()),
+        budget: Budget::new(gateway.replies.clone()),
         sent: VecDeque::new(),
         messages: 0,
         pending: FuturesOrdered::new(),

@@ -6,6 +6,8 @@
 //! together. Behind a full buffer the flow control of HTTP/2 makes the client wait.
 
 use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -30,6 +32,9 @@ const UNKNOWN_BYTES_MAX: usize = 4 * 1024;
 /// Bytes that may wait beyond those for all streams of which nobody knows whose they are.
 const UNKNOWN_TOTAL_MAX: usize = 64 * 1024 * 1024;
 
+/// Those of them that streams from one address may have, so that one peer leaves room for the others.
+const UNKNOWN_OF_ADDRESS_MAX: usize = UNKNOWN_TOTAL_MAX / 8;
+
 /// Bytes that are read in one go: what several reads of the transport bring.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -48,12 +53,56 @@ pub(crate) struct Allowance(Arc<Left>);
 
 struct Left {
     ahead: AtomicUsize,
-    unknown: AtomicUsize,
+    unknown: Mutex<FirstFrames>,
+}
+
+/// What is counted of first frames.
+#[derive(Default)]
+struct FirstFrames {
+    bytes: usize,
+    of_address: HashMap<Option<IpAddr>, usize>,
+}
+
+impl FirstFrames {
+    fn take(&mut self, address: Option<IpAddr>, bytes: usize) -> bool {
+        let own = self.of_address.get(&address).copied().unwrap_or_default();
+        let fits = self.bytes + bytes <= UNKNOWN_TOTAL_MAX && own + bytes <= UNKNOWN_OF_ADDRESS_MAX;
+        if fits {
+            self.bytes += bytes;
+            self.of_address.insert(address, own + bytes);
+        }
+        fits
+    }
+
+    fn give_back(&mut self, address: Option<IpAddr>, bytes: usize) {
+        self.bytes -= bytes;
+        if let Some(own) = self.of_address.get_mut(&address) {
+            *own -= bytes;
+            if *own == 0 {
+                self.of_address.remove(&address);
+            }
+        }
+    }
+}
+
+impl Left {
+    fn unknown(&self) -> MutexGuard<'_, FirstFrames> {
+        // Nothing in a section can panic half way.
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The network of an address: one client of IPv6 has as many addresses as it likes.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
 }
 
 impl Default for Allowance {
     fn default() -> Self {
-        let (ahead, unknown) = (AtomicUsize::new(AHEAD_TOTAL_MAX), AtomicUsize::new(UNKNOWN_TOTAL_MAX));
+        let (ahead, unknown) = (AtomicUsize::new(AHEAD_TOTAL_MAX), Mutex::default());
         Self(Arc::new(Left { ahead, unknown }))
     }
 }
@@ -162,14 +211,15 @@ pub(super) struct Upstream {
 /// What a stream of which nobody knows whose it is has taken of the allowance.
 struct Unknown {
     counted: usize,
+    address: Option<IpAddr>,
     allowance: Allowance,
 }
 
 impl Unknown {
-    /// Counts `bytes` that wait.
+    /// Counts `bytes` of the first frame.
     fn count(&mut self, bytes: usize) -> Result<(), Status> {
         let more = bytes.saturating_sub(UNKNOWN_BYTES_MAX + self.counted);
-        if more > 0 && !take(&self.allowance.0.unknown, more) {
+        if more > 0 && !self.allowance.0.unknown().take(self.address, more) {
             return Err(Status::resource_exhausted("too many large first frames at once"));
         }
         self.counted += more;
@@ -179,7 +229,9 @@ impl Unknown {
 
 impl Drop for Unknown {
     fn drop(&mut self) {
-        self.allowance.0.unknown.fetch_add(self.counted, Relaxed);
+        if self.counted > 0 {
+            self.allowance.0.unknown().give_back(self.address, self.counted);
+        }
     }
 }
 
@@ -187,7 +239,7 @@ impl Drop for Unknown {
 pub(super) struct ReadAhead(Arc<Shared>);
 
 /// The two sides of a body. Until [`Upstream::admit`], frames are at most [`FIRST_FRAME_BYTES_MAX`] large.
-pub(super) fn split(body: Body, allowance: Allowance) -> (Upstream, ReadAhead) {
+pub(super) fn split(body: Body, allowance: Allowance, address: Option<IpAddr>) -> (Upstream, ReadAhead) {
     let intake = Intake {
         body,
         bytes: BytesMut::new(),
@@ -201,7 +253,7 @@ pub(super) fn split(body: Body, allowance: Allowance) -> (Upstream, ReadAhead) {
         shared: shared.clone(),
         taken: BytesMut::new(),
         frame_bytes_max: FIRST_FRAME_BYTES_MAX,
-        unknown: Some(Unknown { counted: 0, allowance }),
+        unknown: Some(Unknown { counted: 0, address: address.map(network), allowance }),
     };
     (upstream, ReadAhead(shared))
 }
@@ -266,8 +318,9 @@ impl Upstream {
             if let Some(frame) = self.decode()? {
                 return Poll::Ready(Ok(Some(frame)));
             }
+            let most = if self.unknown.is_some() { self.first_frame_left() } else { READ_BYTES };
             let mut intake = self.shared.intake();
-            let filled = intake.fill(cx, READ_BYTES);
+            let filled = intake.fill(cx, most);
             if intake.bytes.is_empty() {
                 return match &intake.end {
                     Some(Ok(())) if self.taken.is_empty() => Poll::Ready(Ok(None)),
@@ -282,9 +335,17 @@ impl Upstream {
             intake.move_into(&mut self.taken);
             drop(intake);
             if let Some(unknown) = &mut self.unknown {
-                unknown.count(self.taken.len())?;
+                // Not what came behind it, which is little.
+                let whole = prefix(&self.taken).map_or(0, |(_, length)| length.saturating_add(PREFIX_BYTES));
+                unknown.count(self.taken.len().min(whole))?;
             }
         }
+    }
+
+    /// Bytes that may be read of a first frame: to its end, if that is known.
+    fn first_frame_left(&self) -> usize {
+        let Some((_, length)) = prefix(&self.taken) else { return UNKNOWN_BYTES_MAX };
+        (length.saturating_add(PREFIX_BYTES)).saturating_sub(self.taken.len()).clamp(1, READ_BYTES)
     }
 
     /// The next frame of what was taken, if it is whole.
@@ -355,7 +416,7 @@ mod tests {
         let all: Vec<u8> = sizes.iter().flat_map(|size| frame(*size)).collect();
         for piece in [1, 4, 7, 16 * 1024, all.len()] {
             let pieces: Vec<_> = all.chunks(piece).map(Bytes::copy_from_slice).collect();
-            let (mut upstream, ahead) = split(body(stream::iter(pieces)), Allowance::default());
+            let (mut upstream, ahead) = split(body(stream::iter(pieces)), Allowance::default(), None);
             ahead
                 .beside(async {
                     for size in sizes {
@@ -370,7 +431,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_a_frame_ends_the_stream() {
         let refusal = async |bytes: Bytes| {
-            let (mut upstream, _ahead) = split(body(stream::iter([bytes])), Allowance::default());
+            let (mut upstream, _ahead) = split(body(stream::iter([bytes])), Allowance::default(), None);
             upstream.message().await.unwrap_err().code()
         };
         assert_eq!(refusal(Bytes::from_static(&[1, 0, 0, 0, 0])).await, Code::Internal);
@@ -384,7 +445,7 @@ mod tests {
     /// A task that waits for something else, and how many bytes went into the buffer meanwhile.
     async fn read_meanwhile(allowance: &Allowance, is_known: bool) -> (usize, Upstream) {
         let (pieces, read) = mpsc::channel::<Bytes>(1);
-        let (mut upstream, ahead) = split(body(ReceiverStream::new(read)), allowance.clone());
+        let (mut upstream, ahead) = split(body(ReceiverStream::new(read)), allowance.clone(), None);
         if is_known {
             upstream.admit(FIRST_FRAME_BYTES_MAX);
         }
@@ -421,16 +482,46 @@ mod tests {
         assert_eq!(allowance.0.ahead.load(Relaxed), 0);
     }
 
+    async fn first(allowance: &Allowance, address: IpAddr, bytes: Vec<Bytes>) -> Result<(usize, Upstream), Status> {
+        let (mut upstream, _ahead) = split(body(stream::iter(bytes)), allowance.clone(), Some(address));
+        upstream.message().await.map(|first| (payload(first), upstream))
+    }
+
     #[tokio::test]
     async fn large_first_frames_of_unknown_clients_are_bounded_together() {
         let allowance = Allowance::default();
-        assert!(take(&allowance.0.unknown, UNKNOWN_TOTAL_MAX - 1000));
-        let first = async |bytes| {
-            let (mut upstream, _ahead) = split(body(stream::iter([frame(bytes)])), allowance.clone());
-            upstream.message().await.map(payload)
-        };
-        assert_eq!(first(10_000).await.unwrap_err().code(), Code::ResourceExhausted);
-        assert_eq!((first(100).await.unwrap(), first(4_500).await.unwrap()), (100, 4_500));
-        assert_eq!(allowance.0.unknown.load(Relaxed), 1000);
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let first = async |address, bytes| first(&allowance, address, vec![frame(bytes)]).await.map(|(bytes, _)| bytes);
+        assert!(allowance.0.unknown().take(Some(one), UNKNOWN_OF_ADDRESS_MAX - 1000));
+        assert_eq!(first(one, 10_000).await.unwrap_err().code(), Code::ResourceExhausted);
+        assert_eq!((first(one, 100).await.unwrap(), first(one, 4_500).await.unwrap()), (100, 4_500));
+        assert_eq!(first(other, 10_000).await.unwrap(), 10_000, "one peer leaves room for the others");
+        for n in 1..8 {
+            let full = if n == 7 { UNKNOWN_OF_ADDRESS_MAX + 1000 } else { UNKNOWN_OF_ADDRESS_MAX };
+            assert_eq!(allowance.0.unknown().take(Some(IpAddr::from([10, 0, 0, n])), full), n < 7);
+        }
+        assert!(allowance.0.unknown().take(Some(IpAddr::from([10, 0, 0, 7])), UNKNOWN_OF_ADDRESS_MAX));
+        assert_eq!(first(other, 10_000).await.unwrap_err().code(), Code::ResourceExhausted);
+        assert_eq!(allowance.0.unknown().bytes, UNKNOWN_TOTAL_MAX - 1000);
+    }
+
+    #[tokio::test]
+    async fn what_comes_behind_a_first_frame_is_neither_counted_nor_read_on() {
+        let allowance = Allowance::default();
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let pieces = std::iter::once(frame(5_000)).chain((0..100).map(|_| frame(10_000))).collect();
+        let (bytes, upstream) = first(&allowance, address, pieces).await.unwrap();
+        assert_eq!((bytes, upstream.taken.len()), (5_000, 0));
+        let counted = allowance.0.unknown().bytes;
+        assert!((900..1_000).contains(&counted), "{counted}");
+        drop(upstream);
+        assert!(allowance.0.unknown().of_address.is_empty());
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one() {
+        let network = |address: &str| network(address.parse().unwrap()).to_string();
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!((network("192.0.2.1"), network("::ffff:192.0.2.1")), ("192.0.2.1".into(), "192.0.2.1".into()));
     }
 }

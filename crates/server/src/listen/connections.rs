@@ -3,6 +3,9 @@
 //! A connection on which no request is under way can be closed at any time: a client that comes again gets another one. So when
 //! a limit is reached, idle connections make room for new ones: first those that never sent a byte, then those of the address
 //! that holds most idle ones, oldest first. A new connection is refused only if none is idle.
+//!
+//! A connection that is told to leave may get another request before its client knows. It counts as any other then, until it
+//! has ended: those that make room are gone at once, so that nobody waits for one that is busy.
 
 use std::{
     cmp::Reverse,
@@ -10,13 +13,19 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{self, timeout, timeout_at},
+};
 
 use super::descriptors;
 
@@ -87,6 +96,8 @@ struct State {
     /// Requests and streams under way.
     active: AtomicU32,
     was_active: AtomicBool,
+    /// Its transport has not taken all that was said.
+    is_sending: AtomicBool,
     has_spoken: AtomicBool,
     /// Milliseconds from the server's start to when it became idle.
     idle_since_ms: AtomicU64,
@@ -170,6 +181,7 @@ impl Connections {
             address,
             active: AtomicU32::new(0),
             was_active: AtomicBool::new(false),
+            is_sending: AtomicBool::new(false),
             has_spoken: AtomicBool::new(false),
             idle_since_ms: AtomicU64::new(shared.now_ms()),
             is_leaving: AtomicBool::new(false),
@@ -218,7 +230,12 @@ impl Shared {
             (state.has_spoken.load(Relaxed), Reverse(held), state.idle_since_ms.load(Relaxed))
         });
         for state in &all[..count] {
-            state.is_leaving.store(true, Relaxed);
+            state.is_leaving.store(true, SeqCst);
+            // Busy since it was looked at. Whoever makes it busy from now on sees that it is to leave.
+            if state.is_busy() {
+                state.is_leaving.store(false, SeqCst);
+                continue;
+            }
             state.leave.notify_one();
             open.staying[state.listener as usize] -= 1;
             self.limit(state.listener).closed.inc();
@@ -227,8 +244,12 @@ impl Shared {
 }
 
 impl State {
+    fn is_busy(&self) -> bool {
+        self.active.load(SeqCst) > 0 || self.is_sending.load(SeqCst)
+    }
+
     fn is_idle(&self) -> bool {
-        self.active.load(Relaxed) == 0 && !self.is_leaving.load(Relaxed)
+        !self.is_busy() && !self.is_leaving.load(SeqCst)
     }
 }
 
@@ -240,9 +261,31 @@ impl Connection {
 
     /// Notes a request: the connection makes no room until it is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> Active {
-        self.state.active.fetch_add(1, Relaxed);
+        self.state.active.fetch_add(1, SeqCst);
         self.state.was_active.store(true, Relaxed);
+        self.stay();
         Active(self.clone())
+    }
+
+    /// Notes whether its transport has taken all that was said; it makes no room before that.
+    pub(crate) fn is_sending(&self, is_sending: bool) {
+        if is_sending {
+            self.state.is_sending.store(true, SeqCst);
+            self.stay();
+        } else {
+            self.state.idle_since_ms.store(self.shared.now_ms(), Relaxed);
+            self.state.is_sending.store(false, SeqCst);
+        }
+    }
+
+    /// A busy connection makes no room, although it was told to: it is counted again.
+    fn stay(&self) {
+        if self.state.is_leaving.load(SeqCst) {
+            let mut open = self.shared.open();
+            if self.state.is_leaving.swap(false, SeqCst) {
+                open.staying[self.state.listener as usize] += 1;
+            }
+        }
     }
 
     /// Requests and streams under way.
@@ -250,9 +293,19 @@ impl Connection {
         self.state.active.load(Relaxed)
     }
 
-    /// Returns when the connection is to be closed: because it makes room, or because no request came within `patience`.
-    pub(crate) async fn is_to_leave(&self, patience: Duration) {
-        if timeout(patience, self.state.leave.notified()).await.is_err() && self.state.was_active.load(Relaxed) {
+    /// Whether a request is under way, or what was answered is not sent.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.state.is_busy()
+    }
+
+    /// Whether it had a request.
+    pub(crate) fn was_active(&self) -> bool {
+        self.state.was_active.load(Relaxed)
+    }
+
+    /// Returns when the connection is to be closed: because it makes room, or because no request came until then.
+    pub(crate) async fn is_to_leave(&self, until: time::Instant) {
+        if timeout_at(until, self.state.leave.notified()).await.is_err() && self.was_active() {
             self.state.leave.notified().await;
         }
     }
@@ -262,7 +315,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut open = self.shared.open();
         open.connections.remove(&self.key);
-        if !self.state.is_leaving.load(Relaxed) {
+        if !self.state.is_leaving.load(SeqCst) {
             open.staying[self.state.listener as usize] -= 1;
         }
         drop(open);
@@ -277,7 +330,7 @@ impl Drop for Active {
         if state.active.load(Relaxed) == 1 {
             state.idle_since_ms.store(shared.now_ms(), Relaxed);
         }
-        state.active.fetch_sub(1, Relaxed);
+        state.active.fetch_sub(1, SeqCst);
     }
 }
 
@@ -302,7 +355,7 @@ mod tests {
     }
 
     fn is_leaving(connection: &Connection) -> bool {
-        connection.is_to_leave(PATIENCE).now_or_never().is_some()
+        connection.is_to_leave(time::Instant::now() + PATIENCE).now_or_never().is_some()
     }
 
     #[tokio::test]
@@ -369,7 +422,47 @@ mod tests {
         let (silent, busy) =
             (admit(&all, Listener::Grpc, 1).await.unwrap(), admit(&all, Listener::Grpc, 1).await.unwrap());
         drop(busy.begin());
-        silent.is_to_leave(PATIENCE).await;
-        assert!(timeout(2 * PATIENCE, busy.is_to_leave(PATIENCE)).await.is_err());
+        let until = time::Instant::now() + PATIENCE;
+        silent.is_to_leave(until).await;
+        assert_eq!(time::Instant::now(), until);
+        assert!(timeout(PATIENCE, busy.is_to_leave(until)).await.is_err());
+        // It is one time, however often it is asked for.
+        assert!(silent.is_to_leave(until).now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_told_to_leave_and_gets_a_request_is_counted() {
+        let most = 4 * BATCH;
+        let all = Connections::with_most(limit(0), limit(most as u32), limit(0), 10 * most);
+        let (mut open, mut told) = (Vec::new(), Vec::new());
+        for _ in 0..most {
+            open.push(admit(&all, Listener::Http, 1).await.unwrap());
+        }
+        assert!(admit(&all, Listener::Http, 1).await.is_none(), "none has left");
+        open.retain(|one| {
+            let is_leaving = is_leaving(one);
+            told.extend(is_leaving.then(|| one.clone()));
+            !is_leaving
+        });
+        assert_eq!(told.len(), BATCH);
+        // A request, and an answer that is not sent.
+        let request = told[0].begin();
+        told.iter().skip(1).for_each(|one| one.is_sending(true));
+        let begun = time::Instant::now();
+        assert!(admit(&all, Listener::Ops, 1).await.is_some() && admit(&all, Listener::Grpc, 1).await.is_some());
+        assert_eq!(begun.elapsed(), Duration::ZERO, "nobody waits for connections that are busy");
+        drop((request, told, open));
+        let left = all.0.open();
+        assert_eq!((left.staying, left.connections.len()), ([0; 3], 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_sent_keeps_a_connection() {
+        let all = Connections::with_most(limit(1), limit(0), limit(0), 100);
+        let one = admit(&all, Listener::Grpc, 1).await.unwrap();
+        one.is_sending(true);
+        assert!(admit(&all, Listener::Grpc, 1).await.is_none() && one.is_busy() && !is_leaving(&one));
+        one.is_sending(false);
+        assert!(admit(&all, Listener::Grpc, 1).await.is_some() && is_leaving(&one));
     }
 }

@@ -11,19 +11,32 @@ use std::{
 };
 
 use axum::http::{Request, Response};
+use futures_util::FutureExt as _;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 
-use super::{Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked, connections::Connection, until_closed};
+use super::{
+    Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked,
+    call::{Timely, UntilStop},
+    connections::Connection,
+    sending::Sending,
+    until_closed,
+};
 use crate::tls::Tls;
+
+/// The one call whose request goes on for as long as its answer. It has a time of its own for the first frame.
+const CONNECT: &str = "/aether.v1.AetherGateway/Connect";
+
+/// The one call without an end that takes no credential.
+const WATCH_HEALTH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Streams that a client may open beyond [`STREAMS_MAX`], each to be refused at once. A client keeps to itself what it may not
 /// open, and neither it nor anybody else would hear why it waits.
@@ -90,12 +103,22 @@ impl Drop for Window<'_> {
     }
 }
 
+/// A connection that speaks HTTP/2.
+struct Open {
+    peer: Peer,
+    certificate: Option<Certificate>,
+    connection: Arc<Connection>,
+    /// By when its first request has to come.
+    until: Instant,
+}
+
 /// What gRPC connections share.
 pub(super) struct Grpc {
     routes: Routes,
     tls: Option<Tls>,
     windows: Windows,
-    /// How long a client may take for its first request, its TLS handshake included.
+    /// How long a client may take for its first request, its TLS handshake included, and for the whole of any request but
+    /// [`CONNECT`].
     patience: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -115,6 +138,7 @@ impl Grpc {
 
     /// Serves one connection to its end.
     pub(super) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
+        let until = Instant::now() + self.patience;
         let begins = async {
             // Nothing is made for a client that sends nothing.
             if stream.set_nodelay(true).is_err() || stream.readable().await.is_err() {
@@ -128,62 +152,68 @@ impl Grpc {
         };
         let begun = tokio::select! {
             begun = begins => begun,
-            () = connection.is_to_leave(self.patience) => return,
+            () = connection.is_to_leave(until) => return,
             () = self.stop.cancelled() => return,
         };
-        let peer = Peer(peer.ip());
+        let open = |certificate| Open { peer: Peer(peer.ip()), certificate, connection, until };
         match begun {
             None => {}
-            Some(Ok(stream)) => Box::pin(self.http2(stream, peer, None, connection)).await,
+            Some(Ok(stream)) => Box::pin(self.http2(stream, open(None))).await,
             Some(Err(stream)) => {
                 let chain = stream.get_ref().1.peer_certificates();
                 let certificate = chain.and_then(|chain| chain.first()).map(|first| first.clone().into_owned());
-                Box::pin(self.http2(stream, peer, certificate, connection)).await;
+                let certificate = certificate.map(|one| Certificate(Arc::new(one)));
+                Box::pin(self.http2(stream, open(certificate))).await;
             }
         }
     }
 
-    async fn http2(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin,
-        peer: Peer,
-        certificate: Option<CertificateDer<'static>>,
-        connection: Arc<Connection>,
-    ) {
-        let window = self.windows.grant();
-        let (certificate, open) = (certificate.map(|one| Certificate(Arc::new(one))), connection.clone());
+    async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Unpin, open: Open) {
+        let Open { peer, certificate, connection, until } = open;
+        let (window, of_request) = (self.windows.grant(), connection.clone());
+        let stream = TokioIo::new(Sending::new(stream, connection.clone()));
         let answer = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }
-            answer(self.routes.clone(), request, &open)
+            self.answer(request, &of_request)
         });
         let mut http2 = http2::Builder::new(Tracked(self.tasks.clone()));
         http2.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX + STREAMS_SPARE);
         http2.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
         http2.initial_connection_window_size(window.connection()).initial_stream_window_size(window.stream());
-        let served = http2.serve_connection(TokioIo::new(stream), answer);
-        until_closed(served, http2::Connection::graceful_shutdown, &connection, &self.stop, self.patience).await;
+        let served = http2.serve_connection(stream, answer);
+        until_closed(served, http2::Connection::graceful_shutdown, &connection, &self.stop, until).await;
     }
-}
 
-fn answer(
-    routes: Routes,
-    request: Request<Incoming>,
-    connection: &Arc<Connection>,
-) -> impl Future<Output = Result<Response<Held<Body>>, Infallible>> + Send + use<> {
-    let active = connection.begin();
-    // As of this stream: by the time that its task runs, more may have come.
-    let is_beyond = connection.active() > STREAMS_MAX;
-    async move {
-        let answer = if is_beyond {
-            let message = format!("limit of {STREAMS_MAX} streams on one connection reached; open another connection");
-            Status::resource_exhausted(message).into_http()
-        } else {
-            routes.oneshot(request).await?
-        };
-        Ok(answer.map(|body| Held::new(body, active)))
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        connection: &Arc<Connection>,
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
+        let active = connection.begin();
+        // As of this stream: by the time that its task runs, more may have come.
+        let is_beyond = connection.active() > STREAMS_MAX;
+        let (routes, patience, stop) = (self.routes.clone(), self.patience, self.stop.clone());
+        async move {
+            let is_watch = request.uri().path() == WATCH_HEALTH;
+            let answer = if is_beyond {
+                let message =
+                    format!("limit of {STREAMS_MAX} streams on one connection reached; open another connection");
+                Status::resource_exhausted(message).into_http()
+            } else if request.uri().path() == CONNECT {
+                routes.oneshot(request).await?
+            } else {
+                // On the heap, so that streams of agents hold no room for it.
+                routes.oneshot(request.map(|body| Timely::new(body, patience))).boxed().await?
+            };
+            // Whoever watches keeps no connection: it has no end, and anybody may.
+            if is_watch {
+                return Ok(answer.map(|body| Body::new(UntilStop::new(body, stop))));
+            }
+            Ok(answer.map(|body| Body::new(Held::new(body, active))))
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
@@ -30,6 +30,7 @@ use tower::ServiceExt as _;
 use super::{
     Held, KEEPALIVE, STREAMS_MAX, Tracked,
     connections::{Active, Connection},
+    sending::Sending,
     until_closed,
 };
 use crate::{http::Site, metrics::Answered, tls::Tls};
@@ -77,9 +78,18 @@ pub(super) fn refuse(stream: &TcpStream, is_tls: bool) {
     }
 }
 
+/// A connection that speaks.
+struct Open {
+    peer: Peer,
+    connection: Arc<Connection>,
+    /// By when its first request has to come.
+    until: Instant,
+}
+
 impl Web {
     /// Finds out what a connection speaks, and goes on with it in a task of that kind, which is smaller than one for all.
     pub(super) async fn serve(self, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
+        let until = Instant::now() + HEAD_TIMEOUT;
         let begins = async {
             let is_set_up = stream.set_nodelay(true).is_ok() && gives_up(&stream).is_ok();
             if !is_set_up || stream.readable().await.is_err() {
@@ -96,50 +106,43 @@ impl Web {
         };
         let begun = tokio::select! {
             begun = begins => begun,
-            () = connection.is_to_leave(HEAD_TIMEOUT) => return,
+            () = connection.is_to_leave(until) => return,
             () = self.stop.cancelled() => return,
         };
         let (peer, tasks) = (Peer(peer.ip()), self.tasks.clone());
+        let open = Open { peer, connection, until };
         match begun {
             None => {}
-            Some(Ok((stream, true))) => drop(tasks.spawn(self.http2(stream, peer, connection))),
-            Some(Ok((stream, false))) => drop(tasks.spawn(self.http1(stream, peer, connection))),
+            Some(Ok((stream, true))) => drop(tasks.spawn(self.http2(stream, open))),
+            Some(Ok((stream, false))) => drop(tasks.spawn(self.http1(stream, open))),
             Some(Err(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                tasks.spawn(self.http2(stream, peer, connection));
+                tasks.spawn(self.http2(stream, open));
             }
-            Some(Err(stream)) => drop(tasks.spawn(self.http1(stream, peer, connection))),
+            Some(Err(stream)) => drop(tasks.spawn(self.http1(stream, open))),
         }
     }
 
-    async fn http1(
-        self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: Peer,
-        connection: Arc<Connection>,
-    ) {
+    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, open: Open) {
         let Self { site, stop, answers, .. } = self;
-        let open = connection.clone();
-        let answer = service_fn(move |request| answer(&site, &answers, request, peer, &open, true));
+        let Open { peer, connection, until } = open;
+        let (of_request, stream) = (connection.clone(), Sending::new(stream, connection.clone()));
+        let answer = service_fn(move |request| answer(&site, &answers, request, peer, &of_request, true));
         let mut serve = http1::Builder::new();
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         let served = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
-        until_closed(served, http1::UpgradeableConnection::graceful_shutdown, &connection, &stop, HEAD_TIMEOUT).await;
+        until_closed(served, http1::UpgradeableConnection::graceful_shutdown, &connection, &stop, until).await;
     }
 
-    async fn http2(
-        self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: Peer,
-        connection: Arc<Connection>,
-    ) {
+    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, open: Open) {
         let Self { site, stop, tasks, answers, .. } = self;
-        let open = connection.clone();
-        let answer = service_fn(move |request| answer(&site, &answers, request, peer, &open, false));
+        let Open { peer, connection, until } = open;
+        let (of_request, stream) = (connection.clone(), Sending::new(stream, connection.clone()));
+        let answer = service_fn(move |request| answer(&site, &answers, request, peer, &of_request, false));
         let mut serve = http2::Builder::new(Tracked(tasks));
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
         serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
         let served = serve.serve_connection(TokioIo::new(stream), answer);
-        until_closed(served, http2::Connection::graceful_shutdown, &connection, &stop, HEAD_TIMEOUT).await;
+        until_closed(served, http2::Connection::graceful_shutdown, &connection, &stop, until).await;
     }
 }
 

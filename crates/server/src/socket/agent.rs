@@ -66,7 +66,8 @@ struct Waiting {
 }
 
 impl Line {
-    /// The caller's line to this agent; the one that there is, if it is to the same and was opened with the same rights.
+    /// The caller's line to this agent; the one that there is, if it is to the same and was opened with the same rights. Waits
+    /// shortly for a page that was just left to leave its window. Cancel-safe.
     ///
     /// # Errors
     /// [`Kind::Exists`] if the client's sockets have another agent, or if the caller's user opened its line with other
@@ -83,45 +84,64 @@ impl Line {
         let Identity::User { user, .. } = &caller.identity else {
             return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", "only users have agents"));
         };
-        let mut known = desk.lines.lock().await;
-        known.retain(|line| line.upgrade().is_some_and(|line| !line.asks.is_closed()));
-        let taken = |why| Err(Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", why));
-        for line in known.iter().filter_map(Weak::upgrade) {
-            if line.agent != agent {
-                return taken("this client has another agent, as long as its other sockets are there");
-            }
-            if line.user == *user {
-                if line.credential.gives_the_same(&caller.credential) {
-                    return Ok(line);
-                }
-                return taken("this user's line to the agent was opened with a token of other rights");
-            }
-        }
         let window = Identity::user(user, desk.client())?;
-        shared.agents.conversations.check_window(&window).await?;
-        let session = attach(&shared.agents.sessions, window, caller).await?;
+        let until = Instant::now() + LEAVES;
+        let session = loop {
+            // In each turn: another socket of this user may have the window, and have opened the line.
+            if let Some(line) = find(desk, caller, user, agent)? {
+                return Ok(line);
+            }
+            shared.agents.conversations.check_window(&window).await?;
+            match shared.agents.sessions.attach(window.clone(), caller.credential.clone(), "").await {
+                Err(error) if error.kind == Kind::Exists && Instant::now() < until => sleep(PAUSE).await,
+                attached => break attached?,
+            }
+        };
+        Self::over(shared, session, desk, user, agent).await
+    }
+
+    /// The line of a user who has its window. The window is another's after it only, so that there is no other line of this
+    /// user meanwhile; but there may be one of another user.
+    async fn over(
+        shared: &Arc<Shared>,
+        session: Session,
+        desk: &Arc<Desk>,
+        user: &str,
+        agent: &str,
+    ) -> Result<Arc<Self>, Error> {
         let lane = session.caller.identity.to_string();
         let teller = shared.sockets.teller(&format!("ag::{lane}")).await?;
         let no_metrics = |_: &[u8]| Err("a client of the socket surface sends none".to_owned());
         let Agents { sessions, tasks, .. } = shared.agents.clone();
         let sender = Sender::new(sessions, tasks, &session, &shared.web.limits, no_metrics)?;
         let (asks, asked) = mpsc::channel(ASKS_MAX);
-        let (agent, user, credential) = (agent.to_owned(), user.clone(), caller.credential.clone());
+        let credential = session.caller.credential.clone();
         let run = Run {
             shared: shared.clone(),
             session,
             sender,
-            agent: agent.clone(),
+            agent: agent.to_owned(),
             lane,
             desk: desk.clone(),
             told_to: teller.told_to(),
             teller,
         };
-        shared.tasks.spawn(run.run(asked));
         let room = Arc::new(Semaphore::new(ASKS_BYTES_MAX));
-        let line = Arc::new(Self { agent, user, credential, asks, room });
-        known.push(Arc::downgrade(&line));
+        let line = Arc::new(Self { agent: agent.to_owned(), user: user.to_owned(), credential, asks, room });
+        let is_known = desk.with_lines(|known| {
+            let checked = check_agent(known, agent);
+            if checked.is_ok() {
+                known.push(Arc::downgrade(&line));
+            }
+            checked
+        });
+        is_known?;
+        shared.tasks.spawn(run.run(asked));
         Ok(line)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.asks.is_closed()
     }
 
     /// Waits until it ends.
@@ -139,15 +159,29 @@ impl Line {
     }
 }
 
-/// The user's window, once a page that was just left has left it.
-async fn attach(sessions: &Sessions, identity: Identity, caller: &Caller) -> Result<Session, Error> {
-    let until = Instant::now() + LEAVES;
-    loop {
-        match sessions.attach(identity.clone(), caller.credential.clone(), "").await {
-            Err(error) if error.kind == Kind::Exists && Instant::now() < until => sleep(PAUSE).await,
-            attached => return attached,
+/// The user's line to this agent, if there is one.
+fn find(desk: &Desk, caller: &Caller, user: &str, agent: &str) -> Result<Option<Arc<Line>>, Error> {
+    desk.with_lines(|known| {
+        check_agent(known, agent)?;
+        match known.iter().filter_map(Weak::upgrade).find(|line| line.user == user) {
+            Some(line) if !line.credential.gives_the_same(&caller.credential) => {
+                Err(taken("this user's line to the agent was opened with a token of other rights"))
+            }
+            found => Ok(found),
         }
+    })
+}
+
+/// All lines of a client are to one agent.
+fn check_agent(known: &[Weak<Line>], agent: &str) -> Result<(), Error> {
+    if known.iter().filter_map(Weak::upgrade).any(|line| line.agent != agent) {
+        return Err(taken("this client has another agent, as long as its other sockets are there"));
     }
+    Ok(())
+}
+
+fn taken(why: &'static str) -> Error {
+    Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", why)
 }
 
 struct Run {

@@ -33,7 +33,7 @@ pub(super) struct Desk {
     /// What each of its sockets had.
     acks: SyncMutex<HashMap<String, u64>>,
     /// Lines to its agent, one for each user who asked for it.
-    pub(super) lines: Mutex<Vec<Weak<Line>>>,
+    lines: SyncMutex<Vec<Weak<Line>>>,
 }
 
 #[derive(Default)]
@@ -55,7 +55,7 @@ impl Desks {
         if desks.len().is_power_of_two() {
             desks.retain(|_, desk| desk.strong_count() > 0);
         }
-        let (known, acks, lines) = (Mutex::default(), SyncMutex::default(), Mutex::default());
+        let (known, acks, lines) = (Mutex::default(), SyncMutex::default(), SyncMutex::default());
         let desk = Desk { permit: permit.note(), known, acks, lines };
         let desk = Arc::new(desk);
         desks.insert(permit.client().to_owned(), Arc::downgrade(&desk));
@@ -118,6 +118,13 @@ impl Desk {
     /// What a socket had when it was last heard of.
     pub(super) fn had(&self, socket: &str) -> Option<u64> {
         self.acks().get(socket).copied()
+    }
+
+    /// Its lines that have not ended, which nobody else looks at meanwhile.
+    pub(super) fn with_lines<T>(&self, look: impl FnOnce(&mut Vec<Weak<Line>>) -> T) -> T {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(|line| line.upgrade().is_some_and(|line| !line.has_ended()));
+        look(&mut lines)
     }
 
     fn acks(&self) -> MutexGuard<'_, HashMap<String, u64>> {

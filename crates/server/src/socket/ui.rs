@@ -1,6 +1,6 @@
 //! Somebody who shows a client's stream, and asks its runtime.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -56,17 +56,47 @@ pub(super) async fn serve<S: Sender>(
     if let Some((generation, recovered)) = shared.sockets.generation(&client) {
         desk.settle(&shared.sockets, &generation, &recovered).await.map_err(|e| failed(&e))?;
     }
-    let line = match &hello.agent {
-        Some(agent) => Some(Line::open(&shared, &socket.caller, &desk, agent).await.map_err(|e| failed(&e))?),
-        None => None,
-    };
+    let (mut line, mut early) = (None, None);
+    if let Some(agent) = &hello.agent {
+        match opened(socket, receiver, &desk, agent, &mut early).await? {
+            Some(opened) => line = Some(opened),
+            None => return Ok(()),
+        }
+    }
     let (state, sent) = desk.state(&shared.sockets).await.map_err(|e| failed(&e))?;
     let reader = shared.sockets.follow(&permit, record::offset(sent)).map_err(|e| failed(&e))?;
     let socket_id = said.socket_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let generation = state.runtime_generation.clone();
     let mut ui = Ui { socket, permit, socket_id, desk, reader, sent, generation, is_slow: false, line };
     ui.welcome(hello).await?;
+    if let Some(said) = early {
+        ui.answer(said).await?;
+    }
     ui.run(receiver).await
+}
+
+/// The line to the agent that was asked for; nothing if the other end goes away before it is open. One thing that is said
+/// meanwhile is kept for later, and nothing after it is read.
+async fn opened<S: Sender>(
+    socket: &mut Socket<S>,
+    receiver: &mut impl Receiver,
+    desk: &Arc<Desk>,
+    agent: &str,
+    early: &mut Option<Said>,
+) -> Result<Option<Arc<Line>>, Close> {
+    let (shared, caller) = (socket.shared.clone(), socket.caller.clone());
+    let mut opening = pin!(Line::open(&shared, &caller, desk, agent));
+    loop {
+        tokio::select! {
+            line = &mut opening => return line.map(Some).map_err(|e| failed(&e)),
+            frame = receiver.next(), if early.is_none() => match socket.hear(frame)? {
+                Some(Said::Nothing) => {}
+                Some(said) => *early = Some(said),
+                None => return Ok(None),
+            },
+            ending = &mut socket.ending => return Err(ends(ending)),
+        }
+    }
 }
 
 impl<S: Sender> Ui<'_, S> {

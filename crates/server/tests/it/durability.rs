@@ -251,3 +251,27 @@ async fn a_full_disk_is_told_and_heals() {
     }
     assert_eq!(found, (0..=sent).collect::<Vec<usize>>());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_work_that_fits_no_frame_is_told_of_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    sender.send("tb::ws::work", "0").await;
+    sender.barrier().await;
+    let topic = trunkline_store::log::Topic::new("tb::ws::work").unwrap();
+    let large = trunkline_store::log::Append::new(&topic, vec![0; 5_000_000]);
+    server.store().log.append(large).await.unwrap();
+    sender.send("tb::ws::work", "1").await;
+    sender.barrier().await;
+    let mut one = Client::connect(grpc, worker()).await.unwrap();
+    assert_eq!(one.numbers(1).await, [0]);
+    assert_eq!(one.error().await.code, "ERR_MESSAGE_TOO_LARGE");
+    assert_eq!(one.numbers(1).await, [1]);
+    one.close().await;
+    let mut other = Client::connect(grpc, worker()).await.unwrap();
+    sender.send("tb::ws::work", "2").await;
+    assert_eq!(other.numbers(1).await, [2]);
+    server.stop().await;
+}

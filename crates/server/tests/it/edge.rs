@@ -2,15 +2,19 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use futures_util::stream;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::{Instant, timeout},
 };
 use tonic::{
-    Code,
+    Code, Status,
+    body::Body,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tower::ServiceExt as _;
 use trunkline::{Config, Server};
 use trunkline_core::limits::Limits;
 
@@ -44,11 +48,12 @@ async fn small_messages_wait_for_a_store_that_does_not_answer() {
     let sender = Client::connect_over(shared.clone(), agent("sender")).await.unwrap();
     let mut neighbour = Client::connect_over(shared, agent("neighbour")).await.unwrap();
     let mut receiver = Client::connect(grpc, agent("receiver")).await.unwrap();
-    let count = 20_000;
+    // More than the stream's window and what its task takes, and less than with what is read ahead.
+    let count = 21_000;
     let hold = server.store().log.hold().await;
     let sends = async {
         for n in 0..count {
-            sender.send(&lane("receiver"), format!("{n:010}")).await;
+            sender.send(&lane("receiver"), format!("{n:050}")).await;
         }
     };
     // The transport of the client takes them all although not one is on disk.
@@ -193,4 +198,65 @@ async fn good_clients_do_not_notice_hostile_ones() {
     }
     let grown = process.resident().saturating_sub(before);
     assert!(grown < 64 * 1024 * 1024, "{grown} bytes for {} connections", hostile.len());
+}
+
+/// What is answered to a call whose request never ends.
+async fn endless(channel: &Channel, path: &str) -> Code {
+    let never = axum::body::Body::from_stream(stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>());
+    let request = axum::http::Request::post(format!("http://localhost{path}"));
+    let request = request.header("content-type", "application/grpc").header("te", "trailers");
+    let answer = timeout(PATIENCE, channel.clone().oneshot(request.body(Body::new(never)).unwrap()));
+    let answer = answer.await.expect("an answer");
+    Status::from_header_map(answer.unwrap().headers()).expect("a status").code()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_do_not_end_are_refused_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { handshake_seconds: 1, ..Limits::default() };
+    let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
+    let server = Server::start(config).await.unwrap();
+    let channel = channel(server.addresses().grpc).await;
+    let health = "/grpc.health.v1.Health";
+    for path in [&format!("{health}/Check"), &format!("{health}/Watch"), "/trunkline.v1.Operator/ListApps"] {
+        assert_eq!(endless(&channel, path).await, Code::DeadlineExceeded, "{path}");
+    }
+    let service = "x".repeat(1000);
+    let refused = HealthClient::new(channel).check(HealthCheckRequest { service }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_read_of_an_operators_request_before_the_operator_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Config { data_dir: dir.path().to_owned(), ..Config::on_free_ports() }).await.unwrap();
+    let channel = channel(server.addresses().grpc).await;
+    assert_eq!(endless(&channel, "/trunkline.v1.Operator/CreateApp").await, Code::Unauthenticated);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_health_keeps_no_connection_and_holds_up_no_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { grpc_connections: 2, ..Limits::default() };
+    let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
+    let server = Server::start(config).await.unwrap();
+    let grpc = server.addresses().grpc;
+    let mut watches = Vec::new();
+    for _ in 0..2 {
+        let watch = HealthClient::new(channel(grpc).await).watch(HealthCheckRequest::default()).await;
+        let mut watch = watch.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+        watches.push(watch);
+    }
+    let mut one = Client::connect(grpc, agent("one")).await.unwrap();
+    one.barrier().await;
+    let begun = Instant::now();
+    server.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    for mut watch in watches {
+        let ended = async { while watch.message().await.is_ok() {} };
+        timeout(PATIENCE, ended).await.unwrap();
+    }
 }

@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
+use futures_util::FutureExt as _;
+use prost::Message as _;
 use tonic::Status;
 use trunkline_core::{
     Error, Kind,
     identity::Identity,
     limits::FRAME_OUT_BYTES_MAX,
     message::Envelope,
-    task::Mail,
+    task::{Mail, Operation},
     topic::{is_progress, is_task_events, is_task_messages},
     work::WorkGroup,
 };
@@ -20,7 +22,7 @@ use super::{
         convert,
         outbound::{Frame, Work},
     },
-    Connection,
+    Connection, Request,
 };
 use crate::error::{response, status};
 
@@ -68,7 +70,7 @@ impl Connection<'_> {
         if is_task_messages(&record.topic) {
             return self.deliver_said(record);
         }
-        if record.payload.len() > FRAME_OUT_BYTES_MAX - DELIVERY_OVERHEAD_BYTES {
+        if !fits(record) {
             self.skip(record);
             return false;
         }
@@ -103,10 +105,29 @@ impl Connection<'_> {
         let (identity, offset, bytes) = (&self.session.caller.identity, record.offset, record.payload.len());
         tracing::error!(%identity, topic = %record.topic, %offset, bytes, "record exceeds the frame limit; skipped");
         if !is_progress(&record.topic) {
-            let message = format!("message of {bytes} bytes exceeds the frame limit of {FRAME_OUT_BYTES_MAX}; skipped");
-            let error = response(&Error::new(Kind::Precondition, "ERR_MESSAGE_TOO_LARGE", message));
-            self.reply(Down::Error(error.into()));
+            self.reply(Down::Error(response(&too_large("message", bytes, "skipped")).into()));
         }
+    }
+
+    /// As [`Connection::skip`]: the attempt at the task fails.
+    fn fail(&mut self, task: &str, bytes: usize) {
+        let identity = &self.session.caller.identity;
+        tracing::error!(%identity, task, bytes, "task exceeds the frame limit; its attempt fails");
+        let error = too_large("task", bytes, "its attempt fails");
+        let (tasks, caller) = (self.gateway.tasks.clone(), self.session.caller.clone());
+        let (id, why) = (task.to_owned(), error.message.to_string());
+        let reply = Down::Error(response(&error).into());
+        let replies = async move {
+            let failed = match tasks.operate(&caller, &id, Operation::Fail(why)).await {
+                Ok(done) => done.await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = failed {
+                tracing::warn!(%error, task = id, "its attempt ends with the session");
+            }
+            vec![reply]
+        };
+        self.wait_for(Request { replies: replies.boxed(), is_write: true, bytes_max: DELIVERY_OVERHEAD_BYTES });
     }
 
     /// What was said about a task that the user takes part in. Its own words come back to nobody.
@@ -162,6 +183,14 @@ impl Connection<'_> {
         match mail {
             Mail::Handout(handout) => {
                 let (assignment, receipt) = convert::tasks::assignment(*handout);
+                let bytes = assignment.encoded_len();
+                if bytes > FRAME_OUT_BYTES_MAX - DELIVERY_OVERHEAD_BYTES {
+                    // Not if it is another's by now.
+                    if receipt.take() {
+                        self.fail(&assignment.task_id, bytes);
+                    }
+                    return;
+                }
                 self.frames.push_back(Frame::task(Down::TaskAssignment(assignment.into()), receipt));
             }
             Mail::Event(event) => {
@@ -193,6 +222,12 @@ impl Connection<'_> {
         record: Result<Arc<Record>, Error>,
     ) -> Result<(), Status> {
         let record = record.map_err(|e| status(&e))?;
+        if !fits(&record) {
+            group.done(record.offset);
+            self.saves.delivered();
+            self.skip(&record);
+            return Ok(());
+        }
         match Envelope::decode(&record) {
             Ok(envelope) => {
                 let (payload, offset) = (Down::Msg(convert::incoming(envelope)), record.offset);
@@ -213,4 +248,14 @@ impl Connection<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a record fits a frame to a client.
+fn fits(record: &Record) -> bool {
+    record.payload.len() <= FRAME_OUT_BYTES_MAX - DELIVERY_OVERHEAD_BYTES
+}
+
+fn too_large(what: &str, bytes: usize, outcome: &str) -> Error {
+    let message = format!("{what} of {bytes} bytes exceeds the frame limit of {FRAME_OUT_BYTES_MAX}; {outcome}");
+    Error::new(Kind::Precondition, "ERR_MESSAGE_TOO_LARGE", message)
 }

@@ -1,10 +1,16 @@
 //! An agent on gRPC, which knows nothing of sockets, is a client's runtime.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use trunkline_agent_socket::close::code;
-use trunkline_proto::v1::{InitConnection, MessageType, ProgressReport, SendMessage, upstream_message::Payload as Up};
+use trunkline_proto::v1::{
+    InitConnection, MessageType, ProgressReport, SendMessage, UserIdentity, init_connection::ClientType,
+    upstream_message::Payload as Up,
+};
 
 use super::{Frame, Socket, rights::open, server};
 use crate::{
@@ -152,5 +158,39 @@ async fn users_of_one_client_ask_in_their_own_names() {
     tab.say(hello).await;
     tab.closed().await;
     drop(tabs);
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_is_not_left_yet_keeps_no_other_user_waiting() {
+    let mut world = World::new().await;
+    let mut key = async |holder: &str, scope: &str| {
+        let reply = world.key("user", holder, scope, "*").await;
+        assert!(reply.success, "{}", reply.error);
+        reply.plaintext_token
+    };
+    let (ann, bob) = (key("ann", "socket:web-*").await, key("bob", "socket:web-*").await);
+    let identity = ClientType::User(UserIdentity { user_id: "ann".into(), window_id: "web-a".into() });
+    let credentials = [("x-api-key".to_owned(), key("ann", "connect").await)].into();
+    let window = InitConnection { client_type: Some(identity), credentials, ..InitConnection::default() };
+    let window = Client::connect(world.server.addresses().grpc, window).await.unwrap();
+    let hello = json!({"type": "hello", "clientId": "web-a", "payload": {"agent": lane("one")}});
+    let begun = Instant::now();
+    let mut tabs = Vec::new();
+    for token in [&ann, &ann, &bob] {
+        let mut tab = open(&world, token, None).await.ok().unwrap();
+        tab.say(hello.clone()).await;
+        tabs.push(tab);
+    }
+    tabs[2].expect("welcome").await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "it waits for the window of another user");
+    // What is said while the line is not open is not lost.
+    tabs[0].say(json!({"type": "turn_start", "turnId": "t-1", "payload": {"text": "hello"}})).await;
+    window.close().await;
+    for tab in &mut tabs[..2] {
+        tab.expect("welcome").await;
+        tab.expect("state_snapshot").await;
+    }
+    tabs[0].expect("turn_queued").await;
     world.server.stop().await;
 }

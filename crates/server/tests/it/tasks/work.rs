@@ -14,6 +14,7 @@ use super::{engine, fixed, named, orchestrator, own, pool, server, service};
 use crate::{
     client::{Client, agent},
     process::Process,
+    sql,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -356,5 +357,28 @@ async fn a_workspace_has_as_many_open_tasks_as_the_settings_say() {
     let made = boss.create(named()).await;
     assert_eq!(boss.create(named()).await, made);
     assert_eq!(boss.ask(own()).await.error_code, "ERR_QUOTA_001");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_at_a_task_that_fits_no_frame_fails_and_its_workers_stream_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut boss = Client::connect(grpc, agent("boss")).await.unwrap();
+    let large = boss.create(pool()).await;
+    sql::put_task_payload(server.store(), &large, vec![7; 5_000_000]).await;
+    let small = boss.create(pool()).await;
+    let mut worker = Client::connect(grpc, named("miner", "m")).await.unwrap();
+    let (mut refused, mut given) = (String::new(), String::new());
+    while refused.is_empty() || given.is_empty() {
+        match worker.next().await.unwrap().expect("the stream goes on") {
+            Down::Error(error) => refused = error.code,
+            Down::TaskAssignment(assignment) => given = assignment.task_id,
+            _ => {}
+        }
+    }
+    assert_eq!((refused.as_str(), given), ("ERR_MESSAGE_TOO_LARGE", small));
+    boss.becomes(&large, Status::Failed).await;
     server.stop().await;
 }
