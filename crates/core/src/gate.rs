@@ -359,6 +359,13 @@ impl Gate {
         self.0.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
     }
 
+    /// Waits until what finished transactions of this process sent to the log is there; not longer than a second, because a log
+    /// that takes nothing says so itself.
+    pub(crate) async fn outbox_relayed(&self) {
+        // Whether it was in time makes no difference.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.0.store.ledger.outbox_relayed()).await;
+    }
+
     /// See [`Store::guard`].
     pub(crate) fn guard(&self, part: &'static str) -> trunkline_store::fault::Guard {
         self.0.store.guard(part)

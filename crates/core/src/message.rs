@@ -358,6 +358,8 @@ impl Sender {
             found => found?,
         };
         if let Ok(permit) = self.gate.authorize(&session.caller, gate::ReportOn(&task)) {
+            // What became of the task before comes before.
+            self.gate.outbox_relayed().await;
             self.accepted.push(&permit, self.tasks.event(&task, event)?);
         }
         Ok(())

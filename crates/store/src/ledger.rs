@@ -47,9 +47,18 @@ mod schema;
 mod sqlite;
 mod transaction;
 
-use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::{
     Durability,
@@ -113,11 +122,29 @@ pub type TxFuture<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send +
 #[derive(Clone)]
 pub struct Ledger {
     engine: Engine,
-    /// Raised by the engine when a transaction that wrote outbox rows has committed, whether or not anybody waits for it.
-    outbox: Arc<Notify>,
+    outbox: Arc<Outbox>,
     scans: Arc<Semaphore>,
     faults: Faults,
     id: Arc<str>,
+}
+
+/// What is known of outbox rows that this process wrote.
+#[derive(Default)]
+struct Outbox {
+    /// There are some, whether or not anybody waits for the transactions that wrote them.
+    written: Notify,
+    /// How many transactions wrote some.
+    commits: AtomicU64,
+    /// The rows of so many of those are records.
+    relayed: watch::Sender<u64>,
+}
+
+impl Outbox {
+    /// A transaction that wrote rows has committed; its caller has not been answered yet.
+    fn committed(&self) {
+        self.commits.fetch_add(1, SeqCst);
+        self.written.notify_one();
+    }
 }
 
 #[derive(Clone)]
@@ -154,7 +181,7 @@ impl Ledger {
     /// [`Error::Unavailable`] if the file cannot be used, [`Error::Schema`] if it was migrated otherwise than
     /// `migrations` say (an applied one was changed, or is not known here: a newer version wrote the file).
     pub fn open_sqlite(path: &Path, migrations: &[Migration], options: Options) -> Result<Self, Error> {
-        let (outbox, faults) = (Arc::new(Notify::new()), Faults::default());
+        let (outbox, faults) = (Arc::new(Outbox::default()), Faults::default());
         let (engine, id) = sqlite::Sqlite::open(path, &with_own(migrations), options, outbox.clone(), &faults)?;
         Ok(Self::new(Engine::Sqlite(engine), outbox, faults, &id))
     }
@@ -165,12 +192,12 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open_sqlite`].
     pub async fn open_postgres(url: &str, migrations: &[Migration], options: Options) -> Result<Self, Error> {
-        let outbox = Arc::new(Notify::new());
+        let outbox = Arc::new(Outbox::default());
         let (engine, id) = postgres::Postgres::open(url, &with_own(migrations), options, outbox.clone()).await?;
         Ok(Self::new(Engine::Postgres(engine), outbox, Faults::default(), &id))
     }
 
-    fn new(engine: Engine, outbox: Arc<Notify>, faults: Faults, id: &str) -> Self {
+    fn new(engine: Engine, outbox: Arc<Outbox>, faults: Faults, id: &str) -> Self {
         Self { engine, outbox, scans: Arc::new(Semaphore::new(SCANS_MAX)), faults, id: id.into() }
     }
 
@@ -251,6 +278,14 @@ impl Ledger {
         .await
     }
 
+    /// Waits until the outbox rows of every write of this process that has returned by now are records: whoever appends past the
+    /// outbox to a topic that rows go to comes behind them then. At once if none waits. Waits for ever without a [`Relay`].
+    pub async fn outbox_relayed(&self) {
+        let through = self.outbox.commits.load(SeqCst);
+        // An error would mean that the outbox is gone, which this handle has.
+        let _ = self.outbox.relayed.subscribe().wait_for(|relayed| *relayed >= through).await;
+    }
+
     /// See [`crate::Store::guard`].
     pub(crate) fn guard(&self, part: &'static str) -> crate::fault::Guard {
         self.faults.guard(part)
@@ -265,9 +300,9 @@ impl Ledger {
     /// Waits for outbox rows; those of other nodes are looked for every `poll`.
     async fn outbox_written(&self, poll: Duration) {
         match &self.engine {
-            Engine::Sqlite(_) => self.outbox.notified().await,
+            Engine::Sqlite(_) => self.outbox.written.notified().await,
             // Woken or not, there may be rows.
-            Engine::Postgres(_) => drop(tokio::time::timeout(poll, self.outbox.notified()).await),
+            Engine::Postgres(_) => drop(tokio::time::timeout(poll, self.outbox.written.notified()).await),
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     ledger::{Error, Ledger, Migration, Outgoing, Relay, Value},
-    log::{Item, Log, Options, Topic},
+    log::{Append, Item, Log, Options, Topic},
 };
 
 /// A place where a ledger can be opened, again and again. The previous one must be stopped first.
@@ -26,7 +26,7 @@ macro_rules! ledger_suite {
             rows_survive_reopening, changed_or_unknown_migrations_are_refused, new_migrations_are_applied,
             outbox_rows_become_records_in_order, an_undone_transaction_sends_nothing, a_repeated_relay_doubles_nothing,
             a_closed_topic_does_not_hold_up_the_others, a_row_that_cannot_be_read_does_not_hold_up_the_others,
-            the_relay_wakes_though_nobody_waits_for_the_write, one_go_of_the_relay_is_bounded_in_bytes, a_panic_is_answered_and_leaves_nothing,
+            the_relay_wakes_though_nobody_waits_for_the_write, one_go_of_the_relay_is_bounded_in_bytes, who_waits_for_the_outbox_comes_behind_it, a_panic_is_answered_and_leaves_nothing,
             look_ups_do_not_wait_for_scans, stopping_tells_everybody,
         );
     };
@@ -310,6 +310,22 @@ pub async fn one_go_of_the_relay_is_bounded_in_bytes(home: &impl Home) {
     assert_eq!((relay.step().await.unwrap(), relay.step().await.unwrap(), relay.step().await.unwrap()), (4, 2, 0));
     let sizes: Vec<_> = payloads(&log, &topic, 6).await.iter().map(String::len).collect();
     assert_eq!(sizes, [1, large.len(), large.len(), large.len(), 1, 1]);
+}
+
+/// Something that is appended past the outbox, behind what a transaction sent before.
+pub async fn who_waits_for_the_outbox_comes_behind_it(home: &impl Home) {
+    let ledger = home.open(SCHEMA).await.unwrap();
+    let (_dir, log) = open_log();
+    let topic = Topic::new("t").unwrap();
+    ledger.outbox_relayed().await;
+    let mut relay = tokio::task::JoinSet::new();
+    relay.spawn(Relay::new(ledger.clone(), log.clone()).run());
+    for n in 0..100 {
+        send(&ledger, &topic, &format!("{}", 2 * n)).await;
+        ledger.outbox_relayed().await;
+        log.append(Append::new(&topic, format!("{}", 2 * n + 1))).await.unwrap();
+    }
+    assert_eq!(payloads(&log, &topic, 200).await, (0..200).map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
 pub async fn an_undone_transaction_sends_nothing(home: &impl Home) {

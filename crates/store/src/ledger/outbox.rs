@@ -7,7 +7,7 @@
 //! with an error in the program's log, so that the rows after it go on. Every other error of the log, a damaged log among
 //! them, says nothing about a row: all rows stay, in order, until the log takes appends again.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use bytes::Bytes;
 
@@ -82,7 +82,8 @@ impl Relay {
     /// # Errors
     /// What the ledger or the log said; the rows stay.
     pub async fn step(&self) -> Result<usize, RelayError> {
-        let rows = self.ledger.read(next).await?;
+        let written = self.ledger.outbox.commits.load(SeqCst);
+        let (rows, is_all) = self.ledger.read(next).await?;
         let ids = rows.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
         let (mut appends, mut hopeless) = (Vec::with_capacity(rows.len()), Vec::new());
         for (id, row) in ids.iter().zip(&rows) {
@@ -101,6 +102,12 @@ impl Relay {
         let count = ids.len();
         if count > 0 {
             self.remove(ids).await?;
+        }
+        if is_all {
+            self.ledger
+                .outbox
+                .relayed
+                .send_if_modified(|relayed| written > std::mem::replace(relayed, written.max(*relayed)));
         }
         for Hopeless { row, topic, error } in hopeless {
             tracing::error!(%error, row, topic, "outbox row could never be appended and was removed");
@@ -145,8 +152,8 @@ impl Relay {
     }
 }
 
-/// The rows of one go.
-fn next(tx: &mut ReadTx) -> TxFuture<'_, Vec<Row>, Error> {
+/// The rows of one go, and whether there are no others.
+fn next(tx: &mut ReadTx) -> TxFuture<'_, (Vec<Row>, bool), Error> {
     Box::pin(async move {
         let sizes = tx.query(SIZES, &[ROWS_MAX.into()]).await?;
         let (mut count, mut bytes) = (0_i64, 0);
@@ -157,7 +164,8 @@ fn next(tx: &mut ReadTx) -> TxFuture<'_, Vec<Row>, Error> {
             bytes += size.int(0)?;
             count += 1;
         }
-        if count == 0 { Ok(Vec::new()) } else { tx.query(NEXT, &[count.into()]).await }
+        let rows = if count == 0 { Vec::new() } else { tx.query(NEXT, &[count.into()]).await? };
+        Ok((rows, count < ROWS_MAX && count == sizes.len() as i64))
     })
 }
 

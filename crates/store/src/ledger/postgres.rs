@@ -16,7 +16,7 @@ use std::{
 
 use bytes::BytesMut;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio_postgres::{
     NoTls,
     error::SqlState,
@@ -25,7 +25,7 @@ use tokio_postgres::{
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction};
+use super::{Error, Migration, Options, Outbox, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction};
 
 /// Connections of one node. PostgreSQL's default limit is 100 for all of them together.
 const CONNECTIONS_MAX: usize = 16;
@@ -52,7 +52,7 @@ pub(super) struct Postgres {
     pool: Pool,
     tasks: TaskTracker,
     /// Raised after each commit that holds outbox rows.
-    outbox: Arc<Notify>,
+    outbox: Arc<Outbox>,
 }
 
 impl Postgres {
@@ -61,7 +61,7 @@ impl Postgres {
         url: &str,
         migrations: &[Migration],
         options: Options,
-        outbox: Arc<Notify>,
+        outbox: Arc<Outbox>,
     ) -> Result<(Self, String), Error> {
         let mut config: tokio_postgres::Config =
             url.parse().map_err(|e: tokio_postgres::Error| unavailable(&format!("not a PostgreSQL URL: {e}")))?;
@@ -95,7 +95,7 @@ impl Postgres {
                     Attempt::Done(result) => {
                         return result.map(|(value, wrote_outbox)| {
                             if wrote_outbox {
-                                outbox.notify_one();
+                                outbox.committed();
                             }
                             value
                         });

@@ -19,12 +19,12 @@ use std::{
 };
 
 use rusqlite::{OpenFlags, config::DbConfig, types::ValueRef};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{
-    Durability, Error, Migration, Options, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction,
+    Durability, Error, Migration, Options, Outbox, ReadTx, Row, TxFuture, Value, WriteTx, dialect, schema, transaction,
 };
 use crate::fault::Faults;
 
@@ -87,7 +87,7 @@ impl Sqlite {
         path: &Path,
         migrations: &[Migration],
         options: Options,
-        outbox: Arc<Notify>,
+        outbox: Arc<Outbox>,
         faults: &Faults,
     ) -> Result<(Self, String), Error> {
         let mut writer = Connection::open(path, false, options.durability)?;
@@ -172,14 +172,12 @@ fn in_place<T, E: From<Error>, F: Future<Output = Result<T, E>>>(run: impl FnOnc
     }
 }
 
-fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>, outbox: &Notify) {
+fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<WriteJob>>, outbox: &Outbox) {
     let connection = transaction::Connection::Sqlite(connection);
     let mut tx = WriteTx { reads: ReadTx { connection }, wrote_outbox: false };
     while let Some(first) = jobs.blocking_recv() {
         let (group, stop) = gather(first, &mut jobs);
-        if write_group(&mut tx, group) {
-            outbox.notify_one();
-        }
+        write_group(&mut tx, group, outbox);
         if let Some(stop) = stop {
             jobs.close();
             drop(tx);
@@ -237,8 +235,8 @@ fn gather<J>(first: Job<J>, jobs: &mut mpsc::Receiver<Job<J>>) -> (Vec<J>, Optio
     (group, None)
 }
 
-/// Runs and commits a group; answers whether outbox rows were committed with it.
-fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>) -> bool {
+/// Runs and commits a group, and answers its callers.
+fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>, outbox: &Outbox) {
     let begun = own(&mut tx.reads.connection).execute("BEGIN IMMEDIATE", &[]);
     own(&mut tx.reads.connection).begin_group(begun.err());
     let mut wrote_outbox = false;
@@ -262,8 +260,10 @@ fn write_group(tx: &mut WriteTx, group: Vec<WriteJob>) -> bool {
             let _ = connection.execute("ROLLBACK", &[]);
         }
     }
+    if committed.is_ok() && wrote_outbox {
+        outbox.committed();
+    }
     pending.into_iter().for_each(|ran| ran.finish(committed.clone()));
-    committed.is_ok() && wrote_outbox
 }
 
 /// Runs one job of a group. One that cannot be told apart from the others any more condemns the group.
