@@ -602,16 +602,15 @@ impl Conversations {
             expires_at: lock_out.seconds.map(|seconds| self.now() / 1000 + i64::from(seconds)),
             user_message: lock_out.user_message.clone(),
         });
-        let row = (key.clone(), lockout.clone());
+        let row = (key.clone(), lockout);
         let named = named.map(|(name, content)| sql::Named { conversation: id, name, content, at: self.now() / 1000 });
-        let put =
+        // What was said before is taken again from its row: whoever says it again may not have heard that it was kept.
+        let stands =
             self.gate().housekeep(move |tx| sql::put_lockout(tx, row.0.clone(), row.1.clone(), named.clone())).await?;
-        if put {
-            let mut lockouts = lock(&self.0.lockouts);
-            match lockout {
-                Some(lockout) => drop(lockouts.insert(key, lockout)),
-                None => drop(lockouts.remove(&key)),
-            }
+        let mut lockouts = lock(&self.0.lockouts);
+        match stands {
+            Some(lockout) => drop(lockouts.insert(key, lockout)),
+            None => drop(lockouts.remove(&key)),
         }
         Ok(())
     }

@@ -160,6 +160,8 @@ pub struct Sender {
     /// Where the last message went: most who send much send it to one target.
     last: Option<Route>,
     accepted: Batch,
+    /// Reports on tasks are among those.
+    has_reports: bool,
 }
 
 /// Messages that are queued. Resolves, when all that were written are durable, to what those that were not are called, and
@@ -227,6 +229,7 @@ impl Sender {
             read_metric,
             last: None,
             accepted: Batch::default(),
+            has_reports: false,
         })
     }
 
@@ -358,9 +361,8 @@ impl Sender {
             found => found?,
         };
         if let Ok(permit) = self.gate.authorize(&session.caller, gate::ReportOn(&task)) {
-            // What became of the task before comes before.
-            self.gate.outbox_relayed().await;
             self.accepted.push(&permit, self.tasks.event(&task, event)?);
+            self.has_reports = true;
         }
         Ok(())
     }
@@ -380,6 +382,10 @@ impl Sender {
         let keys = batch.take_keys();
         if keys.is_empty() {
             return Ok(None);
+        }
+        // What became of a task before it is reported on comes before the report.
+        if std::mem::take(&mut self.has_reports) {
+            self.gate.outbox_relayed().await;
         }
         match self.gate.submit(batch).await {
             Ok(submitted) => Ok(Some(Sent { keys, submitted })),

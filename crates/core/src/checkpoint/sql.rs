@@ -5,7 +5,13 @@ use trunkline_store::ledger::{Error, Migration, ReadTx, TxFuture, WriteTx};
 use super::{Checkpoint, SWEEP_STEP, too_large, too_many};
 use crate::{identity::SEPARATOR, session::older};
 
-pub(crate) const MIGRATIONS: &[Migration] = &[TABLE, BY_EXPIRY, USE];
+pub(crate) const MIGRATIONS: &[Migration] = &[TABLE, BY_EXPIRY, USE, BY_AGE];
+
+/// Rows have their data before their time: without this, looking at times reads all data.
+const BY_AGE: Migration = Migration {
+    name: "checkpoint_0004_by_age",
+    sql: "CREATE INDEX checkpoints_by_age ON checkpoints (owner, saved_at)",
+};
 
 /// How much is kept of the principals that have a limit together, see [`account`].
 const USE: Migration = Migration {
@@ -63,7 +69,8 @@ pub(crate) fn save(tx: &mut WriteTx, new: New, quota: Quota) -> TxFuture<'_, (),
             return Err(too_many(quota.checkpoints));
         }
         let (account, before, bytes) = (account(&owner), length(tx, &owner, &name).await?, data.len() as i64);
-        if !charge(tx, &account, bytes - before, quota.bytes).await? || (1..bytes).contains(&quota.bytes) {
+        let is_charged = bytes == before || charge(tx, &account, bytes - before, quota.bytes).await?;
+        if !is_charged || (1..bytes).contains(&quota.bytes) {
             return Err(too_large(&account, quota.bytes));
         }
         let params = [owner.into(), name.into(), data.into(), now.into(), expires_at.into()];

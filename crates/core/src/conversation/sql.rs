@@ -120,13 +120,7 @@ pub(super) fn lockouts(tx: &mut ReadTx) -> TxFuture<'_, Vec<(Whose, Lockout)>, L
     Box::pin(async move {
         let sql = "SELECT app, agent, person, reason, expires_at, user_message FROM conversation_lockouts";
         let read = |row: &LedgerRow| {
-            let reason = match row.text(3)? {
-                "rage" => Why::Rage,
-                "hack" => Why::Hack,
-                _ => Why::Permanent,
-            };
-            let user_message = Some(row.text(5)?.to_owned()).filter(|text| !text.is_empty());
-            let lockout = Lockout { reason, expires_at: row.int_opt(4)?, user_message };
+            let lockout = read_lockout(row, 3)?;
             let (app, agent, user) = (row.text(0)?.to_owned(), id(row, 1)?, row.text(2)?.to_owned());
             Ok((Whose { app, agent, user }, lockout))
         };
@@ -134,24 +128,38 @@ pub(super) fn lockouts(tx: &mut ReadTx) -> TxFuture<'_, Vec<(Whose, Lockout)>, L
     })
 }
 
-/// Puts a lockout, or removes it, unless that was said under this name before; answers whether it did.
+/// Reads a reason, when it ends and what the user is told, from a column on.
+fn read_lockout(row: &LedgerRow, first: usize) -> Result<Lockout, LedgerError> {
+    let reason = match row.text(first)? {
+        "rage" => Why::Rage,
+        "hack" => Why::Hack,
+        _ => Why::Permanent,
+    };
+    let user_message = Some(row.text(first + 2)?.to_owned()).filter(|text| !text.is_empty());
+    Ok(Lockout { reason, expires_at: row.int_opt(first + 1)?, user_message })
+}
+
+/// Puts a lockout, or removes it, unless that was said under this name before; answers which one there is then.
 pub(super) fn put_lockout(
     tx: &mut WriteTx,
     Whose { app, agent, user }: Whose,
     lockout: Option<Lockout>,
     named: Option<Named>,
-) -> TxFuture<'_, bool, Error> {
+) -> TxFuture<'_, Option<Lockout>, Error> {
     Box::pin(async move {
+        let key = [app.into(), agent.to_string().into(), user.into()];
         if let Some(named) = named
             && !is_new(tx, named).await?
         {
-            return Ok(false);
+            let sql = "SELECT reason, expires_at, user_message FROM conversation_lockouts
+                WHERE app = $1 AND agent = $2 AND person = $3";
+            let row = tx.query_opt(sql, &key).await?;
+            return Ok(row.map(|row| read_lockout(&row, 0)).transpose()?);
         }
-        let key = [app.into(), agent.to_string().into(), user.into()];
-        let Some(Lockout { reason, expires_at, user_message }) = lockout else {
+        let Some(Lockout { reason, expires_at, user_message }) = lockout.clone() else {
             let sql = "DELETE FROM conversation_lockouts WHERE app = $1 AND agent = $2 AND person = $3";
             tx.execute(sql, &key).await?;
-            return Ok(true);
+            return Ok(None);
         };
         let reason = match reason {
             Why::Rage => "rage",
@@ -165,7 +173,7 @@ pub(super) fn put_lockout(
         let text = user_message.unwrap_or_default().into();
         let expires_at = expires_at.map_or(trunkline_store::ledger::Value::Null, Into::into);
         tx.execute(sql, &[app, agent, user, reason.into(), expires_at, text]).await?;
-        Ok(true)
+        Ok(lockout)
     })
 }
 

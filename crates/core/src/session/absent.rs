@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use trunkline_store::{ledger, log::Clock};
+
 use super::sql;
 use crate::{checkpoint, error::Error, gate::Gate};
 
@@ -19,27 +21,32 @@ pub struct Absentees {
     away: Duration,
     /// The last owner of positions that was looked at, and of checkpoints.
     after: [String; 2],
+    /// No position is without a time any more.
+    is_dated: bool,
 }
 
 impl Absentees {
     /// Those that were away for at least `away`. Let it be longer than records of lanes are kept, or they come again.
     #[must_use]
     pub fn new(gate: Gate, away: Duration) -> Self {
-        Self { gate, away, after: Default::default() }
+        Self { gate, away, after: Default::default(), is_dated: false }
     }
 
-    /// Looks at the next 10,000 principals, and after the last at the first again; answers how many were forgotten.
+    /// Looks at the next 10,000 principals, and after the last at the first again; answers how many were forgotten. None in the
+    /// first minutes of the process: its clock may be wrong, and whoever was attached to the last one is on the way.
     ///
     /// # Errors
     /// [`crate::Kind::Unavailable`]; the next call goes on.
     pub async fn sweep(&mut self) -> Result<usize, Error> {
-        self.sweep_at(sql::now()).await
+        if Clock::system().is_settled() { self.sweep_at(sql::now()).await } else { Ok(0) }
     }
 
     async fn sweep_at(&mut self, now: i64) -> Result<usize, Error> {
         let before = now.saturating_sub(i64::try_from(self.away.as_secs()).unwrap_or(i64::MAX));
-        let dated = self.gate.housekeep(move |tx| sql::date(tx, now, LOOK)).await;
-        dated.map_err(|e: trunkline_store::ledger::Error| Error::from(e))?;
+        if !self.is_dated {
+            let dated: Result<u64, ledger::Error> = self.gate.housekeep(move |tx| sql::date(tx, now, LOOK)).await;
+            self.is_dated = dated? == 0;
+        }
         Ok(self.sweep_positions(now, before).await? + self.sweep_checkpoints(before).await?)
     }
 

@@ -174,7 +174,7 @@ pub(super) fn age(tx: &mut WriteTx, by: i64) -> TxFuture<'_, u64, Error> {
     Box::pin(async move { tx.execute("UPDATE positions SET saved_at = saved_at - $1", &[by.into()]).await })
 }
 
-/// The time as rows have it. A clock that jumps for minutes only makes nobody an absentee.
+/// The time as rows have it.
 pub(crate) fn now() -> i64 {
     i64::try_from(Clock::system().now_ms() / 1000).unwrap_or(i64::MAX)
 }

@@ -212,19 +212,19 @@ impl Check<'_> {
     }
 
     fn cut_behind(&self, kept: &Place, dir: &Path, paths: &[PathBuf]) -> Result<Option<Cut>, Error> {
-        let (mut cuts, mut reaches) = (Vec::new(), 0);
+        let (mut cuts, mut reaches, mut first) = (Vec::new(), 0, u64::MAX);
         for (journal, path) in paths.iter().enumerate().skip(kept.journal) {
             let bytes = read(path)?;
             let (end, used) = (if journal == kept.journal { kept.end } else { 0 }, used(&bytes));
             if used <= end {
                 continue;
             }
-            let acknowledged =
-                self.seal.find(&bytes[end..]).filter_map(|stamp| self.acknowledged_by(kept.stamp, stamp));
-            if let Some(acknowledged) = acknowledged.max() {
-                reaches = reaches.max(acknowledged);
-            }
-            if reaches > 0 && !(self.has_tables && self.acknowledged.is_none() && kept.stamp.number == 0) {
+            let stamps = self.seal.find(&bytes[end..]).inspect(|stamp| first = first.min(stamp.number));
+            let acknowledged = stamps.filter_map(|stamp| self.acknowledged_by(kept.stamp, stamp)).max();
+            reaches = reaches.max(acknowledged.unwrap_or(0));
+            let may_be_in_tables = self.has_tables && self.acknowledged.is_none() && kept.stamp.number == 0;
+            // A batch that was acknowledged and is still in a journal need not be in all tables.
+            if reaches > 0 && (!may_be_in_tables || first <= reaches) {
                 let reason =
                     format!("journal {} is damaged at byte {end}, before acknowledged records", path.display());
                 return Err(corrupt(reason));

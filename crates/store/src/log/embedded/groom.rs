@@ -119,7 +119,7 @@ impl Log {
         }
         let options = self.options.clone();
         let looked = self.on_disk(move |engine| {
-            let looked = found.into_iter().map(|(look, finding)| looked(engine, look, &finding, &options, now_ms));
+            let looked = found.into_iter().map(|(look, finding)| looked(engine, look, &finding, &options));
             looked.collect::<Result<Vec<_>, Error>>()
         });
         let looks = looked.await?;
@@ -186,7 +186,7 @@ fn find(engine: &Engine, look: &Look, options: &Options, now_ms: u64) -> Result<
 }
 
 /// After it was trimmed: when it has to be looked at again.
-fn looked(engine: &Engine, look: Look, finding: &Finding, options: &Options, now_ms: u64) -> Result<Looked, Error> {
+fn looked(engine: &Engine, look: Look, finding: &Finding, options: &Options) -> Result<Looked, Error> {
     let Look { topic, class, noted } = look;
     let (mut again, mut is_over) = (None, false);
     // What was noted under 0 is noted under its time, too.
@@ -197,7 +197,9 @@ fn looked(engine: &Engine, look: Look, finding: &Finding, options: &Options, now
         match engine.first(topic.key(), row.begins_behind())? {
             Some(first) => again = Some(first.timestamp_ms).filter(|_| !first.is_end),
             // It is kept for a while, for those who come back to it.
-            None if noted.is_none() || finding.trim.is_some() || row.is_unpurged() => again = Some(now_ms),
+            None if noted.is_none() || finding.trim.is_some() || row.is_unpurged() => {
+                again = Some(options.clock.now_ms());
+            }
             None => is_over = !row.closed,
         }
     }

@@ -31,16 +31,21 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// in vain.
 const PROBE_BYTES: usize = 1024 * 1024;
 
+/// The same where lists have to be written: more than those of the largest chunk take.
+const PROBE_BYTES_FOR_LISTS: usize = 16 * 1024 * 1024;
+
 /// Why nothing is written, and when the engine is opened again.
 pub(super) struct Failure {
     pub(super) error: Error,
     retry_at: Instant,
     pause: Duration,
+    /// What the disk has to take before the engine is opened again.
+    probe_bytes: usize,
 }
 
 impl Failure {
-    fn new(error: Error, pause: Duration) -> Self {
-        Self { error, retry_at: Instant::now() + pause, pause }
+    fn new(error: Error, pause: Duration, probe_bytes: usize) -> Self {
+        Self { error, retry_at: Instant::now() + pause, pause, probe_bytes }
     }
 }
 
@@ -48,13 +53,13 @@ impl Writer {
     /// A write failed: the engine takes no more of them until it is opened again. Readers keep it.
     pub(super) fn fail(&mut self, error: &fjall::Error) -> Error {
         // The disk's own words: the engine says only the first time what the matter is.
-        let error = match probe(&self.dir) {
+        let error = match probe(&self.dir, PROBE_BYTES) {
             Err(cause) => cause,
             Ok(()) => engine_error(error),
         };
         tracing::error!(%error, "log storage refused a batch; nothing of it was acknowledged, reads go on");
         self.states = States::default();
-        self.failure = Some(Failure::new(error.clone(), REOPEN_PAUSE_MIN));
+        self.failure = Some(Failure::new(error.clone(), REOPEN_PAUSE_MIN, PROBE_BYTES));
         error
     }
 
@@ -62,7 +67,7 @@ impl Writer {
     pub(super) fn remake_lists(&mut self) {
         let error = Error::Unavailable { reason: "the index of the log cannot be written".into() };
         self.states = States::default();
-        self.failure = Some(Failure::new(error, REOPEN_PAUSE_MIN));
+        self.failure = Some(Failure::new(error, REOPEN_PAUSE_MIN, PROBE_BYTES_FOR_LISTS));
         self.try_to_reopen();
     }
 
@@ -84,7 +89,8 @@ impl Writer {
     }
 
     fn try_to_reopen(&mut self) {
-        let opened = probe(&self.dir).and_then(|()| self.reopen());
+        let probe_bytes = self.failure.as_ref().map_or(PROBE_BYTES, |failure| failure.probe_bytes);
+        let opened = probe(&self.dir, probe_bytes).and_then(|()| self.reopen());
         let Err(error) = opened else {
             self.failure = None;
             return;
@@ -94,7 +100,7 @@ impl Writer {
         if is_news {
             tracing::error!(%error, "log storage cannot be opened again yet");
         }
-        self.failure = Some(Failure::new(error, pause.min(REOPEN_PAUSE_MAX)));
+        self.failure = Some(Failure::new(error, pause.min(REOPEN_PAUSE_MAX), probe_bytes));
     }
 
     fn reopen(&mut self) -> Result<(), Error> {
@@ -135,11 +141,11 @@ impl Wake for Unpark {
 }
 
 /// Why the disk refuses, in the operating system's words: the engine itself only says that it was poisoned.
-fn probe(dir: &Path) -> Result<(), Error> {
+fn probe(dir: &Path, bytes: usize) -> Result<(), Error> {
     let path = dir.join("probe");
     let write = || {
         let mut file = File::create(&path)?;
-        file.write_all(&vec![0x55; PROBE_BYTES])?;
+        file.write_all(&vec![0x55; bytes])?;
         file.sync_all()
     };
     let written = write();
