@@ -260,3 +260,55 @@ async fn who_watches_health_keeps_no_connection_and_holds_up_no_stop() {
         timeout(PATIENCE, ended).await.unwrap();
     }
 }
+
+/// Asks for the health of a server over HTTP/2, with no room for the answer, and reads the head of it.
+async fn ask_without_room(grpc: SocketAddr) -> TcpStream {
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    // POST and http by the table of HPACK, and the rest by name.
+    let mut head = vec![0x83, 0x86];
+    let fields = [
+        (":path", "/grpc.health.v1.Health/Check"),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    for (name, value) in fields {
+        head.push(0);
+        for text in [name, value] {
+            head.push(u8::try_from(text.len()).unwrap());
+            head.extend_from_slice(text.as_bytes());
+        }
+    }
+    let begins = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]),
+        frame(1, 4, 1, &head),
+        frame(0, 1, 1, &[0; 5]),
+    ];
+    let mut stream = TcpStream::connect(grpc).await.unwrap();
+    stream.write_all(&begins.concat()).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        if head[3] == 1 {
+            return stream;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_no_answer_about_health_keeps_no_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { grpc_connections: 2, ..Limits::default() };
+    let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
+    let server = Server::start(config).await.unwrap();
+    let grpc = server.addresses().grpc;
+    let _open = (ask_without_room(grpc).await, ask_without_room(grpc).await);
+    Client::connect(grpc, agent("one")).await.unwrap().barrier().await;
+    server.stop().await;
+}
