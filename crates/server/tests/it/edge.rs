@@ -9,11 +9,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tonic::{
-    Code, Status,
+    Code, Status, Streaming,
     body::Body,
     transport::{Channel, Endpoint},
 };
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tower::ServiceExt as _;
 use trunkline::{Config, Server};
 use trunkline_core::limits::Limits;
@@ -213,7 +215,7 @@ async fn endless(channel: &Channel, path: &str) -> Code {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_do_not_end_are_refused_in_time() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { handshake_seconds: 1, ..Limits::default() };
+    let limits = Limits { handshake_seconds: 3, ..Limits::default() };
     let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
     let server = Server::start(config).await.unwrap();
     let channel = channel(server.addresses().grpc).await;
@@ -243,21 +245,39 @@ async fn who_watches_health_keeps_no_connection_and_holds_up_no_stop() {
     let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
     let server = Server::start(config).await.unwrap();
     let grpc = server.addresses().grpc;
-    let mut watches = Vec::new();
-    for _ in 0..2 {
-        let watch = HealthClient::new(channel(grpc).await).watch(HealthCheckRequest::default()).await;
-        let mut watch = watch.unwrap().into_inner();
-        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-        watches.push(watch);
-    }
+    let (mut first, mut second) = (watch(grpc).await, watch(grpc).await);
     let mut one = Client::connect(grpc, agent("one")).await.unwrap();
     one.barrier().await;
+    let made_room = async {
+        tokio::select! {
+            _ = end(&mut first) => true,
+            _ = end(&mut second) => false,
+        }
+    };
+    let mut left = if timeout(PATIENCE, made_room).await.unwrap() { second } else { first };
     let begun = Instant::now();
-    server.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    for mut watch in watches {
-        let ended = async { while watch.message().await.is_ok() {} };
-        timeout(PATIENCE, ended).await.unwrap();
+    let (ended, ()) = tokio::join!(timeout(PATIENCE, end(&mut left)), server.stop());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let ended = ended.unwrap();
+    assert_eq!((ended.code(), ended.message()), (Code::Unavailable, "server shutting down"));
+}
+
+/// Watches the health of a server over a connection of its own.
+async fn watch(grpc: SocketAddr) -> Streaming<HealthCheckResponse> {
+    let watch = HealthClient::new(channel(grpc).await).watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    watch
+}
+
+/// How a watch ends.
+async fn end(watch: &mut Streaming<HealthCheckResponse>) -> Status {
+    loop {
+        match watch.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Status::ok("it ended"),
+            Err(status) => return status,
+        }
     }
 }
 
