@@ -23,7 +23,7 @@ use hyper::{
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use rustls::pki_types::CertificateDer;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -67,6 +67,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long one that had requests may take when the server stops: what the system has for it may be under way on a slow line.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long what was sent may stay unacknowledged. Streams send something every 15 seconds.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// What listeners share.
 pub(crate) struct Listeners {
@@ -126,6 +129,13 @@ impl Listeners {
     }
 }
 
+/// Sets up the socket of a connection; not if it is gone already.
+fn set_up(stream: &TcpStream) -> bool {
+    // Whoever does not say that something came is gone: its streams hold places that others wait for.
+    let silence_ms = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+    stream.set_nodelay(true).is_ok() && rustix::net::sockopt::set_tcp_user_timeout(stream, silence_ms).is_ok()
+}
+
 /// Serves a connection until its client closes it, the server stops, it has to make room, or no request came `until` then.
 /// `close` lets what is under way end, and takes nothing more.
 async fn until_closed<S: Future>(
@@ -144,17 +154,26 @@ async fn until_closed<S: Future>(
         () = connection.is_to_leave(until) => GOODBYE_TIMEOUT,
     };
     close(served.as_mut());
-    while timeout(goodbye, served.as_mut()).await.is_err() && connection.is_busy() {}
+    loop {
+        let before = connection.writes();
+        // With HTTP/2, the rest of an answer may wait for its client where nobody counts it: only that it goes on shows it.
+        let is_over = timeout(goodbye, served.as_mut()).await.is_ok();
+        if is_over || !connection.is_busy() && connection.writes() == before {
+            return;
+        }
+    }
 }
 
-/// A body that keeps its request counted until the transport has it, or it is dropped.
+/// A body that keeps its request counted until the transport has it, or it is dropped. One whose size is known waits for nothing
+/// but its client.
 struct Held<B> {
     body: B,
     _active: Active,
 }
 
-impl<B> Held<B> {
+impl<B: Body> Held<B> {
     fn new(body: B, active: Active) -> Self {
+        let active = if body.size_hint().exact().is_some() { active.finite() } else { active };
         Self { body, _active: active }
     }
 }
@@ -198,27 +217,125 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
 #[cfg(test)]
 mod tests {
     use axum::{body, http::Request};
-    use hyper::{server::conn::http1, service::service_fn};
+    use hyper::{
+        server::conn::{http1, http2},
+        service::service_fn,
+    };
     use hyper_util::rt::TokioIo;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+        task::JoinHandle,
+    };
 
     use super::{sending::Sending, *};
 
+    const ANSWER_BYTES: usize = 100 * 1024;
+
+    async fn connection() -> Arc<Connection> {
+        let all = Connections::new(Limit::default(), Limit::default(), Limit::default());
+        Arc::new(all.admit(Listener::Http, [127, 0, 0, 1].into()).await.unwrap())
+    }
+
+    /// Answers a request with a body of [`ANSWER_BYTES`].
+    fn answering(
+        connection: &Arc<Connection>,
+    ) -> impl hyper::service::Service<
+        Request<hyper::body::Incoming>,
+        Response = axum::http::Response<Held<body::Body>>,
+        Error = std::convert::Infallible,
+        Future: Send,
+    > + use<> {
+        let connection = connection.clone();
+        service_fn(move |_: Request<hyper::body::Incoming>| {
+            let answer = Held::new(body::Body::from(vec![7; ANSWER_BYTES]), connection.begin());
+            async { Ok::<_, std::convert::Infallible>(axum::http::Response::new(answer)) }
+        })
+    }
+
+    /// A client at the other end of a connection that is served over HTTP/2 until the server stops.
+    fn serve_http2(connection: &Arc<Connection>, stop: &CancellationToken) -> (DuplexStream, JoinHandle<()>) {
+        let (client, line) = duplex(1024 * 1024);
+        let (stop, open) = (stop.clone(), connection.clone());
+        let served = http2::Builder::new(Tracked(TaskTracker::new()))
+            .serve_connection(TokioIo::new(Sending::new(line, connection.clone())), answering(connection));
+        let until = Instant::now() + Duration::from_secs(120);
+        let serving = TaskTracker::new().spawn(async move {
+            until_closed(served, http2::Connection::graceful_shutdown, &open, &stop, until).await;
+        });
+        (client, serving)
+    }
+
+    /// A frame of HTTP/2.
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    }
+
+    /// How a client begins that gives every stream a window of so many bytes, and asks for something.
+    fn asks(window: u32) -> Vec<u8> {
+        let settings = [&[0, 4], window.to_be_bytes().as_slice()].concat();
+        // Entries of the table of HPACK: GET, http, /; and a host.
+        let request = [0x82, 0x86, 0x84, 0x41, 1, b'x'];
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &settings), frame(1, 5, 1, &request)].concat()
+    }
+
+    /// Reads frames up to one of this kind, and tells its length.
+    async fn read_to(client: &mut DuplexStream, kind: u8) -> Option<usize> {
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.ok()?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            client.read_exact(&mut vec![0; length]).await.ok()?;
+            if head[3] == kind {
+                return Some(length);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_gives_its_answer_no_room_keeps_no_connection() {
+        let (connection, stop) = (connection().await, CancellationToken::new());
+        let (mut client, serving) = serve_http2(&connection, &stop);
+        client.write_all(&asks(0)).await.unwrap();
+        read_to(&mut client, 1).await.unwrap();
+        assert!(connection.is_busy());
+        for _ in 0..31 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            client.write_all(&frame(6, 0, 0, &[0; 8])).await.unwrap();
+            read_to(&mut client, 6).await.unwrap();
+        }
+        assert!(!connection.is_busy());
+        stop.cancel();
+        serving.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_of_an_answer_beyond_its_clients_window_is_sent_when_the_server_stops() {
+        const PIECE: u32 = 10 * 1024;
+        let (connection, stop) = (connection().await, CancellationToken::new());
+        let (mut client, serving) = serve_http2(&connection, &stop);
+        client.write_all(&asks(PIECE)).await.unwrap();
+        let mut taken = read_to(&mut client, 0).await.unwrap();
+        assert!(!connection.is_busy(), "the transport has it all, and waits for its client");
+        stop.cancel();
+        while taken < ANSWER_BYTES {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            client.write_all(&frame(8, 0, 1, &PIECE.to_be_bytes())).await.unwrap();
+            client.write_all(&frame(8, 0, 0, &PIECE.to_be_bytes())).await.unwrap();
+            taken += read_to(&mut client, 0).await.expect("more of the answer");
+        }
+        serving.await.unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_on_a_slow_line_is_sent_whole_when_the_server_stops() {
-        const ANSWER_BYTES: usize = 100 * 1024;
-        let all = Connections::new(Limit::default(), Limit::default(), Limit::default());
-        let connection = Arc::new(all.admit(Listener::Http, [127, 0, 0, 1].into()).await.unwrap());
+        let connection = connection().await;
         let (mut client, line) = duplex(1024);
         let (stop, open) = (CancellationToken::new(), connection.clone());
-        let answer = service_fn(move |_: Request<hyper::body::Incoming>| {
-            let answer = Held::new(body::Body::from(vec![7; ANSWER_BYTES]), open.begin());
-            async { Ok::<_, std::convert::Infallible>(axum::http::Response::new(answer)) }
-        });
-        let served =
-            http1::Builder::new().serve_connection(TokioIo::new(Sending::new(line, connection.clone())), answer);
+        let sending = TokioIo::new(Sending::new(line, connection.clone()));
+        let served = http1::Builder::new().serve_connection(sending, answering(&connection));
         let until = Instant::now() + Duration::from_secs(120);
-        let (stopped, open) = (stop.clone(), connection.clone());
+        let stopped = stop.clone();
         let serving = TaskTracker::new().spawn(async move {
             until_closed(served, http1::Connection::graceful_shutdown, &open, &stopped, until).await;
         });

@@ -100,6 +100,7 @@ async fn serve(
     let sender =
         Sender::new(gateway.sessions.clone(), gateway.tasks.clone(), &session, &gateway.limits, convert::metric);
     let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());
+    let budget = Budget::new(gateway.replies.share_of(&session.caller));
     let mut connection = Connection {
         gateway,
         session,
@@ -109,7 +110,7 @@ async fn serve(
         outbound,
         lane: lane.unwrap_or_default(),
         frames: VecDeque::new(),
-        budget: Budget::new(gateway.replies.clone()),
+        budget,
         sent: VecDeque::new(),
         messages: 0,
         pending: FuturesOrdered::new(),

@@ -66,6 +66,7 @@ pub(super) async fn shake(
         .admit(&identity, &init.credentials, peer.address, peer.certificate.as_deref())
         .await
         .map_err(|e| status(&e))?;
+    inbound.know();
     gateway.conversations.check_window(&identity).await.map_err(|e| status(&e))?;
     let attached = gateway.sessions.attach(identity, credential, &init.resume_session_id).await;
     let session = attached.map_err(|e| status(&e))?;

@@ -282,10 +282,15 @@ impl Shared {
 }
 
 impl Upstream {
-    /// The client is known: from now on its frames may have `frame_bytes_max` bytes.
-    pub(super) fn admit(&mut self, frame_bytes_max: usize) {
-        self.frame_bytes_max = frame_bytes_max;
+    /// The client is known: its first frame counts no more.
+    pub(super) fn know(&mut self) {
         self.unknown = None;
+    }
+
+    /// Its session has begun: from now on its frames may have `frame_bytes_max` bytes.
+    pub(super) fn admit(&mut self, frame_bytes_max: usize) {
+        self.know();
+        self.frame_bytes_max = frame_bytes_max;
         self.shared.intake().ahead_max = AHEAD_BYTES_MAX;
     }
 
@@ -514,8 +519,13 @@ mod tests {
         assert_eq!((bytes, upstream.taken.len()), (5_000, 0));
         let counted = allowance.0.unknown().bytes;
         assert!((900..1_000).contains(&counted), "{counted}");
+        let (_, mut known) = first(&allowance, address, vec![frame(5_000)]).await.unwrap();
+        assert_eq!(allowance.0.unknown().bytes, 2 * counted);
+        known.know();
+        assert_eq!(allowance.0.unknown().bytes, counted, "it counts no more when it is known whose it is");
         drop(upstream);
         assert!(allowance.0.unknown().of_address.is_empty());
+        drop(known);
     }
 
     #[test]

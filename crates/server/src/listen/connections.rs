@@ -18,13 +18,13 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     sync::Notify,
-    time::{self, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::descriptors;
@@ -34,6 +34,12 @@ const BATCH: usize = 64;
 
 /// Longest wait for those that were told to make room. They are idle, so it takes them a turn of the scheduler.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a client may take nothing of what it is to get, before its connection makes room as an idle one.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// Largest write that may be pings and the like alone: they go on whether or not a client takes its answers.
+const CONTROL_BYTES_MAX: usize = 256;
 
 /// One of the server's listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,11 +99,17 @@ struct Open {
 struct State {
     listener: Listener,
     address: IpAddr,
-    /// Requests and streams under way.
+    /// Requests and streams under way that end in their own time.
     active: AtomicU32,
+    /// Answers under way that wait for nothing but their client.
+    finite: AtomicU32,
     was_active: AtomicBool,
     /// Its transport has not taken all that was said.
     is_sending: AtomicBool,
+    /// Milliseconds from the server's start to when its client last took something of what waits for it.
+    progress_ms: AtomicU64,
+    /// Writes that the transport has taken and that are more than pings. Only the connection's task counts.
+    writes: AtomicU64,
     has_spoken: AtomicBool,
     /// Milliseconds from the server's start to when it became idle.
     idle_since_ms: AtomicU64,
@@ -113,7 +125,10 @@ pub(crate) struct Connection {
 }
 
 /// A request under way on a connection.
-pub(crate) struct Active(Arc<Connection>);
+pub(crate) struct Active {
+    connection: Arc<Connection>,
+    is_finite: bool,
+}
 
 /// What came of asking for room.
 enum Room {
@@ -180,8 +195,11 @@ impl Connections {
             listener,
             address,
             active: AtomicU32::new(0),
+            finite: AtomicU32::new(0),
             was_active: AtomicBool::new(false),
             is_sending: AtomicBool::new(false),
+            progress_ms: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
             has_spoken: AtomicBool::new(false),
             idle_since_ms: AtomicU64::new(shared.now_ms()),
             is_leaving: AtomicBool::new(false),
@@ -212,11 +230,12 @@ impl Shared {
 
     /// Tells up to [`BATCH`] idle connections to leave: of this listener, or of gRPC and HTTP.
     fn close_idle(&self, open: &mut Open, listener: Option<Listener>) {
+        let now_ms = self.now_ms();
         let counts = |state: &State| match listener {
             Some(listener) => state.listener == listener,
             None => state.listener != Listener::Ops,
         };
-        let idle = open.connections.values().filter(|state| counts(state) && state.is_idle());
+        let idle = open.connections.values().filter(|state| counts(state) && state.is_idle(now_ms));
         let mut all: Vec<_> = idle.cloned().collect();
         let mut of_address: HashMap<IpAddr, usize> = HashMap::new();
         all.iter().for_each(|state| *of_address.entry(state.address).or_default() += 1);
@@ -232,7 +251,7 @@ impl Shared {
         for state in &all[..count] {
             state.is_leaving.store(true, SeqCst);
             // Busy since it was looked at. Whoever makes it busy from now on sees that it is to leave.
-            if state.is_busy() {
+            if state.is_busy(now_ms) {
                 state.is_leaving.store(false, SeqCst);
                 continue;
             }
@@ -244,12 +263,15 @@ impl Shared {
 }
 
 impl State {
-    fn is_busy(&self) -> bool {
-        self.active.load(SeqCst) > 0 || self.is_sending.load(SeqCst)
+    /// What waits for nothing but its client counts while the client takes of it.
+    fn is_busy(&self, now_ms: u64) -> bool {
+        let waits = self.is_sending.load(SeqCst) || self.finite.load(SeqCst) > 0;
+        let stalled_ms = now_ms.saturating_sub(self.progress_ms.load(SeqCst));
+        self.active.load(SeqCst) > 0 || waits && u128::from(stalled_ms) < STALLED.as_millis()
     }
 
-    fn is_idle(&self) -> bool {
-        !self.is_busy() && !self.is_leaving.load(SeqCst)
+    fn is_idle(&self, now_ms: u64) -> bool {
+        !self.is_busy(now_ms) && !self.is_leaving.load(SeqCst)
     }
 }
 
@@ -259,23 +281,48 @@ impl Connection {
         self.state.has_spoken.store(true, Relaxed);
     }
 
-    /// Notes a request: the connection makes no room until it is dropped.
+    /// Notes a request: the connection makes no room until it is dropped; see also [`Active::finite`].
     pub(crate) fn begin(self: &Arc<Self>) -> Active {
         self.state.active.fetch_add(1, SeqCst);
         self.state.was_active.store(true, Relaxed);
         self.stay();
-        Active(self.clone())
+        Active { connection: self.clone(), is_finite: false }
     }
 
-    /// Notes whether its transport has taken all that was said; it makes no room before that.
+    /// Notes whether its transport has taken all that was said; it makes no room before that, unless its client is
+    /// [`STALLED`].
     pub(crate) fn is_sending(&self, is_sending: bool) {
         if is_sending {
+            self.progresses();
             self.state.is_sending.store(true, SeqCst);
             self.stay();
         } else {
             self.state.idle_since_ms.store(self.shared.now_ms(), Relaxed);
             self.state.is_sending.store(false, SeqCst);
         }
+    }
+
+    /// Notes that its transport has taken so many bytes at once.
+    pub(crate) fn wrote(&self, bytes: usize) {
+        let state = &self.state;
+        let is_control = bytes <= CONTROL_BYTES_MAX;
+        if !is_control {
+            state.writes.store(state.writes.load(Relaxed).wrapping_add(1), Relaxed);
+        }
+        // A transport that had no room has some: its client reads, whatever that is.
+        if state.is_sending.load(Relaxed) || !is_control && state.finite.load(Relaxed) > 0 {
+            self.progresses();
+            self.stay();
+        }
+    }
+
+    fn progresses(&self) {
+        self.state.progress_ms.store(self.shared.now_ms(), SeqCst);
+    }
+
+    /// Changes with every write that is more than pings.
+    pub(crate) fn writes(&self) -> u64 {
+        self.state.writes.load(Relaxed)
     }
 
     /// A busy connection makes no room, although it was told to: it is counted again.
@@ -288,14 +335,14 @@ impl Connection {
         }
     }
 
-    /// Requests and streams under way.
+    /// Requests and streams under way that end in their own time.
     pub(crate) fn active(&self) -> u32 {
         self.state.active.load(Relaxed)
     }
 
-    /// Whether a request is under way, or what was answered is not sent.
+    /// Whether a request is under way, or what was answered is not sent and its client takes it.
     pub(crate) fn is_busy(&self) -> bool {
-        self.state.is_busy()
+        self.state.is_busy(self.shared.now_ms())
     }
 
     /// Whether it had a request.
@@ -304,7 +351,7 @@ impl Connection {
     }
 
     /// Returns when the connection is to be closed: because it makes room, or because no request came until then.
-    pub(crate) async fn is_to_leave(&self, until: time::Instant) {
+    pub(crate) async fn is_to_leave(&self, until: Instant) {
         if timeout_at(until, self.state.leave.notified()).await.is_err() && self.was_active() {
             self.state.leave.notified().await;
         }
@@ -324,13 +371,31 @@ impl Drop for Connection {
     }
 }
 
+impl Active {
+    /// From here on the answer is there and waits for nothing but its client: it counts while the client takes of it.
+    #[must_use]
+    pub(crate) fn finite(mut self) -> Self {
+        if !self.is_finite {
+            let state = &self.connection.state;
+            if state.finite.load(Relaxed) == 0 {
+                self.connection.progresses();
+            }
+            state.finite.fetch_add(1, SeqCst);
+            state.active.fetch_sub(1, SeqCst);
+            self.is_finite = true;
+        }
+        self
+    }
+}
+
 impl Drop for Active {
     fn drop(&mut self) {
-        let Connection { shared, state, .. } = &*self.0;
-        if state.active.load(Relaxed) == 1 {
+        let Connection { shared, state, .. } = &*self.connection;
+        if state.active.load(Relaxed) + state.finite.load(Relaxed) == 1 {
             state.idle_since_ms.store(shared.now_ms(), Relaxed);
         }
-        state.active.fetch_sub(1, SeqCst);
+        let count = if self.is_finite { &state.finite } else { &state.active };
+        count.fetch_sub(1, SeqCst);
     }
 }
 
@@ -355,7 +420,7 @@ mod tests {
     }
 
     fn is_leaving(connection: &Connection) -> bool {
-        connection.is_to_leave(time::Instant::now() + PATIENCE).now_or_never().is_some()
+        connection.is_to_leave(Instant::now() + PATIENCE).now_or_never().is_some()
     }
 
     #[tokio::test]
@@ -422,9 +487,9 @@ mod tests {
         let (silent, busy) =
             (admit(&all, Listener::Grpc, 1).await.unwrap(), admit(&all, Listener::Grpc, 1).await.unwrap());
         drop(busy.begin());
-        let until = time::Instant::now() + PATIENCE;
+        let until = Instant::now() + PATIENCE;
         silent.is_to_leave(until).await;
-        assert_eq!(time::Instant::now(), until);
+        assert_eq!(Instant::now(), until);
         assert!(timeout(PATIENCE, busy.is_to_leave(until)).await.is_err());
         // It is one time, however often it is asked for.
         assert!(silent.is_to_leave(until).now_or_never().is_some());
@@ -448,7 +513,7 @@ mod tests {
         // A request, and an answer that is not sent.
         let request = told[0].begin();
         told.iter().skip(1).for_each(|one| one.is_sending(true));
-        let begun = time::Instant::now();
+        let begun = Instant::now();
         assert!(admit(&all, Listener::Ops, 1).await.is_some() && admit(&all, Listener::Grpc, 1).await.is_some());
         assert_eq!(begun.elapsed(), Duration::ZERO, "nobody waits for connections that are busy");
         drop((request, told, open));
@@ -464,5 +529,42 @@ mod tests {
         assert!(admit(&all, Listener::Grpc, 1).await.is_none() && one.is_busy() && !is_leaving(&one));
         one.is_sending(false);
         assert!(admit(&all, Listener::Grpc, 1).await.is_some() && is_leaving(&one));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_its_client_does_not_take_keeps_no_connection() {
+        let all = Connections::with_most(limit(1), limit(0), limit(0), 100);
+        let (almost, rest) = (STALLED - Duration::from_secs(1), Duration::from_secs(1));
+        let one = admit(&all, Listener::Grpc, 1).await.unwrap();
+        let small = || one.wrote(CONTROL_BYTES_MAX);
+        let large = || one.wrote(CONTROL_BYTES_MAX + 1);
+        one.is_sending(true);
+        for _ in 0..3 {
+            tokio::time::advance(almost).await;
+            assert!(one.is_busy());
+            small();
+        }
+        tokio::time::advance(STALLED).await;
+        assert!(!one.is_busy(), "it takes nothing");
+        one.is_sending(false);
+        let answer = one.begin();
+        tokio::time::advance(STALLED * 2).await;
+        assert!(one.is_busy(), "nobody knows when it ends");
+        let answer = answer.finite();
+        for _ in 0..3 {
+            tokio::time::advance(almost).await;
+            assert!(one.is_busy() && admit(&all, Listener::Grpc, 1).await.is_none());
+            large();
+        }
+        tokio::time::advance(almost).await;
+        small();
+        tokio::time::advance(rest).await;
+        assert!(!one.is_busy() && one.active() == 0, "pings are no progress");
+        let other = admit(&all, Listener::Grpc, 1).await;
+        assert!(other.is_some() && is_leaving(&one));
+        large();
+        assert!(one.is_busy() && all.0.open().staying[0] == 2, "it goes on, and is counted again");
+        drop((answer, other));
+        assert_eq!((all.0.open().staying[0], one.state.finite.load(Relaxed), one.active()), (1, 0, 0));
     }
 }

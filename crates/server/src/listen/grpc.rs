@@ -28,14 +28,17 @@ use super::{
     call::{Timely, UntilStop},
     connections::Connection,
     sending::Sending,
-    until_closed,
+    set_up, until_closed,
 };
 use crate::tls::Tls;
 
 /// The one call whose request goes on for as long as its answer. It has a time of its own for the first frame.
 const CONNECT: &str = "/aether.v1.AetherGateway/Connect";
 
-/// The one call without an end that takes no credential.
+/// The calls that take no credential.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// The one of them without an end.
 const WATCH_HEALTH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Streams that a client may open beyond [`STREAMS_MAX`], each to be refused at once. A client keeps to itself what it may not
@@ -141,7 +144,7 @@ impl Grpc {
         let until = Instant::now() + self.patience;
         let begins = async {
             // Nothing is made for a client that sends nothing.
-            if stream.set_nodelay(true).is_err() || stream.readable().await.is_err() {
+            if !set_up(&stream) || stream.readable().await.is_err() {
                 return None;
             }
             connection.has_spoken();
@@ -195,6 +198,8 @@ impl Grpc {
         let active = connection.begin();
         // As of this stream: by the time that its task runs, more may have come.
         let is_beyond = connection.active() > STREAMS_MAX;
+        // Whoever asks for health keeps no connection: anybody may, and need not take the answer.
+        let active = Some(active).filter(|_| !request.uri().path().starts_with(HEALTH));
         let (routes, patience, stop) = (self.routes.clone(), self.patience, self.stop.clone());
         async move {
             let is_watch = request.uri().path() == WATCH_HEALTH;
@@ -208,11 +213,11 @@ impl Grpc {
                 // On the heap, so that streams of agents hold no room for it.
                 routes.oneshot(request.map(|body| Timely::new(body, patience))).boxed().await?
             };
-            // Whoever watches keeps no connection: it has no end, and anybody may.
-            if is_watch {
-                return Ok(answer.map(|body| Body::new(UntilStop::new(body, stop))));
-            }
-            Ok(answer.map(|body| Body::new(Held::new(body, active))))
+            Ok(match active {
+                _ if is_watch => answer.map(|body| Body::new(UntilStop::new(body, stop))),
+                Some(active) => answer.map(|body| Body::new(Held::new(body, active))),
+                None => answer,
+            })
         }
     }
 }

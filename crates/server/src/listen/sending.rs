@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connections::Connection;
 
-/// The transport of a connection, which makes no room while its client has not taken what was said: the request is answered
-/// then, but its answer is not sent.
+/// The transport of a connection, which makes no room while its client is taking what was said: the request is answered then,
+/// but its answer is not sent.
 pub(super) struct Sending<S> {
     stream: S,
     connection: Arc<Connection>,
@@ -30,6 +30,14 @@ impl<S> Sending<S> {
             self.connection.is_sending(is_sending);
         }
     }
+
+    fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Pending => self.note(true),
+            Poll::Ready(Ok(bytes)) => self.connection.wrote(*bytes),
+            Poll::Ready(Err(_)) => {}
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Sending<S> {
@@ -41,9 +49,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sending<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Sending<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if written.is_pending() {
-            self.note(true);
-        }
+        self.note_write(&written);
         written
     }
 
@@ -53,9 +59,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Sending<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        if written.is_pending() {
-            self.note(true);
-        }
+        self.note_write(&written);
         written
     }
 

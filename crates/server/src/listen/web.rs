@@ -31,7 +31,7 @@ use super::{
     Held, KEEPALIVE, STREAMS_MAX, Tracked,
     connections::{Active, Connection},
     sending::Sending,
-    until_closed,
+    set_up, until_closed,
 };
 use crate::{http::Site, metrics::Answered, tls::Tls};
 
@@ -41,9 +41,6 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a client may take for the head of a request, the next one included: longer than clients keep connections that they
 /// do not use.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// How long what was sent may stay unacknowledged. Streams send something every 15 seconds.
-const SILENCE: Duration = Duration::from_secs(30);
 
 /// Pause when the first bytes of a connection are few.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -91,8 +88,7 @@ impl Web {
     pub(super) async fn serve(self, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
         let until = Instant::now() + HEAD_TIMEOUT;
         let begins = async {
-            let is_set_up = stream.set_nodelay(true).is_ok() && gives_up(&stream).is_ok();
-            if !is_set_up || stream.readable().await.is_err() {
+            if !set_up(&stream) || stream.readable().await.is_err() {
                 return None;
             }
             connection.has_spoken();
@@ -166,11 +162,6 @@ fn answer(
         answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
         answer.map(|body| Held::new(body, active))
     })
-}
-
-/// Whoever does not say that something came is gone: its streams hold places that others wait for.
-fn gives_up(stream: &TcpStream) -> rustix::io::Result<()> {
-    rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// Whether a connection begins as HTTP/2 does. Takes nothing from it.

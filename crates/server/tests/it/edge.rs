@@ -9,11 +9,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tonic::{
-    Code, Status,
+    Code, Status, Streaming,
     body::Body,
     transport::{Channel, Endpoint},
 };
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tower::ServiceExt as _;
 use trunkline::{Config, Server};
 use trunkline_core::limits::Limits;
@@ -213,7 +215,7 @@ async fn endless(channel: &Channel, path: &str) -> Code {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_do_not_end_are_refused_in_time() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { handshake_seconds: 1, ..Limits::default() };
+    let limits = Limits { handshake_seconds: 3, ..Limits::default() };
     let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
     let server = Server::start(config).await.unwrap();
     let channel = channel(server.addresses().grpc).await;
@@ -243,20 +245,90 @@ async fn who_watches_health_keeps_no_connection_and_holds_up_no_stop() {
     let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
     let server = Server::start(config).await.unwrap();
     let grpc = server.addresses().grpc;
-    let mut watches = Vec::new();
-    for _ in 0..2 {
-        let watch = HealthClient::new(channel(grpc).await).watch(HealthCheckRequest::default()).await;
-        let mut watch = watch.unwrap().into_inner();
-        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-        watches.push(watch);
-    }
+    let (mut first, mut second) = (watch(grpc).await, watch(grpc).await);
     let mut one = Client::connect(grpc, agent("one")).await.unwrap();
     one.barrier().await;
+    let made_room = async {
+        tokio::select! {
+            _ = end(&mut first) => true,
+            _ = end(&mut second) => false,
+        }
+    };
+    let mut left = if timeout(PATIENCE, made_room).await.unwrap() { second } else { first };
     let begun = Instant::now();
-    server.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    for mut watch in watches {
-        let ended = async { while watch.message().await.is_ok() {} };
-        timeout(PATIENCE, ended).await.unwrap();
+    let (ended, ()) = tokio::join!(timeout(PATIENCE, end(&mut left)), server.stop());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let ended = ended.unwrap();
+    assert_eq!((ended.code(), ended.message()), (Code::Unavailable, "server shutting down"));
+}
+
+/// Watches the health of a server over a connection of its own.
+async fn watch(grpc: SocketAddr) -> Streaming<HealthCheckResponse> {
+    let watch = HealthClient::new(channel(grpc).await).watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    watch
+}
+
+/// How a watch ends.
+async fn end(watch: &mut Streaming<HealthCheckResponse>) -> Status {
+    loop {
+        match watch.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Status::ok("it ended"),
+            Err(status) => return status,
+        }
     }
+}
+
+/// Asks for the health of a server over HTTP/2, with no room for the answer, and reads the head of it.
+async fn ask_without_room(grpc: SocketAddr) -> TcpStream {
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    // POST and http by the table of HPACK, and the rest by name.
+    let mut head = vec![0x83, 0x86];
+    let fields = [
+        (":path", "/grpc.health.v1.Health/Check"),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    for (name, value) in fields {
+        head.push(0);
+        for text in [name, value] {
+            head.push(u8::try_from(text.len()).unwrap());
+            head.extend_from_slice(text.as_bytes());
+        }
+    }
+    let begins = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]),
+        frame(1, 4, 1, &head),
+        frame(0, 1, 1, &[0; 5]),
+    ];
+    let mut stream = TcpStream::connect(grpc).await.unwrap();
+    stream.write_all(&begins.concat()).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        if head[3] == 1 {
+            return stream;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_no_answer_about_health_keeps_no_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { grpc_connections: 2, ..Limits::default() };
+    let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
+    let server = Server::start(config).await.unwrap();
+    let grpc = server.addresses().grpc;
+    let _open = (ask_without_room(grpc).await, ask_without_room(grpc).await);
+    Client::connect(grpc, agent("one")).await.unwrap().barrier().await;
+    server.stop().await;
 }
