@@ -253,7 +253,8 @@ test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_0
   await text.press('Shift+Enter')
   await page.keyboard.type('in two lines')
   await text.press('Enter')
-  await log.locator('.message[data-from=appuser]').getByText('Hello from the keyboard\nin two lines').waitFor()
+  // Not what is on its way, which is replaced by what was said.
+  await log.locator('.message[data-from=appuser]:not([data-pending])').getByText('Hello from the keyboard\nin two lines').waitFor()
   await log.getByText('You said: “Hello from the keyboard').waitFor()
   assert.equal(await text.inputValue(), '')
   assert.equal(await log.getAttribute('aria-live'), 'polite')
@@ -268,7 +269,6 @@ test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_0
   await page.getByRole('button', { name: 'إرسال' }).waitFor()
   await text.fill('مرحبا')
   await text.press('Enter')
-  // Not what is on its way, which is replaced by what was said.
   const said = log.locator('.message[data-from=appuser]:not([data-pending])', { hasText: 'مرحبا' })
   await said.waitFor()
   const own = await said.boundingBox()
