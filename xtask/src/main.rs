@@ -53,7 +53,7 @@ enum Command {
         /// Only these targets; all of them if none is named.
         targets: Vec<String>,
     },
-    /// Runs the benches and prints their table: `agent`, `client`, `conversation`, `hostile`, `sandbox`, `socket`, `store` or `tasks`, and
+    /// Runs the benches and prints their table: `agent`, `client`, `conversation`, `core`, `hostile`, `sandbox`, `socket`, `store` or `tasks`, and
     /// sections of it.
     Bench {
         /// Which bench.
