@@ -45,7 +45,7 @@ async fn main() {
             put(&gate, &admin, format!("ag::w{n}::bot::a"), format!("w{n}")).await;
         }
         for n in patterns..patterns_to {
-            put(&gate, &admin, format!("ag::team-{n}::*"), format!("team-{n}*")).await;
+            put(&gate, &admin, format!("ag::team-{n}::bot::a*"), format!("team-{n}")).await;
         }
         (plain, patterns) = (plain_to, patterns_to);
         println!("{plain:>8} {patterns:>10} {:>11} ns", measure(&gate, &one, &target).as_nanos());
