@@ -4,7 +4,7 @@ mod sql;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(crate) use sql::{MIGRATIONS, absent, owners};
+pub(crate) use sql::{MIGRATIONS, last_saves, owners};
 use sql::{New, Quota};
 use trunkline_store::ledger;
 

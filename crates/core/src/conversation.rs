@@ -604,7 +604,7 @@ impl Conversations {
         });
         let row = (key.clone(), lockout);
         let named = named.map(|(name, content)| sql::Named { conversation: id, name, content, at: self.now() / 1000 });
-        // What was said before is taken again from its row: whoever says it again may not have heard that it was kept.
+        // A repeated lockout takes effect from its row: an agent repeats it where the reply to the first was lost.
         let stands =
             self.gate().housekeep(move |tx| sql::put_lockout(tx, row.0.clone(), row.1.clone(), named.clone())).await?;
         let mut lockouts = lock(&self.0.lockouts);

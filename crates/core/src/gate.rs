@@ -359,8 +359,8 @@ impl Gate {
         self.0.store.leases.transfer(&permit.identity.to_string(), from, session, move |old| note(old).into()).await
     }
 
-    /// Waits until what finished transactions of this process sent to the log is there; not longer than a second, because a log
-    /// that takes nothing says so itself.
+    /// Waits until the outbox rows of this process's finished transactions are in the log; at most a second, because appending to a
+    /// log that refuses fails by itself. Rows of other nodes are not waited for.
     pub(crate) async fn outbox_relayed(&self) {
         // Whether it was in time makes no difference.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.0.store.ledger.outbox_relayed()).await;

@@ -1,12 +1,12 @@
-//! JSON that somebody else wrote.
+//! Reading JSON from clients.
 
 use serde::{
     Deserialize,
     de::{Error as _, Unexpected},
 };
 
-/// Reads an object. What is derived for a struct takes a list of its fields' values as well, in their order; whoever writes a
-/// list means something else.
+/// Reads an object. What is derived for a struct takes a list of its fields' values as well, in their order, which no
+/// client means.
 ///
 /// # Errors
 /// For what is no object, or not the one that is wanted.

@@ -40,7 +40,7 @@ use uuid::Uuid;
 pub use absent::Absentees;
 use seats::{Seat, Seats};
 use sql::Position;
-pub(crate) use sql::{MIGRATIONS, older, owners};
+pub(crate) use sql::{MIGRATIONS, owners};
 
 use crate::{
     caller::{Caller, Credential},

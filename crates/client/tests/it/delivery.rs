@@ -56,7 +56,7 @@ async fn a_handler_that_asks_gets_its_answers_however_long_the_backlog_is() {
             }
         }
     });
-    // After the handler is there: what comes over the inbox while nobody listens is dropped.
+    // After the handler is registered: a message that exceeds the inbox without a handler is dropped.
     backlog(&sender, COUNT).await;
     soon(done.notified()).await;
     world.end().await;

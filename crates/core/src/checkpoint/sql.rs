@@ -3,7 +3,7 @@
 use trunkline_store::ledger::{Error, Migration, ReadTx, TxFuture, WriteTx};
 
 use super::{Checkpoint, SWEEP_STEP, too_large, too_many};
-use crate::{identity::SEPARATOR, session::older};
+use crate::identity::SEPARATOR;
 
 pub(crate) const MIGRATIONS: &[Migration] = &[TABLE, BY_EXPIRY, USE, BY_AGE];
 
@@ -169,18 +169,13 @@ pub(crate) fn expire(tx: &mut WriteTx, now: i64, most: i64) -> TxFuture<'_, i64,
     })
 }
 
-/// Of the next `most` tasks with assigned ids after `after` those that saved nothing since `before`; and the last one that was
-/// looked at, if there may be more.
-pub(crate) fn absent(
-    tx: &mut ReadTx,
-    before: i64,
-    after: String,
-    most: i64,
-) -> TxFuture<'_, (Vec<String>, Option<String>), Error> {
+/// The next `most` tasks with assigned ids after `after` that have checkpoints, in order, each with the time of its last save.
+pub(crate) fn last_saves(tx: &mut ReadTx, after: String, most: i64) -> TxFuture<'_, Vec<(String, i64)>, Error> {
     Box::pin(async move {
         let select = "SELECT owner, MAX(saved_at) FROM checkpoints WHERE owner > $1 AND owner LIKE 'ta::%'
             GROUP BY owner ORDER BY owner LIMIT $2";
-        older(&tx.query(select, &[after.into(), most.into()]).await?, before, most)
+        let rows = tx.query(select, &[after.into(), most.into()]).await?;
+        rows.iter().map(|row| Ok((row.text(0)?.to_owned(), row.int(1)?))).collect()
     })
 }
 
@@ -280,9 +275,9 @@ mod tests {
         for (owner, now) in [("ta::w::i::1", 10), ("ta::w::i::2", 30), ("ag::w::i::3", 10), ("ta::w::i::4", 10)] {
             keep(&ledger, New { now, ..new(owner, "k", 1, None) }).await.unwrap();
         }
-        let absent = |after: &'static str| ledger.read(move |tx| absent(tx, 20, after.to_owned(), 2));
-        assert_eq!(absent("").await.unwrap(), (vec!["ta::w::i::1".into()], Some("ta::w::i::2".into())));
-        assert_eq!(absent("ta::w::i::2").await.unwrap(), (vec!["ta::w::i::4".into()], None));
+        let saves = |after: &'static str| ledger.read(move |tx| last_saves(tx, after.to_owned(), 2));
+        assert_eq!(saves("").await.unwrap(), [("ta::w::i::1".into(), 10), ("ta::w::i::2".into(), 30)]);
+        assert_eq!(saves("ta::w::i::2").await.unwrap(), [("ta::w::i::4".into(), 10)]);
     }
 
     #[tokio::test]

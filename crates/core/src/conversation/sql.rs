@@ -128,7 +128,7 @@ pub(super) fn lockouts(tx: &mut ReadTx) -> TxFuture<'_, Vec<(Whose, Lockout)>, L
     })
 }
 
-/// Reads a reason, when it ends and what the user is told, from a column on.
+/// Reads a lockout from three columns, the first of which is `first`: reason, end, message for the user.
 fn read_lockout(row: &LedgerRow, first: usize) -> Result<Lockout, LedgerError> {
     let reason = match row.text(first)? {
         "rage" => Why::Rage,

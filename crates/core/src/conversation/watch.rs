@@ -20,7 +20,7 @@ use crate::{
 /// Records that are read at once.
 const AT_ONCE: usize = 64;
 
-/// What is said in the messages of one page, in bytes; one message may have more. Whoever wants more asks for the next page.
+/// Bytes of text in the messages of one page, unless a single message has more.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What is published, and not kept.

@@ -52,7 +52,7 @@ impl Absentees {
 
     async fn sweep_positions(&mut self, now: i64, before: i64) -> Result<usize, Error> {
         let [after, _] = self.after.clone();
-        let (absent, last) = self.gate.glance(move |tx| sql::absent(tx, before, after.clone(), LOOK)).await?;
+        let (absent, last) = older(self.gate.glance(move |tx| sql::last_saves(tx, after.clone(), LOOK)).await?, before);
         let mut forgotten = 0;
         for owners in absent.chunks(STEP) {
             let (mut here, mut gone) = (Vec::new(), Vec::new());
@@ -69,7 +69,8 @@ impl Absentees {
 
     async fn sweep_checkpoints(&mut self, before: i64) -> Result<usize, Error> {
         let [_, after] = self.after.clone();
-        let (absent, last) = self.gate.glance(move |tx| checkpoint::absent(tx, before, after.clone(), LOOK)).await?;
+        let saves = self.gate.glance(move |tx| checkpoint::last_saves(tx, after.clone(), LOOK)).await?;
+        let (absent, last) = older(saves, before);
         let mut forgotten = 0;
         for owner in absent {
             if !self.gate.is_held(&owner).await? {
@@ -80,6 +81,13 @@ impl Absentees {
         self.after[1] = last.unwrap_or_default();
         Ok(forgotten)
     }
+}
+
+/// The owners of one step whose last save was before `before`; and its last owner, if there may be more behind it.
+fn older(saves: Vec<(String, i64)>, before: i64) -> (Vec<String>, Option<String>) {
+    let is_full = saves.len() as i64 == LOOK;
+    let last = saves.last().filter(|_| is_full).map(|(owner, _)| owner.clone());
+    (saves.into_iter().filter(|(_, at)| *at < before).map(|(owner, _)| owner).collect(), last)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Where identities stopped reading, by scope.
 
 use trunkline_store::{
-    ledger::{Error, Migration, ReadTx, Row, TxFuture, WriteTx},
+    ledger::{Error, Migration, ReadTx, TxFuture, WriteTx},
     log::{Clock, Cursor, Epoch},
 };
 
@@ -97,32 +97,14 @@ pub(super) fn date(tx: &mut WriteTx, now: i64, most: i64) -> TxFuture<'_, u64, E
     })
 }
 
-/// Of the next `most` owners after `after` those whose positions were all saved before `before`; and the last owner that was
-/// looked at, if there may be more.
-pub(super) fn absent(
-    tx: &mut ReadTx,
-    before: i64,
-    after: String,
-    most: i64,
-) -> TxFuture<'_, (Vec<String>, Option<String>), Error> {
+/// The next `most` owners of positions after `after`, in order, each with the time of its last save.
+pub(super) fn last_saves(tx: &mut ReadTx, after: String, most: i64) -> TxFuture<'_, Vec<(String, i64)>, Error> {
     Box::pin(async move {
         let select = "SELECT owner, MAX(saved_at) FROM positions WHERE owner > $1 AND owner <> $2
             GROUP BY owner ORDER BY owner LIMIT $3";
         let rows = tx.query(select, &[after.into(), LOG.0.into(), most.into()]).await?;
-        older(&rows, before, most)
+        rows.iter().map(|row| Ok((row.text(0)?.to_owned(), row.int(1)?))).collect()
     })
-}
-
-/// Of rows of owner and time those before `before`; and the last owner, if there are `most` rows.
-pub(crate) fn older(rows: &[Row], before: i64, most: i64) -> Result<(Vec<String>, Option<String>), Error> {
-    let mut absent = Vec::new();
-    for row in rows {
-        if row.int(1)? < before {
-            absent.push(row.text(0)?.to_owned());
-        }
-    }
-    let last = rows.last().filter(|_| rows.len() as i64 == most);
-    Ok((absent, last.map(|row| row.text(0).map(str::to_owned)).transpose()?))
 }
 
 /// Notes that owners are there at `now`, and forgets the positions of others, unless one was saved since `before`.

@@ -224,7 +224,6 @@ fn text_has_an_end() {
     assert_eq!((text.len(), fields(&artifacts[0])["truncated"].as_bool()), (super::TEXT_BYTES_MAX - 1, Some(true)));
 }
 
-/// Any JSON.
 #[test]
 fn an_artifact_has_an_end_whatever_it_is_made_of() {
     let large = vec![json!(1); 500_000];
@@ -264,6 +263,7 @@ fn what_changed_is_as_large_as_all_of_its_fields() {
     assert!((1_000_000..1_000_100).contains(&fold.bytes_since(kept)), "{}", fold.bytes_since(kept));
 }
 
+/// Any JSON.
 fn anything() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
