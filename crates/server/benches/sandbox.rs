@@ -36,12 +36,19 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use hdrhistogram::Histogram;
-use peer::Peer;
+use peer::{Peer, Stream};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::broadcast,
     task::JoinSet,
+};
+use tokio_stream::StreamExt as _;
+use trunkline_proto::v1::{
+    KvOperation,
+    downstream_message::Payload as Down,
+    kv_operation::{OpType, Scope},
+    upstream_message::Payload as Up,
 };
 
 #[global_allocator]
@@ -72,6 +79,9 @@ fn main() {
     let is_wanted = peer::wanted();
     if is_wanted("deltas") {
         runtime.block_on(deltas());
+    }
+    if is_wanted("beside") {
+        runtime.block_on(beside());
     }
     if is_wanted("viewers") {
         runtime.block_on(viewers());
@@ -261,6 +271,52 @@ async fn deltas_at(peer: &Peer, name: &str) -> (f64, f64) {
 }
 
 /// One session, many viewers.
+/// Keys that an agent puts while sandboxes tell as fast as they can, and much of what they told is written down again and again.
+async fn beside() {
+    const SESSIONS: usize = 8;
+    const PUT_INTERVAL: Duration = Duration::from_millis(20);
+    println!("\n-- a key beside {SESSIONS} busy sandboxes --");
+    let peer = Peer::trunkline();
+    let (mut agent, address, end) = (Stream::open(peer.address, "a").await, peer.http, Instant::now() + 2 * MEASURE);
+    let mut work = JoinSet::new();
+    for session in 0..SESSIONS {
+        work.spawn(async move {
+            let mut poster = Poster::connect(address).await;
+            poster.post(&format!("/sessions/s{session}"), b"").await;
+            let _viewer = listen(address, &format!("/sessions/s{session}/stream")).await;
+            let output = format!("{{\"type\":\"tool_output_delta\",\"delta\":\"{}\"}}", "x".repeat(200));
+            let tool = format!("[{{\"type\":\"tool_start\",\"name\":\"sh\"}},{output},{{\"type\":\"tool_end\"}}]");
+            while Instant::now() < end {
+                poster.post(&format!("/sessions/s{session}/events"), tool.as_bytes()).await;
+            }
+        });
+    }
+    let (mut took, mut ticks) = (Histogram::<u64>::new(3).unwrap(), tokio::time::interval(PUT_INTERVAL));
+    while Instant::now() < end {
+        ticks.tick().await;
+        let begun = Instant::now();
+        let put = KvOperation {
+            op: OpType::Put.into(),
+            scope: Scope::GlobalExclusive.into(),
+            key: "k".into(),
+            value: vec![7; 100].into(),
+            ..KvOperation::default()
+        };
+        agent.up.send(peer::frame(Up::KvOp(put.into()))).await.unwrap();
+        while !matches!(agent.down.next().await.unwrap().unwrap().payload, Some(Down::Kv(answer)) if answer.success) {}
+        took.record(begun.elapsed().as_micros() as u64).unwrap();
+    }
+    work.join_all().await;
+    let at = |share| took.value_at_quantile(share) as f64 / 1000.0;
+    println!(
+        "{} puts: p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms (bound 100)",
+        took.len(),
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+}
+
 async fn viewers() {
     const VIEWERS: usize = 1000;
     println!("\n-- one session, {VIEWERS} viewers --");

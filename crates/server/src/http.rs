@@ -235,11 +235,13 @@ impl std::fmt::Display for Ending {
 }
 
 /// Returns when the server stops, or when what the caller came in with is not good any more.
-pub(crate) async fn ending(web: Web, caller: Arc<Caller>) -> Ending {
-    let Web { auth, stop, .. } = web;
-    tokio::select! {
-        () = stop.cancelled() => Ending::Shutdown,
-        ended = auth.ended(&caller) => Ending::Credential(ended),
+pub(crate) fn ending(web: &Web, caller: Arc<Caller>) -> impl Future<Output = Ending> + Send + use<> {
+    let (auth, stop) = (web.auth.clone(), web.stop.clone());
+    async move {
+        tokio::select! {
+            () = stop.cancelled() => Ending::Shutdown,
+            ended = auth.ended(&caller) => Ending::Credential(ended),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ mod web;
 
 use std::{
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -139,13 +139,12 @@ fn set_up(stream: &TcpStream) -> bool {
 /// Serves a connection until its client closes it, the server stops, it has to make room, or no request came `until` then.
 /// `close` lets what is under way end, and takes nothing more.
 async fn until_closed<S: Future>(
-    served: S,
+    mut served: Pin<&mut S>,
     close: impl FnOnce(Pin<&mut S>),
     connection: &Connection,
     stop: &CancellationToken,
     until: Instant,
 ) {
-    let mut served = pin!(served);
     let goodbye = tokio::select! {
         biased;
         // A client that goes away ends it, however it likes.
@@ -216,6 +215,8 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use axum::{body, http::Request};
     use hyper::{
         server::conn::{http1, http2},
@@ -260,7 +261,7 @@ mod tests {
             .serve_connection(TokioIo::new(Sending::new(line, connection.clone())), answering(connection));
         let until = Instant::now() + Duration::from_secs(120);
         let serving = TaskTracker::new().spawn(async move {
-            until_closed(served, http2::Connection::graceful_shutdown, &open, &stop, until).await;
+            until_closed(pin!(served), http2::Connection::graceful_shutdown, &open, &stop, until).await;
         });
         (client, serving)
     }
@@ -337,7 +338,7 @@ mod tests {
         let until = Instant::now() + Duration::from_secs(120);
         let stopped = stop.clone();
         let serving = TaskTracker::new().spawn(async move {
-            until_closed(served, http1::Connection::graceful_shutdown, &open, &stopped, until).await;
+            until_closed(pin!(served), http1::Connection::graceful_shutdown, &open, &stopped, until).await;
         });
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut read = vec![0; 1024];

@@ -191,17 +191,24 @@ async fn watch(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: A
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     let held = surface.web.streams.open(&caller, "artifacts")?;
     let watch = surface.sandboxes.watch(&seat, asked.last_event_id()).await?;
-    let open = Open::new(surface.web.clone(), caller, held);
+    let open = Open::new(&surface.web, caller, held);
     let viewer = Viewer { watch, history: VecDeque::new(), pieces: None, steps: VecDeque::new(), open };
-    Ok(sse::response(stream::unfold(viewer, Viewer::next)))
+    // The state is kept once, and not in each future again.
+    Ok(sse::response(stream::unfold(viewer, |mut viewer| async move {
+        let some = viewer.next().await?;
+        Some((some, viewer))
+    })))
 }
 
 async fn roll(State(surface): State<Arc<Surface>>, asked: Asked) -> Answer<Response> {
     let caller = asked.viewer(&surface.web).await?;
     let held = surface.web.streams.open(&caller, "sessions")?;
     let roll = surface.sandboxes.roll(&caller, asked.param("project")).await?;
-    let open = Open::new(surface.web.clone(), caller, held);
-    Ok(sse::response(stream::unfold((roll, VecDeque::new(), open), news)))
+    let viewer = ListViewer { roll, pending: VecDeque::new(), open: Open::new(&surface.web, caller, held) };
+    Ok(sse::response(stream::unfold(viewer, |mut viewer| async move {
+        let some = viewer.next().await?;
+        Some((some, viewer))
+    })))
 }
 
 async fn attend(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: Asked) -> Answer<Response> {
@@ -211,7 +218,7 @@ async fn attend(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: 
     let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
     let held = surface.web.streams.open(&caller, "commands")?;
     let duty = surface.sandboxes.attend(&seat, asked.last_event_id()).await?;
-    Ok(sse::response(commands(duty, Open::new(surface.web.clone(), caller, held))))
+    Ok(sse::response(commands(duty, Open::new(&surface.web, caller, held))))
 }
 
 /// What keeps a stream open, and what ends it.
@@ -233,7 +240,7 @@ enum Otherwise {
 }
 
 impl Open {
-    fn new(web: Web, caller: Arc<Caller>, held: Held) -> Self {
+    fn new(web: &Web, caller: Arc<Caller>, held: Held) -> Self {
         let mut pings = interval_at(Instant::now() + sse::PING_PAUSE, sse::PING_PAUSE);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { pings, ending: Box::pin(http::ending(web, caller)), is_over: false, is_new: true, _held: held }
@@ -282,25 +289,25 @@ struct Viewer {
 }
 
 impl Viewer {
-    async fn next(mut self) -> Option<(Bytes, Self)> {
+    async fn next(&mut self) -> Option<Bytes> {
         if let Some(hello) = self.open.hello() {
-            return Some((hello, self));
+            return Some(hello);
         }
         if self.open.is_over {
             return None;
         }
         loop {
             if self.pieces.is_some() || !self.history.is_empty() {
-                return Some((self.page(), self));
+                return Some(self.page());
             }
             if let Some(steps) = self.some_steps() {
-                return Some((steps, self));
+                return Some(steps);
             }
             let sight = tokio::select! {
                 sight = self.watch.next() => sight,
                 otherwise = self.open.otherwise() => match otherwise {
-                    Otherwise::Ping => return Some((sse::PING, self)),
-                    Otherwise::End(ending) => return Some((self.open.goodbye(ending), self)),
+                    Otherwise::Ping => return Some(sse::PING),
+                    Otherwise::End(ending) => return Some(self.open.goodbye(ending)),
                 },
             };
             match sight {
@@ -313,15 +320,17 @@ impl Viewer {
 
     /// The next step, or several small ones.
     fn some_steps(&mut self) -> Option<Bytes> {
-        let first = self.steps.pop_front()?;
-        let is_alone = |next: &Bytes| first.len() + next.len() > TOGETHER_BYTES;
-        if self.steps.front().is_none_or(is_alone) {
-            return Some(first);
+        let mut bytes = 0;
+        let small = self.steps.iter().take_while(|step| {
+            bytes += step.len();
+            bytes <= TOGETHER_BYTES
+        });
+        let together = small.count();
+        if together < 2 {
+            return self.steps.pop_front();
         }
-        let mut out = BytesMut::from(&first[..]);
-        while let Some(next) = self.steps.pop_front_if(|next| out.len() + next.len() <= TOGETHER_BYTES) {
-            out.extend_from_slice(&next);
-        }
+        let mut out = BytesMut::with_capacity(bytes);
+        self.steps.drain(..together).for_each(|step| out.extend_from_slice(&step));
         Some(out.freeze())
     }
 
@@ -391,46 +400,57 @@ struct Removed<'a> {
     id: &'a str,
 }
 
-async fn news(
-    (mut roll, mut pending, mut open): (Roll, VecDeque<News>, Open),
-) -> Option<(Bytes, (Roll, VecDeque<News>, Open))> {
-    if let Some(hello) = open.hello() {
-        return Some((hello, (roll, pending, open)));
-    }
-    if open.is_over {
-        return None;
-    }
-    if pending.is_empty() {
-        let all = tokio::select! {
-            all = roll.next() => all,
-            otherwise = open.otherwise() => match otherwise {
-                Otherwise::Ping => return Some((sse::PING, (roll, pending, open))),
-                Otherwise::End(ending) => return Some((open.goodbye(ending), (roll, pending, open))),
-            },
-        };
-        match all {
-            Ok(all) => pending.extend(all),
-            Err(error) => {
-                tracing::debug!(%error, "a stream of sessions ends");
-                return None;
+/// Somebody who looks at the list of sandboxes.
+struct ListViewer {
+    roll: Roll,
+    pending: VecDeque<News>,
+    open: Open,
+}
+
+impl ListViewer {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(hello) = self.open.hello() {
+            return Some(hello);
+        }
+        if self.open.is_over {
+            return None;
+        }
+        if self.pending.is_empty() {
+            let all = tokio::select! {
+                all = self.roll.next() => all,
+                otherwise = self.open.otherwise() => match otherwise {
+                    Otherwise::Ping => return Some(sse::PING),
+                    Otherwise::End(ending) => return Some(self.open.goodbye(ending)),
+                },
+            };
+            match all {
+                Ok(all) => self.pending.extend(all),
+                Err(error) => {
+                    tracing::debug!(%error, "a stream of sessions ends");
+                    return None;
+                }
             }
         }
-    }
-    let mut out = BytesMut::new();
-    while out.len() < sse::CHUNK_BYTES
-        && let Some(one) = pending.pop_front()
-    {
-        match &one {
-            News::Snapshot(session) => sse::event(&mut out, "session_snapshot", None, &Told { session }),
-            News::Created(session) => sse::event(&mut out, "session_created", None, &Told { session }),
-            News::Updated { id, status, summary } => {
-                let fields = Fields { status: *status, summary: summary.as_deref() };
-                sse::event(&mut out, "session_updated", None, &Updated { id, fields });
-            }
-            News::Removed { id } => sse::event(&mut out, "session_removed", None, &Removed { id }),
+        let mut out = BytesMut::new();
+        while out.len() < sse::CHUNK_BYTES
+            && let Some(one) = self.pending.pop_front()
+        {
+            tell_news(&mut out, &one);
         }
+        Some(out.freeze())
     }
-    Some((out.freeze(), (roll, pending, open)))
+}
+
+fn tell_news(out: &mut BytesMut, one: &News) {
+    match one {
+        News::Snapshot(session) => sse::event(out, "session_snapshot", None, &Told { session }),
+        News::Created(session) => sse::event(out, "session_created", None, &Told { session }),
+        News::Updated { id, status, summary } => {
+            let fields = Fields { status: *status, summary: summary.as_deref() };
+            sse::event(out, "session_updated", None, &Updated { id, fields });
+        }
+        News::Removed { id } => sse::event(out, "session_removed", None, &Removed { id }),
+    }
 }
 
 /// What a sandbox is told. Pulled by the transport: what it did not pull was not told.

@@ -66,7 +66,7 @@ impl Surface {
     async fn serve(self, transport: impl Transport, caller: Arc<Caller>) {
         let (sender, mut receiver) = transport.split();
         let link = Link::new(self.0.terms, 0);
-        let ending = Box::pin(http::ending(self.0.web.clone(), caller.clone()));
+        let ending = Box::pin(http::ending(&self.0.web, caller.clone()));
         let mut socket = Socket { shared: self.0, caller, sender, link, begun: Instant::now(), ending };
         let ended = match socket.hello(&mut receiver).await {
             Ok(Some((hello, envelope))) if hello.role == Role::Runtime => {

@@ -66,8 +66,17 @@ async fn an_interrupted_first_start_is_begun_again() {
         left(&log);
         dir
     };
-    let half: [fn(&Path); 4] = [
+    let half: [fn(&Path); 6] = [
         |_| {},
+        |log| fs::write(log.join("making"), "").unwrap(),
+        // It was made, but not all of it need be on the disk.
+        |log| {
+            fs::write(log.join("making"), "").unwrap();
+            fs::create_dir(log.join("keyspaces")).unwrap();
+            fs::write(log.join("0.jnl"), [0; 9000]).unwrap();
+            fs::write(log.join("version"), "FJL\u{3}").unwrap();
+        },
+        // As earlier versions leave it.
         |log| {
             fs::create_dir_all(log.join("new/keyspaces/0")).unwrap();
             fs::write(log.join("new/version"), "").unwrap();
@@ -91,7 +100,7 @@ async fn an_interrupted_first_start_is_begun_again() {
             assert_eq!(append(&store).await, log::Offset(offset), "{index}");
             store.stop().await;
         }
-        assert!(!dir.path().join("log/new").exists());
+        assert!(!dir.path().join("log/new").exists() && !dir.path().join("log/making").exists());
     }
 }
 

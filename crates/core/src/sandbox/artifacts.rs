@@ -9,11 +9,15 @@ mod pieces;
 mod step;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize, de::Error as _};
+use serde::{
+    Deserialize, Serialize,
+    de::{Error as _, IgnoredAny},
+};
 use serde_json::value::RawValue;
 
 pub(super) use self::json::VALUE_BYTES;
@@ -158,9 +162,34 @@ pub enum Sign {
 /// The types of events that say something about the sandbox itself.
 pub const SIGNS: [&str; 3] = ["turn_start", "turn_end", "summary"];
 
+/// The types of events that are pieces of one text: each with the kind of artifact and the field that it is at the end of. Of
+/// others it is not known what they are.
+pub(super) const DELTAS: [(&str, Delta); 4] = [
+    ("text_delta", Delta { kind: "text", field: "text" }),
+    ("thinking_delta", Delta { kind: "thinking", field: "text" }),
+    ("tool_input_delta", Delta { kind: "tool", field: "input" }),
+    ("tool_output_delta", Delta { kind: "tool", field: "output" }),
+];
+
+/// What a piece of text is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delta {
+    kind: &'static str,
+    field: &'static str,
+}
+
+impl Delta {
+    /// By the type of an event.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        DELTAS.iter().find(|(known, _)| *known == name).map(|(_, delta)| *delta)
+    }
+}
+
 /// An event, read: of any JSON.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A piece of text and nothing else, with the id that it gives. By far the most.
+    Piece(Delta, Option<String>, Text),
     /// An object with a type that is text, and its other fields.
     Typed(String, Fields),
     /// Any other JSON.
@@ -171,6 +200,10 @@ impl Event {
     /// Reads an event as it was told.
     #[must_use]
     pub fn read(told: &RawValue) -> Self {
+        Self::read_piece(told.get()).unwrap_or_else(|| Self::read_any(told))
+    }
+
+    fn read_any(told: &RawValue) -> Self {
         if let Ok(mut fields) = serde_json::from_str::<Fields>(told.get())
             && fields.get("type").is_some_and(|kind| kind.as_text().is_some())
             && let Some(kind) = fields.remove("type")
@@ -178,6 +211,25 @@ impl Event {
             return Self::Typed(kind.into_text().to_string(), fields);
         }
         Self::Other(Json::read(told))
+    }
+
+    /// Reads what is a piece of text, written as [`Events::parse`](super::Events::parse) joins them. Nothing for what means
+    /// more than that.
+    fn read_piece(told: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Piece<'a> {
+            #[serde(rename = "type")]
+            _kind: IgnoredAny,
+            #[serde(borrow)]
+            delta: Cow<'a, str>,
+            #[serde(default)]
+            id: String,
+        }
+        let (kind, _) = told.strip_prefix("{\"type\":\"")?.split_once('"')?;
+        let of = Delta::of(kind)?;
+        let Piece { delta, id, .. } = serde_json::from_str(told).ok()?;
+        Some(Self::Piece(of, Some(id).filter(|id| !id.is_empty()), (&*delta).into()))
     }
 
     /// What a record says that is no JSON at all.

@@ -10,7 +10,7 @@ use serde::{
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    artifacts::{ARTIFACT_BYTES, Change, Event, Fold, SIGNS, Sign, VALUE_BYTES},
+    artifacts::{self, ARTIFACT_BYTES, Change, Event, Fold, SIGNS, Sign, VALUE_BYTES},
     invalid,
     keep::Record,
 };
@@ -21,9 +21,6 @@ use crate::{
 
 /// Events in one request.
 const EVENTS_MAX: usize = 10_000;
-
-/// The types of events that are pieces of one text. Of others it is not known what they are, and each is kept for itself.
-const DELTAS: [&str; 4] = ["text_delta", "thinking_delta", "tool_input_delta", "tool_output_delta"];
 
 /// What a sandbox tells at once, read.
 pub struct Events {
@@ -212,7 +209,7 @@ impl<'a> Pieces<'a> {
         const DELTA: &str = "_delta\",\"delta\":\"";
         let mut rest = str::from_utf8(body).ok()?.strip_prefix('[')?;
         let kind = &rest.strip_prefix(BEGIN)?[..rest.find(DELTA)?.checked_sub(BEGIN.len())? + "_delta".len()];
-        let is_known = DELTAS.contains(&kind);
+        let is_known = artifacts::Delta::of(kind).is_some();
         let head = rest.get(..BEGIN.len() + kind.len() + DELTA.len() - "_delta".len()).filter(|_| is_known)?;
         let mut pieces = Self { joined: Joined::default(), count: 0 };
         pieces.joined.text.reserve(body.len());
@@ -245,7 +242,7 @@ fn text_end(rest: &str) -> Option<usize> {
 
 impl Piece<'_> {
     fn is_one(&self) -> bool {
-        DELTAS.contains(&self.kind) && self.delta.get().starts_with('"')
+        artifacts::Delta::of(self.kind).is_some() && self.delta.get().starts_with('"')
     }
 }
 

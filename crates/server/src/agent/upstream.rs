@@ -38,6 +38,9 @@ const UNKNOWN_OF_ADDRESS_MAX: usize = UNKNOWN_TOTAL_MAX / 8;
 /// Bytes that are read in one go: what several reads of the transport bring.
 const READ_BYTES: usize = 64 * 1024;
 
+/// A piece as large as this has others behind it: there is room for them before they come, so that it is not moved.
+const LARGE_PIECE_BYTES: usize = READ_BYTES / 8;
+
 /// Bytes that may wait for one stream's task, read and not handled. Some 20,000 small messages.
 const AHEAD_BYTES_MAX: usize = 1024 * 1024;
 
@@ -153,6 +156,9 @@ impl Intake {
                 // Copied: a piece of a few bytes would keep the whole buffer of the transport.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
+                        if self.bytes.is_empty() && data.len() >= LARGE_PIECE_BYTES {
+                            self.bytes.reserve(READ_BYTES + data.len());
+                        }
                         self.bytes.extend_from_slice(&data);
                     }
                 }
@@ -178,17 +184,20 @@ impl Intake {
         }
     }
 
+    /// Moves all of it, or what lacks of the frame that was begun: no more than that is copied.
     fn move_into(&mut self, taken: &mut BytesMut) {
         if taken.is_empty() {
-            std::mem::swap(taken, &mut self.bytes);
+            *taken = std::mem::take(&mut self.bytes);
         } else {
-            taken.extend_from_slice(&self.bytes);
+            let whole = prefix(taken).map_or(PREFIX_BYTES, |(_, length)| length.saturating_add(PREFIX_BYTES));
+            let lacks = whole.saturating_sub(taken.len()).min(self.bytes.len());
+            taken.extend_from_slice(&self.bytes[..lacks]);
+            self.bytes.advance(lacks);
         }
-        self.bytes.clear();
-        self.allowance.0.ahead.fetch_add(std::mem::take(&mut self.granted), Relaxed);
-        // The room that a backlog took is not kept.
-        if self.bytes.capacity() > READ_BYTES {
+        if self.bytes.is_empty() {
+            // The room that it took is not kept.
             self.bytes = BytesMut::new();
+            self.allowance.0.ahead.fetch_add(std::mem::take(&mut self.granted), Relaxed);
         }
     }
 }
@@ -369,6 +378,10 @@ impl Upstream {
         }
         self.taken.advance(PREFIX_BYTES);
         let frame: Bytes = self.taken.split_to(length).freeze();
+        if self.taken.is_empty() {
+            // What is left of it would keep all that was read at once.
+            self.taken = BytesMut::new();
+        }
         let frame = UpstreamMessage::decode(frame);
         frame.map(Some).map_err(|e| Status::internal(format!("a frame cannot be decoded: {e}")))
     }

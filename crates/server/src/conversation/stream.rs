@@ -101,11 +101,15 @@ impl Viewer {
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
-        stream::unfold(self, Self::next)
+        // It is kept once, and not in each future again.
+        stream::unfold(self, |mut viewer| async move {
+            let chunk = viewer.next().await?;
+            Some((chunk, viewer))
+        })
     }
 
     /// The next chunk. Being asked for it means that the transport took the last one.
-    async fn next(mut self) -> Option<(Bytes, Self)> {
+    async fn next(&mut self) -> Option<Bytes> {
         let is_held = self.place.took();
         let chunk = match self.phase {
             Stage::Over => return None,
@@ -119,7 +123,7 @@ impl Viewer {
             Stage::Open => self.chunk().await?,
         };
         self.place.owes();
-        Some((chunk, self))
+        Some(chunk)
     }
 
     fn hello(&mut self) -> Bytes {

@@ -2,7 +2,9 @@
 //! as small as it can be: most of them wait.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -19,10 +21,11 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::{counter::Counter, family::Family};
+use rustix::net::RecvFlags;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, Interest},
     net::TcpStream,
-    time::{Instant, sleep},
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
@@ -41,9 +44,6 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a client may take for the head of a request, the next one included: longer than clients keep connections that they
 /// do not use.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Pause when the first bytes of a connection are few.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -118,18 +118,31 @@ impl Web {
         }
     }
 
-    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, open: Open) {
+    /// What is not a future is done before it, and what is awaited stays where it is: each would be kept twice otherwise.
+    fn http1(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        open: Open,
+    ) -> impl Future<Output = ()> + Send {
         let Self { site, stop, answers, .. } = self;
         let Open { peer, connection, until } = open;
         let (of_request, stream) = (connection.clone(), Sending::new(stream, connection.clone()));
         let answer = service_fn(move |request| answer(&site, &answers, request, peer, &of_request, true));
         let mut serve = http1::Builder::new();
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        let served = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
-        until_closed(served, http1::UpgradeableConnection::graceful_shutdown, &connection, &stop, until).await;
+        let mut served = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
+        async move {
+            let served = Pin::new(&mut served);
+            until_closed(served, http1::UpgradeableConnection::graceful_shutdown, &connection, &stop, until).await;
+        }
     }
 
-    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, open: Open) {
+    /// As [`Web::http1`].
+    fn http2(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        open: Open,
+    ) -> impl Future<Output = ()> + Send {
         let Self { site, stop, tasks, answers, .. } = self;
         let Open { peer, connection, until } = open;
         let (of_request, stream) = (connection.clone(), Sending::new(stream, connection.clone()));
@@ -137,8 +150,11 @@ impl Web {
         let mut serve = http2::Builder::new(Tracked(tasks));
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
         serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
-        let served = serve.serve_connection(TokioIo::new(stream), answer);
-        until_closed(served, http2::Connection::graceful_shutdown, &connection, &stop, until).await;
+        let mut served = serve.serve_connection(TokioIo::new(stream), answer);
+        async move {
+            let served = Pin::new(&mut served);
+            until_closed(served, http2::Connection::graceful_shutdown, &connection, &stop, until).await;
+        }
     }
 }
 
@@ -164,17 +180,74 @@ fn answer(
     })
 }
 
-/// Whether a connection begins as HTTP/2 does. Takes nothing from it.
-async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
+/// Whether a connection begins as HTTP/2 does. Takes nothing from it. Half a beginning costs nothing while the rest does not
+/// come.
+async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut begins = [0; PREFACE.len()];
     loop {
-        let seen = stream.peek(&mut begins).await?;
-        if seen == 0 || begins[..seen] != PREFACE[..seen] {
-            return Ok(false);
+        let ready = stream.ready(Interest::READABLE).await?;
+        let decided = stream.try_io(Interest::READABLE, || {
+            let (seen, _) = rustix::net::recv(stream, &mut begins[..], RecvFlags::PEEK)?;
+            match &begins[..seen] {
+                begins if begins == PREFACE => Ok(true),
+                begins if !begins.is_empty() && PREFACE.starts_with(begins) && !ready.is_read_closed() => {
+                    // What is there already is no news: it is ready again when more comes.
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                _ => Ok(false),
+            }
+        });
+        match decided {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            decided => return decided,
         }
-        if seen == PREFACE.len() {
-            return Ok(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::timeout};
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (client.unwrap(), accepted.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_speaks_is_known_by_how_it_begins() {
+        for (begins, expected) in [
+            (&[PREFACE, b"more"][..], true),
+            (&[&PREFACE[..1], &PREFACE[1..17], &PREFACE[17..]], true),
+            (&[b"P", b"OST / HTTP/1.1"], false),
+            (&[b"GET / HTTP/1.1"], false),
+            (&[&PREFACE[..PREFACE.len() - 1], b"x"], false),
+        ] {
+            let (mut client, server) = pair().await;
+            for to in 1..begins.len() {
+                client.write_all(begins[to - 1]).await.unwrap();
+                let begun = begins[..to].concat();
+                if PREFACE.len() > begun.len() && PREFACE.starts_with(&begun) {
+                    assert!(
+                        timeout(Duration::from_millis(20), is_http2(&server)).await.is_err(),
+                        "it is not known yet"
+                    );
+                }
+            }
+            let (spoken, sent) = tokio::join!(is_http2(&server), client.write_all(begins[begins.len() - 1]));
+            sent.unwrap();
+            assert_eq!(spoken.unwrap(), expected, "{begins:?}");
         }
-        sleep(PAUSE).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_in_its_beginning_waits_for_nothing() {
+        let (mut client, server) = pair().await;
+        client.write_all(&PREFACE[..5]).await.unwrap();
+        let (spoken, ()) = tokio::join!(is_http2(&server), async { drop(client) });
+        assert!(!spoken.unwrap());
     }
 }

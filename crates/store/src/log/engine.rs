@@ -89,8 +89,7 @@ fn options_for_all() -> KeyspaceCreateOptions {
 impl Engine {
     /// Opens or creates the databases in `dir`; cuts off what was not acknowledged and cannot be kept.
     pub(super) fn open(dir: &Path, options: &Options) -> Result<(Self, Option<Repair>), Error> {
-        create::ensure(dir, |new| Self::open_in(new, options, None).map(drop))?;
-        Self::open_in(dir, options, None)
+        create::open_or_make(dir, || Self::open_in(dir, options, None))
     }
 
     /// Opens them again after a write failed: exactly what was acknowledged is there, which ends with batch `acknowledged`.

@@ -18,28 +18,66 @@ pub(super) struct Patterns {
     index: Prefixes<Prefixes<Vec<Arc<Compiled>>>>,
 }
 
-/// A rule, and its names as patterns; a name that is no pattern fits nothing.
+/// A rule, and its names as patterns.
 #[derive(Debug)]
 struct Compiled {
     rule: Rule,
-    principal: Option<glob::Pattern>,
-    resource: Option<glob::Pattern>,
+    principal: Fits,
+    resource: Fits,
 }
 
 impl Compiled {
     fn new(rule: Rule) -> Self {
-        let [principal, resource] =
-            [&rule.principal, &rule.resource].map(|name| glob::Pattern::new(&name.to_string()).ok());
+        let [principal, resource] = [&rule.principal, &rule.resource].map(|name| Fits::new(&text(name)));
         Self { rule, principal, resource }
     }
 
+    /// Whether names fit that begin as its patterns do.
     fn matches(&self, principal: &str, resource: &str) -> bool {
-        let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
-        let matches = |pattern: &Option<glob::Pattern>, name: &str| {
-            pattern.as_ref().is_some_and(|pattern| pattern.matches_with(name, options))
-        };
-        matches(&self.principal, principal) && matches(&self.resource, resource)
+        self.principal.has(principal) && self.resource.has(resource)
     }
+}
+
+/// Which of the names that begin as a pattern does fit it. Most patterns end with their one wildcard.
+#[derive(Debug)]
+enum Fits {
+    /// The pattern itself, which has so many bytes and no wildcard.
+    One(usize),
+    /// Those that have no separator behind so many bytes.
+    Segment(usize),
+    /// Any other pattern.
+    Glob(glob::Pattern),
+    /// It is no pattern.
+    Nothing,
+}
+
+impl Fits {
+    fn new(pattern: &str) -> Self {
+        let begins = literal(pattern).len();
+        match (&pattern[begins..], glob::Pattern::new(pattern)) {
+            (_, Err(_)) => Self::Nothing,
+            ("", _) => Self::One(begins),
+            ("*", _) => Self::Segment(begins),
+            (_, Ok(pattern)) => Self::Glob(pattern),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::One(length) => name.len() == *length,
+            Self::Segment(begins) => !name[*begins..].contains(std::path::MAIN_SEPARATOR),
+            Self::Glob(pattern) => {
+                let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+                pattern.matches_with(name, options)
+            }
+            Self::Nothing => false,
+        }
+    }
+}
+
+/// A name as patterns see it.
+fn text(name: &Name) -> String {
+    [&name.kind, ":", &name.id].concat()
 }
 
 /// What stands before the first wildcard of a pattern.
@@ -50,7 +88,7 @@ fn literal(pattern: &str) -> &str {
 impl Patterns {
     pub(super) fn put(&mut self, rule: Rule) {
         self.remove(&rule.principal, &rule.resource);
-        let (principal, resource) = (rule.principal.to_string(), rule.resource.to_string());
+        let (principal, resource) = (text(&rule.principal), text(&rule.resource));
         let (key, compiled) = ((rule.principal.clone(), rule.resource.clone()), Arc::new(Compiled::new(rule)));
         self.index.under(literal(&principal)).under(literal(&resource)).push(compiled.clone());
         self.rules.insert(key, compiled);
@@ -58,7 +96,7 @@ impl Patterns {
 
     pub(super) fn remove(&mut self, principal: &Name, resource: &Name) -> Option<Rule> {
         let removed = self.rules.remove(&(principal.clone(), resource.clone()))?;
-        let (of, on) = (principal.to_string(), resource.to_string());
+        let (of, on) = (text(principal), text(resource));
         let (of, on) = (literal(&of), literal(&on));
         self.index.change(of, |resources| {
             resources.change(on, |rules| {
@@ -86,7 +124,7 @@ impl Patterns {
         if self.rules.is_empty() {
             return None;
         }
-        let (principal, resource) = (principal.to_string(), resource.to_string());
+        let (principal, resource) = (text(principal), text(resource));
         let mut best: Option<&Rule> = None;
         self.candidates(&principal, &resource, |compiled| {
             let rule = &compiled.rule;
@@ -154,7 +192,9 @@ fn common(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Level, Name, Patterns, Prefixes, Rule};
+    use proptest::prelude::*;
+
+    use super::{super::Level, Fits, Name, Patterns, Prefixes, Rule, literal};
 
     fn rule(principal: &str, resource: &str, level: i64) -> Rule {
         Rule {
@@ -186,6 +226,15 @@ mod tests {
         assert_eq!(found("ö"), [0], "shares a byte with what is there, and no character");
         assert_eq!(found("c"), [0]);
         assert_eq!(found(""), [0]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_fits_what_it_always_did(pattern in "[ab/*?\\[]{0,6}", name in "[ab/ä]{0,6}") {
+            let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+            let expected = glob::Pattern::new(&pattern).is_ok_and(|pattern| pattern.matches_with(&name, options));
+            prop_assert_eq!(name.starts_with(literal(&pattern)) && Fits::new(&pattern).has(&name), expected);
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use super::{
-    Artifact, EXTRA_BYTES_MAX, Event, FIELDS_BYTES_MAX, Fields, Fold, How, Json, Kept, RESERVED, TEXT_BYTES_MAX, Text,
-    Update, VALUE_BYTES, json::fields_bytes,
+    Artifact, Delta, EXTRA_BYTES_MAX, Event, FIELDS_BYTES_MAX, Fields, Fold, How, Json, Kept, RESERVED, TEXT_BYTES_MAX,
+    Text, Update, VALUE_BYTES, json::fields_bytes,
 };
 
 /// Events that came at once, being folded.
@@ -30,18 +30,15 @@ impl<'a> Step<'a> {
 impl Step<'_> {
     pub(super) fn event(&mut self, event: Event) {
         let (kind, fields) = match event {
+            Event::Piece(of, id, delta) => return self.delta(of, id.as_deref(), &delta, Fields::new()),
             Event::Typed(kind, fields) => (kind, fields),
             Event::Other(other) => return self.custom(null(), other),
         };
         match kind.as_str() {
             "user_prompt" => self.whole("user_prompt", "done", fields, &["text", "prompt"]),
-            "text_delta" => self.delta("text", "text", fields),
-            "thinking_delta" => self.delta("thinking", "text", fields),
             "text" => self.full("text", fields),
             "thinking" => self.full("thinking", fields),
             "tool_start" => self.tool_start(fields),
-            "tool_input_delta" => self.delta("tool", "input", fields),
-            "tool_output_delta" => self.delta("tool", "output", fields),
             "tool_end" => self.tool_end(fields),
             "file_change" => self.whole("file_change", "done", fields, &[]),
             "plan" => self.state("plan", fields),
@@ -55,7 +52,10 @@ impl Step<'_> {
             "turn_start" => self.turn_start(fields),
             "turn_end" => self.turn_end(fields),
             "summary" | "heartbeat" => {}
-            _ => self.custom(Json::Text(kind.as_str().into()), Json::of(&fields)),
+            name => match Delta::of(name) {
+                Some(of) => self.piece(of, fields),
+                None => self.custom(Json::Text(name.into()), Json::of(&fields)),
+            },
         }
     }
 
@@ -79,17 +79,22 @@ impl Step<'_> {
         }
     }
 
-    /// Text at the end of a field: of the artifact with that id, or the current one of its kind, or a new one.
-    fn delta(&mut self, kind: &str, field: &str, mut fields: Fields) {
+    /// A piece of text with other fields.
+    fn piece(&mut self, of: Delta, mut fields: Fields) {
         let id = take_id(&mut fields);
         let delta = take_as_text(&mut fields, &["delta", "text"]).unwrap_or_default();
+        self.delta(of, id.as_deref(), &delta, fields);
+    }
+
+    /// Text at the end of a field: of the artifact with that id, or the current one of its kind, or a new one.
+    fn delta(&mut self, Delta { kind, field }: Delta, id: Option<&str>, delta: &Text, fields: Fields) {
         let is_tool = kind == "tool";
         if !is_tool {
             self.settle_texts_but(kind);
         }
-        let seq = self.about(kind, id.as_deref()).unwrap_or_else(|| {
+        let seq = self.about(kind, id).unwrap_or_else(|| {
             let status = if is_tool { "running" } else { "streaming" };
-            let seq = self.create(kind, id.clone(), status, Fields::new());
+            let seq = self.create(kind, id.map(ToOwned::to_owned), status, Fields::new());
             self.fold.rest.running.insert(seq);
             seq
         });
@@ -99,7 +104,7 @@ impl Step<'_> {
         if !is_tool {
             self.reopen(seq);
         }
-        self.append(seq, field, &delta);
+        self.append(seq, field, delta);
         // What pieces make is not also set.
         if !fields.is_empty() {
             self.set_all_but(seq, fields, &[field, &beside(field)]);

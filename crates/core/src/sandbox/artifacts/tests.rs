@@ -135,6 +135,43 @@ fn who_comes_back_gets_what_it_does_not_know() {
 }
 
 #[test]
+fn a_piece_means_the_same_however_it_is_read() {
+    let (mut pieces, mut both) = (0, [Fold::default(), Fold::default()]);
+    for kind in ["text_delta", "thinking_delta", "tool_input_delta", "tool_output_delta", "other_delta", "text_delta2"]
+    {
+        for rest in [
+            r#","delta":"a\n\u00e4\ud83d\ude00""#,
+            r#","delta":"b","id":"1""#,
+            r#","id":"1","delta":"c""#,
+            r#","delta":"d","id":"""#,
+            r#","delta":"e","id":7"#,
+            r#","delta":"f","id":null"#,
+            r#","delta":"g","id":"\u0041""#,
+            r#","delta":"h","more":1"#,
+            r#","delta":"i","delta":"j""#,
+            r#","delta":"k","type":"text_delta""#,
+            r#","delta":7"#,
+            r#","delta":null"#,
+            r#","text":"l""#,
+            r#","delta":"\ud83d""#,
+            "",
+        ] {
+            for told in [format!(r#"{{"type":"{kind}"{rest}}}"#), format!(r#" {{ "type" : "{kind}"{rest}}}"#)] {
+                let told = serde_json::value::RawValue::from_string(told).unwrap();
+                let read = Event::read(&told);
+                pieces += usize::from(matches!(read, Event::Piece(..)));
+                let [one, other] = &mut both;
+                one.apply([read], 1);
+                other.apply([Event::read_any(&told)], 1);
+                assert_eq!(all(one), all(other), "{}", told.get());
+                assert_eq!((one.rest(), one.bytes()), (other.rest(), other.bytes()), "{}", told.get());
+            }
+        }
+    }
+    assert_eq!(pieces, 4 * 5, "of each type, those that are nothing else");
+}
+
+#[test]
 fn an_event_is_read_for_itself_whatever_is_in_it() {
     let told = [
         r#"{"type": "text", "text": "a"}"#,
