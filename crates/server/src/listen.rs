@@ -24,7 +24,7 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -136,21 +136,21 @@ fn set_up(stream: &TcpStream) -> bool {
     stream.set_nodelay(true).is_ok() && rustix::net::sockopt::set_tcp_user_timeout(stream, silence_ms).is_ok()
 }
 
-/// Serves a connection until its client closes it, the server stops, it has to make room, or no request came `until` then.
-/// `close` lets what is under way end, and takes nothing more.
+/// Serves a connection until its client closes it, the server stops, or it `leaves`. `close` lets what is under way end, and
+/// takes nothing more.
 async fn until_closed<S: Future>(
     mut served: Pin<&mut S>,
     close: impl FnOnce(Pin<&mut S>),
     connection: &Connection,
     stop: &CancellationToken,
-    until: Instant,
+    leaves: impl Future<Output = ()>,
 ) {
     let goodbye = tokio::select! {
         biased;
         // A client that goes away ends it, however it likes.
         _ = served.as_mut() => return,
         () = stop.cancelled() => if connection.was_active() { FAREWELL_TIMEOUT } else { GOODBYE_TIMEOUT },
-        () = connection.is_to_leave(until) => GOODBYE_TIMEOUT,
+        () = leaves => GOODBYE_TIMEOUT,
     };
     close(served.as_mut());
     loop {
@@ -226,6 +226,7 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
         task::JoinHandle,
+        time::Instant,
     };
 
     use super::{sending::Sending, *};
@@ -261,7 +262,8 @@ mod tests {
             .serve_connection(TokioIo::new(Sending::new(line, connection.clone())), answering(connection));
         let until = Instant::now() + Duration::from_secs(120);
         let serving = TaskTracker::new().spawn(async move {
-            until_closed(pin!(served), http2::Connection::graceful_shutdown, &open, &stop, until).await;
+            until_closed(pin!(served), http2::Connection::graceful_shutdown, &open, &stop, open.is_to_leave(until))
+                .await;
         });
         (client, serving)
     }
@@ -338,7 +340,8 @@ mod tests {
         let until = Instant::now() + Duration::from_secs(120);
         let stopped = stop.clone();
         let serving = TaskTracker::new().spawn(async move {
-            until_closed(pin!(served), http1::Connection::graceful_shutdown, &open, &stopped, until).await;
+            until_closed(pin!(served), http1::Connection::graceful_shutdown, &open, &stopped, open.is_to_leave(until))
+                .await;
         });
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut read = vec![0; 1024];

@@ -27,14 +27,14 @@ pub(crate) struct Streams(Arc<Open>);
 struct Open {
     /// Of one token; 0 is no limit.
     most: u32,
-    tokens: Mutex<HashMap<String, u32>>,
+    tokens: Mutex<HashMap<Box<str>, u32>>,
     gauge: Family<Tells, Gauge>,
 }
 
 /// A stream, as long as it is open.
 pub(crate) struct Held {
     streams: Streams,
-    token: Option<String>,
+    token: Option<Box<str>>,
     tells: &'static str,
 }
 
@@ -45,7 +45,7 @@ impl Streams {
 
     /// Another one of somebody. Whoever needs no token has no limit: such a server serves one machine.
     pub(crate) fn open(&self, caller: &Caller, tells: &'static str) -> Result<Held, Error> {
-        let token = caller.credential.token.clone();
+        let token: Option<Box<str>> = caller.credential.token.as_deref().map(Into::into);
         if let Some(token) = &token {
             let mut tokens = self.tokens();
             let count = tokens.entry(token.clone()).or_insert(0);
@@ -66,7 +66,7 @@ impl Streams {
         Held { streams: self.clone(), token: None, tells }
     }
 
-    fn tokens(&self) -> MutexGuard<'_, HashMap<String, u32>> {
+    fn tokens(&self) -> MutexGuard<'_, HashMap<Box<str>, u32>> {
         self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

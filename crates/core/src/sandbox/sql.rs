@@ -13,8 +13,12 @@ use super::{
     state::Status,
 };
 
-/// Artifacts of a checkpoint that are read, or removed, at once.
-const PAGE: i64 = 64;
+/// Artifacts of a checkpoint that are read at once: at most so many, and so many bytes of them besides the last one.
+const READ_PAGE: i64 = 2048;
+const READ_BYTES: i64 = 1024 * 1024;
+
+/// Artifacts of a checkpoint that are removed at once.
+const REMOVE_PAGE: i64 = 64;
 
 pub(crate) const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -210,9 +214,22 @@ pub(super) struct Version {
 /// Some artifacts of a checkpoint in all of their versions, from behind one of them.
 pub(super) fn artifacts(tx: &mut ReadTx, id: String, after: (i64, i64)) -> TxFuture<'_, Vec<Version>, Error> {
     Box::pin(async move {
-        let sql = "SELECT seq, changed_by, created_by, body FROM sandbox_versions
+        // How long they are is known without reading them.
+        let sql = "SELECT seq, changed_by, CAST(octet_length(body) AS BIGINT) FROM sandbox_versions
             WHERE sandbox = $1 AND (seq, changed_by) > ($2, $3) ORDER BY seq, changed_by LIMIT $4";
-        let rows = tx.query(sql, &[id.into(), after.0.into(), after.1.into(), PAGE.into()]).await?;
+        let lengths = tx.query(sql, &[id.as_str().into(), after.0.into(), after.1.into(), READ_PAGE.into()]).await?;
+        let (mut through, mut bytes) = (after, 0);
+        for row in &lengths {
+            if bytes >= READ_BYTES {
+                break;
+            }
+            (through, bytes) = ((row.int(0)?, row.int(1)?), bytes + row.int(2)?);
+        }
+        let sql = "SELECT seq, changed_by, created_by, body FROM sandbox_versions
+            WHERE sandbox = $1 AND (seq, changed_by) > ($2, $3) AND (seq, changed_by) <= ($4, $5)
+            ORDER BY seq, changed_by";
+        let between = [after.0, after.1, through.0, through.1].map(Into::into);
+        let rows = tx.query(sql, &[&[id.into()], &between[..]].concat()).await?;
         let version = |row: &Row| {
             let body = row.text(3)?.to_owned();
             Ok(Version { seq: row.int(0)?, changed_by: row.int(1)?, created_by: row.int(2)?, body })
@@ -335,7 +352,7 @@ pub(super) fn remove_artifacts(tx: &mut WriteTx, id: String) -> TxFuture<'_, boo
     Box::pin(async move {
         let sql = "DELETE FROM sandbox_versions WHERE sandbox = $1 AND seq IN
             (SELECT seq FROM sandbox_versions WHERE sandbox = $1 ORDER BY seq LIMIT $2)";
-        Ok(tx.execute(sql, &[id.into(), PAGE.into()]).await? > 0)
+        Ok(tx.execute(sql, &[id.into(), REMOVE_PAGE.into()]).await? > 0)
     })
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Viewer {
     changes: watch::Receiver<u64>,
     watch: Watch,
     place: Arc<Place>,
-    base: String,
+    base: Box<str>,
     until: Until,
     phase: Stage,
     ping: Pin<Box<Sleep>>,
@@ -97,7 +97,19 @@ impl Viewer {
         let conversations = &surface.conversations;
         let changes = conversations.apps().changes();
         let until = Until::new(conversations.options().stream_seconds, asks.expires_at, token::now());
-        Self { surface, seat, asks, changes, watch, place, base, until, phase: Stage::New, ping, _held: held }
+        Self {
+            surface,
+            seat,
+            asks,
+            changes,
+            watch,
+            place,
+            base: base.into(),
+            until,
+            phase: Stage::New,
+            ping,
+            _held: held,
+        }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Bytes> + Send {

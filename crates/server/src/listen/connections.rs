@@ -23,7 +23,7 @@ use std::{
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, futures::Notified},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -352,9 +352,14 @@ impl Connection {
 
     /// Returns when the connection is to be closed: because it makes room, or because no request came until then.
     pub(crate) async fn is_to_leave(&self, until: Instant) {
-        if timeout_at(until, self.state.leave.notified()).await.is_err() && self.was_active() {
-            self.state.leave.notified().await;
+        if timeout_at(until, self.makes_room()).await.is_err() && self.was_active() {
+            self.makes_room().await;
         }
+    }
+
+    /// Returns when the connection is to be closed because it makes room.
+    pub(crate) fn makes_room(&self) -> Notified<'_> {
+        self.state.leave.notified()
     }
 }
 

@@ -187,8 +187,9 @@ impl Grpc {
         http2.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
         http2.initial_connection_window_size(window.connection()).initial_stream_window_size(window.stream());
         let served = http2.serve_connection(stream, answer);
-        until_closed(std::pin::pin!(served), http2::Connection::graceful_shutdown, &connection, &self.stop, until)
-            .await;
+        let leaves = connection.is_to_leave(until);
+        let close = http2::Connection::graceful_shutdown;
+        until_closed(std::pin::pin!(served), close, &connection, &self.stop, leaves).await;
     }
 
     fn answer(

@@ -125,15 +125,17 @@ impl Web {
         open: Open,
     ) -> impl Future<Output = ()> + Send {
         let Self { site, stop, answers, .. } = self;
-        let Open { peer, connection, until } = open;
+        let Open { peer, connection, .. } = open;
         let (of_request, stream) = (connection.clone(), Sending::new(stream, connection.clone()));
         let answer = service_fn(move |request| answer(&site, &answers, request, peer, &of_request, true));
         let mut serve = http1::Builder::new();
+        // Of the first head, too.
         serve.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         let mut served = serve.serve_connection(TokioIo::new(stream), answer).with_upgrades();
         async move {
             let served = Pin::new(&mut served);
-            until_closed(served, http1::UpgradeableConnection::graceful_shutdown, &connection, &stop, until).await;
+            let leaves = connection.makes_room();
+            until_closed(served, http1::UpgradeableConnection::graceful_shutdown, &connection, &stop, leaves).await;
         }
     }
 
@@ -153,7 +155,8 @@ impl Web {
         let mut served = serve.serve_connection(TokioIo::new(stream), answer);
         async move {
             let served = Pin::new(&mut served);
-            until_closed(served, http2::Connection::graceful_shutdown, &connection, &stop, until).await;
+            let leaves = connection.is_to_leave(until);
+            until_closed(served, http2::Connection::graceful_shutdown, &connection, &stop, leaves).await;
         }
     }
 }
