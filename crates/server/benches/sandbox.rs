@@ -383,10 +383,14 @@ async fn history() {
     let first = first_byte(peer.http).await;
     // Killed, so that nothing is written on the way out.
     drop(peer);
+    let begun = Instant::now();
     let peer = Peer::on(dir.path());
+    let started = begun.elapsed();
     let cold = first_byte(peer.http).await;
     let warm = first_byte(peer.http).await;
-    println!("{told} events: first artifact after {first:.1?}; after a kill {cold:.1?}, then {warm:.1?}");
+    println!(
+        "{told} events: first artifact after {first:.1?}; after a kill {started:.1?} to start and {cold:.1?}, then {warm:.1?}"
+    );
 }
 
 /// From the request to the first artifact.
