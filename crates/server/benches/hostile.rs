@@ -1,7 +1,7 @@
 //! Good clients in hostile company: 10,000 connections that are silent, slow, half open or a flood, on each listener, with and
 //! without TLS, beside 100 good agents on a server in a process of its own. For each, the good ones' latency with and without
-//! the others (the middle one of three rounds), what the server holds, and how many good connections were refused. The hostile side is a process of its own, too;
-//! it comes from addresses of 127.0.0.0/8, and ends with the measurement.
+//! the others (the middle one of three rounds), what the server holds, and how many good connections were refused. The hostile
+//! side is a process of its own, too; it comes from addresses of 127.0.0.0/8, and ends with the measurement.
 //!
 //! Run by `cargo xtask bench hostile [silent|slow|half|flood …]`.
 

@@ -270,7 +270,6 @@ async fn deltas_at(peer: &Peer, name: &str) -> (f64, f64) {
     (rate, cpu / count as f64)
 }
 
-/// One session, many viewers.
 /// Keys that an agent puts while sandboxes tell as fast as they can, and much of what they told is written down again and again.
 async fn beside() {
     const SESSIONS: usize = 8;
@@ -317,6 +316,7 @@ async fn beside() {
     );
 }
 
+/// One session, many viewers.
 async fn viewers() {
     const VIEWERS: usize = 1000;
     println!("\n-- one session, {VIEWERS} viewers --");

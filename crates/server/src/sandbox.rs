@@ -322,8 +322,9 @@ impl Viewer {
     fn some_steps(&mut self) -> Option<Bytes> {
         let mut bytes = 0;
         let small = self.steps.iter().take_while(|step| {
-            bytes += step.len();
-            bytes <= TOGETHER_BYTES
+            let fits = bytes + step.len() <= TOGETHER_BYTES;
+            bytes += if fits { step.len() } else { 0 };
+            fits
         });
         let together = small.count();
         if together < 2 {

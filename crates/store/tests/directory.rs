@@ -118,6 +118,10 @@ async fn a_log_with_records_is_not_made_anew() {
     let refused = Store::open(dir.path(), Options::default()).err().unwrap();
     assert!(matches!(&refused, OpenError::Log(log::Error::Corrupt { .. })), "{refused}");
     fs::write(dir.path().join("log/version"), marker).unwrap();
+    fs::write(dir.path().join("log/making"), "").unwrap();
+    let refused = Store::open(dir.path(), Options::default()).err().unwrap().to_string();
+    assert!(refused.contains("making"), "{refused}");
+    fs::remove_file(dir.path().join("log/making")).unwrap();
     let store = Store::open(dir.path(), Options::default()).unwrap();
     assert_eq!(store.log.tail().offset, log::Offset(100), "nothing was removed");
     store.stop().await;

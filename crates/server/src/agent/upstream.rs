@@ -38,9 +38,6 @@ const UNKNOWN_OF_ADDRESS_MAX: usize = UNKNOWN_TOTAL_MAX / 8;
 /// Bytes that are read in one go: what several reads of the transport bring.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A piece as large as this has others behind it: there is room for them before they come, so that it is not moved.
-const LARGE_PIECE_BYTES: usize = READ_BYTES / 8;
-
 /// Bytes that may wait for one stream's task, read and not handled. Some 20,000 small messages.
 const AHEAD_BYTES_MAX: usize = 1024 * 1024;
 
@@ -156,9 +153,6 @@ impl Intake {
                 // Copied: a piece of a few bytes would keep the whole buffer of the transport.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        if self.bytes.is_empty() && data.len() >= LARGE_PIECE_BYTES {
-                            self.bytes.reserve(READ_BYTES + data.len());
-                        }
                         self.bytes.extend_from_slice(&data);
                     }
                 }
@@ -176,7 +170,7 @@ impl Intake {
             if self.fill(cx, most).is_pending() || self.end.is_some() {
                 return;
             }
-            // Full. The task takes it all, and reads on by itself then.
+            // Full. The task takes of it until it is empty, and reads on by itself then.
             if most == self.ahead_max || !take(&self.allowance.0.ahead, READ_BYTES) {
                 return;
             }

@@ -41,8 +41,8 @@ use crate::{http::Site, metrics::Answered, tls::Tls};
 /// How HTTP/2 begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long a client may take for the head of a request, the next one included: longer than clients keep connections that they
-/// do not use.
+/// How long a client may take for its first byte, and with HTTP/1 for the head of a request from then on, the next one
+/// included: longer than clients keep connections that they do not use.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Who is at the other end of a connection.

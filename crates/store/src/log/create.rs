@@ -3,7 +3,7 @@
 //! A crash or a full disk can end the engine's own creation anywhere, and what that leaves it neither opens nor makes anew.
 //! So a directory has a mark of ours while the log in it is made: one with that mark was never written to, and its creation
 //! begins again. The log that was made is used as it is. Opened once more, the engine would append to its first journal,
-//! and each sync of that would write the file's size, too; what is made is preallocated.
+//! and each sync of that would write the file's size, too; a new journal has its size from the beginning.
 
 use std::{fs, io, path::Path};
 
@@ -23,8 +23,8 @@ const NEW: &str = "new";
 /// The engine's marker of a directory that is complete.
 const MARKER: &str = "version";
 
-/// What the engine and this module make, besides journals. The mark goes last.
-const MADE: [&str; 8] = [NEW, "keyspaces", "index", "lock", "seal", "seal.new", MARKER, MAKING];
+/// What else the engine and this module make, besides journals.
+const MADE: [&str; 6] = [NEW, "keyspaces", "index", "lock", "seal", "seal.new"];
 
 /// More than creation itself leaves in a journal.
 const FIRST_BATCH_BYTES_MAX: u64 = 4096;
@@ -32,8 +32,8 @@ const FIRST_BATCH_BYTES_MAX: u64 = 4096;
 /// Opens the log in `dir` by `open`, in an empty directory if there is none.
 ///
 /// # Errors
-/// [`Error::Unavailable`] if the disk refuses: the next call begins again. [`Error::Corrupt`] if the marker is gone from a
-/// log that was written to.
+/// [`Error::Unavailable`] if the disk refuses: the next call begins again. [`Error::Corrupt`] if a log that was written to
+/// has lost the engine's marker or has a mark.
 pub(super) fn open_or_make<T>(dir: &Path, open: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     let refused = |e| io_error(dir, &e);
     fs::create_dir_all(dir).map_err(refused)?;
@@ -42,9 +42,13 @@ pub(super) fn open_or_make<T>(dir: &Path, open: impl FnOnce() -> Result<T, Error
         durable::remove_tree(&dir.join(NEW)).map_err(refused)?;
         return open();
     }
-    if journal::used_bytes(dir).map_err(refused)? > FIRST_BATCH_BYTES_MAX {
-        let reason = format!("{} holds records, but its file {MARKER:?} is missing or empty", dir.display());
-        return Err(corrupt(reason));
+    if was_written_to(dir).map_err(refused)? {
+        let why = if dir.join(MAKING).exists() {
+            format!("it has a file {MAKING:?} as if it had not been made yet")
+        } else {
+            format!("its file {MARKER:?} is missing or empty")
+        };
+        return Err(corrupt(format!("{} holds records, but {why}", dir.display())));
     }
     let made = begin(dir).map_err(refused).and_then(|()| open());
     let made = made.and_then(|made| finish(dir).map(|()| made).map_err(refused));
@@ -81,24 +85,29 @@ fn is_complete(dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// Removes what an earlier creation left.
+/// Whether there is more than creation leaves: one journal, with little in it.
+fn was_written_to(dir: &Path) -> io::Result<bool> {
+    Ok(journal::journals(dir)?.len() > 1 || journal::used_bytes(dir)? > FIRST_BATCH_BYTES_MAX)
+}
+
+/// Removes what an earlier creation left: first what says that it is complete, and last what says that it is not.
 fn clear(dir: &Path) -> io::Result<()> {
+    remove(&dir.join(MARKER))?;
+    durable::sync_dir(dir)?;
     for journal in journal::journals(dir)? {
         fs::remove_file(journal)?;
     }
-    for name in MADE {
-        let path = dir.join(name);
-        match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_dir() => fs::remove_dir_all(&path)?,
-            Ok(_) if name == MAKING => {
-                // Not before the rest is gone for good.
-                durable::sync_dir(dir)?;
-                fs::remove_file(&path)?;
-            }
-            Ok(_) => fs::remove_file(&path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+    MADE.iter().try_for_each(|name| remove(&dir.join(name)))?;
+    durable::sync_dir(dir)?;
+    remove(&dir.join(MAKING))
+}
+
+/// Removes a file or a directory, if there is one.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
-    Ok(())
 }
