@@ -401,7 +401,7 @@ struct Removed<'a> {
     id: &'a str,
 }
 
-/// Somebody who looks at the list of sandboxes.
+/// A stream of the list of sandboxes.
 struct ListViewer {
     roll: Roll,
     pending: VecDeque<News>,

@@ -13,7 +13,7 @@ use super::{
     state::Status,
 };
 
-/// Artifacts of a checkpoint that are read at once: at most so many, and so many bytes of them besides the last one.
+/// Limits of one page of a checkpoint that is read: versions of artifacts, and bytes of them besides the last one.
 const READ_PAGE: i64 = 2048;
 const READ_BYTES: i64 = 1024 * 1024;
 

@@ -41,9 +41,9 @@ impl Compiled {
 /// Which of the names that begin as a pattern does fit it. Most patterns end with their one wildcard.
 #[derive(Debug)]
 enum Fits {
-    /// The pattern itself, which has so many bytes and no wildcard.
+    /// The pattern itself: it has no wildcard, and this length in bytes.
     One(usize),
-    /// Those that have no separator behind so many bytes.
+    /// Names without a separator behind the literal part, of which this is the length in bytes.
     Segment(usize),
     /// Any other pattern.
     Glob(glob::Pattern),
@@ -75,7 +75,7 @@ impl Fits {
     }
 }
 
-/// A name as patterns see it.
+/// A name as it is displayed, without the cost of formatting: every decision makes two.
 fn text(name: &Name) -> String {
     [&name.kind, ":", &name.id].concat()
 }
