@@ -223,15 +223,23 @@ impl Agent {
     }
 }
 
-/// An end user of an app, in front of one of its agents, as a token says.
+/// An end user of an app, in front of one of its agents, as a token says. Cheap to clone: the app is shared.
 #[derive(Clone, Debug)]
 pub struct Visitor {
     /// Whose user.
     pub app: Arc<App>,
-    /// Before whom.
-    pub agent: Agent,
+    /// Before whom: which of the app's agents.
+    at: usize,
     /// What the app calls the user.
-    pub user: String,
+    pub user: Arc<str>,
+}
+
+impl Visitor {
+    /// Before whom.
+    #[must_use]
+    pub fn agent(&self) -> &Agent {
+        &self.app.agents[self.at]
+    }
 }
 
 /// The apps of a server. Clones share them.
@@ -327,10 +335,10 @@ impl Apps {
         if let Err(error) = identifier("source_key", user) {
             return refused(&format!("cannot be used: {error}"));
         }
-        let Some(agent) = app.agent(agent).cloned() else {
+        let Some(at) = app.agents.iter().position(|other| other.id == agent) else {
             return Err(Error::new(Kind::Denied, "ERR_AGENT", "agent_uuid is none of this app's agents"));
         };
-        Ok(Visitor { app, agent, user: user.to_owned() })
+        Ok(Visitor { app, at, user: user.into() })
     }
 
     /// All apps, by name.

@@ -141,7 +141,7 @@ pub(super) struct Whose {
 
 impl From<&Visitor> for Whose {
     fn from(visitor: &Visitor) -> Self {
-        Self { app: visitor.app.name.clone(), agent: visitor.agent.id, user: visitor.user.clone() }
+        Self { app: visitor.app.name.clone(), agent: visitor.agent().id, user: visitor.user.to_string() }
     }
 }
 
@@ -329,14 +329,14 @@ impl Conversations {
         let row = Row {
             id: Uuid::now_v7(),
             app: visitor.app.name.clone(),
-            agent: visitor.agent.id,
-            user: visitor.user.clone(),
+            agent: visitor.agent().id,
+            user: visitor.user.to_string(),
             created_at: self.now(),
         };
         let new = row.clone();
         self.gate().housekeep(move |tx| sql::insert(tx, new.clone())).await?;
-        if let Some(greeting) = visitor.agent.greeting.clone().filter(|text| !text.trim().is_empty()) {
-            let (desk, party) = (self.desk(row.clone()), Party::agent(&visitor.agent, &visitor.agent.identity));
+        if let Some(greeting) = visitor.agent().greeting.clone().filter(|text| !text.trim().is_empty()) {
+            let (desk, party) = (self.desk(row.clone()), Party::agent(visitor.agent(), &visitor.agent().identity));
             let text = said::Text { text: greeting, ..said::Text::default() };
             desk.run(self, What::Say(party, Said::Text(text), None, None)).await?;
         }

@@ -1,9 +1,10 @@
 //! Good clients in hostile company: 10,000 connections that are silent, slow, half open or a flood, on each listener, with and
 //! without TLS, beside 100 good agents on a server in a process of its own. For each, the good ones' latency with and without
-//! the others (the middle one of three rounds), what the server holds, and how many good connections were refused. The hostile
-//! side is a process of its own, too; it comes from addresses of 127.0.0.0/8, and ends with the measurement.
+//! the others, what the server holds, and how many good connections were refused. The hostile side is a process of its own,
+//! too; it comes from addresses of 127.0.0.0/8, and ends with the measurement. `nobody` is the control: a hostile side that does
+//! nothing.
 //!
-//! Run by `cargo xtask bench hostile [silent|slow|half|flood …]`.
+//! Run by `cargo xtask bench hostile [nobody|silent|slow|half|flood …]`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -63,9 +64,10 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest a good client waits for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long good clients are measured, alone and in company, and how often: the middle one of each counts, because a machine
-/// has other things to do now and then.
-const MEASURE: Duration = Duration::from_secs(10);
+/// How long good clients are measured, alone and in company, and how often. A machine has other things to do now and then, so
+/// each second is measured for itself, and the middle one of all rounds counts; what all of them together are is printed, too.
+const SECONDS: usize = 10;
+const MEASURE: Duration = Duration::from_secs(SECONDS as u64);
 const ROUNDS: usize = 3;
 
 /// How long the server has for what its company left.
@@ -77,7 +79,7 @@ const RESIDENT_MAX: usize = 512 * 1024 * 1024;
 /// How much longer the slowest hundredth of good requests may take in company.
 const P99_FACTOR_MAX: f64 = 1.2;
 
-const KINDS: [&str; 4] = ["silent", "slow", "half", "flood"];
+const KINDS: [&str; 5] = ["nobody", "silent", "slow", "half", "flood"];
 
 fn main() {
     // Both sides hold thousands of sockets.
@@ -89,7 +91,10 @@ fn main() {
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
     let is_wanted = peer::wanted();
-    println!("listener  TLS  company   p99 alone   p99 in company        connect p99   refused   resident");
+    println!("                        p99 of the middle second            of all seconds");
+    println!(
+        "listener  TLS  company    alone      in company            alone      in company    connect    refused   resident"
+    );
     for tls in [false, true] {
         for listener in ["gRPC", "HTTP", "ops"] {
             // Operators have no TLS.
@@ -116,10 +121,50 @@ fn certificates(dir: &Path) -> ClientTlsConfig {
     ClientTlsConfig::new().ca_certificate(Certificate::from_pem(issuer.pem())).domain_name("localhost")
 }
 
+/// What good ones noticed.
 struct Good {
-    latencies: Histogram<u64>,
+    /// Of each second.
+    latencies: Vec<Histogram<u64>>,
     connects: Histogram<u64>,
     refused: usize,
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new(3).unwrap()
+}
+
+/// The slowest hundredth, in milliseconds.
+fn p99(of: &Histogram<u64>) -> f64 {
+    of.value_at_quantile(0.99) as f64 / 1000.0
+}
+
+/// Several measurements.
+#[derive(Default)]
+struct Noticed {
+    seconds: Vec<f64>,
+    all: Vec<Histogram<u64>>,
+    connects: Vec<Histogram<u64>>,
+    refused: usize,
+}
+
+impl Noticed {
+    fn add(&mut self, good: Good) {
+        self.seconds.extend(good.latencies.iter().map(p99));
+        self.all.extend(good.latencies);
+        self.connects.push(good.connects);
+        self.refused += good.refused;
+    }
+
+    fn of_middle_second(&mut self) -> f64 {
+        self.seconds.sort_by(f64::total_cmp);
+        self.seconds[self.seconds.len() / 2]
+    }
+}
+
+fn p99_of_all(some: &[Histogram<u64>]) -> f64 {
+    let mut sum = histogram();
+    some.iter().for_each(|one| sum.add(one).unwrap());
+    p99(&sum)
 }
 
 async fn company(listener: &str, tls: bool, kind: &str) {
@@ -137,29 +182,27 @@ async fn company(listener: &str, tls: bool, kind: &str) {
         _ => server.ops,
     };
     let agents = Agents::connect(server.address, trust).await;
-    let (mut rounds, mut refused, mut resident) = (Vec::new(), 0, 0);
+    let (mut alone, mut among, mut resident) = (Noticed::default(), Noticed::default(), 0);
     for _ in 0..ROUNDS {
-        let alone = agents.measure().await;
+        alone.add(agents.measure().await);
         let hostile = Hostile::start(kind, address);
-        let among = agents.measure().await;
+        among.add(agents.measure().await);
         resident = resident.max(server.resident());
         drop(hostile);
         sleep(SETTLE).await;
-        let p99 = |of: &Histogram<u64>| of.value_at_quantile(0.99) as f64 / 1000.0;
-        refused += alone.refused + among.refused;
-        rounds.push([p99(&alone.latencies), p99(&among.latencies), p99(&among.connects)]);
     }
-    let [alone, among, connects] = [0, 1, 2].map(|of| {
-        let mut all: Vec<f64> = rounds.iter().map(|round| round[of]).collect();
-        all.sort_by(f64::total_cmp);
-        all[ROUNDS / 2]
-    });
-    let factor = among / alone;
+    let (refused, middle) = (alone.refused + among.refused, [&mut alone, &mut among].map(Noticed::of_middle_second));
+    let factor = middle[1] / middle[0];
     let is_good = factor <= P99_FACTOR_MAX && refused == 0 && resident <= RESIDENT_MAX;
     println!(
-        "{listener:<8}  {:<3}  {kind:<7}  {alone:>7.2} ms   {among:>7.2} ms (×{factor:.2})  {connects:>9.2} ms   \
-         {refused:>7}   {:>4} MiB  {}",
+        "{listener:<8}  {:<3}  {kind:<7} {:>7.2} ms {:>7.2} ms (×{factor:.2}) {:>9.2} ms {:>9.2} ms {:>9.2} ms   {refused:>7}   \
+         {:>4} MiB  {}",
         if tls { "yes" } else { "no" },
+        middle[0],
+        middle[1],
+        p99_of_all(&alone.all),
+        p99_of_all(&among.all),
+        p99_of_all(&among.connects),
         resident / 1024 / 1024,
         if is_good { "ok" } else { "beyond the limit: ×1.20, 0 refused, 512 MiB" },
     );
@@ -216,9 +259,10 @@ impl Agents {
 
     /// Each asks at its own times, and one more agent after the other comes and goes.
     async fn measure(&self) -> Good {
-        let histogram = || Histogram::<u64>::new(3).unwrap();
-        let (mut good, end) =
-            (Good { latencies: histogram(), connects: histogram(), refused: 0 }, Instant::now() + MEASURE);
+        let latencies = (0..SECONDS).map(|_| histogram()).collect();
+        let mut good = Good { latencies, connects: histogram(), refused: 0 };
+        let begin = Instant::now();
+        let end = begin + MEASURE;
         let mut askers = tokio::task::JoinSet::new();
         for (n, stream) in self.streams.iter().cloned().enumerate() {
             askers.spawn(async move {
@@ -228,7 +272,7 @@ impl Agents {
                     ticks.tick().await;
                     let begun = Instant::now();
                     let answered = ask(&mut stream).await;
-                    took.push(answered.map(|()| begun.elapsed()));
+                    took.push(answered.map(|()| (begun - begin, begun.elapsed())));
                     if answered.is_none() {
                         break;
                     }
@@ -248,7 +292,10 @@ impl Agents {
         }
         for took in askers.join_all().await.into_iter().flatten() {
             match took {
-                Some(took) => good.latencies.record(u64::try_from(took.as_micros()).unwrap()).unwrap(),
+                Some((at, took)) => {
+                    let second = (at.as_secs() as usize).min(SECONDS - 1);
+                    good.latencies[second].record(u64::try_from(took.as_micros()).unwrap()).unwrap();
+                }
                 None => good.refused += 1,
             }
         }
@@ -288,6 +335,10 @@ async fn dial(n: usize, to: SocketAddr) -> Option<TcpStream> {
 
 async fn hostile(kind: &str, to: SocketAddr) {
     const HALF: &[u8] = b"PRI * HTTP/2.0\r\n";
+    if kind == "nobody" {
+        println!("ready");
+        return sleep(10 * MEASURE).await;
+    }
     if kind == "flood" {
         println!("ready");
         return flood(to).await;

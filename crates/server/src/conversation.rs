@@ -118,7 +118,7 @@ async fn begin(State(surface): State<Arc<Surface>>, asks: Option<Extension<Admit
     let visitor = admitted(asks)?.visitor;
     let row = surface.conversations.create(&visitor).await?;
     let lockout = surface.conversations.lockout(&visitor).map(LockedOut::from).unwrap_or_default();
-    Ok(Json(Begun { convo_id: row.id, attachment_policy: visitor.agent.attachments, lockout }))
+    Ok(Json(Begun { convo_id: row.id, attachment_policy: visitor.agent().attachments.clone(), lockout }))
 }
 
 /// A conversation, without what was said. The published fields.

@@ -136,6 +136,12 @@ fn set_up(stream: &TcpStream) -> bool {
     stream.set_nodelay(true).is_ok() && rustix::net::sockopt::set_tcp_user_timeout(stream, silence_ms).is_ok()
 }
 
+/// Waits for the first byte of a client, and takes nothing; not if it is gone. That the socket is readable is no proof: a new
+/// one is taken to be, until somebody tried.
+async fn speaks(stream: &TcpStream) -> bool {
+    stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0)
+}
+
 /// Serves a connection until its client closes it, the server stops, or it `leaves`. `close` lets what is under way end, and
 /// takes nothing more.
 async fn until_closed<S: Future>(

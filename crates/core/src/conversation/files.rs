@@ -146,7 +146,7 @@ impl Conversations {
     /// # Errors
     /// [`TOO_MANY`] by the agent's policy; [`Kind::Unavailable`].
     pub async fn receive(&self, seat: &Seat, draft: Uuid, filename: &str, declared: &str) -> Result<Incoming, Error> {
-        let policy = &seat.visitor.agent.attachments;
+        let policy = &seat.visitor.agent().attachments;
         let kept = Kept {
             id: Uuid::now_v7(),
             conversation: seat.row().id,
@@ -245,7 +245,7 @@ impl Incoming {
     /// # Errors
     /// [`TOO_LARGE`] or [`UNSUPPORTED`] by the agent's policy; [`Kind::Unavailable`].
     pub async fn write(&mut self, part: &[u8]) -> Result<(), Error> {
-        let most = self.seat.visitor.agent.attachments.max_file_size_bytes;
+        let most = self.seat.visitor.agent().attachments.max_file_size_bytes;
         self.kept.byte_size += part.len() as u64;
         if self.kept.byte_size > most {
             return Err(Error::new(
@@ -263,7 +263,7 @@ impl Incoming {
 
     /// It is known what it is.
     async fn begin(&mut self) -> Result<(), Error> {
-        let policy = &self.seat.visitor.agent.attachments;
+        let policy = &self.seat.visitor.agent().attachments;
         let kind = sniff(&self.begin, &self.declared);
         let kind = kind.filter(|kind| policy.allows(kind)).ok_or_else(|| {
             let (name, allowed) = (&self.kept.filename, policy.allowed_mime_types.join(", "));

@@ -59,7 +59,7 @@ impl Slots {
     /// [`Kind::Exhausted`], with when to try again.
     pub(super) fn take(&self, visitor: &Visitor) -> Result<Slot, Error> {
         let app = visitor.app.name.clone();
-        let user = (app.clone(), format!("{}::{}", visitor.agent.id, visitor.user));
+        let user = (app.clone(), format!("{}::{}", visitor.agent().id, visitor.user));
         let mut taken = self.taken();
         let count = |count: Option<&u32>| count.copied().unwrap_or(0);
         let (of_app, of_user) = (count(taken.apps.get(&app)), count(taken.users.get(&user)));

@@ -58,7 +58,7 @@ pub(super) async fn upload(
     let seat = surface.conversations.find(&asks.visitor, &id).await?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let boundary = multer::parse_boundary(kind).map_err(|e| unreadable(&e))?;
-    let policy = &seat.visitor().agent.attachments;
+    let policy = &seat.visitor().agent().attachments;
     let most = policy.max_file_size_bytes.saturating_mul(u64::from(policy.max_files_per_message).saturating_add(1));
     let limit = SizeLimit::new().whole_stream(most.saturating_add(BESIDES));
     let feed = Feed::new(body.into_data_stream());

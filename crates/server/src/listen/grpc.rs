@@ -28,7 +28,7 @@ use super::{
     call::{Timely, UntilStop},
     connections::Connection,
     sending::Sending,
-    set_up, until_closed,
+    set_up, speaks, until_closed,
 };
 use crate::tls::Tls;
 
@@ -144,7 +144,7 @@ impl Grpc {
         let until = Instant::now() + self.patience;
         let begins = async {
             // Nothing is made for a client that sends nothing.
-            if !set_up(&stream) || stream.readable().await.is_err() {
+            if !set_up(&stream) || !speaks(&stream).await {
                 return None;
             }
             connection.has_spoken();

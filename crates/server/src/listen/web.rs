@@ -34,7 +34,7 @@ use super::{
     Held, KEEPALIVE, STREAMS_MAX, Tracked,
     connections::{Active, Connection},
     sending::Sending,
-    set_up, until_closed,
+    set_up, speaks, until_closed,
 };
 use crate::{http::Site, metrics::Answered, tls::Tls};
 
@@ -88,7 +88,7 @@ impl Web {
     pub(super) async fn serve(self, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
         let until = Instant::now() + HEAD_TIMEOUT;
         let begins = async {
-            if !set_up(&stream) || stream.readable().await.is_err() {
+            if !set_up(&stream) || !speaks(&stream).await {
                 return None;
             }
             connection.has_spoken();
