@@ -226,19 +226,23 @@ impl Agent {
 /// An end user of an app, in front of one of its agents, as a token says. Cheap to clone: the app is shared.
 #[derive(Clone, Debug)]
 pub struct Visitor {
-    /// Whose user.
-    pub app: Arc<App>,
-    /// Before whom: which of the app's agents.
-    at: usize,
+    app: Arc<App>,
+    agent_index: usize,
     /// What the app calls the user.
     pub user: Arc<str>,
 }
 
 impl Visitor {
+    /// Whose user.
+    #[must_use]
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
     /// Before whom.
     #[must_use]
     pub fn agent(&self) -> &Agent {
-        &self.app.agents[self.at]
+        &self.app.agents[self.agent_index]
     }
 }
 
@@ -335,10 +339,10 @@ impl Apps {
         if let Err(error) = identifier("source_key", user) {
             return refused(&format!("cannot be used: {error}"));
         }
-        let Some(at) = app.agents.iter().position(|other| other.id == agent) else {
+        let Some(agent_index) = app.agents.iter().position(|other| other.id == agent) else {
             return Err(Error::new(Kind::Denied, "ERR_AGENT", "agent_uuid is none of this app's agents"));
         };
-        Ok(Visitor { app, at, user: user.into() })
+        Ok(Visitor { app, agent_index, user: user.into() })
     }
 
     /// All apps, by name.

@@ -141,7 +141,7 @@ pub(super) struct Whose {
 
 impl From<&Visitor> for Whose {
     fn from(visitor: &Visitor) -> Self {
-        Self { app: visitor.app.name.clone(), agent: visitor.agent().id, user: visitor.user.to_string() }
+        Self { app: visitor.app().name.clone(), agent: visitor.agent().id, user: visitor.user.to_string() }
     }
 }
 
@@ -328,7 +328,7 @@ impl Conversations {
         self.take(visitor, |rates| rates.sessions.as_mut())?;
         let row = Row {
             id: Uuid::now_v7(),
-            app: visitor.app.name.clone(),
+            app: visitor.app().name.clone(),
             agent: visitor.agent().id,
             user: visitor.user.to_string(),
             created_at: self.now(),
@@ -371,7 +371,7 @@ impl Conversations {
     pub async fn find(&self, visitor: &Visitor, id: &str) -> Result<Seat, Error> {
         let id = Uuid::try_parse(id).map_err(|_| missing())?;
         let desk = self.look_up(id).await?.ok_or_else(missing)?;
-        let caller = Caller::app_user(&visitor.app.name, &visitor.user, id)?;
+        let caller = Caller::app_user(&visitor.app().name, &visitor.user, id)?;
         let permit = self.gate().authorize(&caller, UseConversation { visitor, row: &desk.row })?;
         Ok(Seat { desk, permit, visitor: visitor.clone() })
     }

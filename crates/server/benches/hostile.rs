@@ -1,10 +1,14 @@
 //! Good clients in hostile company: 10,000 connections that are silent, slow, half open or a flood, on each listener, with and
-//! without TLS, beside 100 good agents on a server in a process of its own. For each, the good ones' latency with and without
-//! the others, what the server holds, and how many good connections were refused. The hostile side is a process of its own,
-//! too; it comes from addresses of 127.0.0.0/8, and ends with the measurement. `nobody` is the control: a hostile side that does
-//! nothing.
+//! without TLS, beside 100 good agents. The noise of a machine is larger than the effect, so two servers with 100 good agents
+//! each are measured at the same time; the company is with one of them, in turn. Printed are the p99 of the good agents before
+//! any company, then on the server without and the one with company, the same of the middle second (noise comes in bursts),
+//! how long new connections of good agents take, the CPU time of the server with company beyond the other's, how many hostile
+//! connections it held when the measurement began, its memory, and how many good connections or requests were refused anywhere.
 //!
-//! Run by `cargo xtask bench hostile [nobody|silent|slow|half|flood …]`.
+//! The hostile side is a process of its own; it comes from addresses of 127.0.0.0/8, and ends with the measurement. Two kinds
+//! are controls: `nobody` does nothing, and `elsewhere` are silent connections to the hostile side itself.
+//!
+//! Run by `cargo xtask bench hostile [gRPC|HTTP|ops …] [plain|TLS] [nobody|elsewhere|silent|slow|half|flood …]`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -50,12 +54,15 @@ use trunkline_proto::v1::{
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Set for the copy of this program that is the hostile side: kind, and address.
+/// Set for the copy of this program that is the hostile side: kind, address, listener, and whether that has TLS.
 const HOSTILE: &str = "TRUNKLINE_BENCH_HOSTILE";
 
 /// Connections of the hostile side; of a flood, new ones in a second.
 const HOSTILE_MAX: usize = 10_000;
 const FLOOD_PER_SECOND: usize = 500;
+
+/// How often slow ones send a byte.
+const SLOW_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Good agents, and how often each asks.
 const GOOD: usize = 100;
@@ -64,11 +71,12 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest a good client waits for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long good clients are measured, alone and in company, and how often. A machine has other things to do now and then, so
-/// each second is measured for itself, and the middle one of all rounds counts; what all of them together are is printed, too.
+/// How long good clients are measured.
 const SECONDS: usize = 10;
 const MEASURE: Duration = Duration::from_secs(SECONDS as u64);
-const ROUNDS: usize = 3;
+
+/// How often, in company: half of them with each server.
+const ROUNDS: usize = 4;
 
 /// How long the server has for what its company left.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -76,36 +84,45 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// What the server may hold in the worst company.
 const RESIDENT_MAX: usize = 512 * 1024 * 1024;
 
-/// How much longer the slowest hundredth of good requests may take in company.
+/// How much longer the slowest hundredth of good requests may take in company, against those of the other server.
 const P99_FACTOR_MAX: f64 = 1.2;
 
-const KINDS: [&str; 5] = ["nobody", "silent", "slow", "half", "flood"];
+const LISTENERS: [&str; 3] = ["gRPC", "HTTP", "ops"];
+
+const KINDS: [&str; 6] = ["nobody", "elsewhere", "silent", "slow", "half", "flood"];
 
 fn main() {
     // Both sides hold thousands of sockets.
     trunkline::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     if let Ok(what) = std::env::var(HOSTILE) {
-        let (kind, address) = what.split_once(' ').unwrap();
-        return runtime.block_on(hostile(kind, address.parse().unwrap()));
+        let [kind, address, listener, tls] = what.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        return runtime.block_on(hostile(kind, address.parse().unwrap(), listener, tls == "true"));
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let is_wanted = peer::wanted();
-    println!("                        p99 of the middle second            of all seconds");
     println!(
-        "listener  TLS  company    alone      in company            alone      in company    connect    refused   resident"
+        "listener  TLS  company      p99: alone    apart  company        of the middle second      connects apart, company   \
+         CPU beyond   held  refused  resident"
     );
-    for tls in [false, true] {
-        for listener in ["gRPC", "HTTP", "ops"] {
-            // Operators have no TLS.
-            if tls && listener == "ops" {
-                continue;
-            }
-            for kind in KINDS.into_iter().filter(|kind| is_wanted(kind)) {
-                runtime.block_on(company(listener, tls, kind));
+    for tls in wanted(["plain", "TLS"]).map(|tls| tls == "TLS") {
+        for kind in wanted(KINDS) {
+            for listener in wanted(LISTENERS) {
+                // Operators have no TLS. Controls have nothing to do with a listener.
+                let is_control = matches!(kind, "nobody" | "elsewhere");
+                if !(tls && listener == "ops" || is_control && listener != "gRPC") {
+                    runtime.block_on(company(listener, tls, kind));
+                }
             }
         }
     }
+}
+
+/// Those that the command line names; all, if it names none of them.
+fn wanted<const N: usize>(all: [&'static str; N]) -> impl Iterator<Item = &'static str> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let is_named = move |name: &&str| words.iter().any(|word| word == name);
+    let are_named = all.iter().any(&is_named);
+    all.into_iter().filter(move |name| !are_named || is_named(name))
 }
 
 /// A certificate for the server, and how its clients trust it.
@@ -138,71 +155,89 @@ fn p99(of: &Histogram<u64>) -> f64 {
     of.value_at_quantile(0.99) as f64 / 1000.0
 }
 
-/// Several measurements.
-#[derive(Default)]
-struct Noticed {
-    seconds: Vec<f64>,
-    all: Vec<Histogram<u64>>,
-    connects: Vec<Histogram<u64>>,
-    refused: usize,
-}
-
-impl Noticed {
-    fn add(&mut self, good: Good) {
-        self.seconds.extend(good.latencies.iter().map(p99));
-        self.all.extend(good.latencies);
-        self.connects.push(good.connects);
-        self.refused += good.refused;
-    }
-
-    fn of_middle_second(&mut self) -> f64 {
-        self.seconds.sort_by(f64::total_cmp);
-        self.seconds[self.seconds.len() / 2]
-    }
-}
-
-fn p99_of_all(some: &[Histogram<u64>]) -> f64 {
+/// Of the requests of some measurements, or of what else `of` says.
+fn sum(measured: &[Good], of: impl Fn(&Good) -> &[Histogram<u64>]) -> f64 {
     let mut sum = histogram();
-    some.iter().for_each(|one| sum.add(one).unwrap());
+    measured.iter().flat_map(of).for_each(|one| sum.add(one).unwrap());
     p99(&sum)
 }
 
-async fn company(listener: &str, tls: bool, kind: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut command = Peer::serve(&dir.path().join("data"), "machine");
-    let trust = tls.then(|| certificates(dir.path()));
-    if tls {
-        command.env("TRUNKLINE__TLS__CERT", dir.path().join("cert.pem"));
-        command.env("TRUNKLINE__TLS__KEY", dir.path().join("key.pem"));
+/// The p99 of the middle one of all seconds.
+fn middle(measured: &[Good]) -> f64 {
+    let mut seconds: Vec<f64> = measured.iter().flat_map(|good| good.latencies.iter().map(p99)).collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+/// A server and its good agents.
+struct Side {
+    server: Peer,
+    agents: Agents,
+}
+
+impl Side {
+    async fn start(tls: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Peer::serve(&dir.path().join("data"), "machine");
+        let trust = tls.then(|| certificates(dir.path()));
+        if tls {
+            command.env("TRUNKLINE__TLS__CERT", dir.path().join("cert.pem"));
+            command.env("TRUNKLINE__TLS__KEY", dir.path().join("key.pem"));
+        }
+        let server = Peer::start(command, dir);
+        let agents = Agents::connect(server.address, trust).await;
+        Self { server, agents }
     }
-    let server = Peer::start(command, dir);
-    let address = match listener {
-        "gRPC" => server.address,
-        "HTTP" => server.http,
-        _ => server.ops,
-    };
-    let agents = Agents::connect(server.address, trust).await;
-    let (mut alone, mut among, mut resident) = (Noticed::default(), Noticed::default(), 0);
-    for _ in 0..ROUNDS {
-        alone.add(agents.measure().await);
-        let hostile = Hostile::start(kind, address);
-        among.add(agents.measure().await);
+
+    /// What its agents noticed, and the CPU time that its server took.
+    async fn measure(&self) -> (Good, Duration) {
+        let before = self.server.cpu();
+        let good = self.agents.measure().await;
+        (good, self.server.cpu() - before)
+    }
+}
+
+async fn company(listener: &str, tls: bool, kind: &str) {
+    let sides = [Side::start(tls).await, Side::start(tls).await];
+    let both = async || tokio::join!(sides[0].measure(), sides[1].measure());
+    let ((one, _), (other, _)) = both().await;
+    let alone = [one, other];
+    let (mut apart, mut among, mut cpu, mut held, mut resident) = (Vec::new(), Vec::new(), 0.0, 0, 0);
+    for round in 0..ROUNDS {
+        let server = &sides[round % 2].server;
+        let address = match listener {
+            "gRPC" => server.address,
+            "HTTP" => server.http,
+            _ => server.ops,
+        };
+        let before = server.files();
+        let hostile = Hostile::start(&format!("{kind} {address} {listener} {tls}"));
+        held = held.max(server.files().saturating_sub(before));
+        let (mut one, mut other) = both().await;
+        if round % 2 == 1 {
+            std::mem::swap(&mut one, &mut other);
+        }
         resident = resident.max(server.resident());
         drop(hostile);
+        cpu += (one.1.as_secs_f64() - other.1.as_secs_f64()) / (ROUNDS * SECONDS) as f64;
+        among.push(one.0);
+        apart.push(other.0);
         sleep(SETTLE).await;
     }
-    let (refused, middle) = (alone.refused + among.refused, [&mut alone, &mut among].map(Noticed::of_middle_second));
-    let factor = middle[1] / middle[0];
+    let refused: usize = alone.iter().chain(&apart).chain(&among).map(|good| good.refused).sum();
+    let [p99_alone, p99_apart, p99_among] = [&alone[..], &apart, &among].map(|all| sum(all, |good| &good.latencies));
+    let connects = [&apart, &among].map(|all| sum(all, |good| std::slice::from_ref(&good.connects)));
+    let (factor, of_middle) = (p99_among / p99_apart, middle(&among) / middle(&apart));
     let is_good = factor <= P99_FACTOR_MAX && refused == 0 && resident <= RESIDENT_MAX;
     println!(
-        "{listener:<8}  {:<3}  {kind:<7} {:>7.2} ms {:>7.2} ms (×{factor:.2}) {:>9.2} ms {:>9.2} ms {:>9.2} ms   {refused:>7}   \
-         {:>4} MiB  {}",
+        "{listener:<8}  {:<3}  {kind:<9} {p99_alone:>7.2} ms {p99_apart:>5.2} ms {p99_among:>5.2} ms ×{factor:.2} \
+         {:>8.2} ms {:>5.2} ms ×{of_middle:.2} {:>10.1} ms {:>5.1} ms {:>8.0} ms/s {held:>6} {refused:>8}  {:>4} MiB  {}",
         if tls { "yes" } else { "no" },
-        middle[0],
-        middle[1],
-        p99_of_all(&alone.all),
-        p99_of_all(&among.all),
-        p99_of_all(&among.connects),
+        middle(&apart),
+        middle(&among),
+        connects[0],
+        connects[1],
+        cpu * 1000.0,
         resident / 1024 / 1024,
         if is_good { "ok" } else { "beyond the limit: ×1.20, 0 refused, 512 MiB" },
     );
@@ -308,9 +343,9 @@ struct Hostile(Child);
 
 impl Hostile {
     /// Returns when all of its connections were tried.
-    fn start(kind: &str, address: SocketAddr) -> Self {
+    fn start(what: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        let mut child = command.env(HOSTILE, format!("{kind} {address}")).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.env(HOSTILE, what).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         Self(child)
@@ -333,17 +368,31 @@ async fn dial(n: usize, to: SocketAddr) -> Option<TcpStream> {
     timeout(PATIENCE, socket.connect(to)).await.ok()?.ok()
 }
 
-async fn hostile(kind: &str, to: SocketAddr) {
-    const HALF: &[u8] = b"PRI * HTTP/2.0\r\n";
-    if kind == "nobody" {
-        println!("ready");
-        return sleep(10 * MEASURE).await;
+/// How an honest client of a listener begins.
+fn begins(listener: &str, tls: bool) -> &'static [u8] {
+    match (listener, tls) {
+        // The head of a record, and of a ClientHello of 508 bytes in it.
+        (_, true) => b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        ("gRPC", _) => b"PRI * HTTP/2.0\r\n\r\nSM\r\n",
+        _ => b"GET / HTTP/1.1\r\nx: yyyyyyyy",
     }
-    if kind == "flood" {
-        println!("ready");
-        return flood(to).await;
+}
+
+async fn hostile(kind: &str, to: SocketAddr, listener: &str, tls: bool) {
+    match kind {
+        "nobody" => {
+            println!("ready");
+            return sleep(10 * MEASURE).await;
+        }
+        "flood" => {
+            println!("ready");
+            return flood(to).await;
+        }
+        _ => {}
     }
+    let begins = begins(listener, tls);
     let (tried, mut all) = (Arc::new(AtomicUsize::new(0)), tokio::task::JoinSet::new());
+    let to = if kind == "elsewhere" { elsewhere(&mut all).await } else { to };
     for n in 0..HOSTILE_MAX {
         let (tried, kind) = (tried.clone(), kind.to_owned());
         // Some at a time: the queue of a listener is not what is tried here.
@@ -355,13 +404,15 @@ async fn hostile(kind: &str, to: SocketAddr) {
             tried.fetch_add(1, Relaxed);
             let Some(mut stream) = stream else { return };
             match kind.as_str() {
-                "half" => drop(stream.write_all(HALF).await),
+                "half" => drop(stream.write_all(begins).await),
                 "slow" => {
-                    for byte in b"GET / HTTP/1.1\r\nx: ".iter().chain(std::iter::repeat(&b'y')) {
+                    // Each at its own time.
+                    sleep(SLOW_INTERVAL * u32::try_from(n).unwrap() / u32::try_from(HOSTILE_MAX).unwrap()).await;
+                    for byte in begins {
                         if stream.write_all(&[*byte]).await.is_err() {
                             return;
                         }
-                        sleep(Duration::from_secs(5)).await;
+                        sleep(SLOW_INTERVAL).await;
                     }
                 }
                 _ => {}
@@ -377,6 +428,19 @@ async fn hostile(kind: &str, to: SocketAddr) {
     println!("ready");
     // Longer than any measurement, and not for ever.
     sleep(10 * MEASURE).await;
+}
+
+/// The address of a server that accepts and holds connections, and sends nothing.
+async fn elsewhere(all: &mut tokio::task::JoinSet<()>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    all.spawn(async move {
+        let mut kept = Vec::new();
+        loop {
+            kept.push(listener.accept().await.unwrap().0);
+        }
+    });
+    address
 }
 
 /// Connections that come, say something that makes no sense, and go.

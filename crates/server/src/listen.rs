@@ -136,9 +136,9 @@ fn set_up(stream: &TcpStream) -> bool {
     stream.set_nodelay(true).is_ok() && rustix::net::sockopt::set_tcp_user_timeout(stream, silence_ms).is_ok()
 }
 
-/// Waits for the first byte of a client, and takes nothing; not if it is gone. That the socket is readable is no proof: a new
-/// one is taken to be, until somebody tried.
-async fn speaks(stream: &TcpStream) -> bool {
+/// Waits for the first byte of a client without consuming it; false if the connection ends before. `readable` is not enough:
+/// tokio marks an accepted socket as readable before there is any event.
+async fn first_byte(stream: &TcpStream) -> bool {
     stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0)
 }
 

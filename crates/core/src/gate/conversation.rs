@@ -131,7 +131,7 @@ impl Gate {
 
     /// One of the places for streams of a user before an agent.
     pub(crate) async fn hold_stream(&self, visitor: &Visitor, session: &str) -> Result<Lease, Error> {
-        let key = format!("cv::{}::{}::{}", visitor.app.name, visitor.agent().id, visitor.user);
+        let key = format!("cv::{}::{}::{}", visitor.app().name, visitor.agent().id, visitor.user);
         match self.0.store.leases.acquire(&key, session, Policy::Slots(STREAMS), Bytes::new()).await {
             Err(lease::Error::Held { .. }) => {
                 let why = format!("{STREAMS} streams of this user before this agent are open");

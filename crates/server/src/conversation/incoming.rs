@@ -58,7 +58,7 @@ impl Slots {
     /// # Errors
     /// [`Kind::Exhausted`], with when to try again.
     pub(super) fn take(&self, visitor: &Visitor) -> Result<Slot, Error> {
-        let app = visitor.app.name.clone();
+        let app = visitor.app().name.clone();
         let user = (app.clone(), format!("{}::{}", visitor.agent().id, visitor.user));
         let mut taken = self.taken();
         let count = |count: Option<&u32>| count.copied().unwrap_or(0);

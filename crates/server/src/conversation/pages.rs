@@ -34,8 +34,8 @@ pub(super) async fn admit(State(surface): State<Arc<Surface>>, mut request: Requ
     let asked = bearer(request.headers()).map(|token| token::admit(apps, token));
     // For whose pages the answer is, whatever it is. Who is not known to be of an app learns nothing of any.
     let app = match &asked {
-        Some(Ok(admitted)) => Some(&admitted.visitor.app),
-        Some(Err((_, app))) => app.as_ref(),
+        Some(Ok(admitted)) => Some(admitted.visitor.app()),
+        Some(Err((_, app))) => app.as_deref(),
         None => None,
     };
     let is_known = foreign.as_ref().is_none_or(|origin| match app {

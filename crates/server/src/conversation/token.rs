@@ -78,7 +78,7 @@ impl Admitted {
     /// Whether the app would still admit it: the secret that signed it is good, the agent is the app's, and so is the page.
     /// When it expires is another matter.
     pub(crate) fn is_good(&self, apps: &Apps) -> bool {
-        let (before, agent) = (&self.visitor.app, self.visitor.agent());
+        let (before, agent) = (self.visitor.app(), self.visitor.agent());
         apps.by_key(&before.key).is_some_and(|app| {
             app.name == before.name
                 && app.secrets().any(|secret| digest(secret) == self.signed_with)

@@ -1,8 +1,8 @@
 //! Open connections of all listeners: how many there may be, and which ones make room when there are too many.
 //!
 //! A connection on which no request is under way can be closed at any time: a client that comes again gets another one. So when
-//! a limit is reached, idle connections make room for new ones: first those that never sent a byte, then those of the address
-//! that holds most idle ones, oldest first. A new connection is refused only if none is idle.
+//! a limit is reached, idle connections make room for new ones: first those that sent no byte for a second, then those of the
+//! address that holds most idle ones, oldest first. A new connection is refused only if none is idle.
 //!
 //! A connection that is told to leave may get another request before its client knows. It counts as any other then, until it
 //! has ended: those that make room are gone at once, so that nobody waits for one that is busy.
@@ -31,6 +31,9 @@ use super::descriptors;
 
 /// Connections that are closed together to make room: looking for them costs a walk over all.
 const BATCH: usize = 64;
+
+/// How long the first byte of a client may be on its way.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longest wait for those that were told to make room. They are idle, so it takes them a turn of the scheduler.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -246,7 +249,7 @@ impl Shared {
         }
         all.select_nth_unstable_by_key(count - 1, |state| {
             let held = of_address.get(&state.address).copied().unwrap_or_default();
-            (state.has_spoken.load(Relaxed), Reverse(held), state.idle_since_ms.load(Relaxed))
+            (!state.is_silent(now_ms), Reverse(held), state.idle_since_ms.load(Relaxed))
         });
         for state in &all[..count] {
             state.is_leaving.store(true, SeqCst);
@@ -268,6 +271,12 @@ impl State {
         let waits = self.is_sending.load(SeqCst) || self.finite.load(SeqCst) > 0;
         let stalled_ms = now_ms.saturating_sub(self.progress_ms.load(SeqCst));
         self.active.load(SeqCst) > 0 || waits && u128::from(stalled_ms) < STALLED.as_millis()
+    }
+
+    /// Whether it sent no byte in the time that it has for one.
+    fn is_silent(&self, now_ms: u64) -> bool {
+        let idle_ms = now_ms.saturating_sub(self.idle_since_ms.load(Relaxed));
+        !self.has_spoken.load(Relaxed) && u128::from(idle_ms) >= FIRST_BYTE_TIMEOUT.as_millis()
     }
 
     fn is_idle(&self, now_ms: u64) -> bool {
@@ -447,16 +456,19 @@ mod tests {
         assert_eq!(all.0.limits[0].closed.get(), 2);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_silent_go_first_then_the_address_with_most_then_the_oldest() {
         let all = Connections::with_most(limit(0), limit(5), limit(0), 100);
         let mut open = Vec::new();
-        for (last, speaks) in [(1, true), (2, true), (2, true), (3, false), (1, true)] {
+        for (last, speaks) in [(1, true), (2, true), (2, true), (3, false), (1, false)] {
             let one = admit(&all, Listener::Http, last).await.unwrap();
             if speaks {
                 one.has_spoken();
             }
             open.push((last, one));
+            if last == 3 {
+                tokio::time::advance(FIRST_BYTE_TIMEOUT).await;
+            }
         }
         let mut gone = Vec::new();
         while let Some(new) = admit(&all, Listener::Http, 9).await {

@@ -27,8 +27,9 @@ use super::{
     Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked,
     call::{Timely, UntilStop},
     connections::Connection,
+    first_byte,
     sending::Sending,
-    set_up, speaks, until_closed,
+    set_up, until_closed,
 };
 use crate::tls::Tls;
 
@@ -144,7 +145,7 @@ impl Grpc {
         let until = Instant::now() + self.patience;
         let begins = async {
             // Nothing is made for a client that sends nothing.
-            if !set_up(&stream) || !speaks(&stream).await {
+            if !set_up(&stream) || !first_byte(&stream).await {
                 return None;
             }
             connection.has_spoken();

@@ -5,6 +5,7 @@ use std::{
     path::Path,
     time::{Duration, SystemTime},
 };
+use tokio::io::AsyncWriteExt as _;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tonic::{
@@ -148,7 +149,7 @@ async fn where_certificates_are_required_nobody_comes_without() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_shake_no_hands_stop_nobody() {
+async fn handshakes_that_do_not_end_stop_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new("ours");
     let server = Server::start(Config { dev: true, ..config(dir.path(), &authority) }).await.unwrap();
@@ -156,7 +157,10 @@ async fn connections_that_shake_no_hands_stop_nobody() {
     let mut silent = Vec::new();
     for n in 0..600 {
         let address = if n % 2 == 0 { addresses.grpc } else { addresses.http };
-        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        let mut one = tokio::net::TcpStream::connect(address).await.unwrap();
+        // Every second one begins a handshake.
+        one.write_all(if n % 4 < 2 { &[0x16] } else { &[] }).await.unwrap();
+        silent.push(one);
     }
     let begun = std::time::Instant::now();
     let over = channel(&server, &authority, None).await.unwrap();
