@@ -223,7 +223,8 @@ impl Agent {
     }
 }
 
-/// An end user of an app, in front of one of its agents, as a token says. Cheap to clone: the app is shared.
+/// An end user of an app, in front of one of its agents, as a token says. It holds the app as of when the token was
+/// admitted, shared with its clones: later changes of the app are not seen.
 #[derive(Clone, Debug)]
 pub struct Visitor {
     app: Arc<App>,
@@ -233,13 +234,13 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// Whose user.
+    /// The app whose user it is.
     #[must_use]
     pub fn app(&self) -> &App {
         &self.app
     }
 
-    /// Before whom.
+    /// The agent that the token names.
     #[must_use]
     pub fn agent(&self) -> &Agent {
         &self.app.agents[self.agent_index]

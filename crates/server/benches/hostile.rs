@@ -6,9 +6,9 @@
 //! connections it held when the measurement began, its memory, and how many good connections or requests were refused anywhere.
 //!
 //! The hostile side is a process of its own; it comes from addresses of 127.0.0.0/8, and ends with the measurement. Two kinds
-//! are controls: `nobody` does nothing, and `elsewhere` are silent connections to the hostile side itself.
+//! are controls: `none` does nothing, and `elsewhere` are silent connections to the hostile side itself.
 //!
-//! Run by `cargo xtask bench hostile [gRPC|HTTP|ops …] [plain|TLS] [nobody|elsewhere|silent|slow|half|flood …]`.
+//! Run by `cargo xtask bench hostile [gRPC|HTTP|ops …] [plain|TLS] [none|elsewhere|silent|slow|half|flood …]`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -87,9 +87,11 @@ const RESIDENT_MAX: usize = 512 * 1024 * 1024;
 /// How much longer the slowest hundredth of good requests may take in company, against those of the other server.
 const P99_FACTOR_MAX: f64 = 1.2;
 
+/// What the command line may name, of each some.
+const TRANSPORTS: [&str; 2] = ["plain", "TLS"];
 const LISTENERS: [&str; 3] = ["gRPC", "HTTP", "ops"];
 
-const KINDS: [&str; 6] = ["nobody", "elsewhere", "silent", "slow", "half", "flood"];
+const KINDS: [&str; 6] = ["none", "elsewhere", "silent", "slow", "half", "flood"];
 
 fn main() {
     // Both sides hold thousands of sockets.
@@ -100,15 +102,19 @@ fn main() {
         return runtime.block_on(hostile(kind, address.parse().unwrap(), listener, tls == "true"));
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut known = TRANSPORTS.iter().chain(&LISTENERS).chain(&KINDS);
+    if let Some(word) = peer::words().iter().find(|word| !known.clone().any(|name| name == word)) {
+        panic!("{word:?} is none of {:?}", known.by_ref().collect::<Vec<_>>());
+    }
     println!(
         "listener  TLS  company      p99: alone    apart  company        of the middle second      connects apart, company   \
          CPU beyond   held  refused  resident"
     );
-    for tls in wanted(["plain", "TLS"]).map(|tls| tls == "TLS") {
+    for tls in wanted(TRANSPORTS).map(|tls| tls == "TLS") {
         for kind in wanted(KINDS) {
             for listener in wanted(LISTENERS) {
                 // Operators have no TLS. Controls have nothing to do with a listener.
-                let is_control = matches!(kind, "nobody" | "elsewhere");
+                let is_control = matches!(kind, "none" | "elsewhere");
                 if !(tls && listener == "ops" || is_control && listener != "gRPC") {
                     runtime.block_on(company(listener, tls, kind));
                 }
@@ -119,7 +125,7 @@ fn main() {
 
 /// Those that the command line names; all, if it names none of them.
 fn wanted<const N: usize>(all: [&'static str; N]) -> impl Iterator<Item = &'static str> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words = peer::words();
     let is_named = move |name: &&str| words.iter().any(|word| word == name);
     let are_named = all.iter().any(&is_named);
     all.into_iter().filter(move |name| !are_named || is_named(name))
@@ -380,7 +386,7 @@ fn begins(listener: &str, tls: bool) -> &'static [u8] {
 
 async fn hostile(kind: &str, to: SocketAddr, listener: &str, tls: bool) {
     match kind {
-        "nobody" => {
+        "none" => {
             println!("ready");
             return sleep(10 * MEASURE).await;
         }

@@ -138,7 +138,7 @@ fn set_up(stream: &TcpStream) -> bool {
 
 /// Waits for the first byte of a client without consuming it; false if the connection ends before. `readable` is not enough:
 /// tokio marks an accepted socket as readable before there is any event.
-async fn first_byte(stream: &TcpStream) -> bool {
+async fn sends_first_byte(stream: &TcpStream) -> bool {
     stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0)
 }
 

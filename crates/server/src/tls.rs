@@ -29,7 +29,7 @@ use x509_cert::{
 
 use crate::config::{ConfigError, TlsConfig};
 
-/// Longest a client may take for its handshake.
+/// Longest a client may take for its handshake, from its first byte on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the files are looked at.

@@ -169,7 +169,7 @@ impl Intent for UseConversation<'_> {
     /// By the token alone. What is somebody else's is not there.
     fn decide(self, _caller: &Caller, _rules: &Rules) -> Result<ConversationPermit, Error> {
         let Self { visitor, row } = self;
-        if row.app == visitor.app().name && row.agent == visitor.agent().id && *row.user == *visitor.user {
+        if row.app == visitor.app().name && row.agent == visitor.agent().id && row.user == *visitor.user {
             return Ok(ConversationPermit { id: row.id });
         }
         Err(crate::conversation::missing())

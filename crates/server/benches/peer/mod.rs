@@ -18,8 +18,13 @@ use trunkline_proto::v1::{
 
 /// Which sections the command line asks for: those that it names, or all.
 pub(crate) fn wanted() -> impl Fn(&str) -> bool {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = words();
     move |name| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name)
+}
+
+/// The words of the command line, without the options that cargo adds.
+pub(crate) fn words() -> Vec<String> {
+    std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect()
 }
 
 /// A server in a process of its own; killed when dropped.

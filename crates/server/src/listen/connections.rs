@@ -32,7 +32,7 @@ use super::descriptors;
 /// Connections that are closed together to make room: looking for them costs a walk over all.
 const BATCH: usize = 64;
 
-/// How long the first byte of a client may be on its way.
+/// How long a client may take for its first byte before its connection counts as silent.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longest wait for those that were told to make room. They are idle, so it takes them a turn of the scheduler.

@@ -27,9 +27,8 @@ use super::{
     Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked,
     call::{Timely, UntilStop},
     connections::Connection,
-    first_byte,
     sending::Sending,
-    set_up, until_closed,
+    sends_first_byte, set_up, until_closed,
 };
 use crate::tls::Tls;
 
@@ -145,7 +144,7 @@ impl Grpc {
         let until = Instant::now() + self.patience;
         let begins = async {
             // Nothing is made for a client that sends nothing.
-            if !set_up(&stream) || !first_byte(&stream).await {
+            if !set_up(&stream) || !sends_first_byte(&stream).await {
                 return None;
             }
             connection.has_spoken();

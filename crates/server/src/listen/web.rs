@@ -33,9 +33,8 @@ use tower::ServiceExt as _;
 use super::{
     Held, KEEPALIVE, STREAMS_MAX, Tracked,
     connections::{Active, Connection},
-    first_byte,
     sending::Sending,
-    set_up, until_closed,
+    sends_first_byte, set_up, until_closed,
 };
 use crate::{http::Site, metrics::Answered, tls::Tls};
 
@@ -89,7 +88,7 @@ impl Web {
     pub(super) async fn serve(self, stream: TcpStream, peer: SocketAddr, connection: Arc<Connection>) {
         let until = Instant::now() + HEAD_TIMEOUT;
         let begins = async {
-            if !set_up(&stream) || !first_byte(&stream).await {
+            if !set_up(&stream) || !sends_first_byte(&stream).await {
                 return None;
             }
             connection.has_spoken();
@@ -250,12 +249,12 @@ mod tests {
     #[tokio::test]
     async fn a_first_byte_is_waited_for_and_left() {
         let (mut client, server) = pair().await;
-        assert!(timeout(Duration::from_millis(20), first_byte(&server)).await.is_err(), "there is none");
+        assert!(timeout(Duration::from_millis(20), sends_first_byte(&server)).await.is_err(), "there is none");
         client.write_all(b"G").await.unwrap();
-        assert!(first_byte(&server).await);
+        assert!(sends_first_byte(&server).await);
         assert_eq!(server.try_read(&mut [0; 2]).unwrap(), 1, "it is not consumed");
         let (client, server) = pair().await;
-        let (came, ()) = tokio::join!(first_byte(&server), async { drop(client) });
+        let (came, ()) = tokio::join!(sends_first_byte(&server), async { drop(client) });
         assert!(!came);
     }
 

@@ -5,9 +5,9 @@ use std::{
     path::Path,
     time::{Duration, SystemTime},
 };
-use tokio::io::AsyncWriteExt as _;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tokio::io::AsyncWriteExt as _;
 use tonic::{
     Code, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -149,7 +149,7 @@ async fn where_certificates_are_required_nobody_comes_without() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn handshakes_that_do_not_end_stop_nobody() {
+async fn unfinished_handshakes_block_no_other_client() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new("ours");
     let server = Server::start(Config { dev: true, ..config(dir.path(), &authority) }).await.unwrap();
@@ -158,7 +158,7 @@ async fn handshakes_that_do_not_end_stop_nobody() {
     for n in 0..600 {
         let address = if n % 2 == 0 { addresses.grpc } else { addresses.http };
         let mut one = tokio::net::TcpStream::connect(address).await.unwrap();
-        // Every second one begins a handshake.
+        // Every second one of each listener begins a handshake.
         one.write_all(if n % 4 < 2 { &[0x16] } else { &[] }).await.unwrap();
         silent.push(one);
     }
