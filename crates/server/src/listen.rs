@@ -24,8 +24,9 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::timeout,
+    time::{Instant, timeout},
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
@@ -58,6 +59,9 @@ const HEALTH_REQUEST_BYTES_MAX: usize = 512;
 
 /// Streams of one HTTP/2 connection. The published contract's figure.
 const STREAMS_MAX: u32 = 1000;
+
+/// Longest a client may take for its handshake, from its first byte on.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
@@ -142,9 +146,22 @@ async fn sends_first_byte(stream: &TcpStream) -> bool {
     stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0)
 }
 
+/// The connection behind a TLS handshake that is done in time; nothing otherwise.
+async fn handshake(
+    tls: &Tls,
+    stream: TcpStream,
+    protocols: &[&str],
+    connection: &Connection,
+) -> Option<TlsStream<TcpStream>> {
+    tokio::select! {
+        done = tls.handshake(stream, protocols) => done,
+        () = connection.is_to_leave(Instant::now() + HANDSHAKE_TIMEOUT) => None,
+    }
+}
+
 /// Serves a connection until its client closes it, the server stops, or it `leaves`. `close` lets what is under way end, and
 /// takes nothing more.
-async fn until_closed<S: Future>(
+async fn until_closed<S: Future<Output = hyper::Result<()>>>(
     mut served: Pin<&mut S>,
     close: impl FnOnce(Pin<&mut S>),
     connection: &Connection,
@@ -154,7 +171,12 @@ async fn until_closed<S: Future>(
     let goodbye = tokio::select! {
         biased;
         // A client that goes away ends it, however it likes.
-        _ = served.as_mut() => return,
+        ended = served.as_mut() => {
+            if ended.is_err_and(|error| error.is_timeout()) {
+                connection.waits_for_turn().await;
+            }
+            return;
+        }
         () = stop.cancelled() => if connection.was_active() { FAREWELL_TIMEOUT } else { GOODBYE_TIMEOUT },
         () = leaves => GOODBYE_TIMEOUT,
     };
@@ -232,7 +254,6 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
         task::JoinHandle,
-        time::Instant,
     };
 
     use super::{sending::Sending, *};
@@ -334,6 +355,31 @@ mod tests {
             taken += read_to(&mut client, 0).await.expect("more of the answer");
         }
         serving.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_send_no_head_in_time_end_one_after_the_other() {
+        const COUNT: usize = 100;
+        let time = Duration::from_secs(1);
+        let all = Connections::new(Limit::default(), Limit::default(), Limit::default());
+        let (mut serving, mut clients) = (tokio::task::JoinSet::new(), Vec::new());
+        for _ in 0..COUNT {
+            let connection = Arc::new(all.admit(Listener::Http, [127, 0, 0, 1].into()).await.unwrap());
+            let (client, line) = duplex(1024);
+            clients.push(client);
+            let mut serve = http1::Builder::new();
+            serve.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(time);
+            let served = serve.serve_connection(TokioIo::new(line), answering(&connection));
+            serving.spawn(async move {
+                let (close, never) = (http1::Connection::graceful_shutdown, CancellationToken::new());
+                until_closed(pin!(served), close, &connection, &never, connection.makes_room()).await;
+                Instant::now()
+            });
+        }
+        let mut ends = serving.join_all().await;
+        ends.sort();
+        let together = ends.chunk_by(|one, other| one == other).map(<[_]>::len).max().unwrap();
+        assert!(together < COUNT / 5, "{together} at once");
     }
 
     #[tokio::test(start_paused = true)]

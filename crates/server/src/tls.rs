@@ -29,9 +29,6 @@ use x509_cert::{
 
 use crate::config::{ConfigError, TlsConfig};
 
-/// Longest a client may take for its handshake, from its first byte on.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How often the files are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -89,11 +86,10 @@ impl Tls {
         [cert, key, client_ca].map(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
     }
 
-    /// The connection behind a handshake that is done in time; nothing otherwise: there is nobody to tell. `protocols` in the
-    /// order of preference.
+    /// The connection behind a handshake; nothing if that fails: there is nobody to tell. `protocols` in the order of
+    /// preference. It takes as long as the client likes.
     pub(crate) async fn handshake(&self, stream: TcpStream, protocols: &[&str]) -> Option<TlsStream<TcpStream>> {
-        let handshake = self.acceptor(protocols).accept(stream);
-        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.ok()?.ok()
+        self.acceptor(protocols).accept(stream).await.ok()
     }
 
     fn acceptor(&self, protocols: &[&str]) -> TlsAcceptor {

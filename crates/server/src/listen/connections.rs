@@ -41,6 +41,10 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client may take nothing of what it is to get, before its connection makes room as an idle one.
 const STALLED: Duration = Duration::from_secs(30);
 
+/// How long after the one before a connection whose time is up is closed. Those that came together end together, and closing
+/// one takes the system tens of microseconds: 10,000 leave room for work between them, and are gone in little more than a second.
+const TURN: Duration = Duration::from_micros(125);
+
 /// Largest write that may be pings and the like alone: they go on whether or not a client takes its answers.
 const CONTROL_BYTES_MAX: usize = 256;
 
@@ -87,6 +91,8 @@ struct Shared {
     most: usize,
     begun: Instant,
     open: Mutex<Open>,
+    /// When the next connection whose time is up may be closed.
+    next_turn: Mutex<Instant>,
     /// A connection has ended.
     left: Notify,
 }
@@ -148,7 +154,7 @@ impl Connections {
 
     fn with_most(grpc: Limit, http: Limit, ops: Limit, most: usize) -> Self {
         let (open, left, begun) = (Mutex::default(), Notify::new(), Instant::now());
-        Self(Arc::new(Shared { limits: [grpc, http, ops], most, begun, open, left }))
+        Self(Arc::new(Shared { limits: [grpc, http, ops], most, begun, open, next_turn: Mutex::new(begun), left }))
     }
 
     /// A place for one more connection; nothing if there is none and no other connection is idle. Waits shortly for those that
@@ -225,6 +231,14 @@ impl Shared {
 
     fn limit(&self, listener: Listener) -> &Limit {
         &self.limits[listener as usize]
+    }
+
+    /// When the next one whose time is up is closed.
+    fn turn(&self) -> Instant {
+        let mut next = self.next_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = (*next).max(Instant::now());
+        *next = turn + TURN;
+        turn
     }
 
     fn now_ms(&self) -> u64 {
@@ -359,11 +373,20 @@ impl Connection {
         self.state.was_active.load(Relaxed)
     }
 
-    /// Returns when the connection is to be closed: because it makes room, or because no request came until then.
+    /// Returns when the connection is to be closed: because it makes room, or because no request came until then and it is its
+    /// turn.
     pub(crate) async fn is_to_leave(&self, until: Instant) {
-        if timeout_at(until, self.makes_room()).await.is_err() && self.was_active() {
+        let is_over = timeout_at(until, self.makes_room()).await.is_ok()
+            // A request may come while it waits.
+            || !self.was_active() && (self.waits_for_turn().await || !self.was_active());
+        if !is_over {
             self.makes_room().await;
         }
+    }
+
+    /// Waits until it is its turn to be closed, of those whose time is up, or it makes room: then it returns true.
+    pub(crate) async fn waits_for_turn(&self) -> bool {
+        timeout_at(self.shared.turn(), self.makes_room()).await.is_ok()
     }
 
     /// Returns when the connection is to be closed because it makes room.
@@ -510,6 +533,39 @@ mod tests {
         assert!(timeout(PATIENCE, busy.is_to_leave(until)).await.is_err());
         // It is one time, however often it is asked for.
         assert!(silent.is_to_leave(until).now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_whose_time_is_up_leave_one_after_the_other() {
+        const COUNT: usize = 1000;
+        let all = Connections::with_most(limit(0), limit(0), limit(0), 2 * COUNT);
+        let until = Instant::now() + PATIENCE;
+        let (mut waiting, mut open) = (tokio::task::JoinSet::new(), Vec::new());
+        for _ in 0..COUNT {
+            let one = admit(&all, Listener::Http, 1).await.unwrap();
+            open.push(one.clone());
+            waiting.spawn(async move {
+                one.is_to_leave(until).await;
+                Instant::now()
+            });
+        }
+        tokio::time::sleep_until(until).await;
+        // The last one to have its turn, most likely: it makes room at once.
+        let last = &open[COUNT - 1];
+        tokio::task::yield_now().await;
+        last.state.leave.notify_one();
+        let _request = open[COUNT - 2].begin();
+        let mut at: Vec<_> = Vec::new();
+        while at.len() < COUNT - 1 {
+            at.push(waiting.join_next().await.unwrap().unwrap() - until);
+        }
+        at.sort();
+        let per_ms = Duration::from_millis(1).as_micros() / TURN.as_micros();
+        let most = at.chunk_by(|one, other| one == other).map(<[_]>::len).max().unwrap();
+        assert!(most as u128 <= per_ms + 2, "{most} at once");
+        let longest = *at.last().unwrap();
+        assert!(longest <= TURN * COUNT as u32 + Duration::from_millis(2), "{longest:?}");
+        assert!(waiting.join_next().now_or_never().is_none(), "the one with a request stays");
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,6 +27,7 @@ use super::{
     Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked,
     call::{Timely, UntilStop},
     connections::Connection,
+    handshake,
     sending::Sending,
     sends_first_byte, set_up, until_closed,
 };
@@ -149,7 +150,7 @@ impl Grpc {
             }
             connection.has_spoken();
             Some(match &self.tls {
-                Some(tls) => Err(Box::pin(tls.handshake(stream, &["h2"])).await?),
+                Some(tls) => Err(Box::pin(handshake(tls, stream, &["h2"], &connection)).await?),
                 None => Ok(stream),
             })
         };

@@ -33,6 +33,7 @@ use tower::ServiceExt as _;
 use super::{
     Held, KEEPALIVE, STREAMS_MAX, Tracked,
     connections::{Active, Connection},
+    handshake,
     sending::Sending,
     sends_first_byte, set_up, until_closed,
 };
@@ -93,7 +94,7 @@ impl Web {
             }
             connection.has_spoken();
             match &self.tls {
-                Some(tls) => Some(Err(Box::pin(tls.handshake(stream, &["h2", "http/1.1"])).await?)),
+                Some(tls) => Some(Err(Box::pin(handshake(tls, stream, &["h2", "http/1.1"], &connection)).await?)),
                 None => {
                     let is_http2 = is_http2(&stream).await.ok()?;
                     Some(Ok((stream, is_http2)))
