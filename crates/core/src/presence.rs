@@ -12,6 +12,7 @@ use trunkline_store::log::{Offset, Topic};
 
 use crate::{
     identity::{Identity, PrincipalKind},
+    session::Taken,
     work::WorkGroup,
 };
 
@@ -24,7 +25,7 @@ pub struct Presence {
 
 struct Entry {
     connection: Arc<Connection>,
-    taken: Arc<AtomicU64>,
+    taken: Arc<Taken>,
     meter: Arc<Meter>,
     farewell: Option<String>,
 }
@@ -51,14 +52,14 @@ struct Read {
     topic: Topic,
     from: u64,
     /// While it is behind the others: where it joined them, and how far it was delivered.
-    behind: Option<(u64, Arc<AtomicU64>)>,
+    behind: Option<(u64, Arc<Taken>)>,
 }
 
 impl Read {
     /// What is behind this is still to come, when everything else was read up to `read`.
     fn position(&self, read: u64) -> Offset {
         Offset(match &self.behind {
-            Some((joined_at, taken)) if read <= *joined_at => taken.load(SeqCst).max(self.from),
+            Some((joined_at, taken)) if read <= *joined_at => taken.now().max(self.from),
             _ => read.max(self.from),
         })
     }
@@ -75,7 +76,7 @@ impl Meter {
     }
 
     /// Notes that a topic is read, from where, and what tells how far it is while it is behind the others.
-    pub(crate) fn reads(&self, topic: &Topic, from: u64, behind: Option<(u64, Arc<AtomicU64>)>) {
+    pub(crate) fn reads(&self, topic: &Topic, from: u64, behind: Option<(u64, Arc<Taken>)>) {
         lock(&self.topics).push(Read { topic: topic.clone(), from, behind });
     }
 
@@ -126,7 +127,7 @@ pub struct Filter {
 
 impl Presence {
     /// Notes a session, in place of the one before it that it took over.
-    pub(crate) fn enter(&self, connection: Connection, taken: Arc<AtomicU64>, meter: Arc<Meter>) {
+    pub(crate) fn enter(&self, connection: Connection, taken: Arc<Taken>, meter: Arc<Meter>) {
         let key = connection.identity.to_string();
         lock(&self.entries).insert(key, Entry { connection: connection.into(), taken, meter, farewell: None });
     }
@@ -137,8 +138,8 @@ impl Presence {
     }
 
     /// How far the session that holds the identity now got with delivering.
-    pub(crate) fn taken(&self, identity: &Identity) -> Option<u64> {
-        lock(&self.entries).get(&identity.to_string()).map(|entry| entry.taken.load(SeqCst))
+    pub(crate) fn taken(&self, identity: &Identity) -> Option<Arc<Taken>> {
+        lock(&self.entries).get(&identity.to_string()).map(|entry| entry.taken.clone())
     }
 
     /// Forgets a session, unless its identity has a successor already.

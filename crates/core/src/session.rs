@@ -14,20 +14,18 @@
 //! Lanes that begin at the tail have a row before the client is told that it is attached, so that a crash skips nothing of
 //! what is said from then on.
 //!
-//! What was delivered is told by [`Session::delivery`], when the transport took it; [`Session::save`] makes it durable.
-//! A crash repeats what was taken since the last save, and skips nothing. What an identity answers into a conversation carries
+//! What was delivered is told by [`Session::delivery`], when it has arrived at its client's side, as far as the transport can
+//! tell; [`Session::save`] makes it durable. A crash repeats what was delivered since the last save, and skips nothing. What an identity answers into a conversation carries
 //! how far it had heard, in the same append, so that a crash does not repeat what was answered.
 
 mod absent;
 mod seats;
 pub(crate) mod sql;
+mod taken;
 
 use std::{
     cmp::Reverse,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -41,6 +39,8 @@ pub use absent::Absentees;
 use seats::{Seat, Seats};
 use sql::Position;
 pub(crate) use sql::{MIGRATIONS, owners};
+pub(crate) use taken::Taken;
+pub use taken::Transport;
 
 use crate::{
     caller::{Caller, Credential},
@@ -107,7 +107,7 @@ pub struct Session {
     keep: KeepPermit,
     attend: AttendPermit,
     epoch: Epoch,
-    taken: Arc<AtomicU64>,
+    taken: Arc<Taken>,
     /// What operators see of it.
     pub meter: Arc<Meter>,
     /// The mark as of the last save.
@@ -177,14 +177,14 @@ struct Lanes {
 /// history comes before anything else, with offsets up to `joined_at`.
 struct Behind {
     joined_at: u64,
-    taken: Arc<AtomicU64>,
+    taken: Arc<Taken>,
 }
 
 impl Lanes {
     /// How far they were delivered, when everything else was up to `taken`.
     fn position(&self, taken: u64) -> u64 {
         match &self.behind {
-            Some(behind) if taken <= behind.joined_at => behind.taken.load(SeqCst).max(self.from),
+            Some(behind) if taken <= behind.joined_at => behind.taken.now().max(self.from),
             _ => taken.max(self.from),
         }
     }
@@ -303,7 +303,10 @@ impl Sessions {
         let seat = caller.identity.workspace().map(|workspace| self.seats.take(workspace, welcome.resumed));
         let seat = seat.transpose()?;
         // The one that was taken over may have delivered more than it saved.
-        let before = self.presence.taken(&caller.identity).unwrap_or(0);
+        let before = match self.presence.taken(&caller.identity) {
+            Some(taken) => taken.finally().await,
+            None => 0,
+        };
         let tail = self.gate.tail(&attend);
         let broadcast = self.broadcast_of(&caller.identity)?;
         let work = match broadcast {
@@ -316,7 +319,7 @@ impl Sessions {
             work,
             gate: self.gate.clone(),
             epoch: tail.epoch,
-            taken: Arc::new(AtomicU64::new(before)),
+            taken: Arc::new(Taken::new(before)),
             saved: before,
             lanes: Vec::new(),
             workspace: None,
@@ -423,13 +426,13 @@ impl Session {
         Ok(last.and_then(|record| Heard::decode(&record.payload)).unwrap_or(0))
     }
 
-    /// How far it has heard its own lane; nothing for who has none that is remembered.
+    /// How far it has heard its own lane; nothing for who has none that is remembered. Waits shortly for what is on its way.
     ///
     /// # Errors
     /// None in practice; see [`own_lane`].
-    pub fn heard(&self) -> Result<Option<Heard>, Error> {
+    pub async fn heard(&self) -> Result<Option<Heard>, Error> {
         let Some(own) = self.lanes.iter().find(|lanes| lanes.scope == OWN) else { return Ok(None) };
-        let position = own.position(self.taken.load(SeqCst));
+        let position = own.position(self.taken.soon().await);
         Ok(Some(Heard { topic: heard(&self.caller.identity)?, position }))
     }
 
@@ -556,6 +559,17 @@ impl Session {
         Delivery { taken: behind.unwrap_or(&self.taken).clone(), offset: offset.0 }
     }
 
+    /// For a transport that knows later what its client's side has taken. It may be asked by the session's successor, while this
+    /// one goes on.
+    pub fn set_transport(&self, transport: impl Transport + 'static) {
+        self.taken.set_transport(transport);
+    }
+
+    /// Waits until what was delivered has arrived, or will not: shortly, for a session that ends.
+    pub async fn arrived(&self) {
+        self.taken.finally().await;
+    }
+
     /// Makes durable how far the identity got; does nothing if that has not changed.
     ///
     /// # Errors
@@ -577,7 +591,7 @@ impl Session {
 
     /// Also where lanes begin that are not followed yet.
     fn save_with(&self, begins: Option<(String, i64)>) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
-        let (mark, taken) = (self.mark(), self.taken.load(SeqCst));
+        let (mark, taken) = (self.mark(), self.taken.now());
         let own = self.lanes.iter().map(|lanes| (lanes.scope.clone(), lanes.position(taken) as i64));
         let positions: Vec<_> = own.chain(begins).collect();
         let (epoch, now) = (self.epoch.0.simple().to_string(), sql::now());
@@ -601,8 +615,10 @@ impl Session {
 
     /// Changes with every delivery.
     fn mark(&self) -> u64 {
+        // Its look is that of the others, too.
+        let taken = self.taken.now();
         let behind = self.lanes.iter().filter_map(|lanes| lanes.behind.as_ref());
-        behind.map(|behind| behind.taken.load(SeqCst)).fold(self.taken.load(SeqCst), u64::saturating_add)
+        behind.map(|behind| behind.taken.now()).fold(taken, u64::saturating_add)
     }
 
     /// What this session needs to be told from its identity's others.
@@ -656,20 +672,26 @@ impl Drop for Session {
 
 /// See [`Session::delivery`].
 pub struct Delivery {
-    taken: Arc<AtomicU64>,
+    taken: Arc<Taken>,
     offset: u64,
 }
 
 impl Delivery {
     /// Notes that it was delivered, with everything that was yielded before it.
     pub fn done(self) {
-        self.taken.fetch_max(self.offset, SeqCst);
+        self.taken.note(self.offset);
     }
 
     /// Whether it was delivered.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.taken.load(SeqCst) >= self.offset
+        self.taken.is_past(self.offset)
+    }
+
+    /// Whether `later`, which was yielded behind this one, says as much as both.
+    #[must_use]
+    pub fn is_within(&self, later: &Self) -> bool {
+        Arc::ptr_eq(&self.taken, &later.taken)
     }
 
     /// The record's offset.

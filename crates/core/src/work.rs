@@ -137,7 +137,7 @@ impl WorkGroup {
         record
     }
 
-    /// The transport took the record.
+    /// The record has arrived.
     pub fn done(&self, offset: Offset) {
         lock(&self.out).pulled.remove(&offset.0);
     }

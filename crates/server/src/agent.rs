@@ -32,6 +32,7 @@ use trunkline_proto::v1::{
 use crate::{auth::Auth, listen, metrics::Metrics};
 
 pub(crate) use budget::Replies;
+pub(crate) use outbound::counting;
 pub(crate) use upstream::Allowance;
 use upstream::Detached;
 
@@ -78,8 +79,8 @@ impl AetherGateway for Surface {
         if self.0.stop.is_cancelled() {
             return Err(Status::unavailable("server shutting down"));
         }
-        let (outbound, frames) = outbound::channel();
         let extensions = request.extensions();
+        let (outbound, frames) = outbound::channel(extensions.get::<Arc<listen::Arrivals>>().cloned());
         let peer = Peer {
             address: extensions.get::<listen::Peer>().map(|peer| peer.0),
             certificate: extensions.get::<listen::Certificate>().map(|certificate| certificate.0.clone()),
@@ -88,7 +89,10 @@ impl AetherGateway for Surface {
         let body = extensions.get::<Detached>().and_then(Detached::take);
         let body = body.ok_or_else(|| Status::internal("the body of the stream is missing"))?;
         self.0.tracker.spawn(connection::run(self.0.clone(), metadata, peer, body, outbound));
-        Ok(Response::new(frames))
+        let unarrived = frames.unarrived().clone();
+        let mut answer = Response::new(frames);
+        answer.extensions_mut().insert(unarrived);
+        Ok(answer)
     }
 }
 

@@ -1,10 +1,12 @@
 //! The listeners: bound, plain or with TLS, served until they are told to stop.
 
 mod accept;
+mod arrivals;
 mod call;
 mod connections;
 mod descriptors;
 mod grpc;
+mod http2;
 mod sending;
 mod web;
 
@@ -32,6 +34,7 @@ use tonic::service::Routes;
 use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
 use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 
+pub(crate) use arrivals::Arrivals;
 pub(crate) use connections::{Connections, Limit};
 pub(crate) use descriptors::RESERVED as DESCRIPTORS_RESERVED;
 pub use descriptors::raise_limit as raise_descriptor_limit;
@@ -159,9 +162,21 @@ async fn handshake(
     }
 }
 
+/// How serving a connection fails.
+trait Ends {
+    /// Whether its client took too long for something.
+    fn is_timeout(&self) -> bool;
+}
+
+impl Ends for hyper::Error {
+    fn is_timeout(&self) -> bool {
+        Self::is_timeout(self)
+    }
+}
+
 /// Serves a connection until its client closes it, the server stops, or it `leaves`. `close` lets what is under way end, and
 /// takes nothing more.
-async fn until_closed<S: Future<Output = hyper::Result<()>>>(
+async fn until_closed<E: Ends, S: Future<Output = Result<(), E>>>(
     mut served: Pin<&mut S>,
     close: impl FnOnce(Pin<&mut S>),
     connection: &Connection,

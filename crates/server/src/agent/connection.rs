@@ -76,8 +76,8 @@ pub(super) async fn run(gateway: Arc<Gateway>, metadata: MetadataMap, peer: Peer
     let (mut inbound, ahead) = upstream::split(body, gateway.read_ahead.clone(), peer.address);
     let served = ahead.beside(serve(&gateway, &metadata, &peer, &mut inbound, &outbound)).await;
     if let Err(status) = served {
-        // A client that is gone does not hear how it ended.
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, outbound.send(Box::new(Err(status)))).await;
+        // One that reads nothing does not hear how it ended.
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, outbound.end(status)).await;
     }
 }
 
@@ -97,6 +97,11 @@ async fn serve(
     gateway.metrics.handshakes.get_or_create(&Code { code: code_name(code) }).inc();
     let handshake::Agreed { session, desk, acks } = agreed?;
     inbound.admit(gateway.limits.frame_bytes_max);
+    if acks {
+        outbound.unarrived().stop_tracking();
+    } else {
+        session.set_transport(outbound.transport());
+    }
     let sender =
         Sender::new(gateway.sessions.clone(), gateway.tasks.clone(), &session, &gateway.limits, convert::metric);
     let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());
@@ -224,9 +229,9 @@ impl Connection<'_> {
                 Some(ending) = endings.next() => return Box::pin(self.end(ending)).await,
                 outcome = outcome(&mut self.sent), if !self.sent.is_empty() => self.answer(outcome),
                 Some(done) = self.pending.next(), if !self.pending.is_empty() => self.done(done),
-                permit = self.outbound.reserve(), if !idle => {
-                    if let Ok(permit) = permit {
-                        permit.send(Box::new(Ok(std::mem::take(&mut self.frames))));
+                room = self.outbound.room(), if !idle => {
+                    if let Some(room) = room {
+                        room.send(std::mem::take(&mut self.frames));
                     }
                 }
                 frame = inbound.message(), if self.reads_on() => {
@@ -242,6 +247,7 @@ impl Connection<'_> {
                 (group, record) = pull(self.session.work.clone()), if idle && self.takes_work() => {
                     self.deliver_work(group, record)?;
                 }
+                () = self.outbound.unarrived().moves(), if idle && self.has_enough_work() => {}
                 () = self.budget.freed(), if self.budget.is_spent() => {}
                 () = self.saves.due(), if self.saves.is_open() && self.saving.is_none() => self.begin_save(),
                 saved = finished(&mut self.saving), if self.saving.is_some() => self.end_save(saved),
@@ -251,11 +257,11 @@ impl Connection<'_> {
 
     /// What ends a stream from outside. In a set, so that each is looked at when it has happened and not in every turn.
     fn endings(&self) -> FuturesUnordered<BoxFuture<'static, Ending>> {
-        let (lost, stop, outbound) = (self.session.lease.lost(), self.gateway.stop.clone(), self.outbound.clone());
+        let (lost, stop) = (self.session.lease.lost(), self.gateway.stop.clone());
         let endings = FuturesUnordered::from_iter([
             lost.map(Ending::Lost).boxed(),
             async move { stop.cancelled().await }.map(|()| Ending::Stop).boxed(),
-            async move { outbound.closed().await }.map(|()| Ending::Gone).boxed(),
+            self.outbound.gone().map(|()| Ending::Gone).boxed(),
         ]);
         // One that is revoked ends the session by its lease.
         let caller = &self.session.caller;
@@ -273,6 +279,8 @@ impl Connection<'_> {
                 self.signal(SignalType::ForceDisconnect, ended.to_string()).await;
                 Err(Status::unauthenticated(ended.to_string()))
             }
+            // Published clients take the signal for the end and stay away; a stream that breaks brings them back.
+            Ending::Stop if self.acks.is_none() => Err(Status::unavailable("server shutting down")),
             Ending::Stop => {
                 self.signal(SignalType::GracefulDisconnect, "server shutting down".to_owned()).await;
                 Ok(())
@@ -284,9 +292,9 @@ impl Connection<'_> {
     /// Gives the transport what waits for it, if it has room.
     fn hand_over(&mut self) {
         if !self.frames.is_empty()
-            && let Ok(permit) = self.outbound.try_reserve()
+            && let Some(room) = self.outbound.room_now()
         {
-            permit.send(Box::new(Ok(std::mem::take(&mut self.frames))));
+            room.send(std::mem::take(&mut self.frames));
         }
     }
 
@@ -424,7 +432,14 @@ impl Connection<'_> {
     }
 
     fn takes_work(&self) -> bool {
-        self.session.work.is_some() && self.acks.as_ref().is_none_or(|acks| acks.takes_work())
+        self.session.work.is_some()
+            && self.acks.as_ref().is_none_or(|acks| acks.takes_work())
+            && !self.has_enough_work()
+    }
+
+    /// Whether so much work is on its way that no more is taken before some has arrived.
+    fn has_enough_work(&self) -> bool {
+        self.session.work.is_some() && self.outbound.unarrived().has_enough_work()
     }
 
     /// An acknowledgement moved the position.
@@ -459,7 +474,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Whether the transport took all that was delivered. A client that acknowledges tells when a position moves.
+    /// Whether all that was delivered has arrived. A client that acknowledges tells when a position moves.
     fn is_settled(&self) -> bool {
         let is_work_out = || self.session.work.as_ref().is_some_and(|work| work.is_out());
         self.acks.is_some() || self.session.delivery(self.last).is_done() && !is_work_out()
@@ -489,13 +504,15 @@ impl Connection<'_> {
     async fn signal(&mut self, kind: SignalType, reason: String) {
         let frame = Frame::uncounted(Down::Signal(Signal { r#type: kind.into(), reason }.into()));
         // A client that does not read misses the signal; the end of the stream tells it as well.
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(Box::new(Ok(VecDeque::from([frame]))))).await;
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.outbound.send(frame)).await;
     }
 
     /// The last of a session: what was accepted is on disk and what was taken is remembered, before anybody else can
     /// hold the identity and before the client sees the stream end.
     async fn part(mut self, clean: bool) {
         self.settle().await;
+        self.session.arrived().await;
+        self.outbound.unarrived().end();
         self.save().await;
         let Self { session, desk, frames, .. } = self;
         // Tasks among them that did not go out go to others.

@@ -79,8 +79,9 @@ pub(super) async fn shake(
     let (negotiated, refused) = negotiate(declared, &of_program);
     let acks = negotiated.iter().any(|each| each.supported && each.uri == ACK_EXTENSION);
     let ack = ack(&session, negotiated);
-    let is_gone = |_| Status::cancelled("client is gone");
-    outbound.send(Box::new(Ok([Frame::uncounted(Down::ConnectionAck(ack.into()))].into()))).await.map_err(is_gone)?;
+    if !outbound.send(Frame::uncounted(Down::ConnectionAck(ack.into()))).await {
+        return Err(Status::cancelled("client is gone"));
+    }
     if let Some(uri) = refused {
         let message = format!("ERR_EXTENSION_UNSUPPORTED: extension required but not supported: {uri}");
         return Err(Status::failed_precondition(message));

@@ -8,7 +8,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 const QUIET: Duration = Duration::from_millis(50);
 
 /// How long deliveries may go on without it: a save is a transaction, which a stream of messages shall not wait for often. Also the
-/// longest pause between two looks at whether the transport took what it was given.
+/// longest pause between two looks at whether what was delivered has arrived.
 const BUSY: Duration = Duration::from_secs(2);
 
 /// The clock of one client's saves. A delivery costs it a look at the time.
@@ -92,7 +92,7 @@ impl Saves {
         self.set_timer();
     }
 
-    /// The transport has not taken what it was given: looks again later and later.
+    /// What was delivered has not arrived yet: looks again later and later.
     pub(super) fn postpone(&mut self) {
         if let Some(open) = &mut self.open {
             let now = Instant::now();

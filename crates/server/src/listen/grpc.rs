@@ -11,9 +11,6 @@ use std::{
 };
 
 use axum::http::{Request, Response};
-use futures_util::FutureExt as _;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -24,17 +21,21 @@ use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 
 use super::{
-    Certificate, Held, KEEPALIVE, Peer, STREAMS_MAX, Tracked,
+    Certificate, Held, Peer, STREAMS_MAX,
     call::{Timely, UntilStop},
     connections::Connection,
     handshake,
+    http2::{Incoming, Serving, Settings, StreamHandle},
     sending::Sending,
     sends_first_byte, set_up, until_closed,
 };
-use crate::tls::Tls;
+use crate::{agent::counting, tls::Tls};
 
 /// The one call whose request goes on for as long as its answer. It has a time of its own for the first frame.
 const CONNECT: &str = "/aether.v1.AetherGateway/Connect";
+
+/// Those whose answers end in their own time. All others wait for nothing but their client once they are answered.
+const ENDLESS: [&str; 3] = [CONNECT, "/trunkline.v1.Operator/Tail", "/trunkline.v1.Operator/Watch"];
 
 /// The calls that take no credential.
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -175,22 +176,25 @@ impl Grpc {
     async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Unpin, open: Open) {
         let Open { peer, certificate, connection, until } = open;
         let (window, of_request) = (self.windows.grant(), connection.clone());
-        let stream = TokioIo::new(Sending::new(stream, connection.clone()));
-        let answer = service_fn(move |mut request: Request<Incoming>| {
+        let stream = Sending::new(stream, connection.clone());
+        let answer = move |mut request: Request<Incoming>, begun: StreamHandle<'_>| {
             request.extensions_mut().insert(peer);
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }
+            if request.uri().path() == CONNECT {
+                request.extensions_mut().insert(Arc::new(begun.arrivals()));
+            }
             self.answer(request, &of_request)
-        });
-        let mut http2 = http2::Builder::new(Tracked(self.tasks.clone()));
-        http2.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX + STREAMS_SPARE);
-        http2.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
-        http2.initial_connection_window_size(window.connection()).initial_stream_window_size(window.stream());
-        let served = http2.serve_connection(stream, answer);
+        };
+        let settings = Settings {
+            streams_max: STREAMS_MAX + STREAMS_SPARE,
+            connection_window: window.connection(),
+            stream_window: window.stream(),
+        };
+        let served = Serving::new(stream, &settings, self.tasks.clone(), answer);
         let leaves = connection.is_to_leave(until);
-        let close = http2::Connection::graceful_shutdown;
-        until_closed(std::pin::pin!(served), close, &connection, &self.stop, leaves).await;
+        until_closed(std::pin::pin!(served), Serving::close, &connection, &self.stop, leaves).await;
     }
 
     fn answer(
@@ -206,19 +210,20 @@ impl Grpc {
         let (routes, patience, stop) = (self.routes.clone(), self.patience, self.stop.clone());
         async move {
             let is_watch = request.uri().path() == WATCH_HEALTH;
+            let is_endless = ENDLESS.contains(&request.uri().path());
             let answer = if is_beyond {
                 let message =
                     format!("limit of {STREAMS_MAX} streams on one connection reached; open another connection");
                 Status::resource_exhausted(message).into_http()
             } else if request.uri().path() == CONNECT {
-                routes.oneshot(request).await?
+                counting(routes.oneshot(request).await?)
             } else {
-                // On the heap, so that streams of agents hold no room for it.
-                routes.oneshot(request.map(|body| Timely::new(body, patience))).boxed().await?
+                routes.oneshot(request.map(|body| Timely::new(body, patience))).await?
             };
             Ok(match active {
                 _ if is_watch => answer.map(|body| Body::new(UntilStop::new(body, stop))),
-                Some(active) => answer.map(|body| Body::new(Held::new(body, active))),
+                Some(active) if is_endless => answer.map(|body| Body::new(Held::new(body, active))),
+                Some(active) => answer.map(|body| Body::new(Held::new(body, active.finite()))),
                 None => answer,
             })
         }

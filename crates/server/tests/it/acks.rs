@@ -9,14 +9,12 @@ use trunkline_proto::{
 };
 
 use crate::{
-    client::{Client, agent, lane, server, worker},
+    client::{ACK_EXTENSION, Client, agent, lane, server, worker},
     process::Process,
 };
 
-const URI: &str = "https://trunkline.dev/ext/ack/v1";
-
 fn acknowledging(mut init: InitConnection) -> InitConnection {
-    init.extensions = vec![ExtensionDeclaration { uri: URI.into(), required: true, ..Default::default() }];
+    init.extensions = vec![ExtensionDeclaration { uri: ACK_EXTENSION.into(), required: true, ..Default::default() }];
     init
 }
 
@@ -140,7 +138,7 @@ async fn lies_are_refused() {
     let mut plain = Client::connect(grpc, agent("plain")).await.unwrap();
     acknowledge(&plain, 0, &[]).await;
     assert_eq!(plain.error().await.code, "ERR_EXTENSION_UNSUPPORTED");
-    assert_eq!(plain.ack.server_supported_extensions, [URI]);
+    assert_eq!(plain.ack.server_supported_extensions, [ACK_EXTENSION]);
     server.stop().await;
 }
 

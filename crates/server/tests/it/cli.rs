@@ -12,7 +12,7 @@ use trunkline_proto::v1::{
     task_operation::OpType, upstream_message::Payload as Up,
 };
 
-use crate::client::{Client, agent, lane};
+use crate::client::{ACK_EXTENSION, Client, agent, lane};
 
 struct Terminal {
     dir: tempfile::TempDir,
@@ -276,8 +276,7 @@ async fn a_server_is_watched_as_it_stands() {
     let mut holds = {
         let mut init = agent("holds");
         init.credentials.insert("x-api-key".to_owned(), key.clone());
-        init.extensions =
-            vec![ExtensionDeclaration { uri: "https://trunkline.dev/ext/ack/v1".into(), ..Default::default() }];
+        init.extensions = vec![ExtensionDeclaration { uri: ACK_EXTENSION.into(), ..Default::default() }];
         Client::connect(grpc, init).await.unwrap()
     };
     let tells = connect("tells", &key).await;

@@ -21,6 +21,9 @@ use trunkline_proto::v1::{
     init_connection::ClientType, upstream_message::Payload as Up,
 };
 
+/// What a client declares that says what it has.
+pub(crate) const ACK_EXTENSION: &str = "https://trunkline.dev/ext/ack/v1";
+
 /// Nothing here takes longer unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -178,6 +181,11 @@ impl Client {
                 other => panic!("expected an outcome, got {other:?}"),
             }
         }
+    }
+
+    /// Says goodbye, and does not wait.
+    pub(crate) fn says_goodbye(self) -> Streaming<DownstreamMessage> {
+        self.down
     }
 
     /// Says goodbye and waits until the server has let go.

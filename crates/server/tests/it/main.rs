@@ -4,6 +4,7 @@
 
 mod acks;
 mod audit;
+mod broken;
 mod budget;
 mod cli;
 mod client;

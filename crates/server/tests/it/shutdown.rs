@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
+use tonic::Code;
 use trunkline::{Config, Server};
-use trunkline_proto::v1::{downstream_message::Payload as Down, signal::SignalType};
+use trunkline_proto::v1::{ExtensionDeclaration, downstream_message::Payload as Down, signal::SignalType};
 
-use crate::client::{Client, agent, lane, server};
+use crate::client::{ACK_EXTENSION, Client, agent, lane, server};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_are_told_and_new_ones_refused() {
@@ -14,19 +16,32 @@ async fn clients_are_told_and_new_ones_refused() {
     let grpc = server.addresses().grpc;
     let mut clients = Vec::new();
     for n in 0..50 {
-        clients.push(Client::connect(grpc, agent(&n.to_string())).await.unwrap());
-    }
-    let stopping = tokio::spawn(server.stop());
-    for client in &mut clients {
-        let mut signalled = false;
-        while let Some(frame) = client.next().await.unwrap() {
-            if let Down::Signal(signal) = frame {
-                signalled = signal.r#type() == SignalType::GracefulDisconnect;
-            }
+        let mut init = agent(&n.to_string());
+        let knows_us = n % 2 == 0;
+        if knows_us {
+            init.extensions = vec![ExtensionDeclaration { uri: ACK_EXTENSION.into(), ..Default::default() }];
         }
-        assert!(signalled, "a signal, then a clean end");
+        clients.push((knows_us, Client::connect(grpc, init).await.unwrap()));
     }
-    stopping.await.unwrap();
+    let stopping = JoinSet::from_iter([server.stop()]);
+    for (knows_us, client) in &mut clients {
+        let mut signals = Vec::new();
+        let end = loop {
+            match client.next().await {
+                Ok(Some(Down::Signal(signal))) => signals.push(signal.r#type()),
+                Ok(Some(_)) => {}
+                Ok(None) => break Code::Ok,
+                Err(status) => break status.code(),
+            }
+        };
+        if *knows_us {
+            assert_eq!((end, signals), (Code::Ok, vec![SignalType::GracefulDisconnect]));
+        } else {
+            // For clients of the published SDKs, a signal is the end: they would stay away.
+            assert_eq!((end, signals), (Code::Unavailable, vec![]));
+        }
+    }
+    stopping.join_all().await;
     assert!(Client::connect(grpc, agent("late")).await.is_err());
 }
 

@@ -16,10 +16,10 @@ use trunkline::{Config, Server};
 
 use crate::client::{Client, agent};
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -51,22 +51,27 @@ fn write(dir: &Path, (certificate, key): (String, String)) {
     fs::write(dir.join("cert.pem"), certificate).unwrap();
 }
 
-fn config(dir: &Path, authority: &Authority) -> Config {
+pub(crate) fn config(dir: &Path, authority: &Authority) -> Config {
     write(dir, authority.issue("localhost"));
     let mut config = Config { data_dir: dir.join("data"), ..Config::on_free_ports() };
     (config.tls.cert, config.tls.key) = (dir.join("cert.pem"), dir.join("key.pem"));
     config
 }
 
-/// A channel that trusts `authority`, and shows a certificate if there is one.
-async fn channel(server: &Server, authority: &Authority, own: Option<(String, String)>) -> Result<Channel, Status> {
+/// An endpoint that trusts `authority`, and shows a certificate if there is one.
+pub(crate) fn endpoint(server: &Server, authority: &Authority, own: Option<(String, String)>) -> Endpoint {
     let port = server.addresses().grpc.port();
     let mut tls =
         ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("localhost");
     if let Some((certificate, key)) = own {
         tls = tls.identity(Identity::from_pem(certificate, key));
     }
-    let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}")).unwrap().tls_config(tls).unwrap();
+    Endpoint::from_shared(format!("https://127.0.0.1:{port}")).unwrap().tls_config(tls).unwrap()
+}
+
+/// A channel to that.
+async fn channel(server: &Server, authority: &Authority, own: Option<(String, String)>) -> Result<Channel, Status> {
+    let endpoint = endpoint(server, authority, own);
     endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))
 }
 

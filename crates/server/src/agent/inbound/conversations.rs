@@ -31,7 +31,7 @@ pub(super) async fn send(connection: &mut Connection<'_>, message: &SendMessage)
     let part = match part(connection, &message.target_topic).await {
         Ok(Some(part)) if convert::is_direct(message.authorization.as_deref()) => {
             // It was written knowing everything that was delivered before it.
-            match connection.session.heard() {
+            match connection.session.heard().await {
                 Ok(heard) => part.having_heard(heard),
                 Err(error) => {
                     connection.refuse_message(&error, key);

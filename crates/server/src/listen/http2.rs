@@ -1,0 +1,408 @@
+//! HTTP/2 for the gRPC listener, on the h2 library itself: what carries deliveries has to know which stream an answer goes on, and
+//! has to ask, behind what it wrote, whether that has arrived. A server on top of h2 has neither.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    Ping, PingPong, Reason, RecvStream, SendStream,
+    server::{Builder, Connection, Handshake, SendResponse},
+};
+use hyper::{
+    Request, Response,
+    body::{Body, Frame},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep_until},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Ends, KEEPALIVE, SILENCE,
+    arrivals::{Arrivals, WatchedConnection, Watching},
+};
+
+/// How a client begins, by RFC 9113, section 3.4.
+const PREFACE_BYTES: usize = 24;
+
+/// Largest head of a request.
+const HEAD_BYTES_MAX: u32 = 16 * 1024;
+
+/// How often a client is asked whether what was written to it has arrived, while that goes on, and how often it may be asked
+/// without a pause before. Each time costs both some microseconds.
+const ASK_INTERVAL: Duration = Duration::from_millis(20);
+const ASKS_AT_ONCE: u32 = 32;
+
+/// Longest time for the answer to a PING, whatever else a client sends meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What a connection may take.
+pub(super) struct Settings {
+    pub(super) streams_max: u32,
+    pub(super) connection_window: u32,
+    pub(super) stream_window: u32,
+}
+
+/// How serving a connection failed.
+pub(super) enum Ended {
+    /// Its client did not answer in time.
+    PingTimeout,
+    Broken,
+}
+
+impl Ends for Ended {
+    fn is_timeout(&self) -> bool {
+        matches!(self, Self::PingTimeout)
+    }
+}
+
+impl From<h2::Error> for Ended {
+    fn from(_: h2::Error) -> Self {
+        Self::Broken
+    }
+}
+
+/// A stream that begins.
+pub(super) struct StreamHandle<'a> {
+    line: &'a Arc<WatchedConnection>,
+    stream: u32,
+}
+
+impl StreamHandle<'_> {
+    /// What of its answer has arrived, from now on.
+    pub(super) fn arrivals(&self) -> Arrivals {
+        self.line.arrivals(self.stream)
+    }
+}
+
+/// Serves a connection; done when it is closed. Each stream is a task of `tasks`, and ends without its client knowing if its
+/// connection does.
+pub(super) struct Serving<S, A> {
+    state: State<S>,
+    line: Arc<WatchedConnection>,
+    answer: A,
+    tasks: TaskTracker,
+    is_closing: bool,
+}
+
+enum State<S> {
+    Begins(Handshake<Watching<S>, Bytes>),
+    Open(Connection<Watching<S>, Bytes>, Pings),
+}
+
+impl<S, A, F, B> Serving<S, A>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: Fn(Request<Incoming>, StreamHandle<'_>) -> F,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
+{
+    /// `answer` is called in the order in which streams begin.
+    pub(super) fn new(stream: S, settings: &Settings, tasks: TaskTracker, answer: A) -> Self {
+        let line = WatchedConnection::new(PREFACE_BYTES);
+        let begins = Builder::new()
+            .max_concurrent_streams(settings.streams_max)
+            .initial_connection_window_size(settings.connection_window)
+            .initial_window_size(settings.stream_window)
+            .max_header_list_size(HEAD_BYTES_MAX)
+            .handshake(Watching::new(stream, line.clone()));
+        Self { state: State::Begins(begins), line, answer, tasks, is_closing: false }
+    }
+
+    /// Lets what is under way end, and takes nothing more.
+    pub(super) fn close(mut self: Pin<&mut Self>)
+    where
+        Self: Unpin,
+    {
+        match &mut self.state {
+            State::Begins(_) => self.is_closing = true,
+            State::Open(connection, _) => connection.graceful_shutdown(),
+        }
+    }
+
+    fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let begun = StreamHandle { line: &self.line, stream: respond.stream_id().as_u32() };
+        // On the heap, so that a stream holds no room for it once it has its answer.
+        let answer = Box::pin((self.answer)(request.map(Incoming), begun));
+        self.tasks.spawn(respond_with(answer, respond));
+    }
+}
+
+impl<S, A, F, B> Future for Serving<S, A>
+where
+    Self: Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: Fn(Request<Incoming>, StreamHandle<'_>) -> F,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
+{
+    type Output = Result<(), Ended>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match &mut self.state {
+                State::Begins(begins) => {
+                    let mut connection = ready!(Pin::new(begins).poll(cx))?;
+                    if self.is_closing {
+                        connection.graceful_shutdown();
+                    }
+                    let pings = Pings::new(connection.ping_pong().ok_or(Ended::Broken)?, self.line.clone());
+                    self.state = State::Open(connection, pings);
+                }
+                State::Open(connection, pings) => match connection.poll_accept(cx) {
+                    Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond),
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
+                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Pending => match pings.poll(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(ended)) => return Poll::Ready(Err(ended)),
+                        Poll::Pending => return Poll::Pending,
+                    },
+                },
+            }
+        }
+    }
+}
+
+/// Asks a client whether what was written has arrived, and whether it is there at all when it says nothing.
+struct Pings {
+    line: Arc<WatchedConnection>,
+    pings: PingPong,
+    /// When the PING was sent that is not answered, and how long nothing may come from then on.
+    outstanding: Option<(Instant, Duration)>,
+    /// When it may be asked about what was written. As far in the past as it may be asked at once.
+    not_before: Instant,
+    /// What is known of its activity, and when that changed.
+    activity: u64,
+    last_activity: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Pings {
+    fn new(pings: PingPong, line: Arc<WatchedConnection>) -> Self {
+        let now = Instant::now();
+        let timer = Box::pin(sleep_until(now + KEEPALIVE.0));
+        let not_before = earliest(now);
+        Self { activity: line.activity(), line, pings, outstanding: None, not_before, last_activity: now, timer }
+    }
+
+    /// Ready when there is something to write.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        self.line.task.register(cx.waker());
+        loop {
+            if self.outstanding.is_some() && self.pings.poll_pong(cx).is_ready() {
+                self.outstanding = None;
+            }
+            let now = Instant::now();
+            let activity = self.line.activity();
+            if activity != self.activity {
+                (self.activity, self.last_activity) = (activity, now);
+            }
+            let is_unconfirmed = self.line.is_unconfirmed();
+            let due = match self.outstanding {
+                Some((sent, patience)) => (self.last_activity.max(sent) + patience).min(sent + ANSWER_TIMEOUT),
+                // A PING without room would keep what the client sends from being read. It is looked at again when there is room.
+                None if self.line.is_full() => now + KEEPALIVE.0,
+                None if is_unconfirmed && self.line.takes_urgency() => now,
+                None if is_unconfirmed => self.not_before.min(self.last_activity + KEEPALIVE.0),
+                None => self.last_activity + KEEPALIVE.0,
+            };
+            if due <= now {
+                return Poll::Ready(match self.outstanding {
+                    Some(_) => Err(Ended::PingTimeout),
+                    None => self.send(now, is_unconfirmed),
+                });
+            }
+            if due < self.timer.deadline() || self.timer.is_elapsed() {
+                self.timer.as_mut().reset(due);
+            }
+            ready!(self.timer.as_mut().poll(cx));
+        }
+    }
+
+    fn send(&mut self, now: Instant, is_unconfirmed: bool) -> Result<(), Ended> {
+        self.pings.send_ping(Ping::opaque())?;
+        // Behind megabytes on a slow line it takes its time, and the kernel knows whether that goes on.
+        self.outstanding = Some((now, if is_unconfirmed { SILENCE } else { KEEPALIVE.1 }));
+        // Those that are sent at once for somebody who waits leave no debt.
+        self.not_before = (self.not_before.max(earliest(now)) + ASK_INTERVAL).min(now + ASK_INTERVAL);
+        Ok(())
+    }
+}
+
+/// Whoever was not asked since then may be asked [`ASKS_AT_ONCE`] times.
+fn earliest(now: Instant) -> Instant {
+    now.checked_sub(ASK_INTERVAL * ASKS_AT_ONCE).unwrap_or(now)
+}
+
+/// Sends the answer to a request, as its client takes it. Ends with its stream, or its connection.
+async fn respond_with<B: Body<Data = Bytes> + Unpin>(
+    mut answer: Pin<Box<impl Future<Output = Result<Response<B>, Infallible>>>>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Ready(Ok(answer)) => Poll::Ready(Some(answer)),
+        Poll::Pending => respond.poll_reset(cx).map(|_| None),
+    });
+    let Some(answered) = answered.await else { return };
+    drop(answer);
+    let (head, body) = answered.into_parts();
+    let is_all = body.is_end_stream();
+    match respond.send_response(Response::from_parts(head, ()), is_all) {
+        Ok(stream) if !is_all => send_body(stream, body).await,
+        Ok(_) => {}
+        // If its client is not gone, it is told.
+        Err(_) => respond.send_reset(Reason::INTERNAL_ERROR),
+    }
+}
+
+/// Sends a body, of which it holds one piece.
+async fn send_body<B: Body<Data = Bytes> + Unpin>(mut stream: SendStream<Bytes>, mut body: B) {
+    loop {
+        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => stream.poll_reset(cx).map(Err),
+        });
+        let sent = match frame.await {
+            // The client wants no more.
+            Err(_) => return,
+            Ok(None) => return drop(stream.send_data(Bytes::new(), true)),
+            Ok(Some(Err(_))) => return stream.send_reset(Reason::INTERNAL_ERROR),
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => send_data(&mut stream, data).await,
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => return drop(stream.send_trailers(trailers)),
+                    Err(_) => Ok(()),
+                },
+            },
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Sends a piece as its client has a window for it.
+async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len());
+        while stream.capacity() == 0 {
+            poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap_or_else(|| Err(Reason::STREAM_CLOSED.into()))?;
+        }
+        let now = data.split_to(stream.capacity().min(data.len()));
+        stream.send_data(now, false)?;
+    }
+    Ok(())
+}
+
+/// The body of a request. What is read makes room for more.
+pub(super) struct Incoming(RecvStream);
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let stream = &mut self.0;
+        match ready!(stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // Refused only for more than was read.
+                let _ = stream.flow_control().release_capacity(data.len());
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            // Whoever wants no more may say so: that is an end, and no failure.
+            Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => Poll::Ready(None),
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                let trailers = ready!(stream.poll_trailers(cx))?;
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body;
+    use h2::client;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+        sync::mpsc,
+        task::JoinSet,
+    };
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+
+    type Answer = (mpsc::Sender<Result<Bytes, Infallible>>, Arc<Arrivals>);
+
+    /// A client's end of a connection, its serving, and what its first answer is sent by, with what has arrived of it.
+    fn serve() -> (DuplexStream, JoinSet<Result<(), Ended>>, mpsc::Receiver<Answer>) {
+        let (client, line) = duplex(1024 * 1024);
+        let (begins, begun) = mpsc::channel(1);
+        let answer = move |_: Request<Incoming>, stream: StreamHandle<'_>| {
+            let (pieces, body) = mpsc::channel(1);
+            begins.try_send((pieces, Arc::new(stream.arrivals()))).unwrap();
+            async { Ok(Response::new(body::Body::from_stream(ReceiverStream::new(body)))) }
+        };
+        let settings = Settings { streams_max: 100, connection_window: 65_535, stream_window: 65_535 };
+        let served = Serving::new(line, &settings, TaskTracker::new(), answer);
+        (client, JoinSet::from_iter([served]), begun)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_no_ping_is_given_up() {
+        let (mut client, mut serving, _begun) = serve();
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let begun = Instant::now();
+        let ended = serving.join_next().await.unwrap().unwrap();
+        assert!(ended.is_err_and(|ended| ended.is_timeout()));
+        let took = begun.elapsed();
+        assert!(took.abs_diff(KEEPALIVE.0 + KEEPALIVE.1) < Duration::from_millis(10), "{took:?}");
+        let mut sent = Vec::new();
+        client.read_to_end(&mut sent).await.unwrap();
+        assert_eq!(sent.windows(5).filter(|head| *head == b"\0\0\x08\x06\0").count(), 1, "one PING");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn asking_at_once_does_not_put_off_what_is_asked_later() {
+        let (client, mut serving, mut begun) = serve();
+        let (mut requests, connection) = client::handshake(client).await.unwrap();
+        let _connection = JoinSet::from_iter([async { drop(connection.await) }]);
+        let (answer, _) = requests.send_request(Request::new(()), true).unwrap();
+        let (pieces, arrivals) = begun.recv().await.unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        let mut end = 0;
+        for n in 0..400 {
+            end += 10;
+            arrivals.want(end);
+            let moves = arrivals.moves();
+            pieces.send(Ok(Bytes::from_static(&[0; 10]))).await.unwrap();
+            body.data().await.unwrap().unwrap();
+            body.flow_control().release_capacity(10).unwrap();
+            // The last ones are asked when it is their time.
+            if n < 390 {
+                moves.await;
+            }
+        }
+        let sent = Instant::now();
+        while arrivals.arrived() < end {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(sent.elapsed() <= ASK_INTERVAL + Duration::from_millis(5), "{:?}", sent.elapsed());
+        drop((pieces, arrivals));
+        serving.abort_all();
+    }
+}
