@@ -14,9 +14,9 @@
 //! Lanes that begin at the tail have a row before the client is told that it is attached, so that a crash skips nothing of
 //! what is said from then on.
 //!
-//! What was delivered is told by [`Session::delivery`], when it has arrived at its client's side, as far as the transport can
-//! tell; [`Session::save`] makes it durable. A crash repeats what was delivered since the last save, and skips nothing. What an identity answers into a conversation carries
-//! how far it had heard, in the same append, so that a crash does not repeat what was answered.
+//! A record is delivered when it has arrived at the client, as far as the transport can tell ([`Session::delivery`]);
+//! [`Session::save`] makes that durable. A crash repeats what was delivered since the last save, and skips nothing. What an identity
+//! answers into a conversation carries how far it had heard, in the same append, so that a crash does not repeat what was answered.
 
 mod absent;
 mod seats;
@@ -304,7 +304,7 @@ impl Sessions {
         let seat = seat.transpose()?;
         // The one that was taken over may have delivered more than it saved.
         let before = match self.presence.taken(&caller.identity) {
-            Some(taken) => taken.finally().await,
+            Some(taken) => taken.settled().await,
             None => 0,
         };
         let tail = self.gate.tail(&attend);
@@ -426,13 +426,14 @@ impl Session {
         Ok(last.and_then(|record| Heard::decode(&record.payload)).unwrap_or(0))
     }
 
-    /// How far it has heard its own lane; nothing for who has none that is remembered. Waits shortly for what is on its way.
+    /// How far it has heard its own lane; nothing for who has none that is remembered. Waits up to 100 ms for deliveries in flight.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// None in practice; see [`own_lane`].
     pub async fn heard(&self) -> Result<Option<Heard>, Error> {
         let Some(own) = self.lanes.iter().find(|lanes| lanes.scope == OWN) else { return Ok(None) };
-        let position = own.position(self.taken.soon().await);
+        let position = own.position(self.taken.heard().await);
         Ok(Some(Heard { topic: heard(&self.caller.identity)?, position }))
     }
 
@@ -559,15 +560,15 @@ impl Session {
         Delivery { taken: behind.unwrap_or(&self.taken).clone(), offset: offset.0 }
     }
 
-    /// For a transport that knows later what its client's side has taken. It may be asked by the session's successor, while this
-    /// one goes on.
+    /// Sets the transport whose deliveries arrive after it took them; without one, the caller calls [`Delivery::done`] itself. The
+    /// session's successor may use it while this session goes on. Later calls change nothing.
     pub fn set_transport(&self, transport: impl Transport + 'static) {
         self.taken.set_transport(transport);
     }
 
-    /// Waits until what was delivered has arrived, or will not: shortly, for a session that ends.
-    pub async fn arrived(&self) {
-        self.taken.finally().await;
+    /// Waits up to 500 ms until deliveries in flight have arrived, or cannot any more: for a session that ends.
+    pub async fn wait_settled(&self) {
+        self.taken.settled().await;
     }
 
     /// Makes durable how far the identity got; does nothing if that has not changed.
@@ -615,7 +616,7 @@ impl Session {
 
     /// Changes with every delivery.
     fn mark(&self) -> u64 {
-        // Its look is that of the others, too.
+        // First: it notes deliveries of `behind`, too.
         let taken = self.taken.now();
         let behind = self.lanes.iter().filter_map(|lanes| lanes.behind.as_ref());
         behind.map(|behind| behind.taken.now()).fold(taken, u64::saturating_add)
@@ -688,7 +689,7 @@ impl Delivery {
         self.taken.is_past(self.offset)
     }
 
-    /// Whether `later`, which was yielded behind this one, says as much as both.
+    /// Whether `later`, which was yielded after this delivery, being done includes this one.
     #[must_use]
     pub fn is_within(&self, later: &Self) -> bool {
         Arc::ptr_eq(&self.taken, &later.taken)

@@ -89,9 +89,9 @@ impl AetherGateway for Surface {
         let body = extensions.get::<Detached>().and_then(Detached::take);
         let body = body.ok_or_else(|| Status::internal("the body of the stream is missing"))?;
         self.0.tracker.spawn(connection::run(self.0.clone(), metadata, peer, body, outbound));
-        let unarrived = frames.unarrived().clone();
+        let in_flight = frames.in_flight().clone();
         let mut answer = Response::new(frames);
-        answer.extensions_mut().insert(unarrived);
+        answer.extensions_mut().insert(in_flight);
         Ok(answer)
     }
 }

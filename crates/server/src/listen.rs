@@ -162,13 +162,13 @@ async fn handshake(
     }
 }
 
-/// How serving a connection fails.
-trait Ends {
-    /// Whether its client took too long for something.
+/// An error of serving a connection.
+trait IsTimeout {
+    /// Whether the client missed a deadline.
     fn is_timeout(&self) -> bool;
 }
 
-impl Ends for hyper::Error {
+impl IsTimeout for hyper::Error {
     fn is_timeout(&self) -> bool {
         Self::is_timeout(self)
     }
@@ -176,7 +176,7 @@ impl Ends for hyper::Error {
 
 /// Serves a connection until its client closes it, the server stops, or it `leaves`. `close` lets what is under way end, and
 /// takes nothing more.
-async fn until_closed<E: Ends, S: Future<Output = Result<(), E>>>(
+async fn until_closed<E: IsTimeout, S: Future<Output = Result<(), E>>>(
     mut served: Pin<&mut S>,
     close: impl FnOnce(Pin<&mut S>),
     connection: &Connection,
@@ -188,7 +188,7 @@ async fn until_closed<E: Ends, S: Future<Output = Result<(), E>>>(
         // A client that goes away ends it, however it likes.
         ended = served.as_mut() => {
             if ended.is_err_and(|error| error.is_timeout()) {
-                connection.waits_for_turn().await;
+                connection.closing_turn().await;
             }
             return;
         }

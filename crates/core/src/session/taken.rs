@@ -1,4 +1,4 @@
-//! How far a session was delivered to.
+//! The read position of a session: the last record that was delivered.
 
 use std::{
     sync::{
@@ -11,28 +11,29 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
-/// A transport that knows later what its client's side has taken.
+/// A transport whose deliveries arrive at the client after it took them.
 pub trait Transport: Send + Sync {
-    /// Says [`Delivery::done`](super::Delivery::done) of what was taken by now.
+    /// Calls [`Delivery::done`](super::Delivery::done) of the deliveries that have arrived by now.
     fn look(&self);
 
-    /// Has the client asked, and returns when it has taken all that was sent before this was called, or will not. Cancel-safe.
-    fn settles(&self) -> BoxFuture<'static, ()>;
+    /// Resolves when the deliveries that were sent before this call have arrived, or cannot any more. Without a time limit;
+    /// cancel-safe.
+    fn settled(&self) -> BoxFuture<'static, ()>;
 }
 
-/// How long a client may take to say what it has: a round trip on a long line.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for deliveries in flight when a session ends or is taken over: a round trip on a long line.
+const SETTLE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long somebody may wait for that who is about to say how far it has heard. In general its client says so right behind what
-/// it says itself.
+/// Longest wait for deliveries in flight before an answer into a conversation. In general the client's PING answer comes
+/// microseconds after the answer itself.
 const HEARD_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The last record that its client's side has taken, with everything that was yielded before it.
+/// The offset of the last record that was delivered, with everything that was yielded before it.
 #[derive(Default)]
 pub(crate) struct Taken {
     offset: AtomicU64,
     transport: OnceLock<Box<dyn Transport>>,
-    /// Somebody has waited in vain, and nothing has arrived since.
+    /// [`HEARD_TIMEOUT`] has passed once, and nothing has arrived since.
     is_late: AtomicBool,
 }
 
@@ -41,37 +42,37 @@ impl Taken {
         Self { offset: AtomicU64::new(offset), ..Self::default() }
     }
 
-    /// Once.
+    /// Sets the transport; later calls change nothing.
     pub(super) fn set_transport(&self, transport: impl Transport + 'static) {
-        // A second one has nothing that the first one has not.
+        // An error is the second transport, which is not used.
         let _ = self.transport.set(Box::new(transport));
     }
 
-    /// Looks how far that is now.
+    /// The offset as of now.
     pub(crate) fn now(&self) -> u64 {
         self.look();
         self.offset.load(SeqCst)
     }
 
-    /// The same when nothing is on its way any more, or will not arrive: for the end, and for whoever takes over.
-    pub(crate) async fn finally(&self) -> u64 {
-        // How far it is then is as good.
-        let _ = timeout(ANSWER_TIMEOUT, self.settles()).await;
+    /// The offset after what is in flight has settled, or [`SETTLE_TIMEOUT`]: for the end of a session and its successor.
+    pub(crate) async fn settled(&self) -> u64 {
+        // Elapsed: the rest is delivered again.
+        let _ = timeout(SETTLE_TIMEOUT, self.wait_settled()).await;
         self.now()
     }
 
-    /// The same soon, for what its client says that may have heard it. A client that owes an answer is waited for once.
-    pub(super) async fn soon(&self) -> u64 {
+    /// The offset after what is in flight has settled, or [`HEARD_TIMEOUT`], which a client that answers no PINGs costs once.
+    pub(super) async fn heard(&self) -> u64 {
         if !self.is_late.load(SeqCst) {
-            let is_late = timeout(HEARD_TIMEOUT, self.settles()).await.is_err();
+            let is_late = timeout(HEARD_TIMEOUT, self.wait_settled()).await.is_err();
             self.is_late.store(is_late, SeqCst);
         }
         self.now()
     }
 
-    async fn settles(&self) {
+    async fn wait_settled(&self) {
         if let Some(transport) = self.transport.get() {
-            transport.settles().await;
+            transport.settled().await;
         }
     }
 
@@ -87,7 +88,7 @@ impl Taken {
         }
     }
 
-    /// Whether it was as far at the last look.
+    /// Whether the offset was reached, as of the last look.
     pub(super) fn is_past(&self, offset: u64) -> bool {
         self.offset.load(SeqCst) >= offset
     }

@@ -98,7 +98,7 @@ async fn serve(
     let handshake::Agreed { session, desk, acks } = agreed?;
     inbound.admit(gateway.limits.frame_bytes_max);
     if acks {
-        outbound.unarrived().stop_tracking();
+        outbound.in_flight().stop_tracking();
     } else {
         session.set_transport(outbound.transport());
     }
@@ -247,7 +247,7 @@ impl Connection<'_> {
                 (group, record) = pull(self.session.work.clone()), if idle && self.takes_work() => {
                     self.deliver_work(group, record)?;
                 }
-                () = self.outbound.unarrived().moves(), if idle && self.has_enough_work() => {}
+                () = self.outbound.in_flight().room_for_work(), if idle && self.is_work_full() => {}
                 () = self.budget.freed(), if self.budget.is_spent() => {}
                 () = self.saves.due(), if self.saves.is_open() && self.saving.is_none() => self.begin_save(),
                 saved = finished(&mut self.saving), if self.saving.is_some() => self.end_save(saved),
@@ -432,14 +432,12 @@ impl Connection<'_> {
     }
 
     fn takes_work(&self) -> bool {
-        self.session.work.is_some()
-            && self.acks.as_ref().is_none_or(|acks| acks.takes_work())
-            && !self.has_enough_work()
+        self.session.work.is_some() && self.acks.as_ref().is_none_or(|acks| acks.takes_work()) && !self.is_work_full()
     }
 
-    /// Whether so much work is on its way that no more is taken before some has arrived.
-    fn has_enough_work(&self) -> bool {
-        self.session.work.is_some() && self.outbound.unarrived().has_enough_work()
+    /// Whether no more shared work is taken until some has arrived.
+    fn is_work_full(&self) -> bool {
+        self.session.work.is_some() && self.outbound.in_flight().is_work_full()
     }
 
     /// An acknowledgement moved the position.
@@ -511,8 +509,8 @@ impl Connection<'_> {
     /// hold the identity and before the client sees the stream end.
     async fn part(mut self, clean: bool) {
         self.settle().await;
-        self.session.arrived().await;
-        self.outbound.unarrived().end();
+        self.session.wait_settled().await;
+        self.outbound.in_flight().close();
         self.save().await;
         let Self { session, desk, frames, .. } = self;
         // Tasks among them that did not go out go to others.

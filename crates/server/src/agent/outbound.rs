@@ -1,4 +1,4 @@
-//! From the connection's task to the transport, and back what of it its client has.
+//! From the connection's task to the transport, and which deliveries have arrived at the client.
 
 use std::{
     collections::VecDeque,
@@ -33,8 +33,9 @@ use super::{
 };
 use crate::listen::Arrivals;
 
-/// Deliveries of a stream that are on their way and told apart: beyond, those that one later can stand for are forgotten.
-const ON_THEIR_WAY_MAX: usize = 256;
+/// Deliveries in flight on a stream that are kept apart. Beyond, a delivery of a lane replaces the previous one, and no more
+/// shared work is taken.
+const IN_FLIGHT_MAX: usize = 256;
 
 /// Parcels between the task and the transport. One: what waits here was read from the log and is not delivered yet.
 const PARCELS_MAX: usize = 1;
@@ -133,11 +134,11 @@ impl Frame {
     }
 
     /// Nothing, if it must not go out any more.
-    fn take(self, unarrived: &Unarrived) -> Option<DownstreamMessage> {
+    fn take(self, in_flight: &InFlight) -> Option<DownstreamMessage> {
         match self.delivery {
             Delivery::Untold | Delivery::Reply { .. } => {}
-            Delivery::Lane(delivery) => unarrived.begins(OnItsWay::Lane(delivery))?,
-            Delivery::Work(work) => unarrived.begins(OnItsWay::Work(work))?,
+            Delivery::Lane(delivery) => in_flight.track(Tracked::Lane(delivery))?,
+            Delivery::Work(work) => in_flight.track(Tracked::Work(work))?,
             Delivery::Task(receipt) => {
                 if !receipt.take() {
                     return None;
@@ -166,11 +167,11 @@ fn message(payload: Payload) -> DownstreamMessage {
 /// Frames that go together, or the end.
 type Parcel = Result<VecDeque<Frame>, Status>;
 
-/// The task's end.
+/// The task's end of the channel to the transport.
 pub(super) struct Outbound {
     // Boxed, because a channel has room for 32 of its items from the start.
     parcels: mpsc::Sender<Box<Parcel>>,
-    unarrived: Arc<Unarrived>,
+    in_flight: Arc<InFlight>,
 }
 
 /// Room for a parcel.
@@ -206,52 +207,52 @@ impl Outbound {
 
     /// Ends the stream, when there is room.
     pub(super) async fn end(&self, status: Status) {
-        // Whoever is gone does not hear how it ended.
+        // Nothing is to be done if the transport is gone.
         let _ = self.parcels.send(Box::new(Err(status))).await;
     }
 
-    /// Returns when the transport is gone.
+    /// Resolves when the transport is gone.
     pub(super) fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
         let parcels = self.parcels.clone();
         async move { parcels.closed().await }
     }
 
-    pub(super) fn unarrived(&self) -> &Arc<Unarrived> {
-        &self.unarrived
+    pub(super) fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
     }
 
-    /// What the session asks. It keeps nothing of it.
+    /// The transport as the session sees it. It does not keep the stream open.
     pub(super) fn transport(&self) -> impl Transport + 'static {
-        WeakTransport(Arc::downgrade(&self.unarrived))
+        WeakTransport(Arc::downgrade(&self.in_flight))
     }
 }
 
-/// A stream's transport, as long as there is one.
-struct WeakTransport(Weak<Unarrived>);
+/// A stream's transport while it is open; then nothing is in flight.
+struct WeakTransport(Weak<InFlight>);
 
 impl Transport for WeakTransport {
     fn look(&self) {
-        if let Some(unarrived) = self.0.upgrade() {
-            unarrived.lock().look();
+        if let Some(in_flight) = self.0.upgrade() {
+            in_flight.lock().look();
         }
     }
 
-    fn settles(&self) -> BoxFuture<'static, ()> {
+    fn settled(&self) -> BoxFuture<'static, ()> {
         match self.0.upgrade() {
-            Some(unarrived) => unarrived.settles().boxed(),
+            Some(in_flight) => in_flight.settled().boxed(),
             None => ready(()).boxed(),
         }
     }
 }
 
-/// A delivery on its way.
-enum OnItsWay {
+/// A delivery whose arrival is tracked.
+enum Tracked {
     Lane(session::Delivery),
     Work(Work),
 }
 
-impl OnItsWay {
-    fn arrives(self) {
+impl Tracked {
+    fn arrived(self) {
         match self {
             Self::Lane(delivery) => delivery.done(),
             Self::Work(work) => work.done(),
@@ -259,151 +260,149 @@ impl OnItsWay {
     }
 }
 
-/// What a stream was given and its client does not have yet, as far as anybody knows. What is left of it in the end was not
-/// delivered: records come again, work goes back to its group.
-pub(crate) struct Unarrived(Mutex<Deliveries>);
+/// Deliveries of a stream that have not arrived, as far as the transport can tell. Those that are left when it is closed or dropped
+/// were not delivered: records are read again, work goes back to its group.
+pub(crate) struct InFlight(Mutex<Deliveries>);
 
 #[derive(Default)]
 struct Deliveries {
-    /// Nothing where the transport cannot tell, or the client does: then what the transport takes has arrived.
+    /// None if the transport cannot tell, or the client acknowledges: then a delivery has arrived when the transport takes it.
     arrivals: Option<Arc<Arrivals>>,
-    /// Those in the piece that it is being given.
-    begun: Vec<OnItsWay>,
-    /// Bytes that it was given.
-    end: u64,
-    /// Those it has, and where each ends.
-    given: VecDeque<(u64, OnItsWay)>,
-    /// How many of them are pieces of work.
+    /// In the piece of the body that is being encoded.
+    encoding: Vec<Tracked>,
+    /// Bytes of the body so far.
+    body_bytes: u64,
+    /// In the body, with the byte at which each ends.
+    sent: VecDeque<(u64, Tracked)>,
+    /// Shared work among `sent`.
     work: usize,
-    /// The session is.
-    is_over: bool,
+    is_closed: bool,
 }
 
-impl Unarrived {
+impl InFlight {
     fn lock(&self) -> MutexGuard<'_, Deliveries> {
         // Each section leaves a consistent value: nothing in it can panic half way.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on the client itself says what it has.
+    /// From now on a delivery has arrived when the transport takes it: the client acknowledges.
     pub(super) fn stop_tracking(&self) {
         self.lock().arrivals = None;
     }
 
-    /// Nothing, if it must not go out any more: it is on its way to others, or comes again.
-    fn begins(&self, delivery: OnItsWay) -> Option<()> {
+    /// Tracks a delivery that is about to be encoded. None if it must not be sent any more.
+    fn track(&self, delivery: Tracked) -> Option<()> {
         let mut deliveries = self.lock();
-        if deliveries.is_over {
+        if deliveries.is_closed {
             return None;
         }
         if deliveries.arrivals.is_none() {
-            delivery.arrives();
+            delivery.arrived();
             return Some(());
         }
-        match (deliveries.begun.last_mut(), delivery) {
-            (Some(OnItsWay::Lane(before)), OnItsWay::Lane(delivery)) if before.is_within(&delivery) => {
+        match (deliveries.encoding.last_mut(), delivery) {
+            (Some(Tracked::Lane(before)), Tracked::Lane(delivery)) if before.is_within(&delivery) => {
                 *before = delivery;
             }
-            (_, delivery) => deliveries.begun.push(delivery),
+            (_, delivery) => deliveries.encoding.push(delivery),
         }
         Some(())
     }
 
-    /// What has not arrived by now was not delivered, and what was not given to the transport does not go out any more.
-    pub(super) fn end(&self) {
+    /// Gives up what has not arrived by now; frames with deliveries that wait for the transport are not sent any more.
+    pub(super) fn close(&self) {
         let mut deliveries = self.lock();
         deliveries.look();
-        (deliveries.is_over, deliveries.work) = (true, 0);
-        let left = (std::mem::take(&mut deliveries.begun), std::mem::take(&mut deliveries.given));
+        (deliveries.is_closed, deliveries.work) = (true, 0);
+        let left = (std::mem::take(&mut deliveries.encoding), std::mem::take(&mut deliveries.sent));
         // Work goes back to its group.
         drop(deliveries);
         drop(left);
     }
 
-    /// The transport has so many more bytes, of everything that it was being given.
-    fn gives(&self, bytes: usize) {
+    /// A piece of the body of this size was encoded, with the deliveries since the previous one.
+    fn encoded(&self, bytes: usize) {
         let deliveries = &mut *self.lock();
-        deliveries.end += bytes as u64;
-        if deliveries.begun.is_empty() {
+        deliveries.body_bytes += bytes as u64;
+        if deliveries.encoding.is_empty() {
             return;
         }
         deliveries.look();
-        let Deliveries { arrivals, begun, end, given, work, .. } = deliveries;
+        let Deliveries { arrivals, encoding, body_bytes: end, sent, work, .. } = deliveries;
         if let Some(arrivals) = arrivals {
-            arrivals.want(*end);
+            arrivals.confirm_up_to(*end);
         }
-        let is_full = given.len() >= ON_THEIR_WAY_MAX;
-        for delivery in begun.drain(..) {
-            *work += usize::from(matches!(delivery, OnItsWay::Work(_)));
-            match (given.back_mut(), delivery) {
-                (Some((at, OnItsWay::Lane(before))), OnItsWay::Lane(delivery))
+        let is_full = sent.len() >= IN_FLIGHT_MAX;
+        for delivery in encoding.drain(..) {
+            *work += usize::from(matches!(delivery, Tracked::Work(_)));
+            match (sent.back_mut(), delivery) {
+                (Some((at, Tracked::Lane(before))), Tracked::Lane(delivery))
                     if is_full && before.is_within(&delivery) =>
                 {
                     (*at, *before) = (*end, delivery);
                 }
-                (_, delivery) => given.push_back((*end, delivery)),
+                (_, delivery) => sent.push_back((*end, delivery)),
             }
         }
     }
 
-    /// Whether so much work is on its way that no more is taken until some has arrived.
-    pub(super) fn has_enough_work(&self) -> bool {
+    /// Whether [`IN_FLIGHT_MAX`] pieces of shared work are in flight.
+    pub(super) fn is_work_full(&self) -> bool {
         let mut deliveries = self.lock();
-        deliveries.work >= ON_THEIR_WAY_MAX && {
+        deliveries.work >= IN_FLIGHT_MAX && {
             deliveries.look();
-            deliveries.work >= ON_THEIR_WAY_MAX
+            deliveries.work >= IN_FLIGHT_MAX
         }
     }
 
-    /// Returns when some of what is on its way may have arrived, or nothing is. Cancel-safe.
-    pub(super) fn moves(&self) -> impl Future<Output = ()> + Send + use<> {
-        let moves = self.lock().arrivals.as_ref().map(|arrivals| arrivals.moves());
-        async {
-            if let Some(moves) = moves {
-                moves.await;
-            }
-        }
+    /// Resolves when fewer than [`IN_FLIGHT_MAX`] pieces of shared work are in flight. Cancel-safe.
+    pub(super) async fn room_for_work(&self) {
+        self.arrivals_until(|| !self.is_work_full()).await;
     }
 
-    /// Returns when what the transport has by now has arrived, or will not.
-    async fn settles(self: Arc<Self>) {
-        let (arrivals, end) = {
-            let deliveries = self.lock();
-            let Some(arrivals) = deliveries.arrivals.clone() else { return };
-            (arrivals, deliveries.given.back().map_or(0, |(end, _)| *end))
-        };
-        while arrivals.arrived() < end && !arrivals.is_over() {
-            let moves = arrivals.moves();
-            // It may have moved before.
-            if arrivals.arrived() < end && !arrivals.is_over() {
-                moves.await;
+    /// Resolves when what was sent before this call has arrived, or cannot any more.
+    async fn settled(self: Arc<Self>) {
+        let end = self.lock().sent.back().map_or(0, |(end, _)| *end);
+        let arrivals = self.lock().arrivals.clone();
+        self.arrivals_until(|| arrivals.as_ref().is_none_or(|arrivals| arrivals.arrived() >= end)).await;
+    }
+
+    /// Sends PINGs until it is so, or nothing more arrives.
+    async fn arrivals_until(&self, is_so: impl Fn() -> bool) {
+        let Some(arrivals) = self.lock().arrivals.clone() else { return };
+        loop {
+            let changed = arrivals.changed();
+            if is_so() || arrivals.is_over() {
+                return;
             }
+            arrivals.ping_now();
+            changed.await;
         }
     }
 }
 
 impl Deliveries {
-    /// Notes what has arrived.
+    /// Notes which have arrived.
     fn look(&mut self) {
         let Some(arrivals) = &self.arrivals else { return };
         let arrived = arrivals.arrived();
-        while let Some((_, delivery)) = self.given.pop_front_if(|(end, _)| *end <= arrived) {
-            self.work -= usize::from(matches!(delivery, OnItsWay::Work(_)));
-            delivery.arrives();
+        while let Some((_, delivery)) = self.sent.pop_front_if(|(end, _)| *end <= arrived) {
+            self.work -= usize::from(matches!(delivery, Tracked::Work(_)));
+            delivery.arrived();
         }
     }
 }
 
-/// The body of a stream's answer, which counts what it gives.
+/// The body of a stream's answer, with its bytes counted.
 struct Counted {
     body: Body,
-    unarrived: Arc<Unarrived>,
+    in_flight: Arc<InFlight>,
 }
 
-/// The answer to a stream, so that it is known which deliveries its bytes are.
+/// Counts the bytes of the answer to a stream, so that its deliveries have places in them.
 pub(crate) fn counting(answer: Response<Body>) -> Response<Body> {
-    match answer.extensions().get::<Arc<Unarrived>>().cloned() {
-        Some(unarrived) => answer.map(|body| Body::new(Counted { body, unarrived })),
+    match answer.extensions().get::<Arc<InFlight>>().cloned() {
+        Some(in_flight) => answer.map(|body| Body::new(Counted { body, in_flight })),
         None => answer,
     }
 }
@@ -417,7 +416,7 @@ impl hyper::body::Body for Counted {
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
-            self.unarrived.gives(data.len());
+            self.in_flight.encoded(data.len());
         }
         polled
     }
@@ -427,24 +426,23 @@ impl hyper::body::Body for Counted {
     }
 }
 
-/// The transport's end. A frame is taken when the transport asks for it, which it does when the client's flow control lets it
-/// write, and delivered when it has arrived.
+/// The transport's end of the channel. A frame is taken when the transport has room for it, and delivered when it has arrived.
 pub(crate) struct Frames {
     parcels: mpsc::Receiver<Box<Parcel>>,
     open: VecDeque<Frame>,
-    unarrived: Arc<Unarrived>,
+    in_flight: Arc<InFlight>,
 }
 
 pub(super) fn channel(arrivals: Option<Arc<Arrivals>>) -> (Outbound, Frames) {
     let (sender, parcels) = mpsc::channel(PARCELS_MAX);
-    let unarrived = Arc::new(Unarrived(Mutex::new(Deliveries { arrivals, ..Deliveries::default() })));
-    let frames = Frames { parcels, open: VecDeque::new(), unarrived: unarrived.clone() };
-    (Outbound { parcels: sender, unarrived }, frames)
+    let in_flight = Arc::new(InFlight(Mutex::new(Deliveries { arrivals, ..Deliveries::default() })));
+    let frames = Frames { parcels, open: VecDeque::new(), in_flight: in_flight.clone() };
+    (Outbound { parcels: sender, in_flight }, frames)
 }
 
 impl Frames {
-    pub(super) fn unarrived(&self) -> &Arc<Unarrived> {
-        &self.unarrived
+    pub(super) fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
     }
 }
 
@@ -454,7 +452,7 @@ impl Stream for Frames {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             while let Some(frame) = self.open.pop_front() {
-                if let Some(message) = frame.take(&self.unarrived) {
+                if let Some(message) = frame.take(&self.in_flight) {
                     return Poll::Ready(Some(Ok(message)));
                 }
             }

@@ -38,10 +38,10 @@ const ACK: u8 = 1;
 /// What a PING carries.
 type Opaque = [u8; 8];
 
-/// What was seen of frames.
+/// What a frame means for delivery.
 #[derive(Debug, PartialEq)]
 enum Seen {
-    /// Bytes of a stream.
+    /// Bytes of a stream, perhaps of a part of the frame.
     Data {
         stream: u32,
         bytes: usize,
@@ -57,19 +57,17 @@ enum Seen {
 
 /// Follows the frames of one direction, however they are cut.
 struct Frames {
-    /// What comes before the first one.
+    /// Bytes before the first frame that are still to come.
     preface: usize,
     head: [u8; HEAD_BYTES],
-    /// How much of the head is there.
-    has: usize,
-    /// How much of the payload is not.
-    left: usize,
+    head_bytes: usize,
+    payload_left: usize,
     opaque: Opaque,
 }
 
 impl Frames {
-    fn behind(preface: usize) -> Self {
-        Self { preface, head: [0; HEAD_BYTES], has: 0, left: 0, opaque: Opaque::default() }
+    fn after(preface: usize) -> Self {
+        Self { preface, head: [0; HEAD_BYTES], head_bytes: 0, payload_left: 0, opaque: Opaque::default() }
     }
 
     fn follow(&mut self, mut bytes: &[u8], mut see: impl FnMut(Seen)) {
@@ -77,22 +75,22 @@ impl Frames {
         self.preface -= skipped;
         bytes = &bytes[skipped..];
         while !bytes.is_empty() {
-            if self.has < HEAD_BYTES {
-                let (taken, rest) = bytes.split_at((HEAD_BYTES - self.has).min(bytes.len()));
-                self.head[self.has..][..taken.len()].copy_from_slice(taken);
-                self.has += taken.len();
+            if self.head_bytes < HEAD_BYTES {
+                let (taken, rest) = bytes.split_at((HEAD_BYTES - self.head_bytes).min(bytes.len()));
+                self.head[self.head_bytes..][..taken.len()].copy_from_slice(taken);
+                self.head_bytes += taken.len();
                 bytes = rest;
-                if self.has == HEAD_BYTES {
+                if self.head_bytes == HEAD_BYTES {
                     let [high, middle, low, ..] = self.head;
-                    self.left = u32::from_be_bytes([0, high, middle, low]) as usize;
+                    self.payload_left = u32::from_be_bytes([0, high, middle, low]) as usize;
                 }
             } else {
-                let (payload, rest) = bytes.split_at(self.left.min(bytes.len()));
+                let (payload, rest) = bytes.split_at(self.payload_left.min(bytes.len()));
                 self.payload(payload, &mut see);
                 bytes = rest;
             }
-            if self.has == HEAD_BYTES && self.left == 0 {
-                self.has = 0;
+            if self.head_bytes == HEAD_BYTES && self.payload_left == 0 {
+                self.head_bytes = 0;
             }
         }
     }
@@ -100,37 +98,37 @@ impl Frames {
     fn payload(&mut self, payload: &[u8], see: &mut impl FnMut(Seen)) {
         let [_, _, _, kind, flags, stream @ ..] = self.head;
         let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
-        let before = self.left;
-        self.left -= payload.len();
+        let before = self.payload_left;
+        self.payload_left -= payload.len();
         match kind {
             DATA => see(Seen::Data { stream, bytes: payload.len() }),
             // Of another length it is a mistake, which ends the connection.
             PING if self.head[..3] == [0, 0, 8] => {
                 self.opaque[8 - before..][..payload.len()].copy_from_slice(payload);
-                if self.left == 0 {
+                if self.payload_left == 0 {
                     see(Seen::Ping { is_answer: flags & ACK != 0, opaque: self.opaque });
                 }
             }
-            RST_STREAM if self.left == 0 => see(Seen::Reset { stream }),
+            RST_STREAM if self.payload_left == 0 => see(Seen::Reset { stream }),
             _ => {}
         }
     }
 }
 
-/// What is known of one answer, in bytes of its body.
+/// Progress of one answer, in bytes of its body.
 #[derive(Default)]
-struct Counts {
-    /// Up to where somebody wants to know.
+struct Progress {
+    /// End of the last delivery in it.
     wanted: AtomicU64,
     arrived: AtomicU64,
     is_over: AtomicBool,
-    moved: Arc<Notify>,
+    changed: Arc<Notify>,
 }
 
-impl Counts {
-    fn ends(&self) {
+impl Progress {
+    fn close(&self) {
         self.is_over.store(true, Release);
-        self.moved.notify_waiters();
+        self.changed.notify_waiters();
     }
 }
 
@@ -138,31 +136,35 @@ impl Counts {
 pub(crate) struct Arrivals {
     line: Arc<WatchedConnection>,
     stream: u32,
-    counts: Arc<Counts>,
+    progress: Arc<Progress>,
 }
 
 impl Arrivals {
     /// Bytes of the answer's body that the client's HTTP/2 has read, from the first one on.
     pub(crate) fn arrived(&self) -> u64 {
-        self.counts.arrived.load(Acquire)
+        self.progress.arrived.load(Acquire)
     }
 
-    /// Has the client asked whether it has the answer's body up to this byte, soon after that is written.
-    pub(crate) fn want(&self, end: u64) {
-        self.counts.wanted.fetch_max(end, Release);
+    /// Sends a PING soon after the answer's body is written up to this byte.
+    pub(crate) fn confirm_up_to(&self, end: u64) {
+        self.progress.wanted.fetch_max(end, Release);
     }
 
-    /// Whether nothing more will be known: the client has reset the stream, or the connection is gone.
+    /// Whether `arrived` is final: the stream was reset, or the connection is closed. Read it before `arrived`.
     pub(crate) fn is_over(&self) -> bool {
-        self.counts.is_over.load(Acquire)
+        self.progress.is_over.load(Acquire)
     }
 
-    /// Has it asked at once, and not at the next occasion; returns when something has arrived since, or it is over. Cancel-safe.
-    pub(crate) fn moves(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Sends the PING now, whatever the interval of PINGs says.
+    pub(crate) fn ping_now(&self) {
         if !self.line.is_urgent.swap(true, AcqRel) {
             self.line.task.wake();
         }
-        self.counts.moved.clone().notified_owned()
+    }
+
+    /// Resolves at the next change of `arrived` or `is_over` after this call. Cancel-safe.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.progress.changed.clone().notified_owned()
     }
 }
 
@@ -172,15 +174,15 @@ impl Drop for Arrivals {
     }
 }
 
-/// What is known of a connection; shared by its transport, its task and its streams.
+/// A connection's frames as they pass, and what they mean; shared by its transport, its task and its streams.
 pub(super) struct WatchedConnection {
-    /// Whether somebody waits for what has arrived.
+    /// Whether the next PING is sent now.
     is_urgent: AtomicBool,
-    /// The connection's task.
+    /// Wakes the connection's task.
     pub(super) task: AtomicWaker,
-    /// Changes with everything that shows that the client is there.
+    /// Progress reads, and writes for which the client made room.
     activity: AtomicU64,
-    /// Whether the transport has no room.
+    /// Whether the last write waits for room.
     is_full: AtomicBool,
     watch: Mutex<Watch>,
 }
@@ -189,34 +191,34 @@ struct Watch {
     sent: Frames,
     received: Frames,
     streams: HashMap<u32, Watched>,
-    /// Those of which something that somebody wants to know of was written behind the last PING.
+    /// Streams of which a delivery was written after the last PING.
     unconfirmed: Vec<u32>,
-    /// PINGs that are not answered, and what went before each: up to where, of which streams.
-    asked: VecDeque<(Opaque, Vec<(u32, u64)>)>,
+    /// PINGs without an answer, with the streams and the bytes of each that went before. At most two: ours and the library's.
+    outstanding: VecDeque<(Opaque, Vec<(u32, u64)>)>,
 }
 
 struct Watched {
-    counts: Arc<Counts>,
+    progress: Arc<Progress>,
     written: u64,
     is_unconfirmed: bool,
 }
 
-/// No more is known of a stream from here on.
-fn end(streams: &mut HashMap<u32, Watched>, stream: u32) {
+/// Ends the progress of a stream.
+fn close(streams: &mut HashMap<u32, Watched>, stream: u32) {
     if let Some(watched) = streams.remove(&stream) {
-        watched.counts.ends();
+        watched.progress.close();
     }
 }
 
 impl WatchedConnection {
-    /// `preface` bytes are received before the first frame.
+    /// `preface` bytes are received before the first frame; none are sent.
     pub(super) fn new(preface: usize) -> Arc<Self> {
         let watch = Watch {
-            sent: Frames::behind(0),
-            received: Frames::behind(preface),
+            sent: Frames::after(0),
+            received: Frames::after(preface),
             streams: HashMap::new(),
             unconfirmed: Vec::new(),
-            asked: VecDeque::new(),
+            outstanding: VecDeque::new(),
         };
         let (task, activity, watch) = (AtomicWaker::new(), AtomicU64::new(0), Mutex::new(watch));
         Arc::new(Self { is_urgent: AtomicBool::new(false), task, activity, is_full: AtomicBool::new(false), watch })
@@ -229,38 +231,38 @@ impl WatchedConnection {
 
     /// Watches a stream, of which nothing is written yet.
     pub(super) fn arrivals(self: &Arc<Self>, stream: u32) -> Arrivals {
-        let counts: Arc<Counts> = Arc::default();
-        let watched = Watched { counts: counts.clone(), written: 0, is_unconfirmed: false };
+        let progress: Arc<Progress> = Arc::default();
+        let watched = Watched { progress: progress.clone(), written: 0, is_unconfirmed: false };
         self.watch().streams.insert(stream, watched);
-        Arrivals { line: self.clone(), stream, counts }
+        Arrivals { line: self.clone(), stream, progress }
     }
 
-    /// Whether something was written of which somebody wants to know whether it arrived, and that was not asked yet.
+    /// Whether a delivery was written after the last PING.
     pub(super) fn is_unconfirmed(&self) -> bool {
         !self.watch().unconfirmed.is_empty()
     }
 
-    /// Whether somebody waits; once.
-    pub(super) fn takes_urgency(&self) -> bool {
+    /// Whether the next PING is sent now; false from then on.
+    pub(super) fn take_urgent(&self) -> bool {
         self.is_urgent.swap(false, AcqRel)
     }
 
-    /// Whether what was written last waits for room in the transport.
+    /// Whether the last write waits for room.
     pub(super) fn is_full(&self) -> bool {
         self.is_full.load(Relaxed)
     }
 
-    /// Changes whenever something comes from the client, or it has taken what had no room.
+    /// Changes with every read, and every write for which the client made room.
     pub(super) fn activity(&self) -> u64 {
         self.activity.load(Relaxed)
     }
 
-    /// Only the connection's task does.
+    /// Called by the connection's task only.
     fn note_activity(&self) {
         self.activity.store(self.activity.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
-    fn writes(&self, is_full: bool) {
+    fn note_write(&self, is_full: bool) {
         if self.is_full.load(Relaxed) != is_full {
             self.is_full.store(is_full, Relaxed);
             if !is_full {
@@ -271,11 +273,11 @@ impl WatchedConnection {
 
     fn sent(&self, bytes: &[u8]) {
         let watch = &mut *self.watch();
-        let Watch { sent, streams, unconfirmed, asked, .. } = watch;
+        let Watch { sent, streams, unconfirmed, outstanding, .. } = watch;
         sent.follow(bytes, |seen| match seen {
             Seen::Data { stream, bytes } => {
                 if let Some(watched) = streams.get_mut(&stream) {
-                    let is_wanted = watched.counts.wanted.load(Acquire) > watched.written;
+                    let is_wanted = watched.progress.wanted.load(Acquire) > watched.written;
                     watched.written += bytes as u64;
                     if is_wanted && !std::mem::replace(&mut watched.is_unconfirmed, true) {
                         unconfirmed.push(stream);
@@ -288,9 +290,9 @@ impl WatchedConnection {
                     watched.is_unconfirmed = false;
                     Some((stream, watched.written))
                 });
-                asked.push_back((opaque, written.collect()));
+                outstanding.push_back((opaque, written.collect()));
             }
-            Seen::Reset { stream } => end(streams, stream),
+            Seen::Reset { stream } => close(streams, stream),
             Seen::Ping { .. } => {}
         });
     }
@@ -298,22 +300,22 @@ impl WatchedConnection {
     fn received(&self, bytes: &[u8]) {
         self.note_activity();
         let watch = &mut *self.watch();
-        let Watch { received, streams, asked, .. } = watch;
+        let Watch { received, streams, outstanding, .. } = watch;
         let mut arrived = Vec::new();
         received.follow(bytes, |seen| match seen {
             Seen::Ping { is_answer: true, opaque } => {
-                if let Some(at) = asked.iter().position(|(asked, _)| *asked == opaque) {
-                    arrived.extend(asked.remove(at).into_iter().flat_map(|(_, written)| written));
+                if let Some(at) = outstanding.iter().position(|(outstanding, _)| *outstanding == opaque) {
+                    arrived.extend(outstanding.remove(at).into_iter().flat_map(|(_, written)| written));
                 }
             }
-            Seen::Reset { stream } => end(streams, stream),
+            Seen::Reset { stream } => close(streams, stream),
             _ => {}
         });
-        // Once all is read: a client that resets a stream throws away what comes of it, and may answer a PING before it says so.
+        // After all of it is read: a client that resets a stream discards its data, and may answer a PING first.
         for (stream, written) in arrived {
             if let Some(watched) = streams.get(&stream) {
-                watched.counts.arrived.fetch_max(written, Release);
-                watched.counts.moved.notify_waiters();
+                watched.progress.arrived.fetch_max(written, Release);
+                watched.progress.changed.notify_waiters();
             }
         }
     }
@@ -334,7 +336,7 @@ impl<S> Watching<S> {
 impl<S> Drop for Watching<S> {
     fn drop(&mut self) {
         for (_, watched) in self.line.watch().streams.drain() {
-            watched.counts.ends();
+            watched.progress.close();
         }
     }
 }
@@ -353,7 +355,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watching<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watching<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.line.writes(written.is_pending());
+        self.line.note_write(written.is_pending());
         if let Poll::Ready(Ok(count)) = written {
             self.line.sent(&bytes[..count.min(bytes.len())]);
         }
@@ -366,7 +368,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watching<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.line.writes(written.is_pending());
+        self.line.note_write(written.is_pending());
         if let Poll::Ready(Ok(mut count)) = written {
             for slice in slices {
                 let taken = count.min(slice.len());
@@ -383,7 +385,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watching<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.line.writes(flushed.is_pending());
+        self.line.note_write(flushed.is_pending());
         flushed
     }
 
@@ -415,27 +417,27 @@ mod tests {
         let line = WatchedConnection::new(PREFACE.len());
         let (one, other) = (line.arrivals(1), line.arrivals(3));
         let arrived = || [&one, &other].map(Arrivals::arrived);
-        one.want(10);
+        one.confirm_up_to(10);
         line.received(PREFACE);
         line.sent(&[frame(DATA, 0, 1, &[0; 10]), frame(DATA, 0, 5, &[0; 7]), ping(0, 1)].concat());
         assert!(!line.is_unconfirmed());
         line.sent(&frame(DATA, 0, 3, &[0; 300]));
-        assert!(!line.is_unconfirmed(), "nobody wants to know");
-        one.want(12);
+        assert!(!line.is_unconfirmed(), "no delivery is in it");
+        one.confirm_up_to(12);
         line.sent(&frame(DATA, 0, 1, &[0; 1]));
         assert!(line.is_unconfirmed());
         line.sent(&ping(0, 2));
         line.received(&ping(ACK, 9));
-        assert_eq!(arrived(), [0, 0], "nobody asked that");
+        assert_eq!(arrived(), [0, 0], "of no PING");
         line.received(&ping(ACK, 1));
         assert_eq!(arrived(), [10, 0]);
         line.received(&ping(ACK, 2));
         assert_eq!(arrived(), [11, 0]);
-        other.want(600);
+        other.confirm_up_to(600);
         line.sent(&[frame(DATA, 0, 3, &[0; 300]), ping(0, 3)].concat());
-        // A client that resets a stream answers the PING behind its data, too, and may do so before it says what it did.
+        // A client that resets a stream answers the PING after its data, too, and may do so before the reset.
         line.received(&[ping(ACK, 3), frame(RST_STREAM, 0, 3, &[0; 4])].concat());
-        assert_eq!(arrived(), [11, 0], "it threw away what it had reset");
+        assert_eq!(arrived(), [11, 0], "it discards what it has reset");
         assert_eq!([&one, &other].map(Arrivals::is_over), [false, true]);
         drop(other);
         drop(Watching::new((), line.clone()));
@@ -446,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_ping_of_another_length_is_nothing() {
-        let (mut frames, mut all) = (Frames::behind(0), Vec::new());
+        let (mut frames, mut all) = (Frames::after(0), Vec::new());
         for length in [0, 1, 7, 9, 300] {
             for byte in frame(PING, ACK, 0, &vec![1; length]) {
                 frames.follow(&[byte], |seen| all.push(seen));
@@ -466,7 +468,7 @@ mod tests {
                 frame(*kind, ACK, n as u8, &vec![n as u8; length])
             }).collect();
             let see = |pieces: &mut dyn Iterator<Item = usize>| {
-                let (mut frames, mut left, mut data, mut others) = (Frames::behind(3), &[&[0; 3], &bytes[..]].concat()[..], [0; 12], vec![]);
+                let (mut frames, mut left, mut data, mut others) = (Frames::after(3), &[&[0; 3], &bytes[..]].concat()[..], [0; 12], vec![]);
                 while !left.is_empty() {
                     let (piece, rest) = left.split_at(pieces.next().unwrap_or(usize::MAX).min(left.len()));
                     frames.follow(piece, |seen| match seen {

@@ -41,9 +41,9 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client may take nothing of what it is to get, before its connection makes room as an idle one.
 const STALLED: Duration = Duration::from_secs(30);
 
-/// How long after the one before a connection whose time is up is closed. Those that came together end together, and closing
-/// one takes the system tens of microseconds: 10,000 leave room for work between them, and are gone in little more than a second.
-const TURN: Duration = Duration::from_micros(125);
+/// Interval at which expired connections are closed. Connections that came together expire together, and to close one takes tens
+/// of microseconds: at this interval 10,000 of them leave time for other work, and are closed in little more than a second.
+const CLOSING_INTERVAL: Duration = Duration::from_micros(125);
 
 /// Largest write that may be pings and the like alone: they go on whether or not a client takes its answers.
 const CONTROL_BYTES_MAX: usize = 256;
@@ -91,8 +91,8 @@ struct Shared {
     most: usize,
     begun: Instant,
     open: Mutex<Open>,
-    /// When the next connection whose time is up may be closed.
-    next_turn: Mutex<Instant>,
+    /// When the next expired connection may be closed.
+    next_closing: Mutex<Instant>,
     /// A connection has ended.
     left: Notify,
 }
@@ -154,7 +154,7 @@ impl Connections {
 
     fn with_most(grpc: Limit, http: Limit, ops: Limit, most: usize) -> Self {
         let (open, left, begun) = (Mutex::default(), Notify::new(), Instant::now());
-        Self(Arc::new(Shared { limits: [grpc, http, ops], most, begun, open, next_turn: Mutex::new(begun), left }))
+        Self(Arc::new(Shared { limits: [grpc, http, ops], most, begun, open, next_closing: Mutex::new(begun), left }))
     }
 
     /// A place for one more connection; nothing if there is none and no other connection is idle. Waits shortly for those that
@@ -233,12 +233,12 @@ impl Shared {
         &self.limits[listener as usize]
     }
 
-    /// When the next one whose time is up is closed.
-    fn turn(&self) -> Instant {
-        let mut next = self.next_turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = (*next).max(Instant::now());
-        *next = turn + TURN;
-        turn
+    /// When an expired connection is to be closed; each call takes the next time.
+    fn take_closing(&self) -> Instant {
+        let mut next = self.next_closing.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = (*next).max(Instant::now());
+        *next = at + CLOSING_INTERVAL;
+        at
     }
 
     fn now_ms(&self) -> u64 {
@@ -378,15 +378,15 @@ impl Connection {
     pub(crate) async fn is_to_leave(&self, until: Instant) {
         let is_over = timeout_at(until, self.makes_room()).await.is_ok()
             // A request may come while it waits.
-            || !self.was_active() && (self.waits_for_turn().await || !self.was_active());
+            || !self.was_active() && (self.closing_turn().await || !self.was_active());
         if !is_over {
             self.makes_room().await;
         }
     }
 
-    /// Waits until it is its turn to be closed, of those whose time is up, or it makes room: then it returns true.
-    pub(crate) async fn waits_for_turn(&self) -> bool {
-        timeout_at(self.shared.turn(), self.makes_room()).await.is_ok()
+    /// Waits for the turn of this connection among the expired ones, but no longer than until it makes room; true if it does.
+    pub(crate) async fn closing_turn(&self) -> bool {
+        timeout_at(self.shared.take_closing(), self.makes_room()).await.is_ok()
     }
 
     /// Returns when the connection is to be closed because it makes room.
@@ -536,35 +536,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_whose_time_is_up_leave_one_after_the_other() {
+    async fn expired_connections_are_closed_one_after_the_other() {
         const COUNT: usize = 1000;
         let all = Connections::with_most(limit(0), limit(0), limit(0), 2 * COUNT);
         let until = Instant::now() + PATIENCE;
         let (mut waiting, mut open) = (tokio::task::JoinSet::new(), Vec::new());
-        for _ in 0..COUNT {
+        for n in 0..COUNT {
             let one = admit(&all, Listener::Http, 1).await.unwrap();
             open.push(one.clone());
             waiting.spawn(async move {
                 one.is_to_leave(until).await;
-                Instant::now()
+                (n, Instant::now())
             });
         }
         tokio::time::sleep_until(until).await;
-        // The last one to have its turn, most likely: it makes room at once.
-        let last = &open[COUNT - 1];
         tokio::task::yield_now().await;
-        last.state.leave.notify_one();
-        let _request = open[COUNT - 2].begin();
-        let mut at: Vec<_> = Vec::new();
-        while at.len() < COUNT - 1 {
-            at.push(waiting.join_next().await.unwrap().unwrap() - until);
+        let (makes_room, gets_request) = (COUNT - 1, COUNT - 2);
+        open[makes_room].state.leave.notify_one();
+        let _request = open[gets_request].begin();
+        let mut closed = HashMap::new();
+        while closed.len() < COUNT - 1 {
+            let (n, at) = waiting.join_next().await.unwrap().unwrap();
+            closed.insert(n, at - until);
         }
+        assert!(closed[&makes_room] <= Duration::from_millis(2), "it does not wait for its turn");
+        let mut at: Vec<_> = closed.into_values().collect();
         at.sort();
-        let per_ms = Duration::from_millis(1).as_micros() / TURN.as_micros();
+        let per_ms = Duration::from_millis(1).as_micros() / CLOSING_INTERVAL.as_micros();
         let most = at.chunk_by(|one, other| one == other).map(<[_]>::len).max().unwrap();
         assert!(most as u128 <= per_ms + 2, "{most} at once");
         let longest = *at.last().unwrap();
-        assert!(longest <= TURN * COUNT as u32 + Duration::from_millis(2), "{longest:?}");
+        assert!(longest <= CLOSING_INTERVAL * COUNT as u32 + Duration::from_millis(2), "{longest:?}");
         assert!(waiting.join_next().now_or_never().is_none(), "the one with a request stays");
     }
 

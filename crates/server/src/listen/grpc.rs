@@ -34,7 +34,7 @@ use crate::{agent::counting, tls::Tls};
 /// The one call whose request goes on for as long as its answer. It has a time of its own for the first frame.
 const CONNECT: &str = "/aether.v1.AetherGateway/Connect";
 
-/// Those whose answers end in their own time. All others wait for nothing but their client once they are answered.
+/// Calls whose answers are streams without an end of their own. Other answers are complete, and wait for their client only.
 const ENDLESS: [&str; 3] = [CONNECT, "/trunkline.v1.Operator/Tail", "/trunkline.v1.Operator/Watch"];
 
 /// The calls that take no credential.
@@ -177,13 +177,13 @@ impl Grpc {
         let Open { peer, certificate, connection, until } = open;
         let (window, of_request) = (self.windows.grant(), connection.clone());
         let stream = Sending::new(stream, connection.clone());
-        let answer = move |mut request: Request<Incoming>, begun: StreamHandle<'_>| {
+        let answer = move |mut request: Request<Incoming>, stream: StreamHandle<'_>| {
             request.extensions_mut().insert(peer);
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }
             if request.uri().path() == CONNECT {
-                request.extensions_mut().insert(Arc::new(begun.arrivals()));
+                request.extensions_mut().insert(Arc::new(stream.arrivals()));
             }
             self.answer(request, &of_request)
         };

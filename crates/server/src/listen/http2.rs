@@ -1,5 +1,5 @@
-//! HTTP/2 for the gRPC listener, on the h2 library itself: what carries deliveries has to know which stream an answer goes on, and
-//! has to ask, behind what it wrote, whether that has arrived. A server on top of h2 has neither.
+//! HTTP/2 for the gRPC listener, on the h2 library itself: deliveries are confirmed by PINGs, for which the number of an answer's
+//! stream and PINGs of our own are needed. A server on top of h2 gives access to neither.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Ends, KEEPALIVE, SILENCE,
+    IsTimeout, KEEPALIVE, SILENCE,
     arrivals::{Arrivals, WatchedConnection, Watching},
 };
 
@@ -36,13 +36,13 @@ const PREFACE_BYTES: usize = 24;
 /// Largest head of a request.
 const HEAD_BYTES_MAX: u32 = 16 * 1024;
 
-/// How often a client is asked whether what was written to it has arrived, while that goes on, and how often it may be asked
-/// without a pause before. Each time costs both some microseconds.
-const ASK_INTERVAL: Duration = Duration::from_millis(20);
-const ASKS_AT_ONCE: u32 = 32;
+/// Interval of the PINGs that confirm deliveries, and how many may be sent without it after a pause. A PING costs each side some
+/// microseconds.
+const PING_INTERVAL: Duration = Duration::from_millis(20);
+const PING_BURST: u32 = 32;
 
-/// Longest time for the answer to a PING, whatever else a client sends meanwhile.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest time for the answer to a PING while other frames come.
+const PONG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What a connection may take.
 pub(super) struct Settings {
@@ -51,20 +51,21 @@ pub(super) struct Settings {
     pub(super) stream_window: u32,
 }
 
-/// How serving a connection failed.
-pub(super) enum Ended {
-    /// Its client did not answer in time.
+/// Why serving a connection failed.
+pub(super) enum ServeError {
+    /// The client did not answer a PING in time.
     PingTimeout,
+    /// The transport or the protocol failed.
     Broken,
 }
 
-impl Ends for Ended {
+impl IsTimeout for ServeError {
     fn is_timeout(&self) -> bool {
         matches!(self, Self::PingTimeout)
     }
 }
 
-impl From<h2::Error> for Ended {
+impl From<h2::Error> for ServeError {
     fn from(_: h2::Error) -> Self {
         Self::Broken
     }
@@ -77,14 +78,13 @@ pub(super) struct StreamHandle<'a> {
 }
 
 impl StreamHandle<'_> {
-    /// What of its answer has arrived, from now on.
+    /// Tracks how much of its answer has arrived. To be called before the answer.
     pub(super) fn arrivals(&self) -> Arrivals {
         self.line.arrivals(self.stream)
     }
 }
 
-/// Serves a connection; done when it is closed. Each stream is a task of `tasks`, and ends without its client knowing if its
-/// connection does.
+/// Serves a connection; resolves when it is closed. Each stream is a task of `tasks`, and is cancelled with its connection.
 pub(super) struct Serving<S, A> {
     state: State<S>,
     line: Arc<WatchedConnection>,
@@ -117,7 +117,7 @@ where
         Self { state: State::Begins(begins), line, answer, tasks, is_closing: false }
     }
 
-    /// Lets what is under way end, and takes nothing more.
+    /// Refuses new streams, and resolves when the open ones have ended.
     pub(super) fn close(mut self: Pin<&mut Self>)
     where
         Self: Unpin,
@@ -129,9 +129,9 @@ where
     }
 
     fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let begun = StreamHandle { line: &self.line, stream: respond.stream_id().as_u32() };
+        let handle = StreamHandle { line: &self.line, stream: respond.stream_id().as_u32() };
         // On the heap, so that a stream holds no room for it once it has its answer.
-        let answer = Box::pin((self.answer)(request.map(Incoming), begun));
+        let answer = Box::pin((self.answer)(request.map(Incoming), handle));
         self.tasks.spawn(respond_with(answer, respond));
     }
 }
@@ -144,7 +144,7 @@ where
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
 {
-    type Output = Result<(), Ended>;
+    type Output = Result<(), ServeError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
@@ -154,7 +154,7 @@ where
                     if self.is_closing {
                         connection.graceful_shutdown();
                     }
-                    let pings = Pings::new(connection.ping_pong().ok_or(Ended::Broken)?, self.line.clone());
+                    let pings = Pings::new(connection.ping_pong().ok_or(ServeError::Broken)?, self.line.clone());
                     self.state = State::Open(connection, pings);
                 }
                 State::Open(connection, pings) => match connection.poll_accept(cx) {
@@ -163,7 +163,7 @@ where
                     Poll::Ready(None) => return Poll::Ready(Ok(())),
                     Poll::Pending => match pings.poll(cx) {
                         Poll::Ready(Ok(())) => {}
-                        Poll::Ready(Err(ended)) => return Poll::Ready(Err(ended)),
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => return Poll::Pending,
                     },
                 },
@@ -172,15 +172,15 @@ where
     }
 }
 
-/// Asks a client whether what was written has arrived, and whether it is there at all when it says nothing.
+/// Sends PINGs: to confirm deliveries, and to a client that was silent for [`KEEPALIVE`].
 struct Pings {
     line: Arc<WatchedConnection>,
     pings: PingPong,
-    /// When the PING was sent that is not answered, and how long nothing may come from then on.
+    /// When the PING without an answer was sent, and how long the client may be silent from then on.
     outstanding: Option<(Instant, Duration)>,
-    /// When it may be asked about what was written. As far in the past as it may be asked at once.
+    /// Earliest time of the next PING that confirms deliveries: one interval in the past for each of the burst that is left.
     not_before: Instant,
-    /// What is known of its activity, and when that changed.
+    /// See [`WatchedConnection::activity`], and when it changed.
     activity: u64,
     last_activity: Instant,
     timer: Pin<Box<Sleep>>,
@@ -194,8 +194,8 @@ impl Pings {
         Self { activity: line.activity(), line, pings, outstanding: None, not_before, last_activity: now, timer }
     }
 
-    /// Ready when there is something to write.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+    /// Ready when a PING is to be written, or the client has not answered in time.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ServeError>> {
         self.line.task.register(cx.waker());
         loop {
             if self.outstanding.is_some() && self.pings.poll_pong(cx).is_ready() {
@@ -208,16 +208,16 @@ impl Pings {
             }
             let is_unconfirmed = self.line.is_unconfirmed();
             let due = match self.outstanding {
-                Some((sent, patience)) => (self.last_activity.max(sent) + patience).min(sent + ANSWER_TIMEOUT),
-                // A PING without room would keep what the client sends from being read. It is looked at again when there is room.
+                Some((sent, patience)) => (self.last_activity.max(sent) + patience).min(sent + PONG_TIMEOUT),
+                // h2 reads nothing while a PING waits for room. The task is woken when there is room.
                 None if self.line.is_full() => now + KEEPALIVE.0,
-                None if is_unconfirmed && self.line.takes_urgency() => now,
+                None if is_unconfirmed && self.line.take_urgent() => now,
                 None if is_unconfirmed => self.not_before.min(self.last_activity + KEEPALIVE.0),
                 None => self.last_activity + KEEPALIVE.0,
             };
             if due <= now {
                 return Poll::Ready(match self.outstanding {
-                    Some(_) => Err(Ended::PingTimeout),
+                    Some(_) => Err(ServeError::PingTimeout),
                     None => self.send(now, is_unconfirmed),
                 });
             }
@@ -228,22 +228,22 @@ impl Pings {
         }
     }
 
-    fn send(&mut self, now: Instant, is_unconfirmed: bool) -> Result<(), Ended> {
+    fn send(&mut self, now: Instant, is_unconfirmed: bool) -> Result<(), ServeError> {
         self.pings.send_ping(Ping::opaque())?;
-        // Behind megabytes on a slow line it takes its time, and the kernel knows whether that goes on.
+        // After megabytes on a slow line it takes its time; the kernel ends connections that make no progress.
         self.outstanding = Some((now, if is_unconfirmed { SILENCE } else { KEEPALIVE.1 }));
-        // Those that are sent at once for somebody who waits leave no debt.
-        self.not_before = (self.not_before.max(earliest(now)) + ASK_INTERVAL).min(now + ASK_INTERVAL);
+        // PINGs that were sent before their time do not add up.
+        self.not_before = (self.not_before.max(earliest(now)) + PING_INTERVAL).min(now + PING_INTERVAL);
         Ok(())
     }
 }
 
-/// Whoever was not asked since then may be asked [`ASKS_AT_ONCE`] times.
+/// A client that was sent no PING since then may be sent [`PING_BURST`] at once.
 fn earliest(now: Instant) -> Instant {
-    now.checked_sub(ASK_INTERVAL * ASKS_AT_ONCE).unwrap_or(now)
+    now.checked_sub(PING_INTERVAL * PING_BURST).unwrap_or(now)
 }
 
-/// Sends the answer to a request, as its client takes it. Ends with its stream, or its connection.
+/// Sends the answer to a request within its client's window. Ends with its stream, or its connection.
 async fn respond_with<B: Body<Data = Bytes> + Unpin>(
     mut answer: Pin<Box<impl Future<Output = Result<Response<B>, Infallible>>>>,
     mut respond: SendResponse<Bytes>,
@@ -259,12 +259,12 @@ async fn respond_with<B: Body<Data = Bytes> + Unpin>(
     match respond.send_response(Response::from_parts(head, ()), is_all) {
         Ok(stream) if !is_all => send_body(stream, body).await,
         Ok(_) => {}
-        // If its client is not gone, it is told.
+        // For a stream that is not closed: the head was refused.
         Err(_) => respond.send_reset(Reason::INTERNAL_ERROR),
     }
 }
 
-/// Sends a body, of which it holds one piece.
+/// Sends a body; holds one piece of it at a time.
 async fn send_body<B: Body<Data = Bytes> + Unpin>(mut stream: SendStream<Bytes>, mut body: B) {
     loop {
         let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
@@ -272,7 +272,7 @@ async fn send_body<B: Body<Data = Bytes> + Unpin>(mut stream: SendStream<Bytes>,
             Poll::Pending => stream.poll_reset(cx).map(Err),
         });
         let sent = match frame.await {
-            // The client wants no more.
+            // The client has reset the stream.
             Err(_) => return,
             Ok(None) => return drop(stream.send_data(Bytes::new(), true)),
             Ok(Some(Err(_))) => return stream.send_reset(Reason::INTERNAL_ERROR),
@@ -290,7 +290,7 @@ async fn send_body<B: Body<Data = Bytes> + Unpin>(mut stream: SendStream<Bytes>,
     }
 }
 
-/// Sends a piece as its client has a window for it.
+/// Sends a piece within the client's window.
 async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
@@ -303,7 +303,7 @@ async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<()
     Ok(())
 }
 
-/// The body of a request. What is read makes room for more.
+/// The body of a request. What is read opens the client's window again.
 pub(super) struct Incoming(RecvStream);
 
 impl Body for Incoming {
@@ -318,7 +318,7 @@ impl Body for Incoming {
                 let _ = stream.flow_control().release_capacity(data.len());
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
-            // Whoever wants no more may say so: that is an end, and no failure.
+            // A client that needs no more of the answer: an end, and no failure (RFC 9113, section 8.1).
             Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => Poll::Ready(None),
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
@@ -349,7 +349,7 @@ mod tests {
     type Answer = (mpsc::Sender<Result<Bytes, Infallible>>, Arc<Arrivals>);
 
     /// A client's end of a connection, its serving, and what its first answer is sent by, with what has arrived of it.
-    fn serve() -> (DuplexStream, JoinSet<Result<(), Ended>>, mpsc::Receiver<Answer>) {
+    fn serve() -> (DuplexStream, JoinSet<Result<(), ServeError>>, mpsc::Receiver<Answer>) {
         let (client, line) = duplex(1024 * 1024);
         let (begins, begun) = mpsc::channel(1);
         let answer = move |_: Request<Incoming>, stream: StreamHandle<'_>| {
@@ -363,12 +363,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_answers_no_ping_is_given_up() {
+    async fn a_connection_without_an_answer_to_a_ping_is_closed() {
         let (mut client, mut serving, _begun) = serve();
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
         let begun = Instant::now();
         let ended = serving.join_next().await.unwrap().unwrap();
-        assert!(ended.is_err_and(|ended| ended.is_timeout()));
+        assert!(ended.is_err_and(|error| error.is_timeout()));
         let took = begun.elapsed();
         assert!(took.abs_diff(KEEPALIVE.0 + KEEPALIVE.1) < Duration::from_millis(10), "{took:?}");
         let mut sent = Vec::new();
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn asking_at_once_does_not_put_off_what_is_asked_later() {
+    async fn pings_before_their_time_do_not_delay_later_ones() {
         let (client, mut serving, mut begun) = serve();
         let (mut requests, connection) = client::handshake(client).await.unwrap();
         let _connection = JoinSet::from_iter([async { drop(connection.await) }]);
@@ -387,21 +387,22 @@ mod tests {
         let mut end = 0;
         for n in 0..400 {
             end += 10;
-            arrivals.want(end);
-            let moves = arrivals.moves();
+            arrivals.confirm_up_to(end);
+            let changed = arrivals.changed();
             pieces.send(Ok(Bytes::from_static(&[0; 10]))).await.unwrap();
             body.data().await.unwrap().unwrap();
             body.flow_control().release_capacity(10).unwrap();
-            // The last ones are asked when it is their time.
+            // The last ones are confirmed at the interval.
             if n < 390 {
-                moves.await;
+                arrivals.ping_now();
+                changed.await;
             }
         }
         let sent = Instant::now();
         while arrivals.arrived() < end {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert!(sent.elapsed() <= ASK_INTERVAL + Duration::from_millis(5), "{:?}", sent.elapsed());
+        assert!(sent.elapsed() <= PING_INTERVAL + Duration::from_millis(5), "{:?}", sent.elapsed());
         drop((pieces, arrivals));
         serving.abort_all();
     }

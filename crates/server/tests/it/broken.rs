@@ -61,7 +61,7 @@ async fn until_delivered(ops: SocketAddr, count: u64) {
     }
 }
 
-/// All of them are accepted.
+/// Returns when all of them are accepted.
 async fn send(sender: &mut Client, numbers: Range<usize>, bytes: usize) {
     for n in numbers {
         sender.send(&lane("one"), format!("{}{n}", "0".repeat(bytes - n.to_string().len().min(bytes)))).await;
@@ -85,7 +85,7 @@ async fn comes_back(server: Server, endpoint: Endpoint, rounds: usize, bytes: us
         send(&mut sender, sent..sent + HEARD, bytes).await;
         sent += HEARD;
         assert_eq!(one.numbers(lost + HEARD).await, (sent - HEARD - lost..sent).collect::<Vec<_>>());
-        // Behind the first of these there is a PING at the latest, and its answer goes before the second.
+        // The last PING is written before the answer to the first of these, and its answer is read before the second.
         one.barrier().await;
         one.barrier().await;
         end.breaks();
@@ -95,7 +95,7 @@ async fn comes_back(server: Server, endpoint: Endpoint, rounds: usize, bytes: us
         // Of large ones, most wait for room.
         until_delivered(addresses.ops, before + if bytes > 1000 { 1 } else { LOST as u64 }).await;
         session = one.ack.session_id.clone();
-        // Who has no wire says no goodbye.
+        // Kept open: a client without a wire ends nothing.
         gone.push((one, end));
     }
     server.stop().await;
@@ -103,7 +103,7 @@ async fn comes_back(server: Server, endpoint: Endpoint, rounds: usize, bytes: us
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_sent_into_a_broken_wire_comes_when_its_client_is_back_and_nothing_twice() {
-    // At the same time, because who comes back waits for the wire before.
+    // At the same time, because each return waits 500 ms for the previous wire.
     let mut all = JoinSet::new();
     for bytes in [1, 1, 1, 1, 1, 1, 1, 40 * 1024, 200 * 1024, 1024 * 1024] {
         all.spawn(async move {

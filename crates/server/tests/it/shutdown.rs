@@ -17,14 +17,14 @@ async fn clients_are_told_and_new_ones_refused() {
     let mut clients = Vec::new();
     for n in 0..50 {
         let mut init = agent(&n.to_string());
-        let knows_us = n % 2 == 0;
-        if knows_us {
+        let acknowledges = n % 2 == 0;
+        if acknowledges {
             init.extensions = vec![ExtensionDeclaration { uri: ACK_EXTENSION.into(), ..Default::default() }];
         }
-        clients.push((knows_us, Client::connect(grpc, init).await.unwrap()));
+        clients.push((acknowledges, Client::connect(grpc, init).await.unwrap()));
     }
     let stopping = JoinSet::from_iter([server.stop()]);
-    for (knows_us, client) in &mut clients {
+    for (acknowledges, client) in &mut clients {
         let mut signals = Vec::new();
         let end = loop {
             match client.next().await {
@@ -34,7 +34,7 @@ async fn clients_are_told_and_new_ones_refused() {
                 Err(status) => break status.code(),
             }
         };
-        if *knows_us {
+        if *acknowledges {
             assert_eq!((end, signals), (Code::Ok, vec![SignalType::GracefulDisconnect]));
         } else {
             // For clients of the published SDKs, a signal is the end: they would stay away.
