@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_core::{
@@ -35,7 +36,7 @@ use crate::{
     config::{Config, ConfigError, Durability, Listen},
     conversation as conversations,
     http::{self, Pages, Site, Web},
-    listen::{Connections, Limit, Listeners, bind},
+    listen::{Connections, InheritError, Limit, ListenSockets, Listeners},
     metrics::Metrics,
     ops::{self, Operations},
     sandbox,
@@ -54,6 +55,8 @@ const OPS_TIMEOUT: Duration = Duration::from_secs(1);
 /// A running server. Dropping it without [`Server::stop`] leaves it running for as long as its runtime.
 pub struct Server {
     addresses: Addresses,
+    /// Kept open for the server that takes its place.
+    listen_sockets: ListenSockets,
     store: Store,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -94,6 +97,17 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// A listening socket that was passed on cannot be used.
+    #[error("inherited socket {number}: {source}")]
+    Inherit {
+        /// Which one, from 0.
+        number: usize,
+        /// Why.
+        source: InheritError,
+    },
+    /// The listening sockets cannot be used.
+    #[error("cannot accept connections: {0}")]
+    Accept(std::io::Error),
     /// The settings contradict themselves.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -109,31 +123,44 @@ pub enum StartError {
 }
 
 impl Server {
-    /// Opens the store, binds the listeners and starts serving.
+    /// Binds the listeners, opens the store and starts serving. Clients that connect while the store is opened wait.
     ///
     /// # Errors
     /// [`StartError`], before anything is served.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, None).await
+        Self::start_with(ListenSockets::bind(&config.listen)?, config, None).await
+    }
+
+    /// As [`Server::start`], on sockets that listen already; `config.listen` does not count.
+    ///
+    /// # Errors
+    /// [`StartError`], before anything is served.
+    pub async fn start_on(sockets: ListenSockets, config: Config) -> Result<Self, StartError> {
+        Self::start_with(sockets, config, None).await
+    }
+
+    /// What can be told wrong with settings without doing anything: what [`Server::start`] refuses before it opens its store.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn check(config: &Config) -> Result<(), StartError> {
+        check(config).map(drop)
     }
 
     pub(crate) async fn start_with(
+        listen_sockets: ListenSockets,
         config: Config,
         session_store: Option<Arc<dyn SessionStore>>,
     ) -> Result<Self, StartError> {
-        let (listen, limits) = (config.listen, config.limits);
-        check(&config)?;
-        let origins = http::origins(&config.http.allowed_origins)?;
-        let tls = Tls::load(&config.tls)?;
+        let limits = config.limits;
+        let (origins, tls) = check(&config)?;
+        let [grpc, http, ops] = listen_sockets.accepting().map_err(StartError::Accept)?;
+        // Inherited ones may listen elsewhere than the settings say.
+        begin_dev(config.dev, [grpc.1, http.1, ops.1])?;
         let store = open_store(&config).await?;
-        let (grpc, http, ops) = (bind(listen.grpc).await?, bind(listen.http).await?, bind(listen.ops).await?);
         let (stop, background, clock) = (CancellationToken::new(), TaskTracker::new(), log::Clock::system());
-        let own = Own {
-            stop: stop.clone(),
-            tracker: background.clone(),
-            clock: clock.clone(),
-            url: format!("{}://{}", if tls.is_some() { "https" } else { "http" }, http.1),
-        };
+        let url = format!("{}://{}", if tls.is_some() { "https" } else { "http" }, http.1);
+        let own = Own { stop: stop.clone(), tracker: background.clone(), clock: clock.clone(), url };
         let rooms = Rooms::open(&config, store.clone(), own, session_store).await?;
         let Rooms { gate, sandboxes, sockets, sessions, tasks, talks } = rooms.clone();
         let metrics = Arc::new(Metrics::new());
@@ -164,6 +191,7 @@ impl Server {
         let server = Self {
             admin_key: if config.dev { None } else { token::bootstrap(&gate).await? },
             addresses: Addresses { grpc: grpc.1, http: http.1, ops: ops.1 },
+            listen_sockets,
             store: store.clone(),
             stop,
             tasks: background,
@@ -276,19 +304,40 @@ impl Server {
         &self.store
     }
 
-    /// Takes no more connections, tells the clients, waits for them up to the configured time, closes the store.
+    /// Takes no more connections, tells the clients, waits for them up to the configured time, closes the store. New
+    /// connections are refused at once.
     pub async fn stop(self) {
-        self.stop.cancel();
-        self.tasks.close();
-        if tokio::time::timeout(self.timeout, self.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = self.tasks.len(), "connections did not end in time and are cut");
-        }
-        self.store.stop().await;
-        self.closed.cancel();
-        self.ops_tasks.close();
-        if tokio::time::timeout(OPS_TIMEOUT, self.ops_tasks.wait()).await.is_err() {
-            tracing::warn!("somebody keeps a request of operators open and is cut");
-        }
+        let (listen_sockets, ending) = self.ending();
+        drop(listen_sockets);
+        ending.await;
+    }
+
+    /// As [`Server::stop`], but its sockets go on listening: clients that connect wait for what accepts from them next, by
+    /// [`Server::start_on`] or [`ListenSockets::exec`].
+    pub async fn hand_over(self) -> ListenSockets {
+        let (listen_sockets, ending) = self.ending();
+        ending.await;
+        listen_sockets
+    }
+
+    /// Its sockets, and the rest of it, to be awaited until it has ended.
+    fn ending(self) -> (ListenSockets, impl Future<Output = ()> + Send) {
+        let Self { listen_sockets, stop, tasks, timeout, store, closed, ops_tasks, dir, .. } = self;
+        let ending = async move {
+            stop.cancel();
+            tasks.close();
+            if tokio::time::timeout(timeout, tasks.wait()).await.is_err() {
+                tracing::warn!(connections = tasks.len(), "connections did not end in time and are cut");
+            }
+            store.stop().await;
+            closed.cancel();
+            ops_tasks.close();
+            if tokio::time::timeout(OPS_TIMEOUT, ops_tasks.wait()).await.is_err() {
+                tracing::warn!("a request of operators did not end in time and is cut");
+            }
+            drop(dir);
+        };
+        (listen_sockets, ending)
     }
 
     /// Waits until a part of the server that must not end has ended before [`Server::stop`]: a background job that panicked,
@@ -421,26 +470,31 @@ fn connections(metrics: &Metrics, limits: &Limits) -> Connections {
     Connections::new(grpc, http, ops)
 }
 
-/// What can be told wrong without doing anything.
-fn check(config: &Config) -> Result<(), StartError> {
-    check_dev(config)?;
+/// What can be told wrong without doing anything; the allowed origins and the certificates, read.
+fn check(config: &Config) -> Result<(Vec<HeaderValue>, Option<Tls>), StartError> {
+    let Listen { grpc, http, ops } = config.listen;
+    check_dev(config.dev, [grpc, http, ops])?;
     config.check_sizes()?;
     config.messages.broadcast_tasks()?;
-    Ok(app::check(&config.apps)?)
+    app::check(&config.apps)?;
+    Ok((http::origins(&config.http.allowed_origins)?, Tls::load(&config.tls)?))
 }
 
-/// Who admits everybody serves this machine only.
-fn check_dev(config: &Config) -> Result<(), StartError> {
-    let Listen { grpc, http, ops } = config.listen;
-    let beyond = [grpc, http, ops].into_iter().find(|address| !address.ip().is_loopback());
-    match beyond {
-        _ if !config.dev => Ok(()),
-        Some(address) => Err(StartError::DevBeyondLoopback(address)),
-        None => {
-            tracing::warn!("development mode: everybody on this machine is admitted without a credential");
-            Ok(())
-        }
+/// A server that admits everybody serves this machine only.
+fn check_dev(dev: bool, listen: [SocketAddr; 3]) -> Result<(), StartError> {
+    match listen.into_iter().find(|address| !address.ip().is_loopback()) {
+        Some(address) if dev => Err(StartError::DevBeyondLoopback(address)),
+        _ => Ok(()),
     }
+}
+
+/// As [`check_dev`], with a warning for who reads the log.
+fn begin_dev(dev: bool, listen: [SocketAddr; 3]) -> Result<(), StartError> {
+    check_dev(dev, listen)?;
+    if dev {
+        tracing::warn!("development mode: everybody on this machine is admitted without a credential");
+    }
+    Ok(())
 }
 
 /// The program that has the server inside.

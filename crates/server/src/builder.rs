@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use trunkline_core::sandbox::SessionStore;
 
 use crate::{
-    Config, Server, StartError,
+    Config, ListenSockets, Server, StartError,
     config::{Durability, Listen},
 };
 
@@ -86,12 +86,13 @@ impl Builder {
         let Self { mut config, store, data_dir } = self;
         if let Some(dir) = data_dir {
             config.data_dir = dir;
-            return Server::start_with(config, store).await;
+            return Server::start_with(ListenSockets::bind(&config.listen)?, config, store).await;
         }
         // The store is one of files; these live as long as the server, and are never waited for.
         let dir = tempfile::tempdir().map_err(StartError::Memory)?;
         dir.path().clone_into(&mut config.data_dir);
         config.durability = Durability::Process;
-        Ok(Server::start_with(config, store).await?.owning(dir))
+        let sockets = ListenSockets::bind(&config.listen)?;
+        Ok(Server::start_with(sockets, config, store).await?.owning(dir))
     }
 }

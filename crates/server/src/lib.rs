@@ -36,7 +36,7 @@ pub use self::socket::Inside;
 pub use app::{Addresses, Server, StartError};
 pub use builder::Builder;
 pub use config::Config;
-pub use listen::raise_descriptor_limit;
+pub use listen::{InheritError, ListenSockets, raise_descriptor_limit};
 pub use trunkline_agent_socket as agent_socket;
 pub use trunkline_core::sandbox::{Sandbox, SessionStore, StoreError, StoreFuture, Told};
 pub use trunkline_store::fault::Fault;

@@ -8,10 +8,10 @@ mod descriptors;
 mod grpc;
 mod http2;
 mod sending;
+mod sockets;
 mod web;
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -38,11 +38,11 @@ pub(crate) use arrivals::Arrivals;
 pub(crate) use connections::{Connections, Limit};
 pub(crate) use descriptors::RESERVED as DESCRIPTORS_RESERVED;
 pub use descriptors::raise_limit as raise_descriptor_limit;
+pub use sockets::{InheritError, ListenSockets};
 pub(crate) use web::{Peer, Seat};
 
 use crate::{
     agent::{Gateway, Service, Surface},
-    app::StartError,
     http::Site,
     metrics::Answered,
     operator::{Admitting, Desk},
@@ -69,7 +69,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
-/// How long a connection that makes room, or never had a request, may take to hear that it is over.
+/// How long a connection that makes room, or never had a request, may take to hear that it is over; and one that is new when the
+/// server stops, to begin.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long one that had requests may take when the server stops: what the system has for it may be under way on a slow line.
@@ -162,6 +163,13 @@ async fn handshake(
     }
 }
 
+/// Resolves when the server stops, and what a client that has just connected sent has had time to come: it is answered, or told
+/// to try again.
+async fn stops(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(GOODBYE_TIMEOUT).await;
+}
+
 /// An error of serving a connection.
 trait IsTimeout {
     /// Whether the client missed a deadline.
@@ -245,15 +253,6 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
     fn execute(&self, stream: F) {
         self.0.spawn(stream);
     }
-}
-
-pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let bound = async {
-        let listener = TcpListener::bind(address).await?;
-        let local = listener.local_addr()?;
-        Ok((listener, local))
-    };
-    bound.await.map_err(|source| StartError::Bind { address, source })
 }
 
 #[cfg(test)]

@@ -1,10 +1,17 @@
 //! `serve`, `config`, `doctor`: what takes the server's settings.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use tokio::signal::unix::{SignalKind, signal};
+use futures_util::FutureExt as _;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline::{
-    Config, Server,
+    Config, ListenSockets, Server,
     config::{ConfigError, Durability},
     doctor::{Verdict, examine},
 };
@@ -14,6 +21,9 @@ use super::{Done, Fault, announce, say};
 /// How long a server of which a part has failed may take to stop, besides what it gives its connections: what is left of it
 /// may wait for that part.
 const STOP_AFTER_FAULT: Duration = Duration::from_secs(5);
+
+/// Longest time for the program that takes over to say that it can.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Flags that say what the file and the variables do not.
 #[derive(clap::Args)]
@@ -43,8 +53,26 @@ pub(crate) struct Serve {
     /// Admit everybody without credentials. For development, on this machine only.
     #[arg(long)]
     dev: bool,
+    /// Check the settings and end; nothing is opened or bound.
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     settings: Settings,
+}
+
+/// Why a server ends.
+enum End {
+    Stop,
+    /// A program takes over.
+    Upgrade,
+    Fault(trunkline::Fault),
+}
+
+/// What the process is told by signals.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    upgrade: Signal,
 }
 
 impl Settings {
@@ -62,34 +90,114 @@ impl Settings {
 pub(crate) fn run(args: &Serve) -> Done {
     let mut config = args.settings.load()?;
     config.dev |= args.dev;
+    if args.check {
+        return Ok(Server::check(&config)?);
+    }
+    // The file may be another one by the time that it is run again.
+    let program = std::env::current_exe()?;
+    // Before there are threads: it takes variables out of the environment.
+    let sockets = ListenSockets::inherit(&config.listen)?;
     trunkline::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(serve(config));
+    let done = runtime.block_on(serve(config, sockets, &program));
     // Not longer, for a thread that does not end.
     runtime.shutdown_timeout(STOP_AFTER_FAULT);
     done
 }
 
-async fn serve(config: Config) -> Done {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+/// Runs a server to its end, and then `program` if that is to take over.
+async fn serve(config: Config, sockets: ListenSockets, program: &Path) -> Done {
+    let mut signals = Signals::listen()?;
     let patience = Duration::from_secs(config.shutdown.timeout_seconds).saturating_add(STOP_AFTER_FAULT);
-    let mut server = Server::start(config).await?;
+    let mut server = Server::start_on(sockets, config).await?;
     ready(&mut server);
-    let fault = tokio::select! {
-        _ = interrupt.recv() => None,
-        _ = terminate.recv() => None,
-        fault = server.failed() => Some(fault),
-    };
-    let Some(fault) = fault else {
-        tracing::info!("stopping");
-        server.stop().await;
-        return Ok(());
-    };
-    tracing::error!(%fault, "stopping, because a part of the server has failed");
-    if tokio::time::timeout(patience, server.stop()).await.is_err() {
-        tracing::error!("the server did not stop in time; ending the process");
+    match signals.end(&server, program).await {
+        End::Stop => {
+            tracing::info!("stopping");
+            notify(&[NotifyState::Stopping]);
+            server.stop().await;
+            Ok(())
+        }
+        End::Upgrade => {
+            tracing::info!(program = %program.display(), "stopping; a program takes over, and clients wait for it");
+            notify_of_upgrade();
+            let sockets = server.hand_over().await;
+            if signals.terminate.recv().now_or_never().is_some() {
+                return Ok(());
+            }
+            let mut command = Command::new(program);
+            command.args(std::env::args_os().skip(1));
+            Err(format!("cannot run {}: {}", program.display(), sockets.exec(command)).into())
+        }
+        End::Fault(fault) => {
+            tracing::error!(%fault, "stopping, because a part of the server has failed");
+            notify(&[NotifyState::Stopping]);
+            if tokio::time::timeout(patience, server.stop()).await.is_err() {
+                tracing::error!("the server did not stop in time; ending the process");
+            }
+            Err(Fault::Failed(fault).into())
+        }
     }
-    Err(Fault::Failed(fault).into())
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Waits for the server's end. A program that could not take over changes nothing.
+    async fn end(&mut self, server: &Server, program: &Path) -> End {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return End::Stop,
+                _ = self.terminate.recv() => return End::Stop,
+                fault = server.failed() => return End::Fault(fault),
+                _ = self.upgrade.recv() => {}
+            }
+            let checked = tokio::select! {
+                checked = can_serve(program) => checked,
+                _ = self.terminate.recv() => return End::Stop,
+            };
+            match checked {
+                Ok(()) => return End::Upgrade,
+                Err(error) => {
+                    tracing::error!(program = %program.display(), %error, "no upgrade; this server goes on");
+                }
+            }
+        }
+    }
+}
+
+/// Whether a program starts and takes the settings of this one.
+async fn can_serve(program: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let mut command = tokio::process::Command::new(program);
+    command.args(std::env::args_os().skip(1)).arg("--check").kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let output = tokio::time::timeout(CHECK_TIMEOUT, command.output()).await??;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}: {}", output.status, said.trim().lines().last().unwrap_or_default()).into())
+}
+
+/// Tells the service manager, if one listens; the server does not depend on it.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
+}
+
+/// As `Type=notify-reload` of systemd wants it: with the time.
+fn notify_of_upgrade() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "the service manager could not be told"),
+    }
 }
 
 /// The one line on standard output: whoever started the server waits for it. At the first start without `--dev` there is
@@ -100,6 +208,7 @@ fn ready(server: &mut Server) {
     }
     let addresses = server.addresses();
     announce(format_args!("ready grpc={} http={} ops={}", addresses.grpc, addresses.http, addresses.ops));
+    notify(&[NotifyState::Ready]);
 }
 
 pub(crate) fn show(args: &Settings) -> Done {

@@ -27,7 +27,7 @@ use super::{
     handshake,
     http2::{Incoming, Serving, Settings, StreamHandle},
     sending::Sending,
-    sends_first_byte, set_up, until_closed,
+    sends_first_byte, set_up, stops, until_closed,
 };
 use crate::{agent::counting, tls::Tls};
 
@@ -158,7 +158,7 @@ impl Grpc {
         let begun = tokio::select! {
             begun = begins => begun,
             () = connection.is_to_leave(until) => return,
-            () = self.stop.cancelled() => return,
+            () = stops(&self.stop) => return,
         };
         let open = |certificate| Open { peer: Peer(peer.ip()), certificate, connection, until };
         match begun {
@@ -192,7 +192,7 @@ impl Grpc {
             connection_window: window.connection(),
             stream_window: window.stream(),
         };
-        let served = Serving::new(stream, &settings, self.tasks.clone(), answer);
+        let served = Serving::new(stream, &settings, self.tasks.clone(), self.stop.clone(), answer);
         let leaves = connection.is_to_leave(until);
         until_closed(std::pin::pin!(served), Serving::close, &connection, &self.stop, leaves).await;
     }

@@ -23,7 +23,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, Sleep, sleep_until},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     IsTimeout, KEEPALIVE, SILENCE,
@@ -90,6 +90,7 @@ pub(super) struct Serving<S, A> {
     line: Arc<WatchedConnection>,
     answer: A,
     tasks: TaskTracker,
+    stop: CancellationToken,
     is_closing: bool,
 }
 
@@ -105,8 +106,9 @@ where
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
 {
-    /// `answer` is called in the order in which streams begin.
-    pub(super) fn new(stream: S, settings: &Settings, tasks: TaskTracker, answer: A) -> Self {
+    /// `answer` is called in the order in which streams begin. Those that begin after `stop` are refused such that clients try
+    /// again by themselves, elsewhere (RFC 9113, section 8.7).
+    pub(super) fn new(stream: S, settings: &Settings, tasks: TaskTracker, stop: CancellationToken, answer: A) -> Self {
         let line = WatchedConnection::new(PREFACE_BYTES);
         let begins = Builder::new()
             .max_concurrent_streams(settings.streams_max)
@@ -114,10 +116,10 @@ where
             .initial_window_size(settings.stream_window)
             .max_header_list_size(HEAD_BYTES_MAX)
             .handshake(Watching::new(stream, line.clone()));
-        Self { state: State::Begins(begins), line, answer, tasks, is_closing: false }
+        Self { state: State::Begins(begins), line, answer, tasks, stop, is_closing: false }
     }
 
-    /// Refuses new streams, and resolves when the open ones have ended.
+    /// Tells the client to open no more streams; resolves when those that it opened have ended.
     pub(super) fn close(mut self: Pin<&mut Self>)
     where
         Self: Unpin,
@@ -128,7 +130,10 @@ where
         }
     }
 
-    fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    fn begin(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        if self.stop.is_cancelled() {
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        }
         let handle = StreamHandle { line: &self.line, stream: respond.stream_id().as_u32() };
         // On the heap, so that a stream holds no room for it once it has its answer.
         let answer = Box::pin((self.answer)(request.map(Incoming), handle));
@@ -349,7 +354,7 @@ mod tests {
     type Answer = (mpsc::Sender<Result<Bytes, Infallible>>, Arc<Arrivals>);
 
     /// A client's end of a connection, its serving, and what its first answer is sent by, with what has arrived of it.
-    fn serve() -> (DuplexStream, JoinSet<Result<(), ServeError>>, mpsc::Receiver<Answer>) {
+    fn serve(stop: CancellationToken) -> (DuplexStream, JoinSet<Result<(), ServeError>>, mpsc::Receiver<Answer>) {
         let (client, line) = duplex(1024 * 1024);
         let (begins, begun) = mpsc::channel(1);
         let answer = move |_: Request<Incoming>, stream: StreamHandle<'_>| {
@@ -358,13 +363,13 @@ mod tests {
             async { Ok(Response::new(body::Body::from_stream(ReceiverStream::new(body)))) }
         };
         let settings = Settings { streams_max: 100, connection_window: 65_535, stream_window: 65_535 };
-        let served = Serving::new(line, &settings, TaskTracker::new(), answer);
+        let served = Serving::new(line, &settings, TaskTracker::new(), stop, answer);
         (client, JoinSet::from_iter([served]), begun)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_an_answer_to_a_ping_is_closed() {
-        let (mut client, mut serving, _begun) = serve();
+        let (mut client, mut serving, _begun) = serve(CancellationToken::new());
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
         let begun = Instant::now();
         let ended = serving.join_next().await.unwrap().unwrap();
@@ -376,9 +381,25 @@ mod tests {
         assert_eq!(sent.windows(5).filter(|head| *head == b"\0\0\x08\x06\0").count(), 1, "one PING");
     }
 
+    #[tokio::test]
+    async fn streams_after_the_stop_are_refused_such_that_they_can_be_tried_elsewhere() {
+        let stop = CancellationToken::new();
+        let (client, _serving, mut begun) = serve(stop.clone());
+        let (mut requests, connection) = client::handshake(client).await.unwrap();
+        let _connection = JoinSet::from_iter([async { drop(connection.await) }]);
+        let (first, _) = requests.send_request(Request::new(()), true).unwrap();
+        let (pieces, _) = begun.recv().await.unwrap();
+        let mut body = first.await.unwrap().into_body();
+        stop.cancel();
+        let (late, _) = requests.send_request(Request::new(()), true).unwrap();
+        assert_eq!(late.await.unwrap_err().reason(), Some(Reason::REFUSED_STREAM));
+        pieces.send(Ok(Bytes::from_static(b"rest"))).await.unwrap();
+        assert_eq!(body.data().await.unwrap().unwrap(), "rest");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn pings_before_their_time_do_not_delay_later_ones() {
-        let (client, mut serving, mut begun) = serve();
+        let (client, mut serving, mut begun) = serve(CancellationToken::new());
         let (mut requests, connection) = client::handshake(client).await.unwrap();
         let _connection = JoinSet::from_iter([async { drop(connection.await) }]);
         let (answer, _) = requests.send_request(Request::new(()), true).unwrap();

@@ -35,7 +35,7 @@ use super::{
     connections::{Active, Connection},
     handshake,
     sending::Sending,
-    sends_first_byte, set_up, until_closed,
+    sends_first_byte, set_up, stops, until_closed,
 };
 use crate::{http::Site, metrics::Answered, tls::Tls};
 
@@ -104,7 +104,7 @@ impl Web {
         let begun = tokio::select! {
             begun = begins => begun,
             () = connection.is_to_leave(until) => return,
-            () = self.stop.cancelled() => return,
+            () = stops(&self.stop) => return,
         };
         let (peer, tasks) = (Peer(peer.ip()), self.tasks.clone());
         let open = Open { peer, connection, until };

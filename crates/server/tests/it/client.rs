@@ -91,6 +91,11 @@ impl Client {
         Ok(frame?.map(|frame| frame.payload.expect("a payload")))
     }
 
+    /// As [`Client::next`], however long it takes.
+    pub(crate) async fn next_whenever(&mut self) -> Result<Option<Down>, Status> {
+        Ok(self.down.message().await?.map(|frame| frame.payload.expect("a payload")))
+    }
+
     /// The next frame as it is.
     pub(crate) async fn frame(&mut self) -> DownstreamMessage {
         let frame = tokio::time::timeout(PATIENCE, self.down.message()).await.expect("a frame, or the end");

@@ -62,7 +62,7 @@ async fn fifty_kills_under_load_lose_nothing() {
 }
 
 /// Numbers from 0 on, each again until it is known to be durable; answers how many are.
-async fn send(grpc: SocketAddr, pair: usize, stopping: watch::Receiver<bool>) -> usize {
+pub(crate) async fn send(grpc: SocketAddr, pair: usize, stopping: watch::Receiver<bool>) -> usize {
     let mut durable = 0;
     while !*stopping.borrow() {
         let Ok(mut client) = reconnect(grpc, agent(&format!("s{pair}"))).await else { continue };
@@ -94,7 +94,7 @@ async fn batch(client: &mut Client, pair: usize, from: usize) -> Option<()> {
 
 /// Tells how far the numbers are complete. They may come again, after the sender or the receiver came back; none may be
 /// missing, and none may come before the one before it.
-async fn receive(grpc: SocketAddr, pair: usize, seen: watch::Sender<usize>) {
+pub(crate) async fn receive(grpc: SocketAddr, pair: usize, seen: watch::Sender<usize>) {
     let mut complete = 0;
     loop {
         let Ok(mut client) = reconnect(grpc, agent(&format!("r{pair}"))).await else { continue };

@@ -26,3 +26,4 @@ mod socket;
 mod sql;
 mod tasks;
 mod tls;
+mod upgrade;

@@ -20,7 +20,7 @@ pub(crate) struct Process {
     pub(crate) ops: SocketAddr,
 }
 
-fn serve(dir: &Path) -> Command {
+pub(crate) fn serve(dir: &Path) -> Command {
     serve_on(dir, ([127, 0, 0, 1], 0).into())
 }
 
