@@ -9,6 +9,7 @@ use std::{
 };
 
 use trunkline_store::log::{Offset, Topic};
+use uuid::Uuid;
 
 use crate::{
     identity::{Identity, PrincipalKind},
@@ -110,6 +111,8 @@ pub struct Connection {
     pub connected_at_ms: u64,
     /// The API key that it came in with, by id.
     pub token: Option<String>,
+    /// The task whose token it came in with.
+    pub task: Option<Uuid>,
     /// Its place among all that ever held an identity.
     pub fencing_epoch: u64,
     /// How often its client came back to it.
@@ -139,7 +142,13 @@ impl Presence {
 
     /// How far the session that holds the identity now got with delivering.
     pub(crate) fn taken(&self, identity: &Identity) -> Option<Arc<Taken>> {
-        lock(&self.entries).get(&identity.to_string()).map(|entry| entry.taken.clone())
+        Some(self.holder(identity)?.1)
+    }
+
+    /// The session that holds the identity here, and how far it got with delivering.
+    pub(crate) fn holder(&self, identity: &Identity) -> Option<(Arc<Connection>, Arc<Taken>)> {
+        let entries = lock(&self.entries);
+        entries.get(&identity.to_string()).map(|entry| (entry.connection.clone(), entry.taken.clone()))
     }
 
     /// Forgets a session, unless its identity has a successor already.
@@ -257,6 +266,7 @@ mod tests {
             workspace,
             connected_at_ms: 0,
             token: None,
+            task: None,
             fencing_epoch: 0,
             reconnections: 0,
         };

@@ -26,7 +26,7 @@ mod taken;
 use std::{
     cmp::Reverse,
     sync::{Arc, atomic::Ordering::SeqCst},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use trunkline_store::{
@@ -290,17 +290,23 @@ impl Sessions {
         Ok(self.presence.is_connected(kind, id))
     }
 
-    /// Attaches `identity`, in place of the session `resume` if that one holds it.
+    /// Attaches `identity`, in place of the session `resume` if that one holds it, and in place of one with the same credential
+    /// whose client gives no sign of life for 2 s.
     ///
     /// # Errors
-    /// [`Kind::Exists`] if somebody else holds the identity, [`Kind::Exhausted`] if its workspace has no seat left,
+    /// [`Kind::Exists`] if another session holds the identity, [`Kind::Exhausted`] if its workspace has no seat left,
     /// [`Kind::Unavailable`] if the store does not answer.
     pub async fn attach(&self, identity: Identity, credential: Credential, resume: &str) -> Result<Session, Error> {
-        let caller = Caller::new(identity, Uuid::new_v4().to_string(), credential);
+        // The published Go client takes the session's id for the one that was assigned, and tells others to write to it.
+        let id = match &identity {
+            Identity::Task(named) => named.specifier.clone(),
+            _ => Uuid::new_v4().to_string(),
+        };
+        let caller = Caller::new(identity, id, credential);
         let attend = self.gate.authorize(&caller, Attend)?;
         let keep = self.gate.authorize(&caller, Keep)?;
-        let (lease, welcome) = self.hold(&caller, &attend, resume).await?;
-        let seat = caller.identity.workspace().map(|workspace| self.seats.take(workspace, welcome.resumed));
+        let Held { lease, welcome, is_successor } = self.hold(&caller, &attend, resume).await?;
+        let seat = caller.identity.workspace().map(|workspace| self.seats.take(workspace, is_successor));
         let seat = seat.transpose()?;
         // The one that was taken over may have delivered more than it saved.
         let before = match self.presence.taken(&caller.identity) {
@@ -344,6 +350,7 @@ impl Sessions {
             workspace: session.workspace().map(ToOwned::to_owned),
             connected_at_ms: now_ms(),
             token: session.caller.credential.token.clone(),
+            task: session.caller.credential.task,
             fencing_epoch: session.lease.holder().epoch.0,
             reconnections: session.welcome.reconnections,
         };
@@ -361,13 +368,13 @@ impl Sessions {
         Target::AnyTask { workspace, implementation }.topic().map(Some)
     }
 
-    async fn hold(&self, caller: &Caller, attend: &AttendPermit, resume: &str) -> Result<(Lease, Welcome), Error> {
+    async fn hold(&self, caller: &Caller, attend: &AttendPermit, resume: &str) -> Result<Held, Error> {
         if !resume.is_empty() {
             let again = |note: &[u8]| Welcome::resumed(note).encode();
             match self.gate.take_over(attend, resume, &caller.session, again).await {
                 Ok(lease) => {
                     let welcome = Welcome::decode(&lease.holder().note, true);
-                    return Ok((lease, welcome));
+                    return Ok(Held { lease, welcome, is_successor: true });
                 }
                 Err(lease::Error::NotHolder { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -375,14 +382,57 @@ impl Sessions {
         }
         let welcome = Welcome::first();
         match self.gate.hold(attend, &caller.session, welcome.encode()).await {
-            Ok(lease) => Ok((lease, welcome)),
-            Err(lease::Error::Held { .. }) => {
-                let message = format!("DuplicateIdentityError: identity ({}) already connected", caller.identity);
-                Err(Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", message))
-            }
+            Ok(lease) => Ok(Held { lease, welcome, is_successor: false }),
+            Err(lease::Error::Held { holder, .. }) => self.succeed(caller, attend, &holder).await,
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Takes the place of a session whose client gives no sign of life, such as one whose machine vanished: what wants its place
+    /// may be started once, and not come again.
+    async fn succeed(&self, caller: &Caller, attend: &AttendPermit, holder: &lease::Holder) -> Result<Held, Error> {
+        let since_ms = Welcome::decode(&holder.note, false).initial_connection_ms;
+        let exists = || already_connected(&caller.identity, since_ms);
+        let (connection, taken) = self.presence.holder(&caller.identity).ok_or_else(exists)?;
+        let has_same_credential =
+            connection.token == caller.credential.token && connection.task == caller.credential.task;
+        if connection.session != holder.session || !has_same_credential || !taken.is_silent().await {
+            return Err(exists());
+        }
+        let welcome = Welcome::first();
+        let successor = self.gate.take_over(attend, &holder.session, &caller.session, move |_| welcome.encode()).await;
+        let held = match successor {
+            Ok(lease) => Ok(Held { lease, welcome, is_successor: true }),
+            // It ended meanwhile.
+            Err(lease::Error::NotHolder { .. }) => {
+                let lease = self.gate.hold(attend, &caller.session, welcome.encode()).await;
+                lease.map(|lease| Held { lease, welcome, is_successor: false })
+            }
+            Err(error) => Err(error),
+        };
+        held.map_err(|error| match error {
+            lease::Error::Held { .. } => exists(),
+            error => error.into(),
+        })
+    }
+}
+
+/// An identity's lease, as its session has got it.
+struct Held {
+    lease: Lease,
+    welcome: Welcome,
+    /// Another session ends by it.
+    is_successor: bool,
+}
+
+/// The beginning of the text is the published contract's.
+fn already_connected(identity: &Identity, since_ms: u64) -> Error {
+    let since = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(since_ms));
+    let message = format!(
+        "DuplicateIdentityError: identity ({identity}) already connected since {since}; `trunkline session list` shows it, \
+         `trunkline session disconnect` ends it"
+    );
+    Error::new(Kind::Exists, "ERR_DUPLICATE_IDENTITY", message)
 }
 
 impl Session {

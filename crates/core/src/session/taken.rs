@@ -19,6 +19,10 @@ pub trait Transport: Send + Sync {
     /// Resolves when the deliveries that were sent before this call have arrived, or cannot any more. Without a time limit;
     /// cancel-safe.
     fn settled(&self) -> BoxFuture<'static, ()>;
+
+    /// Asks the client; resolves to true when it gives a sign of life after this call, and to false when its connection is closed.
+    /// Without a time limit; cancel-safe.
+    fn answers(&self) -> BoxFuture<'static, bool>;
 }
 
 /// Longest wait for deliveries in flight when a session ends or is taken over: a round trip on a long line.
@@ -27,6 +31,9 @@ const SETTLE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest wait for deliveries in flight before an answer into a conversation. In general the client's PING answer comes
 /// microseconds after the answer itself.
 const HEARD_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// How long a client may take for a sign of life when another one wants its identity: several round trips, and retransmissions.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The offset of the last record that was delivered, with everything that was yielded before it.
 #[derive(Default)]
@@ -68,6 +75,14 @@ impl Taken {
             self.is_late.store(is_late, SeqCst);
         }
         self.now()
+    }
+
+    /// Whether the client gives no sign of life within [`ANSWER_TIMEOUT`]. One that cannot be asked is there.
+    pub(super) async fn is_silent(&self) -> bool {
+        match self.transport.get() {
+            Some(transport) => !timeout(ANSWER_TIMEOUT, transport.answers()).await.unwrap_or(false),
+            None => false,
+        }
     }
 
     async fn wait_settled(&self) {

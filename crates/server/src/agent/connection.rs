@@ -99,9 +99,8 @@ async fn serve(
     inbound.admit(gateway.limits.frame_bytes_max);
     if acks {
         outbound.in_flight().stop_tracking();
-    } else {
-        session.set_transport(outbound.transport());
     }
+    session.set_transport(outbound.transport());
     let sender =
         Sender::new(gateway.sessions.clone(), gateway.tasks.clone(), &session, &gateway.limits, convert::metric);
     let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());

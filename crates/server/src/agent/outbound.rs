@@ -172,6 +172,7 @@ pub(super) struct Outbound {
     // Boxed, because a channel has room for 32 of its items from the start.
     parcels: mpsc::Sender<Box<Parcel>>,
     in_flight: Arc<InFlight>,
+    arrivals: Option<Arc<Arrivals>>,
 }
 
 /// Room for a parcel.
@@ -223,24 +224,35 @@ impl Outbound {
 
     /// The transport as the session sees it. It does not keep the stream open.
     pub(super) fn transport(&self) -> impl Transport + 'static {
-        WeakTransport(Arc::downgrade(&self.in_flight))
+        WeakTransport { in_flight: Arc::downgrade(&self.in_flight), arrivals: self.arrivals.clone() }
     }
 }
 
 /// A stream's transport while it is open; then nothing is in flight.
-struct WeakTransport(Weak<InFlight>);
+struct WeakTransport {
+    in_flight: Weak<InFlight>,
+    arrivals: Option<Arc<Arrivals>>,
+}
 
 impl Transport for WeakTransport {
     fn look(&self) {
-        if let Some(in_flight) = self.0.upgrade() {
+        if let Some(in_flight) = self.in_flight.upgrade() {
             in_flight.lock().look();
         }
     }
 
     fn settled(&self) -> BoxFuture<'static, ()> {
-        match self.0.upgrade() {
+        match self.in_flight.upgrade() {
             Some(in_flight) => in_flight.settled().boxed(),
             None => ready(()).boxed(),
+        }
+    }
+
+    fn answers(&self) -> BoxFuture<'static, bool> {
+        match self.arrivals.clone() {
+            _ if self.in_flight.strong_count() == 0 => ready(false).boxed(),
+            Some(arrivals) => async move { arrivals.answers().await }.boxed(),
+            None => ready(true).boxed(),
         }
     }
 }
@@ -435,9 +447,10 @@ pub(crate) struct Frames {
 
 pub(super) fn channel(arrivals: Option<Arc<Arrivals>>) -> (Outbound, Frames) {
     let (sender, parcels) = mpsc::channel(PARCELS_MAX);
-    let in_flight = Arc::new(InFlight(Mutex::new(Deliveries { arrivals, ..Deliveries::default() })));
+    let deliveries = Deliveries { arrivals: arrivals.clone(), ..Deliveries::default() };
+    let in_flight = Arc::new(InFlight(Mutex::new(deliveries)));
     let frames = Frames { parcels, open: VecDeque::new(), in_flight: in_flight.clone() };
-    (Outbound { parcels: sender, in_flight }, frames)
+    (Outbound { parcels: sender, in_flight, arrivals }, frames)
 }
 
 impl Frames {

@@ -12,7 +12,8 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool, AtomicU64,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
+            Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+            fence,
         },
     },
     task::{Context, Poll},
@@ -162,6 +163,27 @@ impl Arrivals {
         }
     }
 
+    /// Sends a PING; resolves to whether the client sent anything, or took something that waited for room, after this call. False
+    /// when its connection is closed. Without a time limit; cancel-safe.
+    pub(crate) async fn answers(&self) -> bool {
+        let line = &self.line;
+        let before = line.activity();
+        line.is_asked.store(true, Relaxed);
+        // Against the one of `note_activity`: it sees the question, or is seen here.
+        fence(SeqCst);
+        line.task.wake();
+        loop {
+            let heard = line.heard.notified();
+            if line.is_closed.load(Acquire) {
+                return false;
+            }
+            if line.activity() != before {
+                return true;
+            }
+            heard.await;
+        }
+    }
+
     /// Resolves at the next change of `arrived` or `is_over` after this call. Cancel-safe.
     pub(crate) fn changed(&self) -> impl Future<Output = ()> + Send + use<> {
         self.progress.changed.clone().notified_owned()
@@ -184,6 +206,11 @@ pub(super) struct WatchedConnection {
     activity: AtomicU64,
     /// Whether the last write waits for room.
     is_full: AtomicBool,
+    /// Whether `heard` is waited for.
+    is_asked: AtomicBool,
+    /// At the next activity, and at the end.
+    heard: Notify,
+    is_closed: AtomicBool,
     watch: Mutex<Watch>,
 }
 
@@ -220,8 +247,16 @@ impl WatchedConnection {
             unconfirmed: Vec::new(),
             outstanding: VecDeque::new(),
         };
-        let (task, activity, watch) = (AtomicWaker::new(), AtomicU64::new(0), Mutex::new(watch));
-        Arc::new(Self { is_urgent: AtomicBool::new(false), task, activity, is_full: AtomicBool::new(false), watch })
+        Arc::new(Self {
+            is_urgent: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+            activity: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
+            heard: Notify::new(),
+            is_closed: AtomicBool::new(false),
+            watch: Mutex::new(watch),
+        })
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
@@ -257,9 +292,27 @@ impl WatchedConnection {
         self.activity.load(Relaxed)
     }
 
+    /// Whether a PING is sent now to hear of the client.
+    pub(super) fn is_asked(&self) -> bool {
+        self.is_asked.load(Relaxed)
+    }
+
     /// Called by the connection's task only.
     fn note_activity(&self) {
         self.activity.store(self.activity.load(Relaxed).wrapping_add(1), Relaxed);
+        fence(SeqCst);
+        if self.is_asked.load(Relaxed) {
+            self.is_asked.store(false, Relaxed);
+            self.heard.notify_waiters();
+        }
+    }
+
+    fn close(&self) {
+        self.is_closed.store(true, Release);
+        self.heard.notify_waiters();
+        for (_, watched) in self.watch().streams.drain() {
+            watched.progress.close();
+        }
     }
 
     fn note_write(&self, is_full: bool) {
@@ -335,9 +388,7 @@ impl<S> Watching<S> {
 
 impl<S> Drop for Watching<S> {
     fn drop(&mut self) {
-        for (_, watched) in self.line.watch().streams.drain() {
-            watched.progress.close();
-        }
+        self.line.close();
     }
 }
 

@@ -216,6 +216,7 @@ impl Pings {
                 Some((sent, patience)) => (self.last_activity.max(sent) + patience).min(sent + PONG_TIMEOUT),
                 // h2 reads nothing while a PING waits for room. The task is woken when there is room.
                 None if self.line.is_full() => now + KEEPALIVE.0,
+                None if self.line.is_asked() => now,
                 None if is_unconfirmed && self.line.take_urgent() => now,
                 None if is_unconfirmed => self.not_before.min(self.last_activity + KEEPALIVE.0),
                 None => self.last_activity + KEEPALIVE.0,

@@ -10,14 +10,18 @@ use std::{
 };
 
 use crate::{
-    client::{Client, agent, lane, server, worker},
+    client::{ACK_EXTENSION, Client, agent, lane, server, worker},
     tls::{Authority, config, endpoint},
 };
 use hyper_util::rt::TokioIo;
 use socket2::{SockFilter, SockRef};
 use tokio::{net::TcpStream, task::JoinSet};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 use trunkline::{Config, Server};
+use trunkline_proto::v1::ExtensionDeclaration;
 
 /// Nothing here takes longer unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,16 +31,16 @@ const HEARD: usize = 5;
 const LOST: usize = 10;
 
 /// The client's end of a connection.
-struct End(std::net::TcpStream);
+pub(crate) struct End(std::net::TcpStream);
 
 impl End {
     /// From here on its kernel takes nothing, and nobody is told: BPF_RET | BPF_K, 0.
-    fn breaks(&self) {
+    pub(crate) fn breaks(&self) {
         SockRef::from(&self.0).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
     }
 }
 
-async fn over(endpoint: Endpoint, grpc: SocketAddr) -> (Channel, End) {
+pub(crate) async fn over(endpoint: Endpoint, grpc: SocketAddr) -> (Channel, End) {
     let stream = TcpStream::connect(grpc).await.unwrap().into_std().unwrap();
     let end = End(stream.try_clone().unwrap());
     let stream = Mutex::new(Some(TcpStream::from_std(stream).unwrap()));
@@ -160,5 +164,40 @@ async fn shared_work_goes_to_another(says_goodbye: bool) {
     let mut got = another.numbers(3).await;
     got.sort_unstable();
     assert_eq!(got, [1, 2, 3]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_takes_the_place_of_a_client_that_answers_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{grpc}")).unwrap();
+    for acknowledges in [false, true] {
+        let mut init = agent("one");
+        if acknowledges {
+            init.extensions = vec![ExtensionDeclaration { uri: ACK_EXTENSION.into(), ..Default::default() }];
+        }
+        let (channel, end) = over(endpoint.clone(), grpc).await;
+        let mut one = Client::connect_over(channel, init).await.unwrap();
+        one.barrier().await;
+        // A client that is there keeps its identity, however often it is asked, and nobody waits for long.
+        for _ in 0..3 {
+            let begun = Instant::now();
+            assert_eq!(Client::connect(grpc, agent("one")).await.err().unwrap().code(), Code::AlreadyExists);
+            assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        }
+        end.breaks();
+        sender.send(&lane("one"), "0").await;
+        sender.barrier().await;
+        let begun = Instant::now();
+        let mut newcomer = Client::connect(grpc, agent("one")).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(!newcomer.ack.resumed);
+        assert_eq!(newcomer.numbers(1).await, [0], "what was on its way to the other");
+        newcomer.barrier().await;
+        newcomer.close().await;
+    }
     server.stop().await;
 }

@@ -9,6 +9,7 @@ use trunkline_proto::v1::{
 };
 
 use crate::{
+    broken,
     client::{Client, agent},
     sandbox::Web,
     sql,
@@ -248,5 +249,20 @@ async fn a_key_that_would_expire_before_it_is_made_is_refused() {
         let reply = world.token(create).await;
         assert_eq!(reply.success, is_made, "{expires_in_hours}: {}", reply.error);
     }
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_key_does_not_take_the_place_of_a_client_that_answers_nothing() {
+    let mut world = World::new().await;
+    let grpc = world.server.addresses().grpc;
+    let [first, second] = [world.key("agent", "", "*").await, world.key("agent", "", "*").await];
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{grpc}")).unwrap();
+    let (channel, end) = broken::over(endpoint, grpc).await;
+    let _silent = Client::connect_over(channel, with_key(agent("one"), &first.plaintext_token)).await.unwrap();
+    end.breaks();
+    let (code, text) = world.refused(with_key(agent("one"), &second.plaintext_token)).await;
+    assert_eq!(code, Code::AlreadyExists, "{text}");
+    Client::connect(grpc, with_key(agent("one"), &first.plaintext_token)).await.unwrap();
     world.server.stop().await;
 }

@@ -5,7 +5,7 @@ use trunkline_proto::v1::{
     InitConnection, SwitchWorkspace, UserIdentity, init_connection::ClientType, upstream_message::Payload as Up,
 };
 
-use crate::client::{Client, agent, lane, server};
+use crate::client::{Client, agent, lane, server, worker};
 
 fn resume(specifier: &str, session: &str) -> InitConnection {
     InitConnection { resume_session_id: session.into(), ..agent(specifier) }
@@ -20,7 +20,9 @@ async fn a_duplicate_is_refused_and_the_holder_stays() {
     for init in [agent("one"), resume("one", "no such session")] {
         let refused = Client::connect(grpc, init).await.err().unwrap();
         assert_eq!(refused.code(), Code::AlreadyExists);
-        assert_eq!(refused.message(), "DuplicateIdentityError: identity (ag::ws::impl::one) already connected");
+        let since = "DuplicateIdentityError: identity (ag::ws::impl::one) already connected since 20";
+        assert!(refused.message().starts_with(since), "{}", refused.message());
+        assert!(refused.message().contains("trunkline session disconnect"), "{}", refused.message());
     }
     holder.barrier().await;
     server.stop().await;
@@ -105,5 +107,20 @@ async fn a_window_that_was_away_catches_up_on_its_workspace() {
     }
     assert_eq!(numbers, ["2", "3", "4"], "the gap once, in order");
     assert_eq!(refusals, 1, "a reserved word is no workspace");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_is_reached_under_the_id_of_its_session_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    let mut one = Client::connect(grpc, worker()).await.unwrap();
+    assert!(!one.ack.assigned_id.is_empty());
+    // The published Go client knows itself by it.
+    assert_eq!(one.ack.session_id, one.ack.assigned_id);
+    sender.send(&format!("ta::ws::work::{}", one.ack.session_id), "0").await;
+    assert_eq!(one.numbers(1).await, [0]);
     server.stop().await;
 }
