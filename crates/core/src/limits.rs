@@ -71,6 +71,9 @@ pub struct Limits {
     pub message_burst: u32,
     /// How long a client may take to say who it is, in seconds. The published default.
     pub handshake_seconds: u64,
+    /// After how long a client is asked for a sign of life that sends nothing, in seconds. Balancers cut connections that are idle for
+    /// 20 s and more; one that does not answer within 10 s is closed.
+    pub keepalive_seconds: u64,
     /// Connections whose principals live in one workspace, on this node.
     pub connections_per_workspace: u32,
     /// Connections of agents, tasks and services to this node: more than a workspace may have, because each of these may carry
@@ -103,6 +106,7 @@ impl Default for Limits {
             messages_per_second: 10_000,
             message_burst: 20_000,
             handshake_seconds: 30,
+            keepalive_seconds: 15,
             connections_per_workspace: 10_000,
             grpc_connections: 50_000,
             http_connections: 50_000,

@@ -204,11 +204,13 @@ impl Server {
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
         let connections = connections(&metrics, &limits);
-        let listeners = Listeners { tls: tls.clone(), connections: connections.clone(), jobs: server.jobs.clone() };
+        let keepalive = Duration::from_secs(limits.keepalive_seconds);
+        let (tls_too, jobs) = (tls.clone(), server.jobs.clone());
+        let listeners = Listeners { tls: tls_too, connections: connections.clone(), keepalive, jobs };
         listeners.grpc(grpc.0, gateway);
         let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev }).with_apps(apps);
         listeners.http(http.0, site, metrics.http_answers.clone());
-        server.operators(ops.0, connections, Site::same(ops::router(operations), config.dev));
+        server.operators(ops.0, (connections, keepalive), Site::same(ops::router(operations), config.dev));
         if let Some(tls) = tls {
             server.jobs.spawn("certificate watch", tls.watch(server.stop.clone()));
         }
@@ -217,9 +219,9 @@ impl Server {
     }
 
     /// Operators are answered until the end.
-    fn operators(&self, socket: TcpListener, connections: Connections, site: Site) {
+    fn operators(&self, socket: TcpListener, (connections, keepalive): (Connections, Duration), site: Site) {
         let jobs = self.jobs.within(self.ops_tasks.clone(), self.closed.clone());
-        Listeners { tls: None, connections, jobs }.ops(socket, site);
+        Listeners { tls: None, connections, keepalive, jobs }.ops(socket, site);
     }
 
     /// Where it listens.
@@ -477,7 +479,10 @@ fn check(config: &Config) -> Result<(Vec<HeaderValue>, Option<Tls>), StartError>
     config.check_sizes()?;
     config.messages.broadcast_tasks()?;
     app::check(&config.apps)?;
-    Ok((http::origins(&config.http.allowed_origins)?, Tls::load(&config.tls)?))
+    let mut origins = http::origins(&config.http.allowed_origins)?;
+    // Behind a proxy that changes the host, the server's own pages come from there.
+    origins.extend(http::public_origin(&config.conversation.public_url));
+    Ok((origins, Tls::load(&config.tls)?))
 }
 
 /// A server that admits everybody serves this machine only.

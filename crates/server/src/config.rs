@@ -258,6 +258,9 @@ impl Config {
 
     /// Refuses sizes of what would not fit a frame to a client.
     pub(crate) fn check_sizes(&self) -> Result<(), ConfigError> {
+        if self.limits.keepalive_seconds == 0 {
+            return Err(ConfigError::Content("limits.keepalive_seconds is 0; at least 1".to_owned()));
+        }
         let sizes = [
             ("limits.payload_bytes_max", self.limits.payload_bytes_max),
             ("limits.kv_value_bytes_max", self.limits.kv_value_bytes_max),

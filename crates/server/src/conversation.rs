@@ -13,7 +13,7 @@ use axum::{
     Extension, Json, Router,
     body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     middleware,
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -54,21 +54,25 @@ struct Surface {
     conversations: Conversations,
     web: Web,
     uploads: Slots,
+    /// Of this server's own pages, as proxies show them.
+    public_origin: Option<HeaderValue>,
 }
 
 type Answer<T> = Result<T, Refusal>;
 
 pub(crate) fn router(conversations: Conversations, web: Web) -> Router {
-    let surface = Arc::new(Surface { conversations, web, uploads: Slots::default() });
+    let public_origin = http::public_origin(&conversations.options().public_url);
+    let surface = Arc::new(Surface { conversations, web, uploads: Slots::default(), public_origin });
     Router::new()
         .route("/api/v2/sessions", post(begin))
         .route("/api/v2/agent_convos", get(list))
         .route("/api/v2/agent_convos/{id}", get(show))
-        .route("/api/v2/agent_convos/{id}/events", get(watch).head(|| async { StatusCode::METHOD_NOT_ALLOWED }))
+        .route("/api/v2/agent_convos/{id}/events", get(watch).head(|| async { http::no_head("GET") }))
         .route("/api/v2/agent_convos/{id}/stream_message", post(say))
         .route("/api/v2/agent_convos/{id}/upload_file", post(upload::upload))
         .route("/api/v2/files/{id}", get(upload::fetch))
         .fallback(http::not_found)
+        .method_not_allowed_fallback(http::not_allowed)
         .layer(middleware::from_fn_with_state(surface.clone(), pages::admit))
         .with_state(surface)
 }
@@ -119,6 +123,15 @@ async fn begin(State(surface): State<Arc<Surface>>, asks: Option<Extension<Admit
     let row = surface.conversations.create(&visitor).await?;
     let lockout = surface.conversations.lockout(&visitor).map(LockedOut::from).unwrap_or_default();
     Ok(Json(Begun { convo_id: row.id, attachment_policy: visitor.agent().attachments.clone(), lockout }))
+}
+
+/// A conversation, with where it stands: the published fields, and one of ours.
+#[derive(Serialize)]
+struct Whereabouts<'a> {
+    #[serde(flatten)]
+    head: &'a Head,
+    /// A stream that begins behind this misses nothing of what happens after this answer.
+    last_event_id: String,
 }
 
 /// A conversation, without what was said. The published fields.
@@ -181,8 +194,10 @@ async fn show(
     let seat = seat(&surface, asks, &convo).await?;
     let (after, before) = (id(&asked, "after")?, id(&asked, "before")?);
     let limit = number(&asked, "limit", PAGE_MAX)?;
+    // Before anything is read: what happens meanwhile is told twice rather than not at all.
+    let last_event_id = surface.conversations.cursor().to_string();
     let standing = surface.conversations.standing(seat.permit()).await?;
-    let head = Head::new(seat.row(), &standing);
+    let head = Whereabouts { head: &Head::new(seat.row(), &standing), last_event_id };
     let base = base(&surface, &asked);
     let history = match (after, before, limit) {
         (None, None, None) => Some(surface.conversations.history(seat.permit())?),
@@ -209,7 +224,7 @@ async fn show(
 }
 
 /// What an answer begins with: what is known of the conversation, and room for what was said.
-fn opening(head: &Head) -> Result<BytesMut, Error> {
+fn opening(head: &Whereabouts<'_>) -> Result<BytesMut, Error> {
     let json = serde_json::to_vec(head).map_err(|e| unwritable(&e))?;
     let mut out = BytesMut::from(json.strip_suffix(b"}").unwrap_or_default());
     out.put_slice(b",\"messages\":[");
@@ -293,7 +308,7 @@ async fn watch(
 
 #[derive(Deserialize)]
 struct Said {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::lossy")]
     text: String,
     #[serde(default)]
     message_id: Option<Uuid>,

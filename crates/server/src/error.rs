@@ -37,6 +37,7 @@ pub(crate) fn http_status(error: &Error) -> StatusCode {
         UNKNOWN_COMMAND | EMPTY | KEY_REUSED | files::TOO_MANY => return StatusCode::UNPROCESSABLE_ENTITY,
         files::UNSUPPORTED => return StatusCode::UNSUPPORTED_MEDIA_TYPE,
         TOO_LARGE | files::TOO_LARGE => return StatusCode::PAYLOAD_TOO_LARGE,
+        NOT_ALLOWED => return StatusCode::METHOD_NOT_ALLOWED,
         TOO_SLOW => return StatusCode::REQUEST_TIMEOUT,
         _ => {}
     }
@@ -56,6 +57,9 @@ pub(crate) fn http_status(error: &Error) -> StatusCode {
 
 /// The code of a body that is larger than it may be.
 pub(crate) const TOO_LARGE: &str = "ERR_TOO_LARGE";
+
+/// The code of a method that a path does not take.
+pub(crate) const NOT_ALLOWED: &str = "ERR_METHOD_NOT_ALLOWED";
 
 /// The code of a body that takes longer than it may.
 pub(crate) const TOO_SLOW: &str = "ERR_TOO_SLOW";

@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     extract::{FromRequestParts, Path, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts, uri::Authority},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
@@ -19,7 +19,7 @@ use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
 use crate::{
     auth::{Auth, Ended},
     config::ConfigError,
-    error::{Refusal, TOO_LARGE, TOO_SLOW},
+    error::{NOT_ALLOWED, Refusal, TOO_LARGE, TOO_SLOW},
     listen::Peer,
     metrics::Metrics,
     sse::Streams,
@@ -150,9 +150,11 @@ impl Asked {
         })
     }
 
-    /// What an event stream had last, as it was told it.
+    /// What an event stream had last, as it was told it: by the header, or by the address, for clients that send no header of their
+    /// own.
     pub(crate) fn last_event(&self) -> Option<&str> {
-        self.headers.get(LAST_EVENT_ID)?.to_str().ok().map(str::trim)
+        let header = self.headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
+        header.or_else(|| self.param("lastEventId")).map(str::trim).filter(|id| !id.is_empty())
     }
 
     /// How whoever asks reached this server.
@@ -170,7 +172,7 @@ impl Asked {
 
     /// The number that an event stream had last; nothing for what is no number.
     pub(crate) fn last_event_id(&self) -> Option<u64> {
-        self.headers.get(LAST_EVENT_ID)?.to_str().ok()?.trim().parse().ok()
+        self.last_event()?.parse().ok()
     }
 }
 
@@ -257,8 +259,15 @@ pub(crate) fn origins(allowed: &[String]) -> Result<Vec<HeaderValue>, ConfigErro
     allowed.iter().map(origin).collect()
 }
 
+/// The origin of the address at which browsers find this server, if that is set and is one.
+pub(crate) fn public_origin(url: &str) -> Option<HeaderValue> {
+    let uri: Uri = url.parse().ok()?;
+    HeaderValue::try_from(format!("{}://{}", uri.scheme_str()?, uri.authority()?)).ok()
+}
+
 /// Which pages may use the surfaces.
 pub(crate) struct Pages {
+    /// Of other servers, and of this one as proxies show it.
     pub(crate) origins: Vec<HeaderValue>,
     /// Whoever reaches this server by another name than this machine's own is refused. Who admits everybody on this machine
     /// does not mean pages whose name somebody points at it.
@@ -274,7 +283,7 @@ pub(crate) fn site(surfaces: Router, pages: Pages) -> Site {
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID])
         .allow_credentials(true)
         .max_age(Duration::from_secs(3600));
-    let plain = surfaces.fallback(not_found);
+    let plain = surfaces.fallback(not_found).method_not_allowed_fallback(not_allowed);
     let own_pages = middleware::from_fn_with_state(Arc::<[HeaderValue]>::from(origins), own_pages);
     let for_pages = plain.clone().layer(cors).layer(own_pages);
     let embedded = Router::new().fallback(async || Refusal(of_another_site()));
@@ -367,7 +376,12 @@ async fn own_pages(State(origins): State<Arc<[HeaderValue]>>, request: Request, 
         && !origins.contains(origin)
         && !is_own(origin, request.headers().get(header::HOST), request.uri().authority().map(Authority::as_str))
     {
-        let message = "pages of this origin may not use this server";
+        let (origin, host) = (origin.to_str().unwrap_or("?"), request.headers().get(header::HOST));
+        let host = host.and_then(|host| host.to_str().ok()).unwrap_or("?");
+        let message = format!(
+            "pages of {origin} may not use this server, which was asked as {host}: add the origin to http.allowed_origins, or set \
+             conversation.public_url if a proxy changes the host"
+        );
         return Refusal(Error::new(Kind::Denied, "ERR_ORIGIN", message)).into_response();
     }
     next.run(request).await
@@ -382,6 +396,16 @@ pub(crate) fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>, authority
 
 pub(crate) async fn not_found() -> Refusal {
     Refusal(Error::new(Kind::NotFound, "ERR_NOT_FOUND", "there is nothing at this path"))
+}
+
+/// The answer to HEAD for a stream, which has no end that could be left out.
+pub(crate) fn no_head(allow: &'static str) -> (StatusCode, [(HeaderName, &'static str); 1]) {
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, allow)])
+}
+
+/// The answer says by `allow` which methods there are.
+pub(crate) async fn not_allowed() -> Refusal {
+    Refusal(Error::new(Kind::Invalid, NOT_ALLOWED, "this path takes no such method"))
 }
 
 #[cfg(test)]

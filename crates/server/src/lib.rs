@@ -22,6 +22,7 @@ pub mod demo;
 pub mod doctor;
 mod error;
 mod http;
+mod lines;
 mod listen;
 mod metrics;
 mod operator;

@@ -66,8 +66,8 @@ const STREAMS_MAX: u32 = 1000;
 /// Longest a client may take for its handshake, from its first byte on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a silent client is pinged, and how long its answer may take. The published contract's figures.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// How long a silent client may take to answer a ping. The published contract's figure.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection that makes room, or never had a request, may take to hear that it is over; and one that is new when the
 /// server stops, to begin.
@@ -83,6 +83,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Listeners {
     pub(crate) tls: Option<Tls>,
     pub(crate) connections: Connections,
+    /// After how long a silent client is pinged.
+    pub(crate) keepalive: Duration,
     /// Runs the accept loops: one that ends is a fault of the server.
     pub(crate) jobs: Supervisor,
 }
@@ -103,7 +105,7 @@ impl Listeners {
         let health_service = health_service.max_decoding_message_size(HEALTH_REQUEST_BYTES_MAX);
         let routes = Routes::new(health_service).add_service(operator).add_service(Service(service));
         let (stop, tasks) = (self.jobs.stop().clone(), self.jobs.tasks().clone());
-        let grpc = Grpc::new(routes, self.tls.clone(), patience, stop, tasks);
+        let grpc = Grpc::new(routes, self.tls.clone(), (patience, self.keepalive), stop, tasks);
         let accepting = self.accepting(socket, Listener::Grpc);
         self.jobs.spawn("gRPC listener", async move {
             health.set_serving::<AetherGatewayServer<Surface>>().await;
@@ -123,7 +125,7 @@ impl Listeners {
     fn web(&self, name: &'static str, accepting: Accepting, site: Site, answers: Family<Answered, Counter>) {
         let (tls, stop, tasks) = (self.tls.clone(), self.jobs.stop().clone(), self.jobs.tasks().clone());
         let is_tls = tls.is_some();
-        let web = Web { site, answers, tls, stop, tasks };
+        let web = Web { site, answers, tls, keepalive: self.keepalive, stop, tasks };
         self.jobs.spawn(name, async move {
             let serve = |stream, peer, connection| web.clone().serve(stream, peer, connection);
             accepting.run(serve, |stream| web::refuse(&stream, is_tls)).await;

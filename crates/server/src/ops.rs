@@ -75,6 +75,7 @@ pub(crate) fn router(operations: Arc<Operations>) -> Router {
         .route("/metrics", get(metrics))
         .with_state(operations)
         .fallback(http::not_found)
+        .method_not_allowed_fallback(http::not_allowed)
 }
 
 async fn ready(State(operations): State<Arc<Operations>>) -> (StatusCode, String) {

@@ -49,15 +49,15 @@ struct Surface {
 }
 
 pub(crate) fn router(sandboxes: Sandboxes, web: Web) -> Router {
-    let streams = |get: MethodRouter<Arc<Surface>>| get.head(|| async { StatusCode::METHOD_NOT_ALLOWED });
+    let streams = |get: MethodRouter<Arc<Surface>>, allow| get.head(move || async move { http::no_head(allow) });
     Router::new()
         .route("/sessions", get(list))
-        .route("/sessions/stream", streams(get(roll)).post(reserved).delete(reserved))
+        .route("/sessions/stream", streams(get(roll), "GET").post(reserved).delete(reserved))
         .route("/sessions/{id}", get(show).post(create).delete(remove))
-        .route("/sessions/{id}/commands", streams(get(attend)).post(command))
+        .route("/sessions/{id}/commands", streams(get(attend), "GET, POST").post(command))
         .route("/sessions/{id}/events", post(tell))
         .route("/sessions/{id}/artifacts", get(artifacts))
-        .route("/sessions/{id}/stream", streams(get(watch)))
+        .route("/sessions/{id}/stream", streams(get(watch), "GET"))
         .with_state(Arc::new(Surface { sandboxes, web }))
 }
 

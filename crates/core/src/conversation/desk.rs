@@ -27,6 +27,7 @@ use crate::{
     app::{Agent, Payload},
     error::{Error, Kind as ErrorKind},
     gate::ConversationPermit,
+    json::{Cut, Half},
     message::{CHAT, Envelope, json},
     session::Heard,
     topic::{conversation_deltas, conversation_events},
@@ -120,6 +121,8 @@ struct Prepared {
 struct Streamed {
     message_id: Uuid,
     text: String,
+    /// Half a character behind the text.
+    half: Option<Half>,
     count: u64,
     /// The place of its beginning among the others.
     order: u64,
@@ -360,11 +363,14 @@ impl Writer {
             }
             Said::Delta { id, text, is_start } => self.delta(party, (id, text), *is_start, once).await,
             Said::Done { id, more } => {
-                let Some(streamed) = self.streams().await?.remove(&(party.lane.clone(), id.clone())) else {
+                let Some(mut streamed) = self.streams().await?.remove(&(party.lane.clone(), id.clone())) else {
                     let why = format!("nothing was streamed as {id:?}");
                     return Err(Error::new(ErrorKind::Invalid, "ERR_INVALID_ARGUMENT", why));
                 };
                 let end = self.end(party, id, &streamed)?;
+                if streamed.half.is_some() {
+                    streamed.text.push(char::REPLACEMENT_CHARACTER);
+                }
                 let text = Text { text: streamed.text, more: *more, ..Text::default() };
                 let mut prepared = self.text(party, &text, streamed.message_id, standing, once)?;
                 prepared.appends.push(end.clone().with_first());
@@ -484,7 +490,7 @@ impl Writer {
     async fn delta(
         &mut self,
         party: &Party,
-        (id, text): (&str, &str),
+        (id, piece): (&str, &Cut),
         is_start: bool,
         once: Option<Once>,
     ) -> Result<Prepared, Error> {
@@ -492,21 +498,22 @@ impl Writer {
         let key = (party.lane.clone(), id.to_owned());
         let (topic, permit) = (conversation_deltas(self.row.id)?, self.permit.clone());
         let streams = self.streams().await?;
-        forget_streams(streams, &key, text.len());
+        forget_streams(streams, &key, piece.text.len());
         let order = streams.values().map(|streamed| streamed.order + 1).max().unwrap_or(0);
-        let fresh = || Streamed { message_id: Uuid::now_v7(), text: String::new(), count: 0, order };
+        let fresh = || Streamed { message_id: Uuid::now_v7(), text: String::new(), half: None, count: 0, order };
         let streamed = streams.entry(key.clone()).or_insert_with(fresh);
         if is_start {
-            (streamed.count, streamed.text) = (0, String::new());
+            (streamed.count, streamed.text, streamed.half) = (0, String::new(), None);
         }
+        let text = joined(streamed.half, piece);
         if streamed.text.len() + text.len() > most {
             let why = format!("what was streamed as {id:?} has more than {most} bytes");
             return Err(Error::new(ErrorKind::Invalid, "ERR_PAYLOAD_TOO_LARGE", why));
         }
         let (message_id, index) = (streamed.message_id, streamed.count);
-        streamed.text.push_str(text);
-        streamed.count += 1;
-        let delta = Delta { message_id, index, text: text.to_owned(), is_end: false, by: key };
+        streamed.text.push_str(&text);
+        (streamed.half, streamed.count) = (piece.ends, streamed.count + 1);
+        let delta = Delta { message_id, index, text, half: piece.ends, is_end: false, by: key };
         if index == 0 {
             // Whoever sees no pieces sees that there will be something.
             let label = party.participant.name.clone().unwrap_or_default();
@@ -523,8 +530,8 @@ impl Writer {
 
     fn end(&self, party: &Party, id: &str, streamed: &Streamed) -> Result<Append, Error> {
         let by = (party.lane.clone(), id.to_owned());
-        let end =
-            Delta { message_id: streamed.message_id, index: streamed.count, text: String::new(), is_end: true, by };
+        let (message_id, index) = (streamed.message_id, streamed.count);
+        let end = Delta { message_id, index, text: String::new(), half: None, is_end: true, by };
         Ok(Append::new(&conversation_deltas(self.row.id)?, json(&end)?))
     }
 
@@ -540,20 +547,22 @@ impl Writer {
                 }
                 for item in items.drain(..) {
                     let Item::Record(record) = item else { continue };
-                    let Ok(Delta { message_id, index, text, is_end, by }) = record::delta(&record) else { continue };
+                    let Ok(Delta { message_id, index, text, half, is_end, by }) = record::delta(&record) else {
+                        continue;
+                    };
                     if is_end {
                         streams.remove(&by);
                         continue;
                     }
                     order += 1;
                     forget_streams(&mut streams, &by, text.len());
-                    let fresh = || Streamed { message_id, text: String::new(), count: 0, order };
+                    let fresh = || Streamed { message_id, text: String::new(), half: None, count: 0, order };
                     let streamed = streams.entry(by).or_insert_with(fresh);
                     if index == 0 {
                         streamed.text.clear();
                     }
                     streamed.text.push_str(&text);
-                    streamed.count = index + 1;
+                    (streamed.half, streamed.count) = (half, index + 1);
                 }
             }
             self.streams = Some(streams);
@@ -596,6 +605,16 @@ impl Writer {
     }
 }
 
+/// A piece of text behind what may be half a character.
+fn joined(half: Option<Half>, piece: &Cut) -> String {
+    let between = match (half, piece.begins) {
+        (None, None) => return piece.text.clone(),
+        (Some(first), Some(second)) => first.join(second).map_or("\u{fffd}\u{fffd}".to_owned(), String::from),
+        _ => char::REPLACEMENT_CHARACTER.to_string(),
+    };
+    between + &piece.text
+}
+
 /// Makes room for more of what is being streamed, or for another one.
 fn forget_streams(streams: &mut HashMap<(String, String), Streamed>, of: &(String, String), more: usize) {
     let others = |streams: &HashMap<(String, String), Streamed>| {
@@ -626,7 +645,7 @@ impl What {
     fn bytes(&self) -> usize {
         match self {
             Self::Post(post) => post.content.len(),
-            Self::Say(_, Said::Text(Text { text, .. }) | Said::Delta { text, .. }, ..) => text.len(),
+            Self::Say(_, Said::Text(Text { text, .. }) | Said::Delta { text: Cut { text, .. }, .. }, ..) => text.len(),
             Self::Say(..) | Self::Act(_) => 0,
         }
     }

@@ -1,5 +1,6 @@
-//! Places for streams: one of a few leases for each user before each agent. They are free as soon as the stream ends, and
-//! whoever does not take what it is sent loses its place to whoever comes.
+//! Places for streams: one of a few leases for each user before each agent. They are free as soon as the stream ends. A stream that
+//! does not take what it is sent loses its place to the next one that comes. The oldest stream loses its place to one that comes again
+//! after it was told to wait: a proxy may go on taking what is sent to a client that is gone.
 
 use std::{
     collections::HashMap,
@@ -22,9 +23,49 @@ const STALLED: Duration = Duration::from_secs(20);
 /// How long whoever comes too many is told to wait. The published figure.
 const RETRY: Duration = Duration::from_secs(30);
 
+/// For how long it counts that one was told to wait, from the time at which it may come again.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Clients' clocks and ours: one that comes so much too early has waited.
+const EARLY: Duration = Duration::from_secs(1);
+
 /// Who has places.
 #[derive(Default)]
-pub(super) struct Places(Mutex<HashMap<Whose, Vec<Weak<Place>>>>);
+pub(super) struct Places(Mutex<HashMap<Whose, Taken>>);
+
+/// The places of a user before an agent, the oldest first.
+#[derive(Default)]
+struct Taken {
+    places: Vec<Weak<Place>>,
+    /// When one was told to wait.
+    refused: Option<Instant>,
+}
+
+impl Taken {
+    fn is_empty(&self, now: Instant) -> bool {
+        let is_over = |at| now.saturating_duration_since(at) > RETRY + PATIENCE;
+        self.places.iter().all(|place| place.strong_count() == 0) && self.refused.is_none_or(is_over)
+    }
+
+    /// Takes a place from one that does not take what it is sent, or the oldest for one that has waited; answers whether there was one.
+    fn evict(&mut self, now: Instant) -> bool {
+        let mut places = self.places.iter().filter_map(Weak::upgrade);
+        if places.any(|place| place.give_up(now, STALLED)) {
+            return true;
+        }
+        let waited = self.refused.map(|at| now.saturating_duration_since(at));
+        let has_waited = waited.is_some_and(|waited| waited + EARLY >= RETRY && waited <= RETRY + PATIENCE);
+        let is_evicted = has_waited && self.places.iter().filter_map(Weak::upgrade).any(|place| place.release());
+        match waited {
+            // The next one waits, too.
+            _ if is_evicted => self.refused = None,
+            // The first of several that wait is the one whose time counts.
+            Some(waited) if waited <= RETRY + PATIENCE => {}
+            _ => self.refused = Some(now),
+        }
+        is_evicted
+    }
+}
 
 /// A place, as long as it is held.
 pub struct Place(Mutex<State>);
@@ -55,27 +96,30 @@ impl Conversations {
             _ => error,
         })?;
         let place = Arc::new(Place(Mutex::new(State { lease: Some(lease), owed: None })));
-        let mut all = self.0.places.all();
-        let own = all.entry(key).or_default();
-        own.retain(|other| other.strong_count() > 0);
-        own.push(Arc::downgrade(&place));
-        if all.len().is_power_of_two() {
-            all.retain(|_, places| places.iter().any(|place| place.strong_count() > 0));
-        }
+        self.0.places.note(key, &place, Instant::now());
         Ok(place)
     }
 }
 
 impl Places {
-    fn all(&self) -> MutexGuard<'_, HashMap<Whose, Vec<Weak<Place>>>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<Whose, Taken>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the place of one that does not take what it is sent; answers whether there was one.
+    fn note(&self, key: Whose, place: &Arc<Place>, now: Instant) {
+        let mut all = self.all();
+        let own = all.entry(key).or_default();
+        own.places.retain(|other| other.strong_count() > 0);
+        own.places.push(Arc::downgrade(place));
+        if all.len().is_power_of_two() {
+            all.retain(|_, taken| !taken.is_empty(now));
+        }
+    }
+
+    /// See [`Taken::evict`].
     fn evict(&self, key: &Whose, now: Instant) -> bool {
-        let all = self.all();
-        let places = all.get(key).into_iter().flatten().filter_map(Weak::upgrade);
-        places.into_iter().any(|place| place.give_up(now))
+        // There are places, or this is the node's first look at them: another node has them all.
+        self.all().get_mut(key).is_some_and(|taken| taken.evict(now))
     }
 }
 
@@ -97,10 +141,14 @@ impl Place {
         state.lease.is_some()
     }
 
-    fn give_up(&self, now: Instant) -> bool {
+    fn give_up(&self, now: Instant, after: Duration) -> bool {
         let mut state = self.state();
-        let is_stalled = state.owed.is_some_and(|since| now.saturating_duration_since(since) >= STALLED);
+        let is_stalled = state.owed.is_some_and(|since| now.saturating_duration_since(since) >= after);
         is_stalled && state.lease.take().is_some()
+    }
+
+    fn release(&self) -> bool {
+        self.state().lease.take().is_some()
     }
 }
 
@@ -108,7 +156,7 @@ impl Place {
 mod tests {
     use trunkline_store::lease::{Leases, Policy};
 
-    use super::{Duration, Instant, Mutex, Place, STALLED, State};
+    use super::{Arc, Duration, Instant, Mutex, Place, STALLED, State, Taken};
 
     #[tokio::test]
     async fn only_a_stream_that_takes_nothing_gives_its_place_up() {
@@ -116,14 +164,38 @@ mod tests {
         let lease = leases.acquire("key", "session", Policy::Reject, Vec::new()).await.unwrap();
         let place = Place(Mutex::new(State { lease: Some(lease), owed: None }));
         let later = |more| Instant::now() + STALLED + Duration::from_secs(more);
-        assert!(!place.give_up(later(1000)), "it owes nothing");
+        assert!(!place.give_up(later(1000), STALLED), "it owes nothing");
         place.owes();
-        assert!(!place.give_up(Instant::now()), "it has its time");
+        assert!(!place.give_up(Instant::now(), STALLED), "it has its time");
         assert!(place.took());
-        assert!(!place.give_up(later(1000)), "it took what it got");
+        assert!(!place.give_up(later(1000), STALLED), "it took what it got");
         place.owes();
-        assert!(place.give_up(later(1)) && !place.give_up(later(1)));
+        assert!(place.give_up(later(1), STALLED) && !place.give_up(later(1), STALLED));
         assert!(!place.took(), "it hears that somebody else has it");
         leases.acquire("key", "other", Policy::Reject, Vec::new()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_oldest_gives_its_place_to_one_that_waited() {
+        let leases = Leases::in_memory();
+        let (mut taken, mut places) = (Taken::default(), Vec::new());
+        for key in ["one", "two"] {
+            let lease = leases.acquire(key, "session", Policy::Reject, Vec::new()).await.unwrap();
+            let place = Arc::new(Place(Mutex::new(State { lease: Some(lease), owed: None })));
+            taken.places.push(Arc::downgrade(&place));
+            places.push(place);
+        }
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        assert!(!taken.evict(at(0)) && !taken.evict(at(1)) && !taken.evict(at(28)), "it has not waited");
+        assert!(taken.evict(at(30)));
+        assert!(!places[0].took() && places[1].took());
+        assert!(!taken.evict(at(31)), "the next one waits, too");
+        assert!(!taken.evict(at(31 + 151)), "it did not come when it could have");
+        assert!(taken.evict(at(31 + 151 + 29)));
+        assert!(!places[1].took());
+        assert!(!taken.evict(at(1000)), "nobody is left");
+        drop(places);
+        assert!(!taken.is_empty(at(1001)) && taken.is_empty(at(2000)));
     }
 }

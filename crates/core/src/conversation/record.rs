@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::state::{Event, Standing};
 use crate::{
     error::{Error, Kind},
+    json::Half,
     message::json,
 };
 
@@ -54,6 +55,9 @@ pub struct Delta {
     /// The piece; empty with the end.
     #[serde(rename = "t", default, skip_serializing_if = "String::is_empty")]
     pub text: String,
+    /// Half a character behind the piece, of which the other half is to come. Not shown.
+    #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
+    pub(super) half: Option<Half>,
     /// No piece follows: the message does, or nothing will.
     #[serde(rename = "e", default, skip_serializing_if = "std::ops::Not::not")]
     pub is_end: bool,

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use super::state::{Reason, State};
 use crate::{
     error::{Error, Kind},
-    json,
+    json::{self, Cut},
 };
 
 /// The published contract's numbers of types.
@@ -39,7 +39,7 @@ pub enum Said {
         /// What the agent calls the whole.
         id: String,
         /// The piece.
-        text: String,
+        text: Cut,
         /// It is the first one, whatever came before.
         is_start: bool,
     },
@@ -68,18 +68,19 @@ pub enum Said {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Text {
     /// The words.
+    #[serde(deserialize_with = "json::lossy")]
     pub text: String,
     /// There is more to come in this turn.
     #[serde(default)]
     pub more: bool,
     /// Under which it was streamed before.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::lossy_option")]
     pub id: Option<String>,
     /// Who says it, if not as the app has it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::lossy_option")]
     pub name: Option<String>,
     /// Its picture.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::lossy_option")]
     pub photo_url: Option<String>,
 }
 
@@ -92,7 +93,7 @@ pub struct Typing {
     /// Whether it begins.
     pub state: Phase,
     /// What is shown.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::lossy")]
     pub label: String,
 }
 
@@ -126,7 +127,7 @@ pub struct LockOut {
     #[serde(default)]
     pub seconds: Option<u32>,
     /// What the user is told.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::lossy_option")]
     pub user_message: Option<String>,
 }
 
@@ -164,9 +165,10 @@ struct Named {
 
 #[derive(Deserialize)]
 struct Delta {
+    #[serde(deserialize_with = "json::lossy")]
     id: String,
     #[serde(default)]
-    text: String,
+    text: Cut,
     #[serde(default)]
     start: bool,
     #[serde(default)]
@@ -183,7 +185,7 @@ struct EndTurn {
 #[derive(Deserialize)]
 struct Be {
     state: State,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::lossy_option")]
     closed_user_message: Option<String>,
 }
 
@@ -223,7 +225,7 @@ fn named(payload: &[u8]) -> Result<Said, Error> {
         "delta" => {
             let Delta { id, text, start: is_start, done, more } = parse(payload, "delta")?;
             check_name(Some(&id))?;
-            match (done, text.is_empty()) {
+            match (done, text == Cut::default()) {
                 (true, true) => Said::Done { id, more },
                 (false, false) => Said::Delta { id, text, is_start },
                 _ => return Err(invalid("delta: either text, or done".to_owned())),
@@ -263,12 +265,13 @@ fn invalid(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Activity, CHAT, CONTROL, LockOut, OPAQUE, Phase, Said, Text, Typing, Why, read};
+    use super::{Activity, CHAT, CONTROL, Cut, LockOut, OPAQUE, Phase, Said, Text, Typing, Why, read};
     use crate::conversation::state::{Reason, State};
 
     #[test]
     fn what_agents_send_has_a_meaning() {
         let text = |text: &str| Text { text: text.into(), ..Text::default() };
+        let piece = |text: &str| Cut { text: text.into(), ..Cut::default() };
         for (kind, payload, expected) in [
             (CHAT, "hi", Said::Text(text("hi"))),
             (0, "hi", Said::Text(text("hi"))),
@@ -276,6 +279,8 @@ mod tests {
             (OPAQUE, r#"{"text": "hi"}"#, Said::Text(text("hi"))),
             (CHAT, r#"{"text": "hi", "more": true}"#, Said::Text(Text { more: true, ..text("hi") })),
             (CHAT, r#"{"text": "hi", "id": "m"}"#, Said::Text(Text { id: Some("m".into()), ..text("hi") })),
+            // What JavaScript leaves of a character that it cut in two.
+            (CHAT, r#"{"text": "a\ud83d"}"#, Said::Text(text("a\u{fffd}"))),
             // JSON that is none of it is what it says.
             (CHAT, r#"{"texts": 1}"#, Said::Text(text(r#"{"texts": 1}"#))),
             (CHAT, "42", Said::Text(text("42"))),
@@ -293,12 +298,12 @@ mod tests {
             (
                 OPAQUE,
                 r#"{"type": "delta", "id": "m", "text": "h"}"#,
-                Said::Delta { id: "m".into(), text: "h".into(), is_start: false },
+                Said::Delta { id: "m".into(), text: piece("h"), is_start: false },
             ),
             (
                 OPAQUE,
                 r#"{"type": "delta", "id": "m", "text": "h", "start": true}"#,
-                Said::Delta { id: "m".into(), text: "h".into(), is_start: true },
+                Said::Delta { id: "m".into(), text: piece("h"), is_start: true },
             ),
             (OPAQUE, r#"{"type": "delta", "id": "m", "done": true}"#, Said::Done { id: "m".into(), more: false }),
             (

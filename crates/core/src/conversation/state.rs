@@ -53,7 +53,9 @@ impl State {
     /// What the user is told of it, unless the agent says something better.
     fn words(self) -> Option<&'static str> {
         match self {
-            Self::Open | Self::Escalated | Self::PendingFeedback => None,
+            Self::Open => None,
+            Self::Escalated => Some("A person was asked to help."),
+            Self::PendingFeedback => Some("This conversation has ended. How was it?"),
             Self::Resolved | Self::AutoResolved | Self::AssumedResolved => Some("This conversation has ended."),
             Self::RageLocked | Self::AttemptedHack => Some("This conversation was closed."),
         }

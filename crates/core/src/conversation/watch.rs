@@ -51,11 +51,17 @@ pub struct Watch {
     reader: Reader,
     items: Vec<Item>,
     resumed: bool,
+    begins: Cursor,
 }
 
+/// How long ago the end of a turn may have been that a stream begins with when it does not say where its client was. Published
+/// clients never say so, and come back within 30 s.
+const MISSED_SECONDS: i64 = 60;
+
 impl Conversations {
-    /// Watches a conversation: from behind where the watcher was last, if it says so and that is known, or else from now on.
-    /// With `deltas`, also what is being said, from its beginning.
+    /// Watches a conversation: from behind where the watcher was last, if it says so and that is known, or else from now on; then the
+    /// end of the last turn comes first, if nothing happened since and that was less than a minute ago. With `deltas`, also what is
+    /// being said, from its beginning.
     ///
     /// # Errors
     /// [`Kind::Unavailable`].
@@ -63,7 +69,10 @@ impl Conversations {
         let tail = self.gate().conversations_tail();
         let known = last.and_then(|text| Cursor::from_str(text).ok());
         let known = known.filter(|cursor| cursor.epoch == tail.epoch && cursor.offset <= tail.offset);
-        let after = known.unwrap_or(tail).offset;
+        let after = match known {
+            Some(known) => known.offset,
+            None => self.before_recent_end(permit).await?.unwrap_or(tail.offset),
+        };
         let pieces_after = match (deltas, known) {
             (false, _) => None,
             (true, Some(known)) => Some(known.offset),
@@ -71,7 +80,27 @@ impl Conversations {
             (true, None) => Some(self.gate().conversation_status(permit).await?.tail),
         };
         let reader = self.gate().follow_conversation(permit, after, pieces_after)?;
-        Ok(Watch { reader, items: Vec::new(), resumed: known.is_some() })
+        let begins = Cursor { offset: after, ..tail };
+        Ok(Watch { reader, items: Vec::new(), resumed: known.is_some(), begins })
+    }
+
+    /// Where the log ends: what happens from now on in any conversation is behind it.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.gate().conversations_tail()
+    }
+
+    /// Just before the last thing that happened, if that is the end of a turn a short time ago.
+    async fn before_recent_end(&self, permit: &Permit) -> Result<Option<Offset>, Error> {
+        let last = self.gate().conversation_status(permit).await?.tail;
+        if last == Offset::START {
+            return Ok(None);
+        }
+        let Some(Event::TurnDone { at, .. } | Event::Failed { at }) = self.event_at(permit, last).await? else {
+            return Ok(None);
+        };
+        let is_recent = self.now().div_euclid(1000).saturating_sub(at) <= MISSED_SECONDS;
+        Ok(is_recent.then(|| Offset(last.0.saturating_sub(1))))
     }
 
     /// What was said in a conversation, oldest first.
@@ -224,6 +253,12 @@ impl Watch {
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.resumed
+    }
+
+    /// Behind which it begins: a watcher that names this misses nothing, whatever it got.
+    #[must_use]
+    pub fn begins(&self) -> Cursor {
+        self.begins
     }
 
     /// What is next, as much as is there; waits for it. Cancel-safe.

@@ -23,7 +23,8 @@ const REMEMBERED: &str = "600";
 pub(super) async fn admit(State(surface): State<Arc<Surface>>, mut request: Request, next: Next) -> Response {
     let origin = request.headers().get(header::ORIGIN).cloned();
     let is_own = origin.as_ref().is_some_and(|origin| {
-        is_own(origin, request.headers().get(header::HOST), request.uri().authority().map(Authority::as_str))
+        surface.public_origin.as_ref() == Some(origin)
+            || is_own(origin, request.headers().get(header::HOST), request.uri().authority().map(Authority::as_str))
     });
     let foreign = origin.as_ref().filter(|_| !is_own).map(|origin| origin.to_str().unwrap_or("?").to_owned());
     let apps = surface.conversations.apps();

@@ -14,8 +14,26 @@ pub(super) struct Shown<'a> {
     from: Kind,
     turn_number: u64,
     created_at: &'a str,
-    participant: Option<&'a Participant>,
+    participant: Option<Shows<'a>>,
     files: Vec<File<'a>>,
+}
+
+/// A participant. The published fields, which are strings there: what is not known is empty.
+#[derive(Serialize)]
+struct Shows<'a> {
+    id: &'a str,
+    kind: Kind,
+    name: &'a str,
+    photo_url: &'a str,
+    initial: &'a str,
+}
+
+impl<'a> From<&'a Participant> for Shows<'a> {
+    fn from(participant: &'a Participant) -> Self {
+        let Participant { id, kind, name, photo_url, initial } = participant;
+        let [name, photo_url, initial] = [name, photo_url, initial].map(|text| text.as_deref().unwrap_or_default());
+        Self { id, kind: *kind, name, photo_url, initial }
+    }
 }
 
 impl<'a> Shown<'a> {
@@ -26,7 +44,7 @@ impl<'a> Shown<'a> {
             from: message.from,
             turn_number: message.turn_number,
             created_at: &message.created_at,
-            participant: message.participant.as_ref(),
+            participant: message.participant.as_ref().map(Shows::from),
             files: links.shown(&message.files, base, seconds),
         }
     }

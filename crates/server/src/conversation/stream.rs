@@ -149,7 +149,8 @@ impl Viewer {
         let mut out = BytesMut::new();
         let conn_id = uuid::Uuid::now_v7().to_string();
         let ready = Ready { r#type: "ready", conn_id: &conn_id, resumed: self.watch.is_resumed() };
-        sse::event(&mut out, "ready", None, &ready);
+        // A client that hears nothing else comes back to this place.
+        sse::event_at(&mut out, "ready", Some(&self.watch.begins().to_string()), &ready);
         out.freeze()
     }
 

@@ -4,7 +4,7 @@
 //! secret learns more.
 
 use std::{
-    sync::{Arc, LazyLock, Once},
+    sync::{Arc, LazyLock, Mutex, Once, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -24,6 +24,8 @@ use trunkline_core::{
 };
 use uuid::Uuid;
 
+use crate::lines::Lines;
+
 /// Whom tokens are for. The published word.
 const AUDIENCE: &str = "valet-sdk";
 
@@ -33,6 +35,9 @@ const LEEWAY: u64 = 30;
 /// A token that is good for longer is none, in seconds: whoever finds it has it for too long.
 const LIFETIME_MAX: i64 = 24 * 60 * 60;
 
+/// Of a claim, as many characters are logged.
+const CLAIM_CHARS_MAX: usize = 200;
+
 /// Longest token, in bytes.
 const TOKEN_BYTES_MAX: usize = 4096;
 
@@ -40,13 +45,21 @@ const TOKEN_BYTES_MAX: usize = 4096;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Claims {
     iss: String,
-    aud: String,
+    aud: Audience,
     company_api_key: String,
     agent_uuid: String,
     source_key: String,
     #[serde(default)]
     iat: Option<i64>,
     exp: i64,
+}
+
+/// Whom a token is for: one, or several (RFC 7519, section 4.1.3). The library checks it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Several(Vec<String>),
 }
 
 /// Who asks, and until when.
@@ -183,11 +196,14 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option
         Ok::<_, JwtError>((decoded.claims, secret))
     });
     // The last refusal is that of the older secret; an expired token of the newer one is told as such.
-    let (mut claims, mut is_expired) = (None, false);
+    let (mut claims, mut is_expired, mut wrong) = (None, false, None);
     for each in decoded {
         match each {
             Ok(found) => claims = claims.or(Some(found)),
-            Err(error) => is_expired |= matches!(error.kind(), ErrorKind::ExpiredSignature),
+            Err(error) => {
+                is_expired |= matches!(error.kind(), ErrorKind::ExpiredSignature);
+                wrong = wrong.or(wrong_claim(&error, token));
+            }
         }
     }
     let signed = claims.map(|(claims, secret)| (claims, digest(secret)));
@@ -196,21 +212,59 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option
             let expired = Error::new(Kind::Unauthenticated, "ERR_TOKEN_EXPIRED", "the token has expired");
             return Err((expired, known));
         }
+        if let (Some(app), Some(wrong)) = (&known, wrong) {
+            warn(app, &wrong);
+        }
         return Err((refused(), None));
     };
+    if let Some(wrong) = contradiction(&claims, now()) {
+        warn(&app, &wrong);
+        return Err((refused(), known));
+    }
     let visitor = visitor(apps, app, &claims).map_err(|error| (error, known))?;
     Ok(Admitted { visitor, expires_at: claims.exp, page: None, signed_with })
 }
 
+/// Tells the operator, and nobody else, what is wrong with a token that its app signed.
+fn warn(app: &App, wrong: &str) {
+    static LINES: Mutex<Lines> = Mutex::new(Lines::new());
+    let count = LINES.lock().unwrap_or_else(PoisonError::into_inner).next();
+    if let Some(count) = count {
+        tracing::warn!(app = %app.name, wrong, count, "tokens with a good signature are refused");
+    }
+}
+
+/// What is wrong with a token whose signature is good; nothing if that is not known, or it has expired.
+fn wrong_claim(error: &JwtError, token: &str) -> Option<String> {
+    let claims: serde_json::Value = insecure_decode_claims(token).unwrap_or_default();
+    let found = |name: &str| claims[name].to_string().chars().take(CLAIM_CHARS_MAX).collect::<String>();
+    Some(match error.kind() {
+        ErrorKind::MissingRequiredClaim(name) => format!("there is no {name}"),
+        ErrorKind::InvalidAudience => format!("aud is {}, and not {AUDIENCE:?}", found("aud")),
+        ErrorKind::ImmatureSignature => format!("nbf is {}, and it is {}", found("nbf"), now()),
+        ErrorKind::Json(error) => format!("its claims cannot be read: {error}"),
+        _ => return None,
+    })
+}
+
+/// What is wrong with the claims of a token beside each other, and beside the time.
+fn contradiction(claims: &Claims, now: i64) -> Option<String> {
+    let Claims { iss, company_api_key, iat, exp, .. } = claims;
+    // What begins in the future would be good for longer than it says.
+    let begins = iat.unwrap_or(now).min(now);
+    let lifetime = exp.saturating_sub(begins);
+    match iat {
+        Some(iat) if *iat > now.saturating_add(LEEWAY.cast_signed()) => Some(format!("iat is {iat}, and it is {now}")),
+        _ if iss != company_api_key => Some(format!("iss is {iss:?}, and not company_api_key, {company_api_key:?}")),
+        _ if lifetime > LIFETIME_MAX => {
+            Some(format!("it is good for {lifetime} s, and not for {LIFETIME_MAX} at most"))
+        }
+        _ => None,
+    }
+}
+
 /// Whom a token names that its app signed.
 fn visitor(apps: &Apps, app: Arc<App>, claims: &Claims) -> Result<Visitor, Error> {
-    let now = now();
-    // What begins in the future would be good for longer than it says.
-    let begins = claims.iat.unwrap_or(now).min(now);
-    let is_early = claims.iat.is_some_and(|iat| iat > now.saturating_add(LEEWAY.cast_signed()));
-    if is_early || claims.iss != claims.company_api_key || claims.exp.saturating_sub(begins) > LIFETIME_MAX {
-        return Err(refused());
-    }
     let denied = |_| Error::new(Kind::Denied, "ERR_AGENT", "agent_uuid is none of this app's agents");
     let agent = Uuid::try_parse(&claims.agent_uuid).map_err(denied)?;
     apps.visitor(app, agent, &claims.source_key)
@@ -233,7 +287,7 @@ pub(crate) fn sign_with(key: &str, secret: &[u8], agent: &str, user: &str, secon
     let issued = now();
     let claims = Claims {
         iss: key.to_owned(),
-        aud: AUDIENCE.to_owned(),
+        aud: Audience::One(AUDIENCE.to_owned()),
         company_api_key: key.to_owned(),
         agent_uuid: agent.to_owned(),
         source_key: user.to_owned(),

@@ -4,17 +4,15 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::connections::{Connection, Connections, Listener};
+use crate::lines::Lines;
 
 /// Pause after the system has refused to accept: what is short does not come back sooner.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// At most one line about the same trouble in this time.
-const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What accepts, and for whom.
 pub(super) struct Accepting {
@@ -64,36 +62,4 @@ impl Accepting {
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-/// Lines about the same trouble, one in [`LINE_INTERVAL`].
-#[derive(Default)]
-struct Lines {
-    last: Option<Instant>,
-    since: u64,
-}
-
-impl Lines {
-    /// How often it happened since the last line, if it is time for the next one.
-    fn next(&mut self) -> Option<u64> {
-        self.since += 1;
-        if self.last.is_some_and(|last| last.elapsed() < LINE_INTERVAL) {
-            return None;
-        }
-        self.last = Some(Instant::now());
-        Some(std::mem::take(&mut self.since))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{LINE_INTERVAL, Lines};
-
-    #[tokio::test(start_paused = true)]
-    async fn trouble_is_told_once_a_second() {
-        let mut lines = Lines::default();
-        assert_eq!([lines.next(), lines.next(), lines.next()], [Some(1), None, None]);
-        tokio::time::advance(LINE_INTERVAL).await;
-        assert_eq!([lines.next(), lines.next()], [Some(3), None]);
-    }
 }

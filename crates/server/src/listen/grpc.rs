@@ -125,6 +125,8 @@ pub(super) struct Grpc {
     /// How long a client may take for its first request, its TLS handshake included, and for the whole of any request but
     /// [`CONNECT`].
     patience: Duration,
+    /// After how long a silent client is pinged.
+    keepalive: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -133,12 +135,12 @@ impl Grpc {
     pub(super) fn new(
         routes: Routes,
         tls: Option<Tls>,
-        patience: Duration,
+        (patience, keepalive): (Duration, Duration),
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Arc<Self> {
         let windows = Windows(AtomicUsize::new(WINDOWS_TOTAL));
-        Arc::new(Self { routes: routes.prepare(), tls, windows, patience, stop, tasks })
+        Arc::new(Self { routes: routes.prepare(), tls, windows, patience, keepalive, stop, tasks })
     }
 
     /// Serves one connection to its end.
@@ -191,6 +193,7 @@ impl Grpc {
             streams_max: STREAMS_MAX + STREAMS_SPARE,
             connection_window: window.connection(),
             stream_window: window.stream(),
+            keepalive: self.keepalive,
         };
         let served = Serving::new(stream, &settings, self.tasks.clone(), self.stop.clone(), answer);
         let leaves = connection.is_to_leave(until);

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    IsTimeout, KEEPALIVE, SILENCE,
+    IsTimeout, KEEPALIVE_TIMEOUT, SILENCE,
     arrivals::{Arrivals, WatchedConnection, Watching},
 };
 
@@ -49,6 +49,8 @@ pub(super) struct Settings {
     pub(super) streams_max: u32,
     pub(super) connection_window: u32,
     pub(super) stream_window: u32,
+    /// After how long a silent client is pinged.
+    pub(super) keepalive: Duration,
 }
 
 /// Why serving a connection failed.
@@ -91,6 +93,7 @@ pub(super) struct Serving<S, A> {
     answer: A,
     tasks: TaskTracker,
     stop: CancellationToken,
+    keepalive: Duration,
     is_closing: bool,
 }
 
@@ -116,7 +119,15 @@ where
             .initial_window_size(settings.stream_window)
             .max_header_list_size(HEAD_BYTES_MAX)
             .handshake(Watching::new(stream, line.clone()));
-        Self { state: State::Begins(begins), line, answer, tasks, stop, is_closing: false }
+        Self {
+            state: State::Begins(begins),
+            line,
+            answer,
+            tasks,
+            stop,
+            keepalive: settings.keepalive,
+            is_closing: false,
+        }
     }
 
     /// Tells the client to open no more streams; resolves when those that it opened have ended.
@@ -159,7 +170,8 @@ where
                     if self.is_closing {
                         connection.graceful_shutdown();
                     }
-                    let pings = Pings::new(connection.ping_pong().ok_or(ServeError::Broken)?, self.line.clone());
+                    let pings = connection.ping_pong().ok_or(ServeError::Broken)?;
+                    let pings = Pings::new(pings, self.line.clone(), self.keepalive);
                     self.state = State::Open(connection, pings);
                 }
                 State::Open(connection, pings) => match connection.poll_accept(cx) {
@@ -177,10 +189,11 @@ where
     }
 }
 
-/// Sends PINGs: to confirm deliveries, and to a client that was silent for [`KEEPALIVE`].
+/// Sends PINGs: to confirm deliveries, and to a client that was silent for `keepalive`.
 struct Pings {
     line: Arc<WatchedConnection>,
     pings: PingPong,
+    keepalive: Duration,
     /// When the PING without an answer was sent, and how long the client may be silent from then on.
     outstanding: Option<(Instant, Duration)>,
     /// Earliest time of the next PING that confirms deliveries: one interval in the past for each of the burst that is left.
@@ -192,11 +205,20 @@ struct Pings {
 }
 
 impl Pings {
-    fn new(pings: PingPong, line: Arc<WatchedConnection>) -> Self {
+    fn new(pings: PingPong, line: Arc<WatchedConnection>, keepalive: Duration) -> Self {
         let now = Instant::now();
-        let timer = Box::pin(sleep_until(now + KEEPALIVE.0));
+        let timer = Box::pin(sleep_until(now + keepalive));
         let not_before = earliest(now);
-        Self { activity: line.activity(), line, pings, outstanding: None, not_before, last_activity: now, timer }
+        Self {
+            activity: line.activity(),
+            line,
+            pings,
+            keepalive,
+            outstanding: None,
+            not_before,
+            last_activity: now,
+            timer,
+        }
     }
 
     /// Ready when a PING is to be written, or the client has not answered in time.
@@ -215,11 +237,11 @@ impl Pings {
             let due = match self.outstanding {
                 Some((sent, patience)) => (self.last_activity.max(sent) + patience).min(sent + PONG_TIMEOUT),
                 // h2 reads nothing while a PING waits for room. The task is woken when there is room.
-                None if self.line.is_full() => now + KEEPALIVE.0,
+                None if self.line.is_full() => now + self.keepalive,
                 None if self.line.is_asked() => now,
                 None if is_unconfirmed && self.line.take_urgent() => now,
-                None if is_unconfirmed => self.not_before.min(self.last_activity + KEEPALIVE.0),
-                None => self.last_activity + KEEPALIVE.0,
+                None if is_unconfirmed => self.not_before.min(self.last_activity + self.keepalive),
+                None => self.last_activity + self.keepalive,
             };
             if due <= now {
                 return Poll::Ready(match self.outstanding {
@@ -237,7 +259,7 @@ impl Pings {
     fn send(&mut self, now: Instant, is_unconfirmed: bool) -> Result<(), ServeError> {
         self.pings.send_ping(Ping::opaque())?;
         // After megabytes on a slow line it takes its time; the kernel ends connections that make no progress.
-        self.outstanding = Some((now, if is_unconfirmed { SILENCE } else { KEEPALIVE.1 }));
+        self.outstanding = Some((now, if is_unconfirmed { SILENCE } else { KEEPALIVE_TIMEOUT }));
         // PINGs that were sent before their time do not add up.
         self.not_before = (self.not_before.max(earliest(now)) + PING_INTERVAL).min(now + PING_INTERVAL);
         Ok(())
@@ -352,6 +374,8 @@ mod tests {
 
     use super::*;
 
+    const KEEPALIVE: Duration = Duration::from_secs(15);
+
     type Answer = (mpsc::Sender<Result<Bytes, Infallible>>, Arc<Arrivals>);
 
     /// A client's end of a connection, its serving, and what its first answer is sent by, with what has arrived of it.
@@ -363,7 +387,8 @@ mod tests {
             begins.try_send((pieces, Arc::new(stream.arrivals()))).unwrap();
             async { Ok(Response::new(body::Body::from_stream(ReceiverStream::new(body)))) }
         };
-        let settings = Settings { streams_max: 100, connection_window: 65_535, stream_window: 65_535 };
+        let (connection_window, stream_window) = (65_535, 65_535);
+        let settings = Settings { streams_max: 100, connection_window, stream_window, keepalive: KEEPALIVE };
         let served = Serving::new(line, &settings, TaskTracker::new(), stop, answer);
         (client, JoinSet::from_iter([served]), begun)
     }
@@ -376,7 +401,7 @@ mod tests {
         let ended = serving.join_next().await.unwrap().unwrap();
         assert!(ended.is_err_and(|error| error.is_timeout()));
         let took = begun.elapsed();
-        assert!(took.abs_diff(KEEPALIVE.0 + KEEPALIVE.1) < Duration::from_millis(10), "{took:?}");
+        assert!(took.abs_diff(KEEPALIVE + KEEPALIVE_TIMEOUT) < Duration::from_millis(10), "{took:?}");
         let mut sent = Vec::new();
         client.read_to_end(&mut sent).await.unwrap();
         assert_eq!(sent.windows(5).filter(|head| *head == b"\0\0\x08\x06\0").count(), 1, "one PING");

@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use super::{
-    Held, KEEPALIVE, STREAMS_MAX, Tracked,
+    Held, KEEPALIVE_TIMEOUT, STREAMS_MAX, Tracked,
     connections::{Active, Connection},
     handshake,
     sending::Sending,
@@ -64,6 +64,7 @@ pub(super) struct Web {
     pub(super) site: Site,
     pub(super) answers: Family<Answered, Counter>,
     pub(super) tls: Option<Tls>,
+    pub(super) keepalive: Duration,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -146,13 +147,13 @@ impl Web {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         open: Open,
     ) -> impl Future<Output = ()> + Send {
-        let Self { site, stop, tasks, answers, .. } = self;
+        let Self { site, stop, tasks, answers, keepalive, .. } = self;
         let Open { peer, connection, until } = open;
         let (of_request, stream) = (connection.clone(), Sending::new(stream, connection.clone()));
         let answer = service_fn(move |request| answer(&site, &answers, request, peer, &of_request, false));
         let mut serve = http2::Builder::new(Tracked(tasks));
         serve.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
-        serve.keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
+        serve.keep_alive_interval(keepalive).keep_alive_timeout(KEEPALIVE_TIMEOUT);
         let mut served = serve.serve_connection(TokioIo::new(stream), answer);
         async move {
             let served = Pin::new(&mut served);

@@ -105,7 +105,7 @@ async fn an_agent_that_knows_nothing_of_it_is_a_chat_bot() {
         (&answer["content"], &answer["from"], &answer["turn_number"]),
         (&json!("hi ann"), &json!("ai_agent"), &json!(1))
     );
-    let ada = json!({"id": AGENT, "kind": "ai_agent", "name": "Ada", "photo_url": null, "initial": "A"});
+    let ada = json!({"id": AGENT, "kind": "ai_agent", "name": "Ada", "photo_url": "", "initial": "A"});
     assert_eq!(answer["participant"], ada);
     let done = tab.expect("turn_done").await.data;
     assert_eq!((&done["reason"], done["at"].is_i64()), (&json!("ok"), true));
@@ -197,6 +197,49 @@ async fn what_is_streamed_comes_piece_by_piece_and_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_character_that_was_cut_in_two_is_whole_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    let lane = format!("us::ann::{convo}");
+    let one = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
+    let mut tab = watch(&ann, &convo).await;
+    say(&ann, &convo, "hello").await;
+    tab.expect("message").await;
+    // As JavaScript cuts text; an emoji is two of its characters.
+    let piece = |text: &str| format!(r#"{{"type": "delta", "id": "m", "text": "{text}"}}"#);
+    tell(&one, &lane, MessageType::Opaque, piece(r"a\ud83d")).await;
+    tab.expect("typing").await;
+    assert_eq!(tab.expect("delta").await.data["text"], "a");
+    drop(one);
+    server.stop().await;
+    let server = self::server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let one = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
+    let mut tab = watch(&ann, &convo).await;
+    assert_eq!(tab.expect("delta").await.data["text"], "a");
+    for (sent, shown) in
+        [(r"\ude00b", "\u{1f600}b"), (r"\ude00\ud83d", "\u{fffd}"), ("c", "\u{fffd}c"), (r"\ud83d", "")]
+    {
+        tell(&one, &lane, MessageType::Opaque, piece(sent)).await;
+        assert_eq!(tab.expect("delta").await.data["text"], shown);
+    }
+    tell(&one, &lane, MessageType::Opaque, json!({"type": "delta", "id": "m", "done": true}).to_string()).await;
+    let whole = "a\u{1f600}b\u{fffd}\u{fffd}c\u{fffd}";
+    assert_eq!(tab.expect("message").await.data["message"]["content"], whole);
+    tab.expect("turn_done").await;
+    // What comes whole is text all the same, and no JSON; nor is the user refused.
+    tell(&one, &lane, MessageType::Chat, r#"{"text": "cut \ud83d"}"#).await;
+    assert_eq!(tab.expect("delta").await.data["done"], true, "of the one before");
+    assert_eq!(tab.expect("message").await.data["message"]["content"], "cut \u{fffd}");
+    let path = format!("/api/v2/agent_convos/{convo}/stream_message");
+    assert_eq!(ann.post(&path, r#"{"text": "\ude00 cut"}"#).await.0, 200);
+    assert_eq!(tab.expect("message").await.data["message"]["content"], "\u{fffd} cut");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_say_how_a_conversation_is() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
@@ -221,7 +264,7 @@ async fn agents_say_how_a_conversation_is() {
     control(&one, json!({"type": "convo_state", "state": "escalated"})).await;
     let state = tab.expect("convo_state").await.data;
     let expected = json!({"type": "convo_state", "agent_id": AGENT, "convo_id": convo, "state": "escalated",
-        "prev_state": "open", "closed_user_message": null});
+        "prev_state": "open", "closed_user_message": "A person was asked to help."});
     assert_eq!(state, expected);
     control(&one, json!({"type": "convo_state", "state": "resolved", "closed_user_message": "Bye."})).await;
     assert_eq!(tab.expect("convo_state").await.data["closed_user_message"], "Bye.");

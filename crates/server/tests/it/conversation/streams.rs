@@ -9,10 +9,11 @@ use trunkline_core::conversation::Options;
 use trunkline_proto::own::AppAgent;
 
 use super::{
-    AGENT, OTHER_AGENT, SECRET, begin, claims, hs256, now, say, server, server_with, sign, user, watch, watch_after,
+    AGENT, OTHER_AGENT, SECRET, begin, claims, hs256, now, say, server, server_with, show, sign, user, watch,
+    watch_after,
 };
 use crate::{
-    client::lane,
+    client::{Client, agent, lane},
     sandbox::{Events, Web},
 };
 
@@ -66,6 +67,65 @@ async fn streams_go_on_where_they_were() {
     }
     say(&ann, &convo, "four").await;
     assert_eq!(tab.expect("message").await.data["message"]["content"], "four");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_missed_between_two_streams_whatever_the_first_one_got() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    let path = format!("/api/v2/agent_convos/{convo}/events");
+    let agent = Client::connect(server.addresses().grpc, agent("one")).await.unwrap();
+    for last_is_told in [true, false] {
+        say(&ann, &convo, "hello").await;
+        let mut tab = ann.open(&path).await;
+        let ready = tab.expect("ready").await;
+        drop(tab);
+        agent.send(&format!("us::ann::{convo}"), "hi").await;
+        while show(&ann, &convo).await["messages"].as_array().unwrap().last().unwrap()["content"] != "hi" {}
+        if last_is_told {
+            let mut tab = ann.open_after(&path, Some(&ready.id)).await;
+            assert_eq!(tab.expect("ready").await.data["resumed"], true);
+            assert_eq!(tab.expect("message").await.data["message"]["content"], "hi");
+            tab.expect("turn_done").await;
+        } else {
+            // A published client never says it, and reads the messages. What it waits for is the end of the turn.
+            let mut tab = ann.open(&path).await;
+            assert_eq!(tab.expect("ready").await.data["resumed"], false);
+            tab.expect("turn_done").await;
+        }
+    }
+    // Nothing is repeated behind what was said since.
+    say(&ann, &convo, "one more").await;
+    let mut tab = ann.open(&path).await;
+    tab.expect("ready").await;
+    agent.send(&format!("us::ann::{convo}"), "well").await;
+    assert_eq!(tab.expect("message").await.data["message"]["content"], "well");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_where_a_conversation_was_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    say(&ann, &convo, "before").await;
+    for query in ["", "?limit=10"] {
+        let (_, shown) = ann.get(&format!("/api/v2/agent_convos/{convo}{query}")).await;
+        let last = shown["last_event_id"].as_str().unwrap();
+        say(&ann, &convo, "between").await;
+        // By the address, as clients do that send no header; a header is newer, where there is one.
+        let path = format!("/api/v2/agent_convos/{convo}/events?lastEventId={last}");
+        let mut tab = ann.open(&path).await;
+        assert_eq!(tab.expect("ready").await.data["resumed"], true);
+        let between = tab.expect("message").await;
+        assert_eq!(between.data["message"]["content"], "between");
+        let mut again = ann.open_after(&path, Some(&between.id)).await;
+        assert_eq!(again.expect("ready").await.id, between.id);
+    }
     server.stop().await;
 }
 

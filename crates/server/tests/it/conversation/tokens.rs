@@ -2,8 +2,9 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use trunkline_core::conversation::Options;
 
-use super::{AGENT, KEY, ORIGIN, OTHER_AGENT, SECRET, begin, claims, hs256, now, server, sign};
+use super::{AGENT, KEY, ORIGIN, OTHER_AGENT, SECRET, begin, claims, hs256, now, server, server_with, sign};
 use crate::sandbox::Web;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -22,6 +23,7 @@ async fn only_good_tokens_are_let_in() {
         with(&|_| {}),
         with(&|claims| claims["exp"] = json!(now() - 20)),
         with(&|claims| drop(claims.as_object_mut().unwrap().remove("iat"))),
+        with(&|claims| claims["aud"] = json!(["other", "valet-sdk"])),
         sign(&hs256(), &claims("ann", AGENT), &"f".repeat(32)),
         sign(&hs256(), &claims("auth0|a:1", OTHER_AGENT), SECRET),
     ];
@@ -123,6 +125,63 @@ async fn only_pages_of_the_app_may_ask() {
     let retry = web.request(Method::GET, "/api/v2/nothing").header("origin", ORIGIN).send().await.unwrap();
     assert_eq!((retry.status(), allowed(&retry)), (StatusCode::NOT_FOUND, Some(ORIGIN.to_owned())));
     assert_eq!(retry.headers()["access-control-expose-headers"], "retry-after");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_method_that_a_path_does_not_take_is_refused_with_those_that_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let (web, ops) = (Web::new(server.addresses().http), Web::new(server.addresses().ops));
+    let ann = web.with(&sign(&hs256(), &claims("ann", AGENT), SECRET));
+    for (web, path, allow) in [
+        (&ann, "/api/v2/sessions", "POST"),
+        (&ann, "/api/v2/agent_convos", "GET,HEAD"),
+        (&ann, "/api/v2/files/x", "GET,HEAD"),
+        (&web, "/sessions", "GET,HEAD"),
+        (&web, "/sessions/a/events", "POST"),
+        (&web, "/agent-socket", "GET,HEAD"),
+        (&ops, "/metrics", "GET,HEAD"),
+    ] {
+        let refused = web.request(Method::PATCH, path).send().await.unwrap();
+        assert_eq!((refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()), (405, allow), "{path}");
+        let refused: Value = refused.json().await.unwrap();
+        assert_eq!(refused["error"]["code"], "method_not_allowed", "{path}: {refused}");
+    }
+    for (web, path, allow) in [
+        (&ann, "/api/v2/agent_convos/x/events", "GET"),
+        (&web, "/sessions/stream", "GET"),
+        (&web, "/sessions/a/commands", "GET, POST"),
+    ] {
+        let refused = web.request(Method::HEAD, path).send().await.unwrap();
+        assert_eq!((refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()), (405, allow), "{path}");
+    }
+    let (status, refused) = web.get("/agent-socket").await;
+    assert_eq!((status, &refused["error"]["code"]), (400, &json!("invalid_argument")), "{refused}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_a_proxy_shows_at_the_public_address_are_our_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { public_url: "https://chat.example.org/talk".into(), ..Options::default() };
+    let server = server_with(dir.path(), options).await;
+    let web = Web::new(server.addresses().http);
+    let ann = web.with(&sign(&hs256(), &claims("ann", AGENT), SECRET));
+    let ask = async |web: &Web, path: &str, origin: &str| {
+        web.ask(web.request(Method::POST, path).header("origin", origin)).await
+    };
+    for origin in ["https://chat.example.org", &format!("http://{}", server.addresses().http)] {
+        assert_eq!(ask(&ann, "/api/v2/sessions", origin).await.0, 200, "{origin}");
+        assert!(matches!(ask(&web, "/sessions/one", origin).await.0, 200 | 201), "{origin}");
+    }
+    let (status, refused) = ask(&web, "/sessions/one", "https://evil.example.org").await;
+    let message = refused["error"]["message"].as_str().unwrap();
+    let host = server.addresses().http.to_string();
+    for named in ["https://evil.example.org", &host, "http.allowed_origins", "conversation.public_url"] {
+        assert!(status == 403 && message.contains(named), "{named}: {message}");
+    }
+    assert_eq!(ask(&ann, "/api/v2/sessions", "https://evil.example.org").await.0, 403);
     server.stop().await;
 }
 
