@@ -86,6 +86,10 @@ pub struct New {
     pub expires_in_hours: i64,
 }
 
+/// What API keys and tokens of tasks begin with. Those that earlier versions made begin with anything, and are as good.
+const KEY_PREFIX: &str = "tlk_";
+const TASK_TOKEN_PREFIX: &str = "tlt_";
+
 /// A secret, to be shown once. It does not show itself.
 pub struct Secret(String);
 
@@ -95,6 +99,16 @@ impl Secret {
         let failed = |e: getrandom::Error| Error::new(Kind::Internal, "ERR_INTERNAL", format!("no randomness: {e}"));
         getrandom::fill(&mut bytes).map_err(failed)?;
         Ok(Self(URL_SAFE.encode(bytes)))
+    }
+
+    /// An API key. Its beginning is known to scanners for secrets, and is no option of a command line.
+    fn key() -> Result<Self, Error> {
+        Ok(Self(KEY_PREFIX.to_owned() + &Self::random()?.0))
+    }
+
+    /// A task's token; see [`Secret::key`].
+    pub(crate) fn task_token() -> Result<Self, Error> {
+        Ok(Self(TASK_TOKEN_PREFIX.to_owned() + &Self::random()?.0))
     }
 
     /// The text to be shown.
@@ -119,7 +133,7 @@ pub(crate) fn digest(secret: &str) -> String {
 /// # Errors
 /// [`Kind::Unavailable`].
 pub async fn bootstrap(gate: &Gate) -> Result<Option<Secret>, Error> {
-    let (secret, token) = (Secret::random()?, admin());
+    let (secret, token) = (Secret::key()?, admin());
     let hash = digest(secret.reveal());
     let made = gate.housekeep(move |tx| sql::insert_first(tx, token.clone(), hash.clone())).await?;
     Ok(made.then_some(secret))
@@ -130,7 +144,7 @@ pub async fn bootstrap(gate: &Gate) -> Result<Option<Secret>, Error> {
 /// # Errors
 /// [`Kind::Unavailable`].
 pub async fn admin_key(gate: &Gate) -> Result<Secret, Error> {
-    let (secret, token) = (Secret::random()?, admin());
+    let (secret, token) = (Secret::key()?, admin());
     let hash = digest(secret.reveal());
     gate.housekeep(move |tx| sql::insert(tx, token.clone(), hash.clone())).await?;
     Ok(secret)
@@ -193,7 +207,7 @@ pub async fn create(gate: &Gate, caller: &Caller, new: New) -> Result<(Token, Se
         return Err(invalid("a pattern of clients cannot be read"));
     }
     let or = |list: Vec<String>, default: &str| if list.is_empty() { vec![default.to_owned()] } else { list };
-    let (secret, created_at) = (Secret::random()?, now());
+    let (secret, created_at) = (Secret::key()?, now());
     let token = Token {
         id: Uuid::new_v4().to_string(),
         name: new.name,
@@ -426,9 +440,10 @@ mod tests {
 
     #[test]
     fn secrets_differ_and_do_not_show_themselves() {
-        let (a, b) = (Secret::random().unwrap(), Secret::random().unwrap());
+        let (a, b) = (Secret::key().unwrap(), Secret::key().unwrap());
+        assert!(a.reveal().starts_with("tlk_") && Secret::task_token().unwrap().reveal().starts_with("tlt_"));
         assert_ne!(a.reveal(), b.reveal());
-        assert_eq!(a.reveal().len(), 44);
+        assert_eq!(a.reveal().len(), 48);
         assert!(!format!("{a:?}").contains(a.reveal()));
         assert_eq!(digest("").len(), 64);
     }

@@ -13,13 +13,13 @@ use axum::{
     Extension, Json, Router,
     body::Body,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware,
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::stream as streams;
+use futures_util::{StreamExt as _, stream as streams};
 use serde::{Deserialize, Serialize};
 use trunkline_core::{
     Error, Kind,
@@ -73,6 +73,7 @@ pub(crate) fn router(conversations: Conversations, web: Web) -> Router {
         .route("/api/v2/files/{id}", get(upload::fetch))
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::not_allowed)
+        .layer(http::compression())
         .layer(middleware::from_fn_with_state(surface.clone(), pages::admit))
         .with_state(surface)
 }
@@ -194,11 +195,21 @@ async fn show(
     let seat = seat(&surface, asks, &convo).await?;
     let (after, before) = (id(&asked, "after")?, id(&asked, "before")?);
     let limit = number(&asked, "limit", PAGE_MAX)?;
+    let base = base(&surface, &asked);
+    let tag = surface.conversations.version(seat.permit()).await?.map(|version| {
+        // Links to files are the same for an hour.
+        format!("W/\"{version}-{}\"", token::now().div_euclid(FOR_VIEWERS))
+    });
+    let known = asked.header(&header::IF_NONE_MATCH);
+    if let (Some(known), Some(tag)) = (known, &tag)
+        && http::is_listed(known, tag)
+    {
+        return Ok((StatusCode::NOT_MODIFIED, tagged(Some(tag))).into_response());
+    }
     // Before anything is read: what happens meanwhile is told twice rather than not at all.
     let last_event_id = surface.conversations.cursor().to_string();
     let standing = surface.conversations.standing(seat.permit()).await?;
     let head = Whereabouts { head: &Head::new(seat.row(), &standing), last_event_id };
-    let base = base(&surface, &asked);
     let history = match (after, before, limit) {
         (None, None, None) => Some(surface.conversations.history(seat.permit())?),
         (Some(after), None, limit) => {
@@ -209,7 +220,7 @@ async fn show(
     };
     let body = if let Some(history) = history {
         let whole = Whole { surface, history, base, opening: Some(opening(&head)?), has_any: false, is_over: false };
-        Body::from_stream(streams::unfold(whole, Whole::next))
+        Body::from_stream(streams::unfold(whole, Whole::next).fuse())
     } else {
         let page = Page { after, before, limit: limit.unwrap_or(PAGE_MAX) };
         let messages = surface.conversations.page(seat.permit(), page).await?;
@@ -220,7 +231,16 @@ async fn show(
         out.put_slice(b"]}");
         Body::from(out.freeze())
     };
-    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+    Ok((tagged(tag.as_deref()), [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// So that browsers keep an answer, and ask whether it is still so.
+fn tagged(tag: Option<&str>) -> HeaderMap {
+    let tag = tag.and_then(|tag| HeaderValue::try_from(tag).ok()).map(|tag| (header::ETAG, tag));
+    let kept = [(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
+    // Another token may see something else.
+    let by_token = [(header::VARY, HeaderValue::from_static("authorization"))];
+    kept.into_iter().chain(by_token).chain(tag).collect()
 }
 
 /// What an answer begins with: what is known of the conversation, and room for what was said.

@@ -37,6 +37,7 @@ pub(crate) fn http_status(error: &Error) -> StatusCode {
         UNKNOWN_COMMAND | EMPTY | KEY_REUSED | files::TOO_MANY => return StatusCode::UNPROCESSABLE_ENTITY,
         files::UNSUPPORTED => return StatusCode::UNSUPPORTED_MEDIA_TYPE,
         TOO_LARGE | files::TOO_LARGE => return StatusCode::PAYLOAD_TOO_LARGE,
+        NO_SUCH_RANGE => return StatusCode::RANGE_NOT_SATISFIABLE,
         NOT_ALLOWED => return StatusCode::METHOD_NOT_ALLOWED,
         TOO_SLOW => return StatusCode::REQUEST_TIMEOUT,
         _ => {}
@@ -57,6 +58,9 @@ pub(crate) fn http_status(error: &Error) -> StatusCode {
 
 /// The code of a body that is larger than it may be.
 pub(crate) const TOO_LARGE: &str = "ERR_TOO_LARGE";
+
+/// The code of bytes that a file does not have.
+pub(crate) const NO_SUCH_RANGE: &str = "ERR_RANGE";
 
 /// The code of a method that a path does not take.
 pub(crate) const NOT_ALLOWED: &str = "ERR_METHOD_NOT_ALLOWED";

@@ -6,14 +6,20 @@ use axum::{
     Router,
     body::Body,
     extract::{FromRequestParts, Path, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts, uri::Authority},
+    http::{
+        Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts,
+        uri::Authority,
+    },
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::{
+    compression::{CompressionLayer, Predicate, predicate::SizeAbove},
+    cors::{AllowOrigin, CorsLayer},
+};
 use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
 
 use crate::{
@@ -27,6 +33,9 @@ use crate::{
 
 /// Header by which a request that is sent again takes effect once.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Smaller answers fit a packet as they are.
+const COMPRESSED_BYTES_MIN: u16 = 1024;
 
 /// Longest of those, in bytes.
 const KEY_BYTES_MAX: usize = 256;
@@ -106,6 +115,11 @@ impl Asked {
     /// A parameter of the address.
     pub(crate) fn param(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What a header says, if that is text.
+    pub(crate) fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// Who is asking: by the `Authorization` header.
@@ -285,11 +299,21 @@ pub(crate) fn site(surfaces: Router, pages: Pages) -> Site {
         .max_age(Duration::from_secs(3600));
     let plain = surfaces.fallback(not_found).method_not_allowed_fallback(not_allowed);
     let own_pages = middleware::from_fn_with_state(Arc::<[HeaderValue]>::from(origins), own_pages);
+    let plain = plain.layer(compression());
     let for_pages = plain.clone().layer(cors).layer(own_pages);
     let embedded = Router::new().fallback(async || Refusal(of_another_site()));
     // Whoever is no page does not pay for them.
     let elsewhere = own_hosts_only.then(elsewhere);
     Site { plain, for_pages, apps: None, embedded: Some(embedded), elsewhere }
+}
+
+/// JSON is compressed for clients that take it so. Streams and files are not: they would wait, and most files are compressed already.
+pub(crate) fn compression() -> CompressionLayer<impl Predicate> {
+    let is_json = |_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions| {
+        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+            && !headers.contains_key(header::ACCEPT_RANGES)
+    };
+    CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN).and(is_json))
 }
 
 /// For whoever names another host than this machine.
@@ -396,6 +420,12 @@ pub(crate) fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>, authority
 
 pub(crate) async fn not_found() -> Refusal {
     Refusal(Error::new(Kind::NotFound, "ERR_NOT_FOUND", "there is nothing at this path"))
+}
+
+/// Whether a tag is among those that `If-None-Match` lists, compared as weak ones (RFC 9110, section 13.1.2).
+pub(crate) fn is_listed(listed: &str, tag: &str) -> bool {
+    let bare = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    listed.trim() == "*" || listed.split(',').any(|each| bare(each) == bare(tag))
 }
 
 /// The answer to HEAD for a stream, which has no end that could be left out.

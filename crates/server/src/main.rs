@@ -122,4 +122,9 @@ mod tests {
         clap_mangen::generate_to(Args::command(), dir.path()).unwrap();
         assert!(dir.path().join("trunkline-kv-put.1").exists());
     }
+
+    #[test]
+    fn a_key_may_begin_with_a_hyphen() {
+        assert!(Args::try_parse_from(["trunkline", "token", "list", "--api-key", "-a-"]).is_ok());
+    }
 }

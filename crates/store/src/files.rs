@@ -6,13 +6,13 @@
 //! - **Cancellation**: an [`Upload`] that is dropped leaves no file.
 //! - Two places: a directory beside the log, or a bucket of an S3-compatible service.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use object_store::{
-    ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder, buffered::BufWriter, local::LocalFileSystem,
-    path::Path as Key,
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder, buffered::BufWriter,
+    local::LocalFileSystem, path::Path as Key,
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -133,15 +133,17 @@ impl Files {
         Upload { writer: writer.with_max_concurrency(PARTS_MAX), bytes: 0 }
     }
 
-    /// Reads a file: its size in bytes, and its content. Nothing if there is none.
+    /// Reads a file, or these bytes of it: the size of the whole in bytes, and the content. Nothing if there is none.
     ///
     /// # Errors
-    /// If the place does not answer; the content may also end with an error.
+    /// If the place does not answer, or the bytes begin behind the end; the content may also end with an error.
     pub async fn read(
         &self,
         name: &str,
+        bytes: Option<Range<u64>>,
     ) -> Result<Option<(u64, impl Stream<Item = Result<Bytes, Error>> + Send + use<>)>, Error> {
-        match self.store.get(&self.key(name)).await {
+        let options = GetOptions { range: bytes.map(GetRange::Bounded), ..GetOptions::default() };
+        match self.store.get_opts(&self.key(name), options).await {
             Ok(found) => Ok(Some((found.meta.size, found.into_stream().map(|part| part.map_err(Error::from))))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),

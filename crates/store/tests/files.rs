@@ -6,14 +6,18 @@ use futures_util::TryStreamExt as _;
 use trunkline_store::files::Files;
 
 async fn content(files: &Files, name: &str) -> Option<Vec<u8>> {
-    let (size, parts) = files.read(name).await.unwrap()?;
+    let (size, content) = read(files, name, None).await?;
+    assert_eq!(size, content.len() as u64);
+    Some(content)
+}
+
+async fn read(files: &Files, name: &str, bytes: Option<std::ops::Range<u64>>) -> Option<(u64, Vec<u8>)> {
+    let (size, parts) = files.read(name, bytes).await.unwrap()?;
     let content = parts.try_fold(Vec::new(), async |mut all, part| {
         all.extend_from_slice(&part);
         Ok(all)
     });
-    let content = content.await.unwrap();
-    assert_eq!(size, content.len() as u64);
-    Some(content)
+    Some((size, content.await.unwrap()))
 }
 
 fn count(dir: &std::path::Path) -> usize {
@@ -35,6 +39,10 @@ async fn a_file_is_whole_or_not_there() {
     }
     assert_eq!(upload.finish().await.unwrap(), large.len() as u64);
     assert_eq!(content(&files, "a/b").await.unwrap(), large);
+    for part in [0..1, 5_000_000..11_000_000, 11_999_999..12_000_000] {
+        let expected = large[part.start as usize..part.end as usize].to_vec();
+        assert_eq!(read(&files, "a/b", Some(part)).await.unwrap(), (12_000_000, expected));
+    }
     // Small, and in the place of another.
     let mut upload = files.create("a/b");
     upload.write(b"small").await.unwrap();

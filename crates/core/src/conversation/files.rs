@@ -1,5 +1,7 @@
 //! What users attach: drafts, files, and the links by which they are fetched.
 
+use std::ops::Range;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -50,6 +52,12 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Unique, and its content is the same for ever.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
     /// Where its content is.
     fn place(&self) -> String {
         format!("conversations/{}/{}", self.conversation, self.id)
@@ -187,15 +195,11 @@ impl Conversations {
         Ok(files.into_iter().filter(|kept| kept.is_whole).map(Kept::shown).collect())
     }
 
-    /// A file, with its content.
+    /// A file, for [`Conversations::content`].
     ///
     /// # Errors
-    /// [`Kind::NotFound`], also for whoever may not have it; [`Kind::Unavailable`].
-    pub async fn fetch(
-        &self,
-        file: &str,
-        asker: Asker<'_>,
-    ) -> Result<(Kept, impl Stream<Item = Result<Bytes, Error>> + Send + use<>), Error> {
+    /// [`Kind::NotFound`], also for those who may not have it; [`Kind::Unavailable`].
+    pub async fn find_file(&self, file: &str, asker: Asker<'_>) -> Result<Kept, Error> {
         let id = Uuid::try_parse(file).map_err(|_| missing())?;
         if let Asker::Link(expires, signature) = asker
             && !self.links().is_good(id, expires, signature)
@@ -207,10 +211,22 @@ impl Conversations {
         if let Asker::Visitor(visitor) = asker {
             self.find(visitor, &kept.conversation.to_string()).await?;
         }
+        Ok(kept)
+    }
+
+    /// The content of a file, or these bytes of it.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if it was removed meanwhile; [`Kind::Unavailable`].
+    pub async fn content(
+        &self,
+        kept: &Kept,
+        bytes: Option<Range<u64>>,
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
         let permit = Permit::own(kept.conversation);
-        let content = self.gate().conversation_files(&permit).read(&kept.place()).await?;
+        let content = self.gate().conversation_files(&permit).read(&kept.place(), bytes).await?;
         let (_, content) = content.ok_or_else(missing)?;
-        Ok((kept, content.map(|part| part.map_err(Error::from))))
+        Ok(content.map(|part| part.map_err(Error::from)))
     }
 
     /// Removes the content of a conversation's files, or of those of one message.

@@ -84,6 +84,15 @@ impl Conversations {
         Ok(Watch { reader, items: Vec::new(), resumed: known.is_some(), begins })
     }
 
+    /// Changes with everything that happens in a conversation; nothing before anything has.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn version(&self, permit: &Permit) -> Result<Option<Cursor>, Error> {
+        let offset = self.gate().conversation_status(permit).await?.tail;
+        Ok((offset != Offset::START).then(|| Cursor { offset, ..self.cursor() }))
+    }
+
     /// Where the log ends: what happens from now on in any conversation is behind it.
     #[must_use]
     pub fn cursor(&self) -> Cursor {

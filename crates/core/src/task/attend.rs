@@ -267,7 +267,7 @@ impl Tasks {
     async fn claim(&self, place: &Place) -> Result<Served, Error> {
         let (queue, identity, times) = (place.queue.clone(), place.identity.clone(), self.0.times);
         let context = self.context(true);
-        let secret = if queue.starts_with("start::") { Some(Secret::random()?) } else { None };
+        let secret = if queue.starts_with("start::") { Some(Secret::task_token()?) } else { None };
         let hash = secret.as_ref().map(|secret| digest(secret.reveal()));
         let claim = self.write(move |tx| {
             let (queue, identity, hash) = (queue.clone(), identity.clone(), hash.clone());

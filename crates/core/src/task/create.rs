@@ -297,7 +297,7 @@ impl Tasks {
         let allowed = self.0.gate.authorize(caller, IssueToken(&identity));
         tracing::info!(by = %caller.identity, target = %identity, issued = allowed.is_ok(), "token for a task");
         allowed.ok()?;
-        Some((identity.to_string(), Secret::random().ok()?))
+        Some((identity.to_string(), Secret::task_token().ok()?))
     }
 
     fn new_task(&self, caller: &Caller, workspace: String, wanted: &Create) -> Result<Task, Error> {

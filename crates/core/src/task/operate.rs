@@ -228,7 +228,7 @@ impl Tasks {
 
     /// Another token for the agent that is to be started. Those before it stay good: the agent may be on its way with one.
     pub(super) async fn new_token(&self, task: &Task) -> Result<Secret, Error> {
-        let secret = Secret::random()?;
+        let secret = Secret::task_token()?;
         let (hash, task, until) =
             (digest(secret.reveal()), task.clone(), self.now().saturating_add(super::attend::TOKEN_MS));
         let put = self.write(move |tx| {

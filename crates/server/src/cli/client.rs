@@ -18,7 +18,8 @@ pub(crate) struct Connect {
     #[arg(long, value_name = "URL", env = "TRUNKLINE_SERVER")]
     server: Option<String>,
     /// The API key; not needed for a server with --dev.
-    #[arg(long, value_name = "KEY", env = "TRUNKLINE_API_KEY", hide_env_values = true)]
+    // Keys of earlier versions may begin with a hyphen.
+    #[arg(long, value_name = "KEY", env = "TRUNKLINE_API_KEY", hide_env_values = true, allow_hyphen_values = true)]
     api_key: Option<String>,
     /// A PEM file with the roots to trust, for an https:// address.
     #[arg(long, value_name = "FILE")]

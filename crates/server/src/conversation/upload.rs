@@ -1,12 +1,12 @@
 //! What users attach, on its way in and out. Neither way holds a file whole.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
-    http::{HeaderMap, HeaderValue, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
@@ -23,7 +23,10 @@ use trunkline_core::{
 };
 use uuid::Uuid;
 
-use crate::http::PathId;
+use crate::{
+    error::{NO_SUCH_RANGE, Refusal},
+    http::{PathId, is_listed},
+};
 
 use super::{
     Answer, Surface,
@@ -180,23 +183,30 @@ pub(super) async fn fetch(
     PathId(id): PathId,
     link: Result<Query<Link>, QueryRejection>,
     admitted: Option<Extension<Admitted>>,
+    headers: HeaderMap,
 ) -> Answer<Response> {
     // What cannot be read signs nothing.
     let Query(link) = link.unwrap_or_default();
-    let (kept, content) = match (&link, &admitted) {
-        (Link { expires: Some(expires), signature: Some(signature) }, _) => {
-            surface.conversations.fetch(&id, Asker::Link(*expires, signature)).await?
-        }
-        (_, Some(Extension(admitted))) => surface.conversations.fetch(&id, Asker::Visitor(&admitted.visitor)).await?,
+    let asker = match (&link, &admitted) {
+        (Link { expires: Some(expires), signature: Some(signature) }, _) => Asker::Link(*expires, signature),
+        (_, Some(Extension(admitted))) => Asker::Visitor(&admitted.visitor),
         _ => return Err(unauthenticated().into()),
     };
-    let mut response = Body::from_stream(content).into_response();
+    let kept = surface.conversations.find_file(&id, asker).await?;
+    let tag = entity_tag(&kept);
+    let mut response = match wanted(&headers, kept.byte_size, &tag) {
+        Wanted::Nothing => StatusCode::NOT_MODIFIED.into_response(),
+        Wanted::Unsatisfiable => return Ok(unsatisfiable(kept.byte_size)),
+        Wanted::Whole => content(&surface, &kept, None).await?,
+        Wanted::Part(bytes) => content(&surface, &kept, Some(bytes)).await?,
+    };
     let headers = response.headers_mut();
     let text = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
     headers.insert(header::CONTENT_TYPE, text(kept.content_type.clone()));
-    headers.insert(header::CONTENT_LENGTH, kept.byte_size.into());
     headers.insert(header::CONTENT_DISPOSITION, text(disposition(&kept)));
+    headers.insert(header::ETAG, text(tag));
     for (name, value) in [
+        (header::ACCEPT_RANGES, "bytes"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         // Whatever it is, it runs nothing.
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
@@ -206,6 +216,61 @@ pub(super) async fn fetch(
         headers.insert(name, HeaderValue::from_static(value));
     }
     Ok(response)
+}
+
+/// The answer, but for what it says of the file itself.
+async fn content(surface: &Surface, kept: &Kept, bytes: Option<Range<u64>>) -> Answer<Response> {
+    let size = kept.byte_size;
+    let content = Body::from_stream(surface.conversations.content(kept, bytes.clone()).await?);
+    Ok(match bytes {
+        None => ([(header::CONTENT_LENGTH, size)], content).into_response(),
+        Some(bytes) => {
+            let length = [(header::CONTENT_LENGTH, bytes.end - bytes.start)];
+            let range = [(header::CONTENT_RANGE, format!("bytes {}-{}/{size}", bytes.start, bytes.end - 1))];
+            (StatusCode::PARTIAL_CONTENT, length, range, content).into_response()
+        }
+    })
+}
+
+fn unsatisfiable(size: u64) -> Response {
+    let why = format!("the file has {size} bytes, and none of those that were asked for");
+    let refusal = Refusal(Error::new(Kind::Invalid, NO_SUCH_RANGE, why));
+    ([(header::CONTENT_RANGE, format!("bytes */{size}"))], refusal).into_response()
+}
+
+/// What a request for a file is answered with.
+#[derive(Debug, PartialEq)]
+enum Wanted {
+    Whole,
+    Part(Range<u64>),
+    /// It has the file.
+    Nothing,
+    /// No byte of what it asks for.
+    Unsatisfiable,
+}
+
+/// A file's content never changes.
+fn entity_tag(kept: &Kept) -> String {
+    format!("\"{}\"", kept.id())
+}
+
+/// By RFC 9110, sections 13 and 14. Of several ranges the whole is sent, and so it is for one that cannot be read.
+fn wanted(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
+    let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    if header(header::IF_NONE_MATCH).is_some_and(|known| is_listed(known, tag)) {
+        return Wanted::Nothing;
+    }
+    // A date says nothing of a file without one.
+    let Some(range) = header(header::RANGE).filter(|_| header(header::IF_RANGE).is_none_or(|known| known == tag))
+    else {
+        return Wanted::Whole;
+    };
+    let Ok(parsed) = http_range_header::parse_range_header(range) else { return Wanted::Whole };
+    match parsed.validate(size).as_deref() {
+        Ok([one]) => Wanted::Part(*one.start()..one.end().saturating_add(1)),
+        Ok(_) => Wanted::Whole,
+        Err(_) => Wanted::Unsatisfiable,
+    }
 }
 
 /// Pictures, sounds and films are shown; everything else is saved.
@@ -221,7 +286,7 @@ fn disposition(kept: &Kept) -> String {
 mod tests {
     use futures_util::stream;
 
-    use super::{Body, Bytes, Feed, Multipart, Parts, next};
+    use super::{Body, Bytes, Feed, HeaderMap, Multipart, Parts, Wanted, header, next, wanted};
 
     /// Bytes of a piece of the transport.
     const PIECE: usize = 16 * 1024;
@@ -232,6 +297,37 @@ mod tests {
         let feed = Feed::new(body.into_data_stream());
         let parts = Multipart::new(feed.clone(), "X");
         Parts { parts, boundary: "X".to_owned(), feed }
+    }
+
+    #[test]
+    fn a_range_is_served_if_it_is_one_and_there() {
+        let tag = "\"1\"";
+        let ask = |all: &[(header::HeaderName, &str)]| {
+            let headers = all.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
+            wanted(&headers.collect::<HeaderMap>(), 100, tag)
+        };
+        for (range, expected) in [
+            ("bytes=0-1", Wanted::Part(0..2)),
+            ("bytes=10-", Wanted::Part(10..100)),
+            ("bytes=-10", Wanted::Part(90..100)),
+            ("bytes=99-99", Wanted::Part(99..100)),
+            ("bytes=0-999", Wanted::Part(0..100)),
+            ("bytes=-999", Wanted::Part(0..100)),
+            ("bytes=100-", Wanted::Unsatisfiable),
+            ("bytes=0-1,5-6", Wanted::Whole),
+            ("lines=0-1", Wanted::Whole),
+            ("bytes=x-1", Wanted::Whole),
+        ] {
+            assert_eq!(ask(&[(header::RANGE, range)]), expected, "{range}");
+        }
+        let part = (header::RANGE, "bytes=0-1");
+        assert_eq!(ask(&[]), Wanted::Whole);
+        assert_eq!(ask(&[part.clone(), (header::IF_RANGE, tag)]), Wanted::Part(0..2));
+        for other in ["\"2\"", "Wed, 21 Oct 2015 07:28:00 GMT"] {
+            assert_eq!(ask(&[part.clone(), (header::IF_RANGE, other)]), Wanted::Whole, "{other}");
+        }
+        assert_eq!(ask(&[part, (header::IF_NONE_MATCH, "\"0\", W/\"1\"")]), Wanted::Nothing);
+        assert_eq!(ask(&[(header::IF_NONE_MATCH, "\"0\"")]), Wanted::Whole);
     }
 
     #[tokio::test]

@@ -97,6 +97,7 @@ pub(super) struct Serving<S, A> {
     is_closing: bool,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one of each connection, and it begins for a moment only")]
 enum State<S> {
     Begins(Handshake<Watching<S>, Bytes>),
     Open(Connection<Watching<S>, Bytes>, Pings),

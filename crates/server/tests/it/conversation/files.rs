@@ -69,6 +69,24 @@ async fn files_are_attached_shown_and_fetched() {
     assert_eq!((header("content-type"), header("x-content-type-options")), ("image/png".into(), "nosniff".into()));
     assert_eq!(header("content-disposition"), "inline; filename*=UTF-8''pic%20ture%2Epng");
     assert_eq!(response.bytes().await.unwrap(), large);
+    // As iOS plays what it is shown.
+    let ask = async |name: &str, value: &str| {
+        let asked = reqwest::Client::new().get(url).header(name, value).send().await.unwrap();
+        let of = |name: &str| asked.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        let headers = (asked.status().as_u16(), of("content-range"), of("etag"), of("accept-ranges"));
+        (headers, asked.bytes().await.unwrap())
+    };
+    let size = large.len();
+    let ((status, range, tag, ranges), content) = ask("range", "bytes=0-1").await;
+    assert_eq!((status, range, ranges.as_str()), (206, format!("bytes 0-1/{size}"), "bytes"));
+    assert_eq!(content, large[..2]);
+    let ((status, range, ..), content) = ask("range", "bytes=70000-").await;
+    assert_eq!((status, range), (206, format!("bytes 70000-{}/{size}", size - 1)));
+    assert_eq!(content, large[70_000..]);
+    let ((status, range, ..), content) = ask("range", &format!("bytes={size}-")).await;
+    assert_eq!((status, range), (416, format!("bytes */{size}")));
+    assert_eq!(serde_json::from_slice::<Value>(&content).unwrap()["error"]["code"], "range");
+    assert_eq!(ask("if-none-match", &tag).await.0.0, 304);
     let (path_only, query) = bare.split_once('?').unwrap();
     let web = Web::new(http);
     assert_eq!(web.get(path_only).await.0, 401);

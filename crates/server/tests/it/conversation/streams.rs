@@ -130,6 +130,33 @@ async fn a_stream_goes_on_where_a_conversation_was_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_that_did_not_change_is_not_sent_again_and_compressed_when_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let ann = user(server.addresses().http, "ann");
+    let convo = begin(&ann).await;
+    let said = "what was said ".repeat(100);
+    for _ in 0..20 {
+        say(&ann, &convo, &said).await;
+    }
+    let ask = async |known: &str| {
+        let request = ann.request(Method::GET, &format!("/api/v2/agent_convos/{convo}"));
+        let request = request.header("if-none-match", known).header("accept-encoding", "gzip");
+        let shown = request.send().await.unwrap();
+        assert_eq!(shown.headers()["cache-control"], "private, no-cache");
+        let tag = shown.headers()["etag"].to_str().unwrap().to_owned();
+        (shown.status().as_u16(), tag, shown.bytes().await.unwrap().len())
+    };
+    let (status, tag, bytes) = ask("\"other\"").await;
+    assert!(status == 200 && bytes < said.len(), "{status}, {bytes} bytes");
+    assert_eq!(ask(&tag).await, (304, tag.clone(), 0));
+    say(&ann, &convo, "more").await;
+    let (status, newer, _) = ask(&tag).await;
+    assert!(status == 200 && newer != tag, "{status} {newer}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_say_why_they_end() {
     let dir = tempfile::tempdir().unwrap();
     let server = server_with(dir.path(), Options { stream_seconds: 1, ..Options::default() }).await;
