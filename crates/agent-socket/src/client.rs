@@ -328,6 +328,7 @@ impl<C: Connector> Run<C> {
                         },
                         Some(Ok(Frame::Alive)) => Vec::new(),
                         Some(Ok(Frame::TooLarge(why))) => return Ended::Refused(Close::new(code::TOO_LARGE, why)),
+                        Some(Ok(Frame::NotText(why))) => return Ended::Refused(Close::new(code::UNREADABLE, why)),
                         Some(Ok(Frame::Closed(Some(close)))) if !close.may_return() => return Ended::Refused(close),
                         Some(Ok(Frame::Closed(_)) | Err(_)) | None => return Ended::Lost,
                     }

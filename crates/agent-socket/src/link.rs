@@ -1,8 +1,13 @@
 //! The server's side of one socket, without the socket: what may be said when, and how what is sent is cut. Pure; time is
 //! given to it, as milliseconds of any clock that does not go back.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 
 use crate::{
     close::{Close, code},
@@ -152,13 +157,14 @@ pub struct Link {
     begun_ms: u64,
     heard_ms: u64,
     told_ms: u64,
+    asked_ms: u64,
 }
 
 impl Link {
     /// A socket that was opened now.
     #[must_use]
     pub fn new(terms: Terms, now_ms: u64) -> Self {
-        Self { terms, is_in: false, begun_ms: now_ms, heard_ms: now_ms, told_ms: now_ms }
+        Self { terms, is_in: false, begun_ms: now_ms, heard_ms: now_ms, told_ms: now_ms, asked_ms: now_ms }
     }
 
     /// A frame came.
@@ -224,7 +230,13 @@ impl Link {
         self.told_ms = self.told_ms.max(now_ms);
     }
 
-    /// What is due. After a heartbeat, [`Link::told`] moves on.
+    /// A heartbeat was sent, or the transport's own question.
+    pub fn asked(&mut self, now_ms: u64) {
+        self.asked_ms = self.asked_ms.max(now_ms);
+    }
+
+    /// What is due. After a heartbeat, [`Link::told`] and [`Link::asked`] move on. It is due when nothing was said for its interval,
+    /// and when nothing was heard: a peer that has nothing to say may know only the transport's question.
     #[must_use]
     pub fn due(&self, now_ms: u64) -> Due {
         let Terms { hello_ms, heartbeat_ms, .. } = self.terms;
@@ -233,7 +245,8 @@ impl Link {
             let late = || Close::new(code::POLICY, format!("no hello within {hello_ms} ms"));
             return if now_ms >= until { Due::Close(late()) } else { Due::At(until) };
         }
-        let (silent_at, beat_at) = (self.heard_ms + heartbeat_ms * SILENT_BEATS, self.told_ms + heartbeat_ms);
+        let silent_at = self.heard_ms + heartbeat_ms * SILENT_BEATS;
+        let beat_at = self.told_ms.min(self.heard_ms.max(self.asked_ms)) + heartbeat_ms;
         if now_ms >= silent_at {
             return Due::Close(Close::new(code::AWAY, format!("nothing was heard for {SILENT_BEATS} heartbeats")));
         }
@@ -366,20 +379,26 @@ struct Joining {
 /// The text of a piece, and what is around it: a field of an object, or the payload itself.
 struct Piece {
     text: String,
-    field: Option<(&'static str, Value)>,
+    field: Option<(&'static str, Beside)>,
 }
+
+/// The other fields of an object, as they came: reading numbers as what Rust has for them may change them.
+type Beside = BTreeMap<String, Box<RawValue>>;
 
 fn piece(envelope: &Envelope) -> Option<Piece> {
     if envelope.kind != Type::TurnTextDelta {
         return None;
     }
-    let mut value = envelope.value();
-    if let Value::String(text) = value {
+    let payload = envelope.payload.as_ref()?.get();
+    if let Ok(text) = serde_json::from_str(payload) {
         return Some(Piece { text, field: None });
     }
-    let field = ["delta", "text"].into_iter().find(|name| value.get(name).is_some_and(Value::is_string))?;
-    let Value::String(text) = value[field].take() else { return None };
-    Some(Piece { text, field: Some((field, value)) })
+    let mut beside: Beside = serde_json::from_str(payload).ok()?;
+    ["delta", "text"].into_iter().find_map(|name| {
+        let text = serde_json::from_str(beside.get(name)?.get()).ok()?;
+        beside.remove(name);
+        Some(Piece { text, field: Some((name, std::mem::take(&mut beside))) })
+    })
 }
 
 impl Joining {
@@ -393,7 +412,15 @@ impl Joining {
             return false;
         }
         let Some(more) = piece(event) else { return false };
-        if own.field != more.field || own.text.len() + more.text.len() > bytes_max {
+        let is_beside = |a: &Beside, b: &Beside| {
+            a.len() == b.len() && a.iter().zip(b).all(|((a, x), (b, y))| a == b && x.get() == y.get())
+        };
+        let is_alike = match (&own.field, &more.field) {
+            (None, None) => true,
+            (Some((a, x)), Some((b, y))) => a == b && is_beside(x, y),
+            _ => false,
+        };
+        if !is_alike || own.text.len() + more.text.len() > bytes_max {
             return false;
         }
         own.text.push_str(&more.text);
@@ -404,16 +431,66 @@ impl Joining {
     fn end(self) -> Envelope {
         let Self { mut envelope, text, count } = self;
         if let (Some(Piece { text, field }), 2..) = (text, count) {
-            let payload = match field {
-                None => Value::String(text),
-                Some((name, mut object)) => {
-                    object[name] = text.into();
-                    object
+            envelope = match field {
+                None => envelope.with(&text),
+                Some((name, mut fields)) => {
+                    fields.extend(to_raw_value(&text).ok().map(|text| (name.to_owned(), text)));
+                    envelope.with(&fields)
                 }
             };
-            envelope = envelope.with(&payload);
             envelope.extra.add("joined", &json!(count));
         }
         envelope
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::{Due, Envelope, Link, Terms, Type, join};
+
+    #[test]
+    fn a_peer_that_only_answers_is_asked_however_much_it_is_told() {
+        let terms = Terms { heartbeat_ms: 15_000, ..Terms::default() };
+        let mut link = Link::new(terms, 0);
+        link.hear(br#"{"protocol":"agent-socket","version":1,"type":"hello","clientId":"c","ts":1}"#, 0).unwrap();
+        let mut asked = 0;
+        // An event every 5 s.
+        for now_ms in (0..600_000).step_by(1000) {
+            if now_ms % 5000 == 0 {
+                link.told(now_ms);
+            }
+            match link.due(now_ms) {
+                Due::Heartbeat => {
+                    asked += 1;
+                    link.told(now_ms);
+                    link.asked(now_ms);
+                    link.alive(now_ms);
+                }
+                due => assert!(matches!(due, Due::At(_)), "{due:?} after {now_ms} ms"),
+            }
+        }
+        assert_eq!(asked, 39);
+        let silent = link.due(link.heard_ms + 45_000);
+        assert!(matches!(silent, Due::Close(_)), "{silent:?}");
+    }
+
+    #[test]
+    fn what_is_beside_a_joined_text_stays_as_it_came() {
+        let piece = |payload: &str| Envelope {
+            payload: Some(RawValue::from_string(payload.to_owned()).unwrap()),
+            ..Envelope::new(Type::TurnTextDelta)
+        };
+        let number = "12345678901234567890123";
+        let with = |text: &str, number: &str| piece(&format!(r#"{{"delta":"{text}","cost":{number}}}"#));
+        let joined = join(vec![with("a", number), with("b", number), with("c", "1.0"), with("d", "1.00")], 1000);
+        let payloads: Vec<_> = joined.iter().map(|event| event.payload.as_ref().unwrap().get().to_owned()).collect();
+        let expected = [
+            r#"{"cost":12345678901234567890123,"delta":"ab"}"#,
+            r#"{"delta":"c","cost":1.0}"#,
+            r#"{"delta":"d","cost":1.00}"#,
+        ];
+        assert_eq!(payloads, expected);
     }
 }

@@ -189,6 +189,7 @@ impl<H: Handlers, C: Connector> Run<H, C> {
                         Some(Ok(Frame::Envelope(frame))) => frame,
                         Some(Ok(Frame::Alive)) => continue,
                         Some(Ok(Frame::TooLarge(why))) => return Ended::Refused(Close::new(code::TOO_LARGE, why)),
+                        Some(Ok(Frame::NotText(why))) => return Ended::Refused(Close::new(code::UNREADABLE, why)),
                         Some(Ok(Frame::Closed(Some(close)))) if !close.may_return() => return Ended::Refused(close),
                         Some(Ok(Frame::Closed(_)) | Err(_)) | None => return Ended::Lost,
                     };

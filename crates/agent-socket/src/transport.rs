@@ -21,6 +21,8 @@ pub enum Frame {
     Alive,
     /// It was too large, and was not read to its end.
     TooLarge(String),
+    /// It said that it was text, and is not UTF-8.
+    NotText(String),
     /// The other end closed, and said why.
     Closed(Option<Close>),
 }
@@ -58,6 +60,12 @@ pub trait Sender: Send + 'static {
 pub trait Receiver: Send + 'static {
     /// What comes next; nothing if there will be nothing any more. Cancel-safe.
     fn next(&mut self) -> impl Future<Output = Option<Result<Frame, Broken>>> + Send;
+
+    /// Reads on after [`Sender::close`] until the other end has closed, too, or for a while: what was on its way when a socket is closed
+    /// may otherwise reset it before the other end has read why. Nothing, where that cannot happen.
+    fn drain(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// Sends frames, and waits until the other end took them.

@@ -95,7 +95,8 @@ async fn attached(talks: &Conversations, ann: &Visitor, id: Uuid) -> String {
     assert_eq!(talks.post(&seat, "look", Some(stale), "").await.err().unwrap().kind, Kind::NotFound);
     let page = Page { after: None, before: None, limit: 1 };
     let last = talks.page(seat.permit(), page).await.unwrap().remove(0);
-    let (kept, content) = talks.fetch(&last.files[0].id.to_string(), Asker::Visitor(ann)).await.unwrap();
+    let kept = talks.find_file(&last.files[0].id.to_string(), Asker::Visitor(ann)).await.unwrap();
+    let content = talks.content(&kept, None).await.unwrap();
     let content: Vec<_> = content.try_collect().await.unwrap();
     assert_eq!((kept.byte_size, content.concat()), (5, b"hello".to_vec()));
     last.files[0].id.to_string()
@@ -159,7 +160,7 @@ async fn everything(database: Option<String>) {
     assert_eq!(talks.erase(&nobody, "shop", "ann").await.err().unwrap().kind, Kind::Denied);
     assert_eq!(talks.erase(&admin(), "shop", "ann").await.unwrap(), 3);
     assert!(talks.list(&ann, None, 10).await.unwrap().is_empty());
-    assert!(talks.fetch(&file, Asker::Visitor(&ann)).await.is_err());
+    assert!(talks.find_file(&file, Asker::Visitor(&ann)).await.is_err());
     // Whoever held it still writes nothing.
     assert_eq!(talks.post(&seat, "hello?", None, "").await.err().unwrap().kind, Kind::NotFound);
     assert!(talks.receive(&seat, Uuid::now_v7(), "late.txt", "text/plain").await.is_err());

@@ -7,6 +7,7 @@ mod connections;
 mod descriptors;
 mod grpc;
 mod http2;
+mod lingering;
 mod sending;
 mod sockets;
 mod web;

@@ -81,6 +81,7 @@ impl Surface {
             tracing::debug!(%close, "a socket is closed");
             // It has no longer for this than for anything else.
             let _ = timeout(socket.patience(), socket.sender.close(close)).await;
+            receiver.drain().await;
         }
     }
 }
@@ -188,6 +189,7 @@ impl<S: Sender> Socket<S> {
         }
         // Browsers answer the transport's question by themselves, whatever speaks there.
         let _ = timeout(self.patience(), self.sender.ping()).await;
+        self.link.asked(self.now());
         self.send(vec![heartbeat().to_json()]).await
     }
 
@@ -201,6 +203,7 @@ impl<S: Sender> Socket<S> {
                 Ok(Some(Said::Nothing))
             }
             Some(Ok(Frame::TooLarge(why))) => Err(Close::new(code::TOO_LARGE, why)),
+            Some(Ok(Frame::NotText(why))) => Err(Close::new(code::UNREADABLE, why)),
             // Whoever breaks or closes comes back if it likes.
             Some(Ok(Frame::Closed(_)) | Err(_)) | None => Ok(None),
         }

@@ -40,6 +40,9 @@ const HELD_MAX = 1000
 const PENDING_MAX = 256
 const SILENT_BEATS = 3
 
+/** Longest wait for a sign of life after the network changed or the page was shown. */
+const PROBE_MS = 1000
+
 /** Close codes after which it does not come back: it would say the same again. */
 const FINAL: ReadonlySet<number> = new Set([1002, 1007, 1009])
 
@@ -65,8 +68,13 @@ export class AgentSocketClient {
   #stateSeq = 0
   #unacked = 0
   #heardAt = 0
+  #heard = 0
   #heartbeatMs = 15_000
+  /** Whether the other side sends heartbeats: the published package has none, and is not lost when it is quiet. */
+  #hasBeats = false
   #beats: ReturnType<typeof setInterval> | undefined
+  #retry: ReturnType<typeof setTimeout> | undefined
+  #unlisten: (() => void)[] = []
   #pauseMs: number
   #isClosed = false
 
@@ -106,6 +114,8 @@ export class AgentSocketClient {
   /** Connects, and says hello. */
   connect(): void {
     this.#isClosed = false
+    clearTimeout(this.#retry)
+    this.#listen()
     const { transport: given } = this.#options
     const connection = typeof given === 'function' ? given() : given
     const transport = isTransport(connection) ? connection : webSocketTransport(connection)
@@ -128,6 +138,8 @@ export class AgentSocketClient {
   close(): void {
     this.#isClosed = true
     clearInterval(this.#beats)
+    clearTimeout(this.#retry)
+    this.#unlisten.splice(0).forEach((unlisten) => unlisten())
     this.#transport?.close(1000, 'the client ends')
   }
 
@@ -169,6 +181,7 @@ export class AgentSocketClient {
   /** A frame came. Called by the transport. */
   handleRaw(raw: string | ArrayBuffer | Uint8Array): void {
     this.#heardAt = Date.now()
+    this.#heard += 1
     let envelope: AgentSocketEnvelope
     try {
       envelope = parseEnvelope(raw)
@@ -201,6 +214,7 @@ export class AgentSocketClient {
     this.#socketId = envelope.socketId
     this.#knows(envelope)
     const { latestSeq, heartbeatMs } = (envelope.payload ?? {}) as { latestSeq?: number; heartbeatMs?: number }
+    this.#hasBeats = heartbeatMs !== undefined && heartbeatMs > 0
     if (heartbeatMs !== undefined && heartbeatMs > 0 && heartbeatMs !== this.#heartbeatMs) {
       this.#heartbeatMs = heartbeatMs
       this.#beat()
@@ -303,11 +317,8 @@ export class AgentSocketClient {
   #beat(): void {
     clearInterval(this.#beats)
     this.#beats = setInterval(() => {
-      if (Date.now() - this.#heardAt >= this.#heartbeatMs * SILENT_BEATS) {
-        this.#transport?.close(4001, 'nothing was heard')
-        this.#left(undefined)
-        return
-      }
+      const mustBeHeard = this.#hasBeats || !this.#isIn
+      if (mustBeHeard && Date.now() - this.#heardAt >= this.#heartbeatMs * SILENT_BEATS) return this.#lost()
       this.#put(makeEnvelope('heartbeat'))
       if (!this.#isIn) return
       if (this.#unacked > 0 && this.#options.ackEvery !== 0) this.ack()
@@ -320,6 +331,44 @@ export class AgentSocketClient {
     ;(this.#beats as { unref?: () => void }).unref?.()
   }
 
+  /** The connection is there, and dead. */
+  #lost(): void {
+    const transport = this.#transport
+    this.#left(undefined)
+    transport?.close(4001, 'nothing was heard')
+  }
+
+  /** In a browser: what tells that a connection may be dead, or that another one may be had. */
+  #listen(): void {
+    if (this.#unlisten.length > 0) return
+    const listen = (target: EventTarget | undefined, name: string, handler: () => void): void => {
+      target?.addEventListener(name, handler)
+      this.#unlisten.push(() => target?.removeEventListener(name, handler))
+    }
+    const page = typeof document === 'undefined' ? undefined : document
+    const view = typeof window === 'undefined' ? undefined : window
+    const network = typeof navigator === 'undefined' ? undefined : (navigator as { connection?: EventTarget }).connection
+    listen(page, 'visibilitychange', () => page?.visibilityState === 'visible' && this.#probe())
+    for (const name of ['online', 'pageshow']) listen(view, name, () => this.#probe())
+    listen(network, 'change', () => this.#probe())
+  }
+
+  /** Connects now if it waits to; otherwise wants a sign of life, soon. */
+  #probe(): void {
+    if (this.#isClosed) return
+    this.#pauseMs = this.#options.pauseMs ?? 200
+    const transport = this.#transport
+    if (transport === undefined) {
+      if (typeof this.#options.transport === 'function') this.connect()
+      return
+    }
+    const heard = this.#heard
+    if (this.#isIn) this.requestReplay()
+    setTimeout(() => {
+      if (this.#transport === transport && this.#heard === heard) this.#lost()
+    }, PROBE_MS)
+  }
+
   #left(event: unknown): void {
     clearInterval(this.#beats)
     this.#transport = undefined
@@ -328,7 +377,8 @@ export class AgentSocketClient {
     this.#held = []
     const code = (event as { code?: number } | undefined)?.code ?? 1006
     if (this.#isClosed || FINAL.has(code) || typeof this.#options.transport !== 'function') return
-    setTimeout(() => this.#isClosed || this.connect(), this.#pauseMs * (1 - Math.random() / 2))
+    clearTimeout(this.#retry)
+    this.#retry = setTimeout(() => this.#isClosed || this.connect(), this.#pauseMs * (1 - Math.random() / 2))
     this.#pauseMs = Math.min(this.#pauseMs * 2, this.#options.pauseMaxMs ?? 10_000)
   }
 }

@@ -34,21 +34,53 @@ export type AgentSocketServerOptions = {
   runtimeGeneration: string
   handlers: AgentSocketServerHandlers
   store?: AgentSocketEventStore
+  /** After how long without a word it says that it is there; 15 s, if not given. */
+  heartbeatMs?: number
 }
 
 const HEARTBEAT_MS = 15_000
+/** Heartbeats of silence that end a connection whose client sends heartbeats. */
+const SILENT_BEATS = 3
 const TURNS_MAX = 1000
 const EARLY_MAX = 1000
+
+/** What all sessions of one client over one store share: its numbers, and the order in which its events are kept. */
+class ClientStream {
+  static readonly #all = new WeakMap<AgentSocketEventStore, Map<string, ClientStream>>()
+
+  readonly sessions = new Set<AgentSocketServerSession>()
+  readonly turns = new Set<string>()
+  /** The last number that was given to an event, and the last one that is kept. */
+  numbered = 0
+  kept = 0
+  /** What is to be kept, one after the other. */
+  work: Promise<void> = Promise.resolve()
+
+  static of(store: AgentSocketEventStore, clientId: string): ClientStream {
+    const streams = ClientStream.#all.get(store) ?? new Map<string, ClientStream>()
+    ClientStream.#all.set(store, streams)
+    const stream = streams.get(clientId) ?? new ClientStream()
+    streams.set(clientId, stream)
+    return stream
+  }
+}
 
 export class AgentSocketServerSession {
   readonly #transport: AgentSocketTransport
   readonly #options: AgentSocketServerOptions
   readonly #store: AgentSocketEventStore
-  readonly #turns = new Set<string>()
+  readonly #heartbeatMs: number
   #clientId: string | undefined
   #socketId: string | undefined
-  #last = 0
+  #stream: ClientStream | undefined
+  /** The last event that was sent without being asked for. */
+  #sent = 0
   #early: (() => void)[] = []
+  #beats: ReturnType<typeof setInterval> | undefined
+  #heardAt = Date.now()
+  #saidAt = Date.now()
+  /** Whether the client sends heartbeats: the published package has none, and is not lost when it is quiet. */
+  #hasBeats = false
   /** What came or is to be kept, one after the other. */
   #work: Promise<void> = Promise.resolve()
 
@@ -56,25 +88,41 @@ export class AgentSocketServerSession {
     this.#transport = transport
     this.#options = options
     this.#store = options.store ?? new MemoryEventStore()
+    this.#heartbeatMs = options.heartbeatMs ?? HEARTBEAT_MS
     transport.onMessage((data) => this.#then(() => this.#hear(data)))
+    transport.onClose(() => {
+      clearInterval(this.#beats)
+      this.#stream?.sessions.delete(this)
+    })
   }
 
-  /** Keeps an event, and then sends it. What is emitted before the client said hello waits for that, and has no number yet. */
+  /** Keeps an event, and then sends it to every session of the client over this store. What is emitted before the client said hello waits for that, and has no number yet. */
   emit<T>(type: AgentSocketEventType, payload?: T, meta: AgentSocketMeta = {}): AgentSocketEnvelope<T> {
     if (!isEventType(type)) throw new Error(`${type} is no event`)
-    if (this.#clientId === undefined) {
+    const stream = this.#stream
+    if (stream === undefined) {
       if (this.#early.length >= EARLY_MAX) throw new Error(`${EARLY_MAX} events wait for a hello already`)
       this.#early.push(() => this.emit(type, payload, meta))
       return makeEnvelope(type, payload, meta)
     }
-    const prev = this.#last
-    this.#last += 1
-    const envelope = this.#own(makeEnvelope(type, payload, { ...meta, seq: this.#last }))
-    this.#then(async () => {
-      await this.#store.append(envelope)
-      this.#put({ ...envelope, prev } as AgentSocketEnvelope)
-    })
+    stream.numbered += 1
+    const seq = stream.numbered
+    const envelope = this.#own(makeEnvelope(type, payload, { ...meta, seq }))
+    stream.work = stream.work
+      .then(async () => {
+        await this.#store.append(envelope)
+        stream.kept = seq
+        for (const session of stream.sessions) session.#pass(envelope)
+      })
+      .catch((error: unknown) => this.#transport.close(1011, String(error).slice(0, 100)))
     return envelope
+  }
+
+  /** Sends an event that was kept. */
+  #pass(envelope: AgentSocketEnvelope): void {
+    const prev = this.#sent
+    this.#sent = envelope.seq ?? prev
+    this.#put({ ...envelope, prev } as AgentSocketEnvelope)
   }
 
   #then(work: () => Promise<void>): void {
@@ -82,6 +130,7 @@ export class AgentSocketServerSession {
   }
 
   async #hear(data: string | ArrayBuffer | Uint8Array): Promise<void> {
+    this.#heardAt = Date.now()
     let envelope: AgentSocketEnvelope
     try {
       envelope = parseEnvelope(data)
@@ -97,6 +146,9 @@ export class AgentSocketServerSession {
       return
     }
     switch (envelope.type) {
+      case 'heartbeat':
+        this.#hasBeats = true
+        return
       case 'state_request':
         return this.#snapshot()
       case 'replay_request':
@@ -119,24 +171,45 @@ export class AgentSocketServerSession {
     }
     this.#clientId = envelope.clientId
     this.#socketId = envelope.socketId ?? crypto.randomUUID()
-    this.#last = await this.#store.latestSeq(envelope.clientId)
-    const payload = { version: 1, latestSeq: this.#last, heartbeatMs: HEARTBEAT_MS, silenceMs: HEARTBEAT_MS * 3 }
+    const stream = ClientStream.of(this.#store, envelope.clientId)
+    const latest = await this.#store.latestSeq(envelope.clientId)
+    // From here on without a pause: what is kept next is sent, and what was kept before is asked for.
+    stream.kept = Math.max(stream.kept, latest)
+    stream.numbered = Math.max(stream.numbered, stream.kept)
+    this.#sent = stream.kept
+    stream.sessions.add(this)
+    this.#stream = stream
+    const heartbeatMs = this.#heartbeatMs
+    const payload = { version: 1, latestSeq: this.#sent, heartbeatMs, silenceMs: heartbeatMs * SILENT_BEATS }
     this.#put(this.#own(makeEnvelope('welcome', payload)))
     const hello = (envelope.payload ?? {}) as { runtimeGeneration?: string | null; versions?: number[] }
     const from = hello.runtimeGeneration ?? envelope.runtimeGeneration ?? null
     const to = this.#options.runtimeGeneration
     if (from !== null && from !== to) this.#put(this.#own(makeEnvelope('runtime_generation_changed', { from, to })))
+    this.#beats = setInterval(() => this.#beat(), heartbeatMs / 2)
+    // A program that has nothing else to do may end.
+    ;(this.#beats as { unref?: () => void }).unref?.()
     await this.#snapshot()
     this.#early.splice(0).forEach((emit) => emit())
   }
 
+  #beat(): void {
+    const now = Date.now()
+    if (this.#hasBeats && now - this.#heardAt >= this.#heartbeatMs * SILENT_BEATS) {
+      this.#transport.close(1001, `nothing was heard for ${SILENT_BEATS} heartbeats`)
+      return
+    }
+    if (now - this.#saidAt >= this.#heartbeatMs) this.#put(this.#own(makeEnvelope('heartbeat', { latestSeq: this.#sent })))
+  }
+
   async #snapshot(): Promise<void> {
     const state = await this.#options.handlers.getState(this.#clientId ?? '')
-    this.#put(this.#own(makeEnvelope('state_snapshot', { ...state, seq: this.#last })))
+    this.#put(this.#own(makeEnvelope('state_snapshot', { ...state, seq: this.#stream?.kept ?? 0 })))
   }
 
   async #replay(asked: { since?: number; until?: number; max?: number } = {}): Promise<void> {
-    const { since = 0, until = this.#last, max = 10_000 } = asked
+    const { since = 0, max = 10_000 } = asked
+    const until = Math.min(asked.until ?? Infinity, Math.max(this.#sent, this.#stream?.kept ?? 0))
     const all = await this.#store.getSince(this.#clientId ?? '', since)
     const wanted = all.filter(({ seq = 0 }) => seq <= until)
     const events = wanted.slice(0, max)
@@ -153,12 +226,15 @@ export class AgentSocketServerSession {
     const { turnId } = envelope
     if (turnId !== undefined) {
       // It runs already, or it ran: that is what the asker wants to know.
-      if (this.#turns.has(turnId)) return this.#snapshot()
+      const turns = this.#stream?.turns ?? new Set<string>()
+      if (turns.has(turnId)) return this.#snapshot()
       const kept = await this.#store.getSince(this.#clientId ?? '', 0)
       if (kept.some((event) => event.turnId === turnId)) return this.#snapshot()
-      this.#turns.add(turnId)
-      const oldest = this.#turns.values().next().value
-      if (this.#turns.size > TURNS_MAX && oldest !== undefined) this.#turns.delete(oldest)
+      // Another tab may have begun it in the meantime.
+      if (turns.has(turnId)) return this.#snapshot()
+      turns.add(turnId)
+      const oldest = turns.values().next().value
+      if (turns.size > TURNS_MAX && oldest !== undefined) turns.delete(oldest)
     }
     const emit = ({ type, payload, turnId: turn, operationId, ts }: EmittedEvent): void => {
       const meta: AgentSocketMeta = {}
@@ -194,6 +270,7 @@ export class AgentSocketServerSession {
   }
 
   #put(envelope: AgentSocketEnvelope): void {
+    this.#saidAt = Date.now()
     try {
       this.#transport.send(serializeEnvelope(envelope))
     } catch {

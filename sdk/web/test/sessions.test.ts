@@ -127,6 +127,66 @@ test('what is missing is noticed, and what is gone is told', async () => {
   late.close()
 })
 
+test('two tabs of one client over one store see the same', async () => {
+  const store = new MemoryEventStore()
+  const tabs = [1, 2].map(() => {
+    const [here, there] = InMemoryTransport.pair()
+    const server = session(there, store)
+    const client = new AgentSocketClient({ clientId: 'c', transport: here })
+    const seen = watch(client)
+    client.connect()
+    return { server, client, seen }
+  })
+  await settled()
+  const [one, other] = tabs as [(typeof tabs)[0], (typeof tabs)[0]]
+  one.server.emit('turn_phase', { phase: '1' })
+  other.server.emit('turn_phase', { phase: '2' })
+  one.server.emit('turn_phase', { phase: '3' })
+  await settled()
+  // Begun in both, it runs once.
+  one.client.startTurn({}, 't')
+  other.client.startTurn({}, 't')
+  await settled()
+  for (const { seen, client } of tabs) {
+    assert.deepEqual(seen.map(({ seq }) => seq), [1, 2, 3, 4, 5, 6])
+    assert.ok(client.connected)
+    client.close()
+  }
+})
+
+test('a quiet side is lost only if it promised heartbeats', async () => {
+  const heartbeatMs = 20
+  const wait = (beats: number): Promise<void> => new Promise((done) => setTimeout(done, beats * heartbeatMs))
+  const handlers = { getState: () => initialRuntimeState('g') }
+  // A client of the published package says nothing by itself, and stays; it hears that the server is there.
+  const [quiet, there] = InMemoryTransport.pair()
+  createAgentSocketServerSession(there, { runtimeGeneration: 'g', handlers, heartbeatMs })
+  const heard: string[] = []
+  let closed = 0
+  quiet.onMessage((data) => heard.push((JSON.parse(data as string) as AgentSocketEnvelope).type))
+  quiet.onClose(() => (closed += 1))
+  quiet.send(serializeEnvelope({ ...makeEnvelope('hello'), clientId: 'c' }))
+  await wait(8)
+  assert.equal(closed, 0)
+  assert.ok(heard.filter((type) => type === 'heartbeat').length >= 2, String(heard))
+  // One that sent heartbeats, and stops, is gone.
+  quiet.send(serializeEnvelope(makeEnvelope('heartbeat')))
+  await wait(8)
+  assert.equal(closed, 1)
+  // Our client stays with a server that promised none, and leaves one that did.
+  for (const [promised, left] of [[undefined, 0], [heartbeatMs, 1]] as const) {
+    const [here, server] = InMemoryTransport.pair()
+    let ends = 0
+    server.onClose(() => (ends += 1))
+    const client = new AgentSocketClient({ clientId: 'c', transport: here })
+    client.connect()
+    server.send(serializeEnvelope(makeEnvelope('welcome', { latestSeq: 0, ...(promised === undefined ? {} : { heartbeatMs: promised }) })))
+    await wait(10)
+    assert.equal(ends, left)
+    client.close()
+  }
+})
+
 test('what is not allowed closes the connection', async () => {
   for (const [frame, code] of [
     ['nothing', 1007],

@@ -41,6 +41,7 @@ pub(super) async fn serve<H: Handlers, S: Sender, R: Receiver>(
     if let Err(close) = &ended {
         // It has no longer for this than for anything else.
         let _ = timeout(socket.patience(), socket.sender.close(close.clone())).await;
+        receiver.drain().await;
     }
     ended
 }
@@ -86,6 +87,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
                         self.answer(said).await?;
                     }
                     Some(Ok(Frame::TooLarge(why))) => return Err(Close::new(code::TOO_LARGE, why)),
+                    Some(Ok(Frame::NotText(why))) => return Err(Close::new(code::UNREADABLE, why)),
                     Some(Ok(Frame::Alive)) => self.link.alive(self.now()),
                     // Whoever breaks or closes comes back if it likes.
                     Some(Ok(Frame::Closed(_)) | Err(_)) | None => return Ok(()),
@@ -123,6 +125,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
     async fn beat(&mut self) -> Result<(), Close> {
         // Browsers answer the transport's question by themselves, whatever speaks there.
         let _ = timeout(self.patience(), self.sender.ping()).await;
+        self.link.asked(self.now());
         let latest = self.client.as_ref().map_or(0, |client| client.sent);
         self.say(Envelope::new(Type::Heartbeat).with(&json!({"latestSeq": latest}))).await
     }

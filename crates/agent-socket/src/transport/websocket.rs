@@ -127,11 +127,22 @@ where
             Ok(Message::Text(text)) => Frame::Envelope(text.into()),
             Ok(Message::Binary(bytes)) => Frame::Envelope(bytes),
             Ok(Message::Close(frame)) => {
+                // The answer (RFC 6455, section 5.5.1) is written when what follows is read: nothing.
+                let _ = timeout(CLOSE_PATIENCE, self.0.next()).await;
                 Frame::Closed(frame.map(|frame| Close::new(frame.code.into(), frame.reason.to_string())))
             }
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Frame::Alive,
             Err(tokio_tungstenite::tungstenite::Error::Capacity(error)) => Frame::TooLarge(error.to_string()),
+            Err(tokio_tungstenite::tungstenite::Error::Utf8(error)) => {
+                Frame::NotText(format!("a text frame is not UTF-8: {error}"))
+            }
             Err(error) => return Some(Err(error.into())),
         }))
+    }
+
+    async fn drain(&mut self) {
+        let rest = async { while let Some(Ok(_)) = self.0.next().await {} };
+        // Elapsed: it is closed all the same.
+        let _ = timeout(CLOSE_PATIENCE, rest).await;
     }
 }

@@ -5,17 +5,22 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
     body::Body,
-    http::{Request, Response, header},
+    http::{HeaderValue, Request, Response, StatusCode, header},
 };
+use bytes::Bytes;
 use futures_util::TryFutureExt as _;
 use hyper::{
-    body::Incoming,
+    body::{Body as _, Frame, Incoming, SizeHint},
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -34,6 +39,7 @@ use super::{
     Held, KEEPALIVE_TIMEOUT, STREAMS_MAX, Tracked,
     connections::{Active, Connection},
     handshake,
+    lingering::{Lingering, OverTcp},
     sending::Sending,
     sends_first_byte, set_up, stops, until_closed,
 };
@@ -123,11 +129,12 @@ impl Web {
     /// What is not a future is done before it, and what is awaited stays where it is: each would be kept twice otherwise.
     fn http1(
         self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        stream: impl OverTcp + AsyncRead + AsyncWrite + Send + Unpin + 'static,
         open: Open,
     ) -> impl Future<Output = ()> + Send {
-        let Self { site, stop, answers, .. } = self;
+        let Self { site, stop, answers, tasks, .. } = self;
         let Open { peer, connection, .. } = open;
+        let stream = Lingering::new(stream, connection.clone(), tasks);
         let (of_request, stream) = (connection.clone(), Sending::new(stream, connection.clone()));
         let answer = service_fn(move |request| answer(&site, &answers, request, peer, &of_request, true));
         let mut serve = http1::Builder::new();
@@ -179,10 +186,56 @@ fn answer(
     }
     let answers = answers.clone();
     let router = site.router(request.headers(), request.uri()).clone();
-    router.oneshot(request.map(Body::new)).map_ok(move |answer| {
+    let (request, body) = Read::track(request);
+    router.oneshot(request).map_ok(move |mut answer| {
         answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
+        // hyper reads no more of what nobody read, and closes the connection without a word.
+        if has_upgrades && !body.is_whole() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         answer.map(|body| Held::new(body, active))
     })
+}
+
+/// Whether the body of a request was read to its end.
+struct Read(Arc<AtomicBool>);
+
+struct ReadBody {
+    body: Incoming,
+    is_whole: Arc<AtomicBool>,
+}
+
+impl Read {
+    fn track(request: Request<Incoming>) -> (Request<Body>, Self) {
+        let is_whole = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+        let read = Self(is_whole.clone());
+        (request.map(|body| Body::new(ReadBody { body, is_whole })), read)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+impl hyper::body::Body for ReadBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.is_whole.store(true, Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Whether a connection begins as HTTP/2 does. Takes nothing from it. Half a beginning costs nothing while the rest does not

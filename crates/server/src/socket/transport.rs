@@ -1,16 +1,22 @@
 //! axum's WebSocket as a transport.
 
+use std::time::Duration;
+
 use axum::extract::ws::{CloseFrame, Message, WebSocket as Inner};
 use bytes::Bytes;
 use futures_util::{
     SinkExt as _, StreamExt as _,
     stream::{SplitSink, SplitStream},
 };
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Error as WireError;
 use trunkline_agent_socket::{
     Close,
     transport::{Broken, Frame, Receiver, Sender, Transport},
 };
+
+/// How long the other end may take to agree that a socket is closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct WebSocket(pub(super) Inner);
 
@@ -55,15 +61,24 @@ impl Receiver for Receives {
             Ok(Message::Binary(bytes)) => Ok(Frame::Envelope(bytes)),
             Ok(Message::Ping(_) | Message::Pong(_)) => Ok(Frame::Alive),
             Ok(Message::Close(frame)) => {
+                // The answer (RFC 6455, section 5.5.1) is written when what follows is read: nothing.
+                let _ = timeout(CLOSE_PATIENCE, self.0.next()).await;
                 Ok(Frame::Closed(frame.map(|frame| Close::new(frame.code, frame.reason.to_string()))))
             }
             Err(error) => match error.into_inner().downcast::<WireError>() {
                 Ok(error) => match *error {
                     WireError::Capacity(error) => Ok(Frame::TooLarge(error.to_string())),
+                    WireError::Utf8(error) => Ok(Frame::NotText(format!("a text frame is not UTF-8: {error}"))),
                     error => Err(error.into()),
                 },
                 Err(error) => Err(error),
             },
         })
+    }
+
+    async fn drain(&mut self) {
+        let rest = async { while let Some(Ok(_)) = self.0.next().await {} };
+        // Elapsed: it is closed all the same.
+        let _ = timeout(CLOSE_PATIENCE, rest).await;
     }
 }

@@ -117,9 +117,8 @@ impl<S: Sender> Ui<'_, S> {
                         Some(said) => self.answer(said).await?,
                         None => return Ok(()),
                     }
-                    // Whoever says too much is heard more slowly.
-                    let now = Instant::now().into_std();
-                    if let Some(Err(wait)) = bucket.as_mut().map(|bucket| bucket.take(now)) {
+                    // One that says too much is heard more slowly.
+                    while let Some(Err(wait)) = bucket.as_mut().map(|bucket| bucket.take(Instant::now().into_std())) {
                         sleep(wait).await;
                     }
                 }
@@ -254,10 +253,8 @@ impl<S: Sender> Ui<'_, S> {
         let Envelope { kind, turn_id, payload, .. } = &envelope;
         let event = |kind| Envelope { turn_id: turn_id.clone(), payload: payload.clone(), ..Envelope::new(kind) };
         let (aim, told) = match kind {
-            Type::TurnStart if sockets.generation(self.permit.client()).is_none() => {
-                (Aim::Begin, Some(event(Type::TurnQueued)))
-            }
-            Type::TurnStart => (Aim::Begin, None),
+            // Also where there is a runtime: it may leave before it has said anything of it.
+            Type::TurnStart => (Aim::Begin, Some(event(Type::TurnQueued))),
             Type::TurnAborted => (Aim::Stop, Some(event(Type::TurnAborted))),
             _ => (Aim::Other, None),
         };

@@ -196,6 +196,9 @@ async fn a_turn_runs_in_the_runtime_and_every_tab_sees_it() {
     until(|| count(&seen, Type::TurnDone) == 1).await;
     assert_eq!(seen.lock().unwrap().1, "you said hi");
     let mut last = welcome["payload"]["latestSeq"].as_u64().unwrap();
+    let queued = tab.expect("turn_queued").await;
+    assert_eq!((&queued["prev"], &queued["turnId"]), (&json!(last), &json!("t-1")));
+    last = queued["seq"].as_u64().unwrap();
     for kind in ["turn_running", "turn_text_delta", "turn_text_delta", "turn_text_delta", "turn_done"] {
         let event = tab.expect(kind).await;
         assert_eq!(

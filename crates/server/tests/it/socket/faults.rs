@@ -1,11 +1,18 @@
 //! Runtimes that die, come back, lie or are displaced; and UIs that do not keep up.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use trunkline::{Config, Server};
 use trunkline_agent_socket::{Close, close::code};
+use trunkline_core::limits::Limits;
 
-use super::{Frame, Socket, server};
+use super::{Frame, PATIENCE, Socket, server};
 
 async fn acked(runtime: &mut Socket, seq: u64) {
     while runtime.expect("ack").await["ack"] != seq {}
@@ -28,6 +35,7 @@ async fn what_a_runtime_said_nothing_of_the_next_one_gets() {
     assert_eq!(second.expect("turn_start").await["ask"], asked["ask"]);
     second.say(json!({"type": "turn_running", "clientId": "c", "turnId": "t", "seq": 1})).await;
     acked(&mut second, 1).await;
+    tab.expect("turn_queued").await;
     tab.expect("turn_running").await;
     // An answer is had when the runtime says so.
     tab.say(json!({"type": "approval_resolve", "operationId": "o"})).await;
@@ -150,5 +158,100 @@ async fn a_ui_that_does_not_keep_up_gets_pieces_joined_and_misses_nothing() {
         (seen, joined, last) = (seen + count, joined + usize::from(count > 1), event["seq"].clone());
     }
     assert!(joined > 0);
+    server.stop().await;
+}
+
+/// A WebSocket of which every byte is written and read by hand.
+async fn by_hand(http: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(http).await.unwrap();
+    let upgrade = format!(
+        "GET /agent-socket HTTP/1.1\r\nhost: {http}\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(upgrade.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+/// A frame of a client, with a mask that changes nothing.
+fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    match u16::try_from(payload.len()) {
+        Ok(length @ ..=125) => frame.push(0x80 | length as u8),
+        Ok(length) => frame.extend([&[0x80 | 126][..], &length.to_be_bytes()].concat()),
+        Err(_) => frame.extend([&[0x80 | 127][..], &(payload.len() as u64).to_be_bytes()].concat()),
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+/// The code of the close that comes next; then the end, and no reset.
+async fn close_code(stream: &mut TcpStream) -> u16 {
+    let mut rest = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest[0], 0x88, "{rest:?}");
+    u16::from_be_bytes([rest[2], rest[3]])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_is_answered_and_a_refusal_read_whatever_was_on_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let http = server.addresses().http;
+    let mut stream = by_hand(http).await;
+    stream.write_all(&masked(0x8, &1000_u16.to_be_bytes())).await.unwrap();
+    assert_eq!(close_code(&mut stream).await, 1000, "as it was asked for");
+    let mut stream = by_hand(http).await;
+    stream.write_all(&masked(0x1, b"\xff\xfe")).await.unwrap();
+    let answer = masked(0x8, &1007_u16.to_be_bytes());
+    stream.write_all(&answer).await.unwrap();
+    assert_eq!(close_code(&mut stream).await, 1007);
+    // Much larger than what may be, and than what the kernel takes.
+    let mut stream = by_hand(http).await;
+    stream.write_all(&masked(0x1, &vec![b'x'; 12 * 1024 * 1024])).await.unwrap();
+    assert_eq!(close_code(&mut stream).await, 1009);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_says_too_much_is_heard_at_the_rate_that_is_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { messages_per_second: 50, message_burst: 1, ..Limits::default() };
+    let config = Config { data_dir: dir.path().to_owned(), dev: true, limits, ..Config::on_free_ports() };
+    let server = Server::start(config).await.unwrap();
+    let (mut tab, _, _) = Socket::hello(server.addresses().http, "c", json!({})).await;
+    let begun = std::time::Instant::now();
+    for _ in 0..31 {
+        tab.say(json!({"type": "state_request"})).await;
+    }
+    for _ in 0..31 {
+        tab.expect("state_snapshot").await;
+    }
+    // The first one is free, and the last one is answered before it is paid for.
+    assert!(begun.elapsed() >= Duration::from_millis(29 * 20), "{:?}", begun.elapsed());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_waits_visibly_when_its_runtime_leaves_before_it_says_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let http = server.addresses().http;
+    let (mut runtime, _) = Socket::runtime(http, "g1").await;
+    let (mut tab, _, _) = Socket::hello(http, "c", json!({})).await;
+    tab.say(json!({"type": "turn_start", "turnId": "t", "payload": {"text": "hello"}})).await;
+    assert_eq!(tab.expect("turn_queued").await["turnId"], "t");
+    runtime.expect("turn_start").await;
+    drop(runtime);
+    tab.say(json!({"type": "state_request"})).await;
+    let state = tab.expect("state_snapshot").await;
+    assert!(state.to_string().contains("\"t\""), "{state}");
+    let (mut runtime, _) = Socket::runtime(http, "g1").await;
+    assert_eq!(runtime.expect("turn_start").await["turnId"], "t");
     server.stop().await;
 }

@@ -75,6 +75,7 @@ async fn a_token_opens_the_streams_that_it_names() {
     assert_eq!(socket.expect("turn_start").await["turnId"], "yours");
     socket.say(json!({"type": "turn_done", "clientId": "web-a", "turnId": "yours", "seq": 1})).await;
     socket.expect("ack").await;
+    tab.expect("turn_queued").await;
     tab.expect("turn_done").await;
     socket.say(json!({"type": "turn_done", "clientId": "web-b", "turnId": "not yours", "seq": 2})).await;
     assert_eq!(socket.closed().await.code, code::POLICY);
