@@ -71,6 +71,13 @@ test("three streams, resumed after the server was killed", async () => {
   for (const name of ["session_snapshot", "session_created"]) {
     roll.addEventListener(name, ({ data }) => sessions.set(JSON.parse(data).session.id, JSON.parse(data).session));
   }
+  // What was removed while the stream was cut is in no snapshot.
+  const seen = new Set();
+  roll.addEventListener("session_snapshot", ({ data }) => seen.add(JSON.parse(data).session.id));
+  roll.addEventListener("session_snapshot_end", () => {
+    for (const id of sessions.keys()) if (!seen.has(id)) sessions.delete(id);
+    seen.clear();
+  });
   roll.addEventListener("session_updated", ({ data }) => {
     const { id, fields } = JSON.parse(data);
     Object.assign(sessions.get(id), fields);

@@ -37,6 +37,9 @@ pub(crate) enum Fault {
     /// What was waited for came to a bad end.
     #[error("{0}")]
     Ended(String),
+    /// Another program does what this one did.
+    #[error("another program works as this sandbox now")]
+    Replaced,
     /// The server ended what was to go on.
     #[error("the server ended it: it stops, the key is not good any more, or there is nothing more to come")]
     Gone,
@@ -64,13 +67,14 @@ fn hint(error: &trunkline_client::Error) -> &'static str {
 }
 
 /// What a command ends with, for scripts: 2 for what cannot be meant so, 3 for what is not there, 4 for what may not be, 5 for a
-/// server that is not there or does not answer, 70 (`EX_SOFTWARE`) for a server of which a part has failed, 1 for everything else.
+/// server that is not there or does not answer, 6 for a sandbox that another program works as, 70 (`EX_SOFTWARE`) for a server of which a part has failed, 1 for everything else.
 pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
     use trunkline_client::Kind;
     let kind = match error.downcast_ref::<Fault>() {
         Some(Fault::Usage(_)) => return 2,
         Some(Fault::NotFound(_)) => return 3,
         Some(Fault::Gone) => return 5,
+        Some(Fault::Replaced) => return 6,
         Some(Fault::Failed(_)) => return 70,
         Some(Fault::Client(error)) => error.kind(),
         Some(Fault::Ended(_) | Fault::Io(_)) => return 1,

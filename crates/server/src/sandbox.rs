@@ -30,7 +30,7 @@ use trunkline_core::{
 
 use crate::{
     error::Refusal,
-    http::{self, Asked, Ending, PathId, Web},
+    http::{self, Asked, Ending, LAST_EVENT_ID, PathId, Web},
     sse::{self, Held},
 };
 
@@ -218,7 +218,8 @@ async fn attend(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: 
     let seat = surface.sandboxes.find(&caller, &id, Need::Act).await?;
     let held = surface.web.streams.open(&caller, "commands")?;
     let duty = surface.sandboxes.attend(&seat, asked.last_event_id()).await?;
-    Ok(sse::response(commands(duty, Open::new(&surface.web, caller, held))))
+    let begins = [(LAST_EVENT_ID, duty.begins().to_string())];
+    Ok((begins, sse::response(commands(duty, Open::new(&surface.web, caller, held)))).into_response())
 }
 
 /// What keeps a stream open, and what ends it.
@@ -445,6 +446,9 @@ impl ListViewer {
 fn tell_news(out: &mut BytesMut, one: &News) {
     match one {
         News::Snapshot(session) => sse::event(out, "session_snapshot", None, &Told { session }),
+        News::SnapshotEnd(sessions) => {
+            sse::event(out, "session_snapshot_end", None, &serde_json::json!({"sessions": sessions}));
+        }
         News::Created(session) => sse::event(out, "session_created", None, &Told { session }),
         News::Updated { id, status, summary } => {
             let fields = Fields { status: *status, summary: summary.as_deref() };
@@ -454,11 +458,21 @@ fn tell_news(out: &mut BytesMut, one: &News) {
     }
 }
 
+/// What a command stream ends with when another one took over. Two programs that both come back at once would take it from each other
+/// without end.
+const REPLACED: Bytes =
+    Bytes::from_static(b"retry: 60000\nevent: replaced\ndata: {\"reason\":\"another stream took over\"}\n\n");
+
 /// What a sandbox is told. Pulled by the transport: what it did not pull was not told.
 fn commands(duty: Duty, open: Open) -> impl Stream<Item = Bytes> {
     stream::unfold((duty, open), |(mut duty, mut open)| async move {
-        if let Some(hello) = open.hello() {
-            return Some((hello, (duty, open)));
+        if open.hello().is_some() {
+            // An id without data is kept by clients, and is no event: what is sent into a broken wire comes again.
+            let hello = format!("retry: 1000\nid: {}\n\n", duty.begins());
+            return Some((hello.into(), (duty, open)));
+        }
+        if open.is_over {
+            return None;
         }
         let command = tokio::select! {
             command = duty.next() => command,
@@ -470,7 +484,11 @@ fn commands(duty: Duty, open: Open) -> impl Stream<Item = Bytes> {
         let command = command.unwrap_or_else(|error| {
             tracing::warn!(%error, "a command stream ends");
             None
-        })?;
+        });
+        let Some(command) = command else {
+            open.is_over = true;
+            return duty.is_replaced().then_some((REPLACED, (duty, open)));
+        };
         let mut out = BytesMut::new();
         sse::raw_event(&mut out, "command", command.offset, &command.body);
         duty.take(command.offset).then(|| (out.freeze(), (duty, open)))

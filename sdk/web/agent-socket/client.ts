@@ -40,8 +40,8 @@ const HELD_MAX = 1000
 const PENDING_MAX = 256
 const SILENT_BEATS = 3
 
-/** Longest wait for a sign of life after the network changed or the page was shown. */
-const PROBE_MS = 1000
+/** Longest wait for a sign of life after the network changed or the page was shown: a large replay may be on a slow line. */
+const PROBE_MS = 3000
 
 /** Close codes after which it does not come back: it would say the same again. */
 const FINAL: ReadonlySet<number> = new Set([1002, 1007, 1009])
@@ -68,12 +68,14 @@ export class AgentSocketClient {
   #stateSeq = 0
   #unacked = 0
   #heardAt = 0
+  #saidAt = 0
   #heard = 0
   #heartbeatMs = 15_000
   /** Whether the other side sends heartbeats: the published package has none, and is not lost when it is quiet. */
   #hasBeats = false
   #beats: ReturnType<typeof setInterval> | undefined
   #retry: ReturnType<typeof setTimeout> | undefined
+  #probing: ReturnType<typeof setTimeout> | undefined
   #unlisten: (() => void)[] = []
   #pauseMs: number
   #isClosed = false
@@ -136,10 +138,7 @@ export class AgentSocketClient {
 
   /** Ends the connection, for good. */
   close(): void {
-    this.#isClosed = true
-    clearInterval(this.#beats)
-    clearTimeout(this.#retry)
-    this.#unlisten.splice(0).forEach((unlisten) => unlisten())
+    this.#end()
     this.#transport?.close(1000, 'the client ends')
   }
 
@@ -186,7 +185,7 @@ export class AgentSocketClient {
     try {
       envelope = parseEnvelope(raw)
     } catch (error) {
-      this.#isClosed = true
+      this.#end()
       this.#transport?.close(4007, String(error).slice(0, 100))
       return
     }
@@ -196,6 +195,8 @@ export class AgentSocketClient {
     else if (envelope.type === 'heartbeat') {
       const latest = (envelope.payload as { latestSeq?: number } | undefined)?.latestSeq
       if (latest !== undefined && latest > this.lastSeenSeq) this.#askForMissed()
+      // Timers of hidden pages run once a minute; what comes is handled at once.
+      if (Date.now() - this.#saidAt >= this.#heartbeatMs) this.#put(makeEnvelope('heartbeat'))
     }
     if (envelope.seq !== undefined && isEventType(envelope.type)) {
       this.#event(envelope)
@@ -304,7 +305,17 @@ export class AgentSocketClient {
     if (!this.#isReplaying) this.requestReplay()
   }
 
+  /** For good. */
+  #end(): void {
+    this.#isClosed = true
+    clearInterval(this.#beats)
+    clearTimeout(this.#retry)
+    clearTimeout(this.#probing)
+    this.#unlisten.splice(0).forEach((unlisten) => unlisten())
+  }
+
   #put(envelope: AgentSocketEnvelope): void {
+    this.#saidAt = Date.now()
     const own = { ...envelope, clientId: this.#options.clientId }
     if (this.#socketId !== undefined) own.socketId = this.#socketId
     try {
@@ -334,6 +345,8 @@ export class AgentSocketClient {
   /** The connection is there, and dead. */
   #lost(): void {
     const transport = this.#transport
+    // The first attempt comes at once.
+    this.#pauseMs = this.#options.pauseMs ?? 200
     this.#left(undefined)
     transport?.close(4001, 'nothing was heard')
   }
@@ -348,37 +361,59 @@ export class AgentSocketClient {
     const page = typeof document === 'undefined' ? undefined : document
     const view = typeof window === 'undefined' ? undefined : window
     const network = typeof navigator === 'undefined' ? undefined : (navigator as { connection?: EventTarget }).connection
+    const shown = (event: PageTransitionEvent): void => {
+      if (event.persisted) this.#probe()
+    }
     listen(page, 'visibilitychange', () => page?.visibilityState === 'visible' && this.#probe())
-    for (const name of ['online', 'pageshow']) listen(view, name, () => this.#probe())
+    listen(view, 'online', () => this.#probe())
+    // Out of the browser's cache: a page that was just loaded has a new connection.
+    view?.addEventListener('pageshow', shown)
+    this.#unlisten.push(() => view?.removeEventListener('pageshow', shown))
     listen(network, 'change', () => this.#probe())
   }
 
   /** Connects now if it waits to; otherwise wants a sign of life, soon. */
   #probe(): void {
-    if (this.#isClosed) return
-    this.#pauseMs = this.#options.pauseMs ?? 200
+    // Without another connection to be had, this one is as good as any.
+    if (this.#isClosed || typeof this.#options.transport !== 'function') return
     const transport = this.#transport
     if (transport === undefined) {
-      if (typeof this.#options.transport === 'function') this.connect()
+      this.#pauseMs = this.#options.pauseMs ?? 200
+      this.#retryNow()
       return
     }
+    // One that is being made has its time already.
+    if (!this.#isIn || this.#probing !== undefined) return
     const heard = this.#heard
-    if (this.#isIn) this.requestReplay()
-    setTimeout(() => {
+    this.requestReplay()
+    this.#probing = setTimeout(() => {
+      this.#probing = undefined
       if (this.#transport === transport && this.#heard === heard) this.#lost()
     }, PROBE_MS)
   }
 
+  #retryNow(): void {
+    try {
+      this.connect()
+    } catch (error) {
+      // The program's own way to connect failed; it may not the next time.
+      this.#left(error)
+    }
+  }
+
   #left(event: unknown): void {
     clearInterval(this.#beats)
+    clearTimeout(this.#probing)
+    this.#probing = undefined
     this.#transport = undefined
     this.#isIn = false
     this.#isReplaying = false
     this.#held = []
     const code = (event as { code?: number } | undefined)?.code ?? 1006
-    if (this.#isClosed || FINAL.has(code) || typeof this.#options.transport !== 'function') return
+    if (FINAL.has(code)) this.#end()
+    if (this.#isClosed || typeof this.#options.transport !== 'function') return
     clearTimeout(this.#retry)
-    this.#retry = setTimeout(() => this.#isClosed || this.connect(), this.#pauseMs * (1 - Math.random() / 2))
+    this.#retry = setTimeout(() => this.#isClosed || this.#retryNow(), this.#pauseMs * (1 - Math.random() / 2))
     this.#pauseMs = Math.min(this.#pauseMs * 2, this.#options.pauseMaxMs ?? 10_000)
   }
 }

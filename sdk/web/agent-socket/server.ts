@@ -42,11 +42,15 @@ const HEARTBEAT_MS = 15_000
 /** Heartbeats of silence that end a connection whose client sends heartbeats. */
 const SILENT_BEATS = 3
 const TURNS_MAX = 1000
+/** How often a state is asked for again because events came meanwhile. */
+const SNAPSHOTS_MAX = 5
 const EARLY_MAX = 1000
 
 /** What all sessions of one client over one store share: its numbers, and the order in which its events are kept. */
 class ClientStream {
-  static readonly #all = new WeakMap<AgentSocketEventStore, Map<string, ClientStream>>()
+  static readonly #all = new WeakMap<AgentSocketEventStore, Map<string, WeakRef<ClientStream>>>()
+
+  static #forgetAt = 1024
 
   readonly sessions = new Set<AgentSocketServerSession>()
   readonly turns = new Set<string>()
@@ -57,10 +61,17 @@ class ClientStream {
   work: Promise<void> = Promise.resolve()
 
   static of(store: AgentSocketEventStore, clientId: string): ClientStream {
-    const streams = ClientStream.#all.get(store) ?? new Map<string, ClientStream>()
+    const streams = ClientStream.#all.get(store) ?? new Map<string, WeakRef<ClientStream>>()
     ClientStream.#all.set(store, streams)
-    const stream = streams.get(clientId) ?? new ClientStream()
-    streams.set(clientId, stream)
+    const known = streams.get(clientId)?.deref()
+    if (known !== undefined) return known
+    // Those of clients that left, when their number has doubled.
+    if (streams.size >= ClientStream.#forgetAt) {
+      for (const [id, stream] of streams) if (stream.deref() === undefined) streams.delete(id)
+      ClientStream.#forgetAt = Math.max(1024, streams.size * 2)
+    }
+    const stream = new ClientStream()
+    streams.set(clientId, new WeakRef(stream))
     return stream
   }
 }
@@ -81,6 +92,7 @@ export class AgentSocketServerSession {
   #saidAt = Date.now()
   /** Whether the client sends heartbeats: the published package has none, and is not lost when it is quiet. */
   #hasBeats = false
+  #isGone = false
   /** What came or is to be kept, one after the other. */
   #work: Promise<void> = Promise.resolve()
 
@@ -89,8 +101,13 @@ export class AgentSocketServerSession {
     this.#options = options
     this.#store = options.store ?? new MemoryEventStore()
     this.#heartbeatMs = options.heartbeatMs ?? HEARTBEAT_MS
-    transport.onMessage((data) => this.#then(() => this.#hear(data)))
+    transport.onMessage((data) => {
+      // Not when its turn comes: a store or a state may take long.
+      this.#heardAt = Date.now()
+      this.#then(() => this.#hear(data))
+    })
     transport.onClose(() => {
+      this.#isGone = true
       clearInterval(this.#beats)
       this.#stream?.sessions.delete(this)
     })
@@ -111,17 +128,20 @@ export class AgentSocketServerSession {
     stream.work = stream.work
       .then(async () => {
         await this.#store.append(envelope)
-        stream.kept = seq
+        stream.kept = Math.max(stream.kept, seq)
         for (const session of stream.sessions) session.#pass(envelope)
       })
-      .catch((error: unknown) => this.#transport.close(1011, String(error).slice(0, 100)))
+      .catch((error: unknown) => {
+        // What is not kept is lost, and everybody who would miss it begins anew.
+        for (const session of [this, ...stream.sessions]) session.#transport.close(1011, String(error).slice(0, 100))
+      })
     return envelope
   }
 
   /** Sends an event that was kept. */
   #pass(envelope: AgentSocketEnvelope): void {
     const prev = this.#sent
-    this.#sent = envelope.seq ?? prev
+    this.#sent = Math.max(prev, envelope.seq ?? prev)
     this.#put({ ...envelope, prev } as AgentSocketEnvelope)
   }
 
@@ -130,7 +150,6 @@ export class AgentSocketServerSession {
   }
 
   async #hear(data: string | ArrayBuffer | Uint8Array): Promise<void> {
-    this.#heardAt = Date.now()
     let envelope: AgentSocketEnvelope
     try {
       envelope = parseEnvelope(data)
@@ -173,6 +192,7 @@ export class AgentSocketServerSession {
     this.#socketId = envelope.socketId ?? crypto.randomUUID()
     const stream = ClientStream.of(this.#store, envelope.clientId)
     const latest = await this.#store.latestSeq(envelope.clientId)
+    if (this.#isGone) return
     // From here on without a pause: what is kept next is sent, and what was kept before is asked for.
     stream.kept = Math.max(stream.kept, latest)
     stream.numbered = Math.max(stream.numbered, stream.kept)
@@ -189,8 +209,9 @@ export class AgentSocketServerSession {
     this.#beats = setInterval(() => this.#beat(), heartbeatMs / 2)
     // A program that has nothing else to do may end.
     ;(this.#beats as { unref?: () => void }).unref?.()
-    await this.#snapshot()
+    // Before anything that is emitted while the state is asked for.
     this.#early.splice(0).forEach((emit) => emit())
+    await this.#snapshot()
   }
 
   #beat(): void {
@@ -203,8 +224,13 @@ export class AgentSocketServerSession {
   }
 
   async #snapshot(): Promise<void> {
-    const state = await this.#options.handlers.getState(this.#clientId ?? '')
-    this.#put(this.#own(makeEnvelope('state_snapshot', { ...state, seq: this.#stream?.kept ?? 0 })))
+    const kept = (): number => this.#stream?.kept ?? 0
+    let [seq, state] = [kept(), await this.#options.handlers.getState(this.#clientId ?? '')]
+    // Of a state that was asked for while events were kept, nobody knows which of them it has in it.
+    for (let tries = 0; seq !== kept() && tries < SNAPSHOTS_MAX; tries += 1) {
+      ;[seq, state] = [kept(), await this.#options.handlers.getState(this.#clientId ?? '')]
+    }
+    this.#put(this.#own(makeEnvelope('state_snapshot', { ...state, seq })))
   }
 
   async #replay(asked: { since?: number; until?: number; max?: number } = {}): Promise<void> {
@@ -243,7 +269,15 @@ export class AgentSocketServerSession {
       if (ts !== undefined) meta.ts = ts
       this.emit(type, payload, meta)
     }
-    this.#run(() => this.#options.handlers.onStartTurn?.({ ...this.#about(envelope, 'turnId'), emit }))
+    this.#run(async () => {
+      try {
+        await this.#options.handlers.onStartTurn?.({ ...this.#about(envelope, 'turnId'), emit })
+      } catch (error) {
+        // Asked for again, it is tried again; what it emitted is in the store, which knows it then.
+        if (turnId !== undefined) this.#stream?.turns.delete(turnId)
+        throw error
+      }
+    })
   }
 
   #about<K extends 'turnId' | 'operationId'>(

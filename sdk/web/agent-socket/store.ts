@@ -1,4 +1,4 @@
-/** Where a runtime keeps events, so that whoever was away gets them. */
+/** Where a runtime keeps events, so that those who were away get them. One process writes a client's stream: it gives the numbers. */
 
 import type { AgentSocketEnvelope } from './envelope.js'
 

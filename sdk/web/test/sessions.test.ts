@@ -154,6 +154,59 @@ test('two tabs of one client over one store see the same', async () => {
   }
 })
 
+test('a store that takes its time keeps the order, and a turn that failed is tried again', async () => {
+  const store = new MemoryEventStore()
+  const slow = {
+    append: async (event: AgentSocketEnvelope) => {
+      await settled()
+      store.append(event)
+    },
+    getSince: async (clientId: string, seq: number) => {
+      await settled()
+      return store.getSince(clientId, seq)
+    },
+    latestSeq: async (clientId: string) => {
+      await settled()
+      return store.latestSeq(clientId)
+    },
+  }
+  let tries = 0
+  const client = new AgentSocketClient({
+    clientId: 'c',
+    pauseMs: 1,
+    transport: () => {
+      const [here, there] = InMemoryTransport.pair()
+      const server = createAgentSocketServerSession(there, {
+        runtimeGeneration: 'g',
+        store: slow,
+        handlers: {
+          getState: async () => {
+            await settled()
+            return initialRuntimeState('g')
+          },
+          onStartTurn: ({ turnId = '', emit }) => {
+            tries += 1
+            if (tries < 3) throw new Error('not now')
+            emit({ type: 'turn_running', turnId })
+            emit({ type: 'turn_done', turnId })
+          },
+        },
+      })
+      server.emit('turn_phase', { phase: 'early' })
+      return here
+    },
+  })
+  const seen = watch(client)
+  client.connect()
+  client.startTurn({}, 't')
+  for (let waits = 0; waits < 400 && !seen.some(({ type }) => type === 'turn_done'); waits += 1) await settled()
+  assert.equal(tries, 3)
+  const seqs = seen.map(({ seq = 0 }) => seq)
+  assert.deepEqual(seqs, seqs.map((_, at) => at + 1))
+  assert.deepEqual(seen.slice(-2).map(({ type }) => type), ['turn_running', 'turn_done'])
+  client.close()
+})
+
 test('a quiet side is lost only if it promised heartbeats', async () => {
   const heartbeatMs = 20
   const wait = (beats: number): Promise<void> => new Promise((done) => setTimeout(done, beats * heartbeatMs))
@@ -180,6 +233,9 @@ test('a quiet side is lost only if it promised heartbeats', async () => {
     server.onClose(() => (ends += 1))
     const client = new AgentSocketClient({ clientId: 'c', transport: here })
     client.connect()
+    // The interval stays; the promise is that of the last welcome.
+    server.send(serializeEnvelope(makeEnvelope('welcome', { latestSeq: 0, heartbeatMs })))
+    await settled()
     server.send(serializeEnvelope(makeEnvelope('welcome', { latestSeq: 0, ...(promised === undefined ? {} : { heartbeatMs: promised }) })))
     await wait(10)
     assert.equal(ends, left)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, atomic::Ordering::SeqCst};
 use bytes::Bytes;
 use tokio::sync::Notify;
 use trunkline_store::{
-    lease::Lease,
+    lease::{Lease, Loss},
     log::{Item, Offset, Reader},
 };
 use uuid::Uuid;
@@ -30,6 +30,7 @@ pub struct Duty {
     active: Arc<Active>,
     lease: Lease,
     number: i64,
+    begins: u64,
     reader: Reader,
     stint: Arc<Stint>,
 }
@@ -44,6 +45,8 @@ pub(super) struct Stint {
 #[derive(Default)]
 struct State {
     is_over: bool,
+    /// Another stream took over.
+    is_replaced: bool,
     /// The last command that the transport took.
     taken: u64,
     phase: Phase,
@@ -61,11 +64,12 @@ enum Phase {
 }
 
 impl Stint {
-    /// Takes no more; answers what it took last.
-    pub(super) fn end(&self) -> u64 {
+    /// Takes no more, because another stream took over or because it ends; answers what it took last.
+    pub(super) fn end(&self, is_replaced: bool) -> u64 {
         let taken = {
             let mut state = lock(&self.state);
             state.is_over = true;
+            state.is_replaced |= is_replaced;
             state.taken
         };
         self.ended.notify_one();
@@ -109,11 +113,15 @@ impl Sandboxes {
         let number = i64::try_from(lease.holder().epoch.0).unwrap_or(i64::MAX);
         let stint = Arc::new(Stint::default());
         let former = lock(&active.stint).replace(stint.clone());
-        let taken = former.map_or(0, |former| former.end());
+        let taken = former.as_ref().map_or(0, |former| former.end(true));
+        if former.is_some() {
+            let why = "if two programs attach as this sandbox, each takes the commands from the other";
+            tracing::warn!(sandbox = id, "a command stream takes the place of one that is open; {why}");
+        }
         active.beat.fetch_max(self.now(), SeqCst);
         let reader = self.0.gate.commands_of(&seat.permit, Offset::START)?;
         // From here on the end of the duty is the end of the stream.
-        let mut duty = Duty { sandboxes: self.clone(), id, active, lease, number, reader, stint };
+        let mut duty = Duty { sandboxes: self.clone(), id, active, lease, number, begins: 0, reader, stint };
         let (sandboxes, id, stint) = (self.clone(), duty.id.clone(), duty.stint.clone());
         // It goes on though nobody waits for it any more, and so does what follows from that.
         let opened = self.0.tracker.spawn(async move {
@@ -127,6 +135,7 @@ impl Sandboxes {
         let known = row.commands_to.unsigned_abs().max(taken);
         let after = last_had.filter(|offset| *offset <= self.0.gate.records()).unwrap_or(known);
         lock(&duty.stint.state).taken = after;
+        duty.begins = after;
         duty.reader = self.0.gate.commands_of(&seat.permit, Offset(after))?;
         Ok(duty)
     }
@@ -153,7 +162,10 @@ impl Duty {
             let item = tokio::select! {
                 biased;
                 () = self.stint.ended.notified() => return Ok(None),
-                _ = self.lease.lost() => return Ok(None),
+                loss = self.lease.lost() => {
+                    lock(&self.stint.state).is_replaced |= loss == Loss::Transferred;
+                    return Ok(None);
+                }
                 () = self.sandboxes.0.stop.cancelled() => return Ok(None),
                 item = self.reader.next() => item?,
             };
@@ -166,6 +178,18 @@ impl Duty {
                 Item::Transient(_) => {}
             }
         }
+    }
+
+    /// The place behind which its commands come. A sandbox that had none of them says this when it comes back.
+    #[must_use]
+    pub fn begins(&self) -> u64 {
+        self.begins
+    }
+
+    /// Whether [`Duty::next`] ended because another stream took over.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        lock(&self.stint.state).is_replaced
     }
 
     /// The transport takes a command now. False if another stream took over: then it must not be told.
@@ -195,7 +219,7 @@ impl Drop for Duty {
     fn drop(&mut self) {
         let own = |stint: &mut Arc<Stint>| Arc::ptr_eq(stint, &self.stint);
         let was_last = lock(&self.active.stint).take_if(own).is_some();
-        let _ = self.stint.end();
+        let _ = self.stint.end(false);
         // Without its runtime the process is about to end; the next one gives everybody its grace.
         if !was_last || self.sandboxes.0.stop.is_cancelled() || tokio::runtime::Handle::try_current().is_err() {
             return;

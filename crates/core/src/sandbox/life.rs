@@ -141,7 +141,7 @@ impl Sandboxes {
         if let Some(active) = lock(&self.0.active).remove(id)
             && let Some(stint) = lock(&active.stint).take()
         {
-            stint.end();
+            stint.end(false);
         }
         // Whoever reads them sees their end.
         self.0.gate.forget_sandbox(id).await?;

@@ -30,6 +30,8 @@ pub struct Roll {
 pub enum News {
     /// It is there.
     Snapshot(Sandbox),
+    /// That were all that are there, so many: a sandbox that was there before and is not among them is gone.
+    SnapshotEnd(usize),
     /// It came.
     Created(Sandbox),
     /// It changed.
@@ -64,6 +66,7 @@ impl Sandboxes {
                 pending.push_back(News::Snapshot(sandbox));
             }
         }
+        pending.push_back(News::SnapshotEnd(pending.len()));
         let (sandboxes, caller, project) = (self.clone(), caller.clone(), project.map(ToOwned::to_owned));
         Ok(Roll { sandboxes, caller, project, reader, versions, pending })
     }

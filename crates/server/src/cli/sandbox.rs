@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Done, announce, block_on};
+use super::{Done, Fault, announce, block_on};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -71,6 +71,9 @@ pub(crate) struct Run {
     /// A PEM file with the roots to trust, for an https:// address.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// After how long without a sign of life a connection to the server is taken for lost.
+    #[arg(long, value_name = "SECONDS", default_value = "40")]
+    silence: u64,
     /// The program and its arguments. Its environment has TRUNKLINE_SESSION.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -92,9 +95,7 @@ async fn sandbox_run(args: Run) -> Done {
     let status = tokio::select! {
         status = converse(child, orders, told) => status?,
         told = &mut telling => return Err(told.err().unwrap_or_default().into()),
-        () = listen(server.clone(), ordered) => {
-            return Err("the session is gone, or this may not be its sandbox".into());
-        }
+        why = listen(server.clone(), ordered) => return Err(why),
     };
     // It is told the rest, unless it is away: then nobody waits for it.
     timeout(TERM_PATIENCE, telling).await.map_err(|_| "the server does not hear what was said last")??;
@@ -284,7 +285,9 @@ impl Server {
     fn new(args: &Run) -> Result<Self, Error> {
         // The one cryptography that everything here uses; it may be set already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder();
+        // A connection that died without a word is noticed by its silence: streams say something every 15 s.
+        let silence = Duration::from_secs(args.silence);
+        let mut builder = reqwest::Client::builder().read_timeout(silence).connect_timeout(silence);
         if let Some(ca) = &args.ca {
             let pem = std::fs::read(ca).map_err(|e| format!("{}: {e}", ca.display()))?;
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
@@ -359,8 +362,9 @@ async fn tell(server: Server, mut tells: mpsc::Receiver<Value>) -> Result<(), St
     Ok(())
 }
 
-/// Hears what the server orders, and comes back when the stream ends. Ends when there is no session any more.
-async fn listen(server: Server, ordered: mpsc::Sender<Value>) {
+/// Hears what the server orders, and comes back when the stream ends. Ends when there is no session any more, or another program took
+/// over.
+async fn listen(server: Server, ordered: mpsc::Sender<Value>) -> Error {
     let (mut last, mut pause) = (None::<String>, PAUSE);
     loop {
         let mut request = server.request(reqwest::Method::GET, "/commands").header(header::ACCEPT, "text/event-stream");
@@ -370,19 +374,25 @@ async fn listen(server: Server, ordered: mpsc::Sender<Value>) {
         match request.send().await {
             Ok(response) if response.status().is_success() => {
                 pause = PAUSE;
+                // What comes before the first command it hears comes again.
+                let begins = response.headers().get("last-event-id").and_then(|id| id.to_str().ok());
+                last = last.or(begins.map(ToOwned::to_owned));
                 let mut events = response.bytes_stream().eventsource();
                 while let Some(Ok(event)) = events.next().await {
+                    if event.event == "replaced" {
+                        return Fault::Replaced.into();
+                    }
                     if let Ok(order) = serde_json::from_str(&event.data)
                         && ordered.send(order).await.is_err()
                     {
-                        return;
+                        return "the program takes no more".into();
                     }
                     last = Some(event.id);
                 }
             }
             Ok(response) if response.status().is_client_error() => {
-                tracing::error!("{}", refusal(response).await);
-                return;
+                return format!("the session is gone, or this may not be its sandbox: {}", refusal(response).await)
+                    .into();
             }
             Ok(response) => tracing::warn!("{}; trying again in {pause:?}", response.status()),
             Err(error) => tracing::warn!("{}; trying again in {pause:?}", cause(&error)),

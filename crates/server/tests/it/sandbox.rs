@@ -203,14 +203,23 @@ impl Screen {
     }
 }
 
+/// The list of sessions, of which there are so many, each with a summary.
+async fn roll(web: &Web, query: &str, count: usize) -> Events {
+    let mut all = web.open(&format!("/sessions/stream{query}")).await;
+    for _ in 0..count {
+        assert_eq!(all.expect("session_snapshot").await.data["session"]["summary"], "fixes");
+    }
+    assert_eq!(all.expect("session_snapshot_end").await.data, json!({"sessions": count}));
+    all
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_from_its_making_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
     let web = Web::new(server.addresses().http);
     assert_eq!(web.get("/sessions").await, (200, json!([])));
-    let mut all = web.open("/sessions/stream").await;
-    let mut others = web.open("/sessions/stream?project=other").await;
+    let (mut all, mut others) = (roll(&web, "", 0).await, roll(&web, "?project=other", 0).await);
 
     let (status, made) = web.post("/sessions/s1?project=p", "").await;
     assert_eq!(status, 201);
@@ -252,8 +261,7 @@ async fn a_session_from_its_making_to_its_end() {
     web.tell("s1", json!({"type": "turn_end"})).await;
     assert_eq!(web.status("s1").await, "disconnected", "events do not bring it back");
 
-    let mut late = web.open("/sessions/stream?project=p").await;
-    assert_eq!(late.expect("session_snapshot").await.data["session"]["summary"], "fixes");
+    let mut late = roll(&web, "?project=p", 1).await;
     let mut watched = web.open("/sessions/s1/stream").await;
     watched.expect("artifact_snapshot").await;
     assert_eq!(web.delete("/sessions/s1").await.0, 204);
@@ -347,6 +355,7 @@ async fn who_gives_no_sign_of_life_is_removed() {
     let server = server_with(dir.path(), options).await;
     let web = Web::new(server.addresses().http);
     let mut all = web.open("/sessions/stream").await;
+    all.expect("session_snapshot_end").await;
     for id in ["silent", "telling", "there"] {
         web.make(id).await;
         all.expect("session_created").await;

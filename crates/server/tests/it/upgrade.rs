@@ -1,6 +1,6 @@
 //! The listening sockets outlive the process: clients that come while no server accepts wait for the next one.
 
-mod stories;
+pub(crate) mod stories;
 
 use std::{
     fs,

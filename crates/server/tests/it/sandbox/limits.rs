@@ -1,6 +1,11 @@
 //! What is too much is refused, and is counted.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use tokio::{
@@ -11,7 +16,10 @@ use trunkline::{Config, Server};
 use trunkline_core::limits::Limits;
 
 use super::{PATIENCE, Web};
-use crate::ops;
+use crate::{
+    ops,
+    upgrade::stories::{DOWN, UP, Wire},
+};
 
 async fn server(dir: &Path, limits: Limits) -> Server {
     Server::start(Config { data_dir: dir.to_owned(), dev: true, limits, ..Config::on_free_ports() }).await.unwrap()
@@ -198,7 +206,7 @@ async fn a_stream_that_ends_at_once_has_ended() {
     assert_eq!(web.prompt("s0", "x").await, 202);
     assert_eq!(last.command().await.1, "x");
     for id in &ids[1..] {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while web.status(id).await == "live" {
             assert!(begun.elapsed() < PATIENCE, "{id} is live, and nobody is there");
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -221,5 +229,59 @@ async fn a_program_that_ends_no_line_is_cut_and_goes_on() {
     let text = web.artifacts("s").await.iter().filter_map(|shown| shown["text"].as_str()).collect::<Vec<_>>().join("|");
     assert!(text.starts_with(&"\u{1}".repeat(512 * 1024)));
     assert!(text.contains("\u{1} [the rest of this line was left out]\nbehind\nunended"), "{}", &text[512 * 1024..]);
+    server.stop().await;
+}
+
+/// `trunkline sandbox run s`, with a program that does nothing but take its orders.
+fn sandbox_run(base: &str, silence: &str) -> tokio::process::Child {
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_trunkline"));
+    program.args(["sandbox", "run", "s", "--http", base, "--silence", silence, "--", "cat"]);
+    program.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_programs_that_work_as_one_sandbox_the_first_is_told_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits::default()).await;
+    let web = Web::new(server.addresses().http);
+    let mut first = sandbox_run(&web.base, "40");
+    web.becomes("s", "live").await;
+    let mut stock = web.open("/sessions/s/commands").await;
+    // It does not come back and take the commands again.
+    let ended = tokio::time::timeout(PATIENCE, first.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(6));
+    for n in 0..10 {
+        assert_eq!(web.prompt("s", &n.to_string()).await, 202);
+        assert_eq!(stock.command().await.1, n.to_string());
+    }
+    let mut second = sandbox_run(&web.base, "40");
+    assert_eq!(stock.expect("replaced").await.data, json!({"reason": "another stream took over"}));
+    stock.ends().await;
+    assert!(second.try_wait().unwrap().is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_notices_a_wire_that_died_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path(), Limits::default()).await;
+    let web = Web::new(server.addresses().http);
+    let wire = Wire::to(server.addresses().http);
+    let _program = sandbox_run(&format!("http://{}", wire.address), "1");
+    web.becomes("s", "live").await;
+    wire.breaks(UP);
+    wire.breaks(DOWN);
+    assert_eq!(web.prompt("s", "hello").await, 202);
+    // It comes again by itself, on another connection.
+    let (begun, before) = (Instant::now(), wire.connections());
+    while wire.connections() == before {
+        assert!(begun.elapsed() < PATIENCE, "it waits for a server that it does not hear");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    wire.heals();
+    let hears = async |text: &str| web.artifacts("s").await.iter().any(|shown| shown.to_string().contains(text));
+    while !hears("hello").await {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", web.artifacts("s").await);
+    }
     server.stop().await;
 }

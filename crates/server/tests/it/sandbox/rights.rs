@@ -137,6 +137,7 @@ async fn streams_take_tokens_as_browsers_send_them_and_end_with_them() {
     let mut by_address = browser.open(&format!("/sessions/s/stream?access_token={token}")).await;
     let mut by_header = admin.with(&token).open("/sessions/stream").await;
     by_header.expect("session_snapshot").await;
+    by_header.expect("session_snapshot_end").await;
     let cookie = |request: reqwest::RequestBuilder| request.header("cookie", format!("a=b; trunkline_token={token}"));
     let by_cookie = cookie(browser.request(Method::GET, "/sessions/s/stream")).send().await.unwrap();
     assert_eq!(by_cookie.status(), 200);

@@ -135,6 +135,7 @@ async fn a_newer_command_stream_takes_over() {
     web.make("s").await;
     let mut all = web.open("/sessions/stream").await;
     all.expect("session_snapshot").await;
+    all.expect("session_snapshot_end").await;
     let mut heard = Vec::new();
     let mut current = web.open("/sessions/s/commands").await;
     all.expect("session_updated").await;
@@ -151,7 +152,7 @@ async fn a_newer_command_stream_takes_over() {
         let last = heard.last().map(|(id, _)| id.clone());
         let next = web.open_after("/sessions/s/commands", last.as_deref()).await;
         let mut old = std::mem::replace(&mut current, next);
-        while let Some(command) = old.next().await {
+        while let Some(command) = old.next().await.filter(|event| event.name != "replaced") {
             // Who says nothing of what it had, has what was sent to it.
             if last.is_none() {
                 heard.push((command.id, command.data["text"].as_str().unwrap().to_owned()));
@@ -166,6 +167,7 @@ async fn a_newer_command_stream_takes_over() {
     assert_eq!(texts, (0..sent).map(|n| n.to_string()).collect::<Vec<_>>(), "each once, in order");
     // Without a word on what it had, a stream goes on behind what was taken.
     let mut silent = web.open("/sessions/s/commands").await;
+    current.expect("replaced").await;
     current.ends().await;
     assert_eq!(web.prompt("s", "new").await, 202);
     assert_eq!(silent.command().await.1, "new");

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -80,28 +80,31 @@ async fn client(sdk: Sdk, address: SocketAddr, mut init: InitConnection, heard: 
 }
 
 /// A relay of which each direction can be broken: it swallows what comes, and nobody is told.
-struct Wire {
-    address: SocketAddr,
+pub(crate) struct Wire {
+    pub(crate) address: SocketAddr,
     is_broken: Arc<[AtomicBool; 2]>,
+    connections: Arc<AtomicUsize>,
     cut: watch::Sender<()>,
     _relay: JoinSet<()>,
 }
 
-const UP: usize = 0;
-const DOWN: usize = 1;
+pub(crate) const UP: usize = 0;
+pub(crate) const DOWN: usize = 1;
 
 impl Wire {
-    fn to(server: SocketAddr) -> Self {
+    pub(crate) fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let (cut, is_broken) = (watch::channel(()).0, Arc::new([AtomicBool::new(false), AtomicBool::new(false)]));
-        let (cutting, broken) = (cut.clone(), is_broken.clone());
+        let (cutting, broken, connections) = (cut.clone(), is_broken.clone(), Arc::new(AtomicUsize::new(0)));
+        let counts = connections.clone();
         let relay = async move {
             let mut connections = JoinSet::new();
             loop {
                 let (client, _) = listener.accept().await.unwrap();
+                counts.fetch_add(1, Relaxed);
                 let (broken, mut cut) = (broken.clone(), cutting.subscribe());
                 connections.spawn(async move {
                     let Ok(server) = TcpStream::connect(server).await else { return };
@@ -115,17 +118,27 @@ impl Wire {
                 });
             }
         };
-        Self { address, is_broken, cut, _relay: JoinSet::from_iter([relay]) }
+        Self { address, is_broken, connections, cut, _relay: JoinSet::from_iter([relay]) }
     }
 
-    fn breaks(&self, direction: usize) {
+    /// How many there were.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// What comes from now on arrives.
+    pub(crate) fn heals(&self) {
+        self.is_broken.iter().for_each(|direction| direction.store(false, Relaxed));
+    }
+
+    pub(crate) fn breaks(&self, direction: usize) {
         self.is_broken[direction].store(true, Relaxed);
     }
 
     /// Ends the connections that there are; new ones are whole.
     fn cut(&self) {
         self.cut.send_replace(());
-        self.is_broken.iter().for_each(|direction| direction.store(false, Relaxed));
+        self.heals();
     }
 }
 
