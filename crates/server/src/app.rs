@@ -131,7 +131,7 @@ impl Server {
         Self::start_with(ListenSockets::bind(&config.listen)?, config, None).await
     }
 
-    /// As [`Server::start`], on sockets that listen already; `config.listen` does not count.
+    /// As [`Server::start`], on sockets that listen already; `config.listen` is checked, and not bound.
     ///
     /// # Errors
     /// [`StartError`], before anything is served.

@@ -196,18 +196,13 @@ async fn show(
     let (after, before) = (id(&asked, "after")?, id(&asked, "before")?);
     let limit = number(&asked, "limit", PAGE_MAX)?;
     let base = base(&surface, &asked);
-    let tag = surface.conversations.version(seat.permit()).await?.map(|version| {
-        // Links to files are the same for an hour.
-        format!("W/\"{version}-{}\"", token::now().div_euclid(FOR_VIEWERS))
-    });
-    let known = asked.header(&header::IF_NONE_MATCH);
-    if let (Some(known), Some(tag)) = (known, &tag)
-        && http::is_listed(known, tag)
-    {
-        return Ok((StatusCode::NOT_MODIFIED, tagged(Some(tag))).into_response());
-    }
     // Before anything is read: what happens meanwhile is told twice rather than not at all.
-    let last_event_id = surface.conversations.cursor().to_string();
+    let last_event_id = surface.conversations.place_of_last(seat.permit()).await?.to_string();
+    // Links to files are the same for an hour.
+    let tag = format!("W/\"{last_event_id}-{}\"", token::now().div_euclid(FOR_VIEWERS));
+    if asked.header(&header::IF_NONE_MATCH).is_some_and(|known| http::is_listed(known, &tag)) {
+        return Ok((tagged(&tag), http::not_modified()).into_response());
+    }
     let standing = surface.conversations.standing(seat.permit()).await?;
     let head = Whereabouts { head: &Head::new(seat.row(), &standing), last_event_id };
     let history = match (after, before, limit) {
@@ -231,12 +226,12 @@ async fn show(
         out.put_slice(b"]}");
         Body::from(out.freeze())
     };
-    Ok((tagged(tag.as_deref()), [(header::CONTENT_TYPE, "application/json")], body).into_response())
+    Ok((tagged(&tag), [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// So that browsers keep an answer, and ask whether it is still so.
-fn tagged(tag: Option<&str>) -> HeaderMap {
-    let tag = tag.and_then(|tag| HeaderValue::try_from(tag).ok()).map(|tag| (header::ETAG, tag));
+fn tagged(tag: &str) -> HeaderMap {
+    let tag = HeaderValue::try_from(tag).ok().map(|tag| (header::ETAG, tag));
     let kept = [(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
     // Another token may see something else.
     let by_token = [(header::VARY, HeaderValue::from_static("authorization"))];

@@ -428,6 +428,12 @@ pub(crate) fn is_listed(listed: &str, tag: &str) -> bool {
     listed.trim() == "*" || listed.split(',').any(|each| bare(each) == bare(tag))
 }
 
+/// Says that what a client has is still so. Without a length: it would be taken for that of what the client has (RFC 9110, 8.6).
+pub(crate) fn not_modified() -> Response {
+    let nothing = futures_util::stream::empty::<Result<Bytes, std::convert::Infallible>>();
+    (StatusCode::NOT_MODIFIED, Body::from_stream(nothing)).into_response()
+}
+
 /// The answer to HEAD for a stream, which has no end that could be left out.
 pub(crate) fn no_head(allow: &'static str) -> (StatusCode, [(HeaderName, &'static str); 1]) {
     (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, allow)])

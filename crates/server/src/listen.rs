@@ -206,6 +206,10 @@ async fn until_closed<E: IsTimeout, S: Future<Output = Result<(), E>>>(
         () = stop.cancelled() => if connection.was_active() { FAREWELL_TIMEOUT } else { GOODBYE_TIMEOUT },
         () = leaves => GOODBYE_TIMEOUT,
     };
+    // Its first request may be under way, behind a TLS handshake.
+    if stop.is_cancelled() && !connection.was_active() && timeout(goodbye, served.as_mut()).await.is_ok() {
+        return;
+    }
     close(served.as_mut());
     loop {
         let before = connection.writes();

@@ -147,7 +147,7 @@ async fn artifacts(State(surface): State<Arc<Surface>>, PathId(id): PathId, aske
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     let all =
         List { rest: surface.sandboxes.artifacts(&seat).await?.into(), pieces: None, has_begun: false, is_over: false };
-    let body = Body::from_stream(stream::unfold(all, List::next));
+    let body = Body::from_stream(stream::StreamExt::fuse(stream::unfold(all, List::next)));
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 

@@ -40,7 +40,11 @@ pub struct WebSocket<S>(WebSocketStream<S>);
 pub struct WebSocketSender<S>(SplitSink<WebSocketStream<S>, Message>);
 
 /// Its end to receive with.
-pub struct WebSocketReceiver<S>(SplitStream<WebSocketStream<S>>);
+pub struct WebSocketReceiver<S> {
+    stream: SplitStream<WebSocketStream<S>>,
+    /// The other end closed so, and is not answered yet.
+    closed: Option<Option<Close>>,
+}
 
 /// How sockets are read and written, for frames of at most so many bytes.
 #[must_use]
@@ -91,7 +95,7 @@ where
 
     fn split(self) -> (Self::Sender, Self::Receiver) {
         let (sender, receiver) = self.0.split();
-        (WebSocketSender(sender), WebSocketReceiver(receiver))
+        (WebSocketSender(sender), WebSocketReceiver { stream: receiver, closed: None })
     }
 }
 
@@ -123,26 +127,36 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     async fn next(&mut self) -> Option<Result<Frame, Broken>> {
-        Some(Ok(match self.0.next().await? {
-            Ok(Message::Text(text)) => Frame::Envelope(text.into()),
-            Ok(Message::Binary(bytes)) => Frame::Envelope(bytes),
-            Ok(Message::Close(frame)) => {
-                // The answer (RFC 6455, section 5.5.1) is written when what follows is read: nothing.
-                let _ = timeout(CLOSE_PATIENCE, self.0.next()).await;
-                Frame::Closed(frame.map(|frame| Close::new(frame.code.into(), frame.reason.to_string())))
+        if self.closed.is_none() {
+            match self.stream.next().await? {
+                Ok(Message::Close(frame)) => {
+                    let close = frame.map(|frame| Close::new(frame.code.into(), frame.reason.to_string()));
+                    self.closed = Some(close);
+                }
+                other => return Some(read(other)),
             }
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Frame::Alive,
-            Err(tokio_tungstenite::tungstenite::Error::Capacity(error)) => Frame::TooLarge(error.to_string()),
-            Err(tokio_tungstenite::tungstenite::Error::Utf8(error)) => {
-                Frame::NotText(format!("a text frame is not UTF-8: {error}"))
-            }
-            Err(error) => return Some(Err(error.into())),
-        }))
+        }
+        // The answer (RFC 6455, section 5.5.1) is written when what follows is read: nothing.
+        let _ = timeout(CLOSE_PATIENCE, self.stream.next()).await;
+        self.closed.take().map(|close| Ok(Frame::Closed(close)))
     }
 
     async fn drain(&mut self) {
-        let rest = async { while let Some(Ok(_)) = self.0.next().await {} };
+        let rest = async { while let Some(Ok(_)) = self.stream.next().await {} };
         // Elapsed: it is closed all the same.
         let _ = timeout(CLOSE_PATIENCE, rest).await;
+    }
+}
+
+/// What came, but for a close.
+fn read(message: Result<Message, tokio_tungstenite::tungstenite::Error>) -> Result<Frame, Broken> {
+    use tokio_tungstenite::tungstenite::Error::{Capacity, Utf8};
+    match message {
+        Ok(Message::Text(text)) => Ok(Frame::Envelope(text.into())),
+        Ok(Message::Binary(bytes)) => Ok(Frame::Envelope(bytes)),
+        Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Close(_)) => Ok(Frame::Alive),
+        Err(Capacity(error)) => Ok(Frame::TooLarge(error.to_string())),
+        Err(Utf8(error)) => Ok(Frame::NotText(format!("a text frame is not UTF-8: {error}"))),
+        Err(error) => Err(error.into()),
     }
 }

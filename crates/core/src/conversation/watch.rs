@@ -80,23 +80,18 @@ impl Conversations {
             (true, None) => Some(self.gate().conversation_status(permit).await?.tail),
         };
         let reader = self.gate().follow_conversation(permit, after, pieces_after)?;
-        let begins = Cursor { offset: after, ..tail };
+        // With the pieces that come first, too.
+        let begins = Cursor { offset: pieces_after.map_or(after, |pieces| pieces.min(after)), ..tail };
         Ok(Watch { reader, items: Vec::new(), resumed: known.is_some(), begins })
     }
 
-    /// Changes with everything that happens in a conversation; nothing before anything has.
+    /// The place of the last thing that happened in a conversation: changes with everything that does.
     ///
     /// # Errors
     /// [`Kind::Unavailable`].
-    pub async fn version(&self, permit: &Permit) -> Result<Option<Cursor>, Error> {
+    pub async fn place_of_last(&self, permit: &Permit) -> Result<Cursor, Error> {
         let offset = self.gate().conversation_status(permit).await?.tail;
-        Ok((offset != Offset::START).then(|| Cursor { offset, ..self.cursor() }))
-    }
-
-    /// Where the log ends: what happens from now on in any conversation is behind it.
-    #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        self.gate().conversations_tail()
+        Ok(Cursor { offset, ..self.gate().conversations_tail() })
     }
 
     /// Just before the last thing that happened, if that is the end of a turn a short time ago.

@@ -93,8 +93,7 @@ pub(crate) fn run(args: &Serve) -> Done {
     if args.check {
         return Ok(Server::check(&config)?);
     }
-    // The file may be another one by the time that it is run again.
-    let program = std::env::current_exe()?;
+    let program = program()?;
     // Before there are threads: it takes variables out of the environment.
     let sockets = ListenSockets::inherit(&config.listen)?;
     trunkline::raise_descriptor_limit();
@@ -103,6 +102,15 @@ pub(crate) fn run(args: &Serve) -> Done {
     // Not longer, for a thread that does not end.
     runtime.shutdown_timeout(STOP_AFTER_FAULT);
     done
+}
+
+/// The path by which this program was started, which may be a link to another one by the time that it is run again.
+fn program() -> std::io::Result<PathBuf> {
+    let started_as = std::env::args_os().next().map(PathBuf::from);
+    match started_as.filter(|path| path.components().count() > 1) {
+        Some(path) => std::path::absolute(path),
+        None => std::env::current_exe(),
+    }
 }
 
 /// Runs a server to its end, and then `program` if that is to take over.
@@ -122,7 +130,8 @@ async fn serve(config: Config, sockets: ListenSockets, program: &Path) -> Done {
             tracing::info!(program = %program.display(), "stopping; a program takes over, and clients wait for it");
             notify_of_upgrade();
             let sockets = server.hand_over().await;
-            if signals.terminate.recv().now_or_never().is_some() {
+            if signals.stops().now_or_never().is_some() {
+                notify(&[NotifyState::Stopping]);
                 return Ok(());
             }
             let mut command = Command::new(program);
@@ -149,6 +158,14 @@ impl Signals {
         })
     }
 
+    /// Waits until the process is to end.
+    async fn stops(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
     /// Waits for the server's end. A program that could not take over changes nothing.
     async fn end(&mut self, server: &Server, program: &Path) -> End {
         loop {
@@ -160,7 +177,7 @@ impl Signals {
             }
             let checked = tokio::select! {
                 checked = can_serve(program) => checked,
-                _ = self.terminate.recv() => return End::Stop,
+                () = self.stops() => return End::Stop,
             };
             match checked {
                 Ok(()) => return End::Upgrade,

@@ -12,7 +12,7 @@ use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation,
     crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils},
     dangerous::insecure_decode_claims,
-    decode, encode,
+    decode, decode_header, encode,
     errors::{Error as JwtError, ErrorKind},
 };
 use ring::hmac;
@@ -183,7 +183,8 @@ fn claimed(apps: &Apps, token: &str) -> Option<Arc<App>> {
 /// [`Kind::Unauthenticated`]; [`Kind::Denied`] for an agent that is none of the app's. With the app, if that signed it.
 pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option<Arc<App>>)> {
     provide();
-    if token.len() > TOKEN_BYTES_MAX {
+    // A header that cannot be read is refused before the signature is looked at: nothing is known of such a token.
+    if token.len() > TOKEN_BYTES_MAX || decode_header(token).is_err() {
         return Err((refused(), None));
     }
     let app = claimed(apps, token);

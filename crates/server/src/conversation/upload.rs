@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     error::{NO_SUCH_RANGE, Refusal},
-    http::{PathId, is_listed},
+    http::{PathId, is_listed, not_modified},
 };
 
 use super::{
@@ -195,7 +195,7 @@ pub(super) async fn fetch(
     let kept = surface.conversations.find_file(&id, asker).await?;
     let tag = entity_tag(&kept);
     let mut response = match wanted(&headers, kept.byte_size, &tag) {
-        Wanted::Nothing => StatusCode::NOT_MODIFIED.into_response(),
+        Wanted::Nothing => not_modified(),
         Wanted::Unsatisfiable => return Ok(unsatisfiable(kept.byte_size)),
         Wanted::Whole => content(&surface, &kept, None).await?,
         Wanted::Part(bytes) => content(&surface, &kept, Some(bytes)).await?,

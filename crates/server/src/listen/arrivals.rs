@@ -168,12 +168,13 @@ impl Arrivals {
     pub(crate) async fn answers(&self) -> bool {
         let line = &self.line;
         let before = line.activity();
-        line.is_asked.store(true, Relaxed);
-        // Against the one of `note_activity`: it sees the question, or is seen here.
-        fence(SeqCst);
-        line.task.wake();
         loop {
             let heard = line.heard.notified();
+            // Each time: an answer to a question before this one takes the flag away.
+            line.is_asked.store(true, Relaxed);
+            // Against the one of `note_activity`: it sees the question, or is seen here.
+            fence(SeqCst);
+            line.task.wake();
             if line.is_closed.load(Acquire) {
                 return false;
             }

@@ -124,6 +124,8 @@ struct State {
     idle_since_ms: AtomicU64,
     is_leaving: AtomicBool,
     leave: Notify,
+    /// See [`Connection::cut_short`].
+    is_cut_short: AtomicBool,
 }
 
 /// An open connection; counted until it is dropped.
@@ -213,6 +215,7 @@ impl Connections {
             idle_since_ms: AtomicU64::new(shared.now_ms()),
             is_leaving: AtomicBool::new(false),
             leave: Notify::new(),
+            is_cut_short: AtomicBool::new(false),
         });
         let key = open.next;
         open.next += 1;
@@ -302,6 +305,15 @@ impl Connection {
     /// Notes that its client has sent something.
     pub(crate) fn has_spoken(&self) {
         self.state.has_spoken.store(true, Relaxed);
+    }
+
+    /// Notes that its client may still be sending when it is closed.
+    pub(crate) fn cut_short(&self) {
+        self.state.is_cut_short.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.state.is_cut_short.load(Relaxed)
     }
 
     /// Notes a request: the connection makes no room until it is dropped; see also [`Active::finite`].

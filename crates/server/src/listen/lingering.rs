@@ -65,8 +65,13 @@ impl<S: OverTcp> Lingering<S> {
 impl<S: OverTcp> Drop for Lingering<S> {
     fn drop(&mut self) {
         let Some(stream) = self.stream.take().map(OverTcp::into_tcp) else { return };
-        let unread = rustix::net::recv(&stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        if unread.is_ok_and(|(bytes, _)| bytes > 0) {
+        let unread = match rustix::net::recv(&stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((bytes, _)) => bytes > 0,
+            // More may be on its way.
+            Err(rustix::io::Errno::AGAIN) => self.connection.is_cut_short(),
+            Err(_) => false,
+        };
+        if unread {
             self.tasks.spawn(linger(stream, self.connection.clone()));
         }
     }

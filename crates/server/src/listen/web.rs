@@ -182,16 +182,19 @@ fn answer(
     request.extensions_mut().insert(peer);
     // Only such a request ends HTTP.
     if has_upgrades && request.headers().contains_key(header::UPGRADE) {
+        connection.cut_short();
         request.extensions_mut().insert(Seat(Arc::new(connection.begin())));
     }
     let answers = answers.clone();
     let router = site.router(request.headers(), request.uri()).clone();
     let (request, body) = Read::track(request);
+    let connection = connection.clone();
     router.oneshot(request).map_ok(move |mut answer| {
         answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
         // hyper reads no more of what nobody read, and closes the connection without a word.
         if has_upgrades && !body.is_whole() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            connection.cut_short();
         }
         answer.map(|body| Held::new(body, active))
     })

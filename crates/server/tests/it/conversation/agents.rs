@@ -18,7 +18,7 @@ use crate::{
     socket::Socket,
 };
 
-async fn tell(client: &Client, lane: &str, kind: MessageType, payload: impl Into<bytes::Bytes>) {
+pub(super) async fn tell(client: &Client, lane: &str, kind: MessageType, payload: impl Into<bytes::Bytes>) {
     tell_as(client, lane, kind, payload, "").await;
 }
 

@@ -6,11 +6,11 @@ use reqwest::Method;
 use serde_json::json;
 use trunkline_client::Operator;
 use trunkline_core::conversation::Options;
-use trunkline_proto::own::AppAgent;
+use trunkline_proto::{own::AppAgent, v1::MessageType};
 
 use super::{
-    AGENT, OTHER_AGENT, SECRET, begin, claims, hs256, now, say, server, server_with, show, sign, user, watch,
-    watch_after,
+    AGENT, OTHER_AGENT, SECRET, agents::tell, begin, claims, hs256, now, say, server, server_with, show, sign, user,
+    watch, watch_after,
 };
 use crate::{
     client::{Client, agent, lane},
@@ -95,6 +95,28 @@ async fn nothing_is_missed_between_two_streams_whatever_the_first_one_got() {
             let mut tab = ann.open(&path).await;
             assert_eq!(tab.expect("ready").await.data["resumed"], false);
             tab.expect("turn_done").await;
+        }
+    }
+    // Nor pieces of what is being said.
+    let piece = |text: &str| format!(r#"{{"type": "delta", "id": "m", "text": "{text}"}}"#);
+    let lane = format!("us::ann::{convo}");
+    say(&ann, &convo, "and?").await;
+    for text in ["a", "b"] {
+        tell(&agent, &lane, MessageType::Opaque, piece(text)).await;
+    }
+    let pieces = format!("{path}?deltas=1");
+    let read = ann.get(&format!("/api/v2/agent_convos/{convo}")).await.1["last_event_id"].as_str().unwrap().to_owned();
+    let began = ann.open(&pieces).await.expect("ready").await.id;
+    for last in [None, Some(&*read), Some(&*began)] {
+        let mut tab = ann.open_after(&pieces, last).await;
+        tab.expect("ready").await;
+        for text in ["a", "b"] {
+            let mut piece = tab.next().await.unwrap();
+            // Of what is behind the place that it names.
+            while piece.name != "delta" {
+                piece = tab.next().await.unwrap();
+            }
+            assert_eq!(piece.data["text"], text, "{last:?}");
         }
     }
     // Nothing is repeated behind what was said since.

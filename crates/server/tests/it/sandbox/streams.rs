@@ -128,6 +128,24 @@ async fn a_slow_viewer_holds_nobody_up_and_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn artifacts_are_compressed_for_clients_that_take_them_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let web = Web::new(server.addresses().http);
+    web.make("s").await;
+    for _ in 0..50 {
+        web.tell("s", json!([{"type": "user_prompt", "text": "again and again ".repeat(10)}])).await;
+    }
+    let request = web.request(reqwest::Method::GET, "/sessions/s/artifacts").header("accept-encoding", "gzip");
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.headers()["content-encoding"], "gzip");
+    let (compressed, plain) = (answer.bytes().await.unwrap(), web.artifacts("s").await);
+    assert_eq!(plain.len(), 50);
+    assert!(compressed.len() < 4000 && compressed.starts_with(&[0x1f, 0x8b]), "{} bytes", compressed.len());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_command_stream_takes_over() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
