@@ -356,7 +356,7 @@ mod tests {
             (say(Kind::User, false), "message 3"),
             (Act::EndTurn(Reason::Unavailable, Some(2)), ""),
             (Act::EndTurn(Reason::TemporaryFailure, Some(3)), "failed at 7, TemporaryFailure at 7"),
-            (Act::Be(State::Escalated, None), "Open to Escalated (false)"),
+            (Act::Be(State::Escalated, None), "Open to Escalated (true)"),
             (Act::Be(State::Escalated, None), ""),
             (Act::Join("us::ann::desk".into()), "joined us::ann::desk"),
             (Act::Join("us::ann::desk".into()), ""),
