@@ -258,15 +258,21 @@ class Sender:
         until(lambda: not missing(), missing, wait)
 
 
+def begin(server, receivers, address, loop):
+    """All are connected, and have heard a number."""
+    sender = Sender(server, receivers)
+    for receiver in receivers:
+        connect(receiver, address, loop)
+    sender.send()
+    sender.all_heard(WAIT)
+    return sender
+
+
 @pytest.mark.parametrize("engine", [WorkflowEngineClient, AsyncWorkflowEngineClient])
 @pytest.mark.parametrize("fault", ["kill", "restart", "upgrade"])
 def test_they_come_back_after_the_server_does(server, receivers, loop, fault, engine):
     receivers = receivers(engine)
-    sender = Sender(server, receivers)
-    for receiver in receivers:
-        connect(receiver, server.grpc, loop)
-    sender.send()
-    sender.all_heard(WAIT)
+    sender = begin(server, receivers, server.grpc, loop)
     for _ in range(3):
         sender.during(getattr(server, fault))
         sender.send()
@@ -281,11 +287,7 @@ def test_they_come_back_after_the_server_does(server, receivers, loop, fault, en
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_they_miss_nothing_of_a_wire_that_broke_in_one_direction(server, wire, receivers, loop, direction, engine):
     receivers = receivers(engine)
-    sender = Sender(server, receivers)
-    for receiver in receivers:
-        connect(receiver, wire.address, loop)
-    sender.send()
-    sender.all_heard(WAIT)
+    sender = begin(server, receivers, wire.address, loop)
     for _ in range(BREAKS):
         wire.broken.add(direction)
         sender.during(lambda: time.sleep(1))

@@ -203,14 +203,11 @@ impl Server {
             ops_tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
-        let connections = connections(&metrics, &limits);
-        let keepalive = Duration::from_secs(limits.keepalive_seconds);
-        let (tls_too, jobs) = (tls.clone(), server.jobs.clone());
-        let listeners = Listeners { tls: tls_too, connections: connections.clone(), keepalive, jobs };
+        let listeners = server.listeners(tls.clone(), connections(&metrics, &limits), &limits);
         listeners.grpc(grpc.0, gateway);
         let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev }).with_apps(apps);
         listeners.http(http.0, site, metrics.http_answers.clone());
-        server.operators(ops.0, (connections, keepalive), Site::same(ops::router(operations), config.dev));
+        server.operators(ops.0, listeners, Site::same(ops::router(operations), config.dev));
         if let Some(tls) = tls {
             server.jobs.spawn("certificate watch", tls.watch(server.stop.clone()));
         }
@@ -219,9 +216,14 @@ impl Server {
     }
 
     /// Operators are answered until the end.
-    fn operators(&self, socket: TcpListener, (connections, keepalive): (Connections, Duration), site: Site) {
+    fn operators(&self, socket: TcpListener, others: Listeners, site: Site) {
         let jobs = self.jobs.within(self.ops_tasks.clone(), self.closed.clone());
-        Listeners { tls: None, connections, keepalive, jobs }.ops(socket, site);
+        Listeners { tls: None, jobs, ..others }.ops(socket, site);
+    }
+
+    fn listeners(&self, tls: Option<Tls>, connections: Connections, limits: &Limits) -> Listeners {
+        let keepalive = Duration::from_secs(limits.keepalive_seconds);
+        Listeners { tls, connections, keepalive, jobs: self.jobs.clone() }
     }
 
     /// Where it listens.
@@ -493,7 +495,7 @@ fn check_dev(dev: bool, listen: [SocketAddr; 3]) -> Result<(), StartError> {
     }
 }
 
-/// As [`check_dev`], with a warning for who reads the log.
+/// As [`check_dev`], and logs that everybody is admitted.
 fn begin_dev(dev: bool, listen: [SocketAddr; 3]) -> Result<(), StartError> {
     check_dev(dev, listen)?;
     if dev {

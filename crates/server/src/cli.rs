@@ -67,7 +67,8 @@ fn hint(error: &trunkline_client::Error) -> &'static str {
 }
 
 /// What a command ends with, for scripts: 2 for what cannot be meant so, 3 for what is not there, 4 for what may not be, 5 for a
-/// server that is not there or does not answer, 6 for a sandbox that another program works as, 70 (`EX_SOFTWARE`) for a server of which a part has failed, 1 for everything else.
+/// server that is not there or does not answer, 6 for a sandbox that another program works as, 70 (`EX_SOFTWARE`) for a server of
+/// which a part has failed, 1 for everything else.
 pub(crate) fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
     use trunkline_client::Kind;
     let kind = match error.downcast_ref::<Fault>() {

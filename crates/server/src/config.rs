@@ -256,7 +256,7 @@ impl Config {
         table.try_into().map_err(|e: toml::de::Error| ConfigError::Content(e.to_string().trim_end().to_owned()))
     }
 
-    /// Refuses sizes of what would not fit a frame to a client.
+    /// Refuses sizes of what would not fit a frame to a client, and times that leave none.
     pub(crate) fn check_sizes(&self) -> Result<(), ConfigError> {
         if self.limits.keepalive_seconds == 0 {
             return Err(ConfigError::Content("limits.keepalive_seconds is 0; at least 1".to_owned()));

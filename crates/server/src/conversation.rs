@@ -196,7 +196,7 @@ async fn show(
     let (after, before) = (id(&asked, "after")?, id(&asked, "before")?);
     let limit = number(&asked, "limit", PAGE_MAX)?;
     let base = base(&surface, &asked);
-    // Before anything is read: what happens meanwhile is told twice rather than not at all.
+    // Before anything is read: what happens meanwhile is sent twice rather than not at all.
     let last_event_id = surface.conversations.place_of_last(seat.permit()).await?.to_string();
     // Links to files are the same for an hour.
     let tag = format!("W/\"{last_event_id}-{}\"", token::now().div_euclid(FOR_VIEWERS));

@@ -81,6 +81,7 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// What listeners share.
+#[derive(Clone)]
 pub(crate) struct Listeners {
     pub(crate) tls: Option<Tls>,
     pub(crate) connections: Connections,
@@ -106,7 +107,7 @@ impl Listeners {
         let health_service = health_service.max_decoding_message_size(HEALTH_REQUEST_BYTES_MAX);
         let routes = Routes::new(health_service).add_service(operator).add_service(Service(service));
         let (stop, tasks) = (self.jobs.stop().clone(), self.jobs.tasks().clone());
-        let grpc = Grpc::new(routes, self.tls.clone(), (patience, self.keepalive), stop, tasks);
+        let grpc = Grpc::new(routes, self.tls.clone(), patience, self.keepalive, stop, tasks);
         let accepting = self.accepting(socket, Listener::Grpc);
         self.jobs.spawn("gRPC listener", async move {
             health.set_serving::<AetherGatewayServer<Surface>>().await;

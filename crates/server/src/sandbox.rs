@@ -485,13 +485,14 @@ fn commands(duty: Duty, open: Open) -> impl Stream<Item = Bytes> {
             tracing::warn!(%error, "a command stream ends");
             None
         });
-        let Some(command) = command else {
+        // One that was read as another stream took over goes to that one.
+        let Some(command) = command.filter(|command| duty.take(command.offset)) else {
             open.is_over = true;
             return duty.is_replaced().then_some((REPLACED, (duty, open)));
         };
         let mut out = BytesMut::new();
         sse::raw_event(&mut out, "command", command.offset, &command.body);
-        duty.take(command.offset).then(|| (out.freeze(), (duty, open)))
+        Some((out.freeze(), (duty, open)))
     })
 }
 

@@ -50,7 +50,7 @@ impl Taken {
     /// Takes a place from one that does not take what it is sent, or the oldest for one that has waited; answers whether there was one.
     fn evict(&mut self, now: Instant) -> bool {
         let mut places = self.places.iter().filter_map(Weak::upgrade);
-        if places.any(|place| place.give_up(now, STALLED)) {
+        if places.any(|place| place.give_up(now)) {
             return true;
         }
         let waited = self.refused.map(|at| now.saturating_duration_since(at));
@@ -118,7 +118,7 @@ impl Places {
 
     /// See [`Taken::evict`].
     fn evict(&self, key: &Whose, now: Instant) -> bool {
-        // There are places, or this is the node's first look at them: another node has them all.
+        // Nothing if other nodes have all of them.
         self.all().get_mut(key).is_some_and(|taken| taken.evict(now))
     }
 }
@@ -141,9 +141,9 @@ impl Place {
         state.lease.is_some()
     }
 
-    fn give_up(&self, now: Instant, after: Duration) -> bool {
+    fn give_up(&self, now: Instant) -> bool {
         let mut state = self.state();
-        let is_stalled = state.owed.is_some_and(|since| now.saturating_duration_since(since) >= after);
+        let is_stalled = state.owed.is_some_and(|since| now.saturating_duration_since(since) >= STALLED);
         is_stalled && state.lease.take().is_some()
     }
 
@@ -164,13 +164,13 @@ mod tests {
         let lease = leases.acquire("key", "session", Policy::Reject, Vec::new()).await.unwrap();
         let place = Place(Mutex::new(State { lease: Some(lease), owed: None }));
         let later = |more| Instant::now() + STALLED + Duration::from_secs(more);
-        assert!(!place.give_up(later(1000), STALLED), "it owes nothing");
+        assert!(!place.give_up(later(1000)), "it owes nothing");
         place.owes();
-        assert!(!place.give_up(Instant::now(), STALLED), "it has its time");
+        assert!(!place.give_up(Instant::now()), "it has its time");
         assert!(place.took());
-        assert!(!place.give_up(later(1000), STALLED), "it took what it got");
+        assert!(!place.give_up(later(1000)), "it took what it got");
         place.owes();
-        assert!(place.give_up(later(1), STALLED) && !place.give_up(later(1), STALLED));
+        assert!(place.give_up(later(1)) && !place.give_up(later(1)));
         assert!(!place.took(), "it hears that somebody else has it");
         leases.acquire("key", "other", Policy::Reject, Vec::new()).await.unwrap();
     }
@@ -194,7 +194,7 @@ mod tests {
         assert!(!taken.evict(at(31 + 151)), "it did not come when it could have");
         assert!(taken.evict(at(31 + 151 + 29)));
         assert!(!places[1].took());
-        assert!(!taken.evict(at(1000)), "nobody is left");
+        assert!(!taken.evict(at(1000)), "there is no place left");
         drop(places);
         assert!(!taken.is_empty(at(1001)) && taken.is_empty(at(2000)));
     }

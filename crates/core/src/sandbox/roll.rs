@@ -30,7 +30,7 @@ pub struct Roll {
 pub enum News {
     /// It is there.
     Snapshot(Sandbox),
-    /// That were all that are there, so many: a sandbox that was there before and is not among them is gone.
+    /// The end of the snapshots, with their number: a sandbox that a viewer knew before and that is in none of them was removed.
     SnapshotEnd(usize),
     /// It came.
     Created(Sandbox),

@@ -72,7 +72,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// After how long without a sign of life a connection to the server is taken for lost.
-    #[arg(long, value_name = "SECONDS", default_value = "40")]
+    #[arg(long, value_name = "SECONDS", default_value = "40", value_parser = clap::value_parser!(u64).range(1..))]
     silence: u64,
     /// The program and its arguments. Its environment has TRUNKLINE_SESSION.
     #[arg(last = true, required = true, value_name = "COMMAND")]

@@ -22,7 +22,7 @@ use super::{Done, Fault, announce, say};
 /// may wait for that part.
 const STOP_AFTER_FAULT: Duration = Duration::from_secs(5);
 
-/// Longest time for the program that takes over to say that it can.
+/// Longest time for the program that is to take over to check the settings.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Flags that say what the file and the variables do not.
@@ -68,7 +68,7 @@ enum End {
     Fault(trunkline::Fault),
 }
 
-/// What the process is told by signals.
+/// The signals that the process handles.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -194,7 +194,8 @@ async fn can_serve(program: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut command = tokio::process::Command::new(program);
     command.args(std::env::args_os().skip(1)).arg("--check").kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let output = tokio::time::timeout(CHECK_TIMEOUT, command.output()).await??;
+    let output = tokio::time::timeout(CHECK_TIMEOUT, command.output()).await;
+    let output = output.map_err(|_| format!("it did not end its check within {} s", CHECK_TIMEOUT.as_secs()))??;
     if output.status.success() {
         return Ok(());
     }
@@ -202,18 +203,20 @@ async fn can_serve(program: &Path) -> Result<(), Box<dyn std::error::Error>> {
     Err(format!("{}: {}", output.status, said.trim().lines().last().unwrap_or_default()).into())
 }
 
-/// Tells the service manager, if one listens; the server does not depend on it.
+/// Sends the state to the service manager, if there is one; the server does not depend on it.
 fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager could not be told");
-    }
+    warn_of_failure(sd_notify::notify(state));
 }
 
-/// As `Type=notify-reload` of systemd wants it: with the time.
+/// As systemd wants it of a service that reloads: with the time.
 fn notify_of_upgrade() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "the service manager could not be told"),
+    let now = NotifyState::monotonic_usec_now();
+    warn_of_failure(now.and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])));
+}
+
+fn warn_of_failure(notified: std::io::Result<()>) {
+    if let Err(error) = notified {
+        tracing::warn!(%error, "the service manager cannot be notified");
     }
 }
 

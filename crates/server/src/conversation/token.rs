@@ -226,7 +226,7 @@ pub(crate) fn admit(apps: &Apps, token: &str) -> Result<Admitted, (Error, Option
     Ok(Admitted { visitor, expires_at: claims.exp, page: None, signed_with })
 }
 
-/// Tells the operator, and nobody else, what is wrong with a token that its app signed.
+/// Logs what is wrong with a token that its app signed; the client does not learn it.
 fn warn(app: &App, wrong: &str) {
     static LINES: Mutex<Lines> = Mutex::new(Lines::new());
     let count = LINES.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -237,8 +237,10 @@ fn warn(app: &App, wrong: &str) {
 
 /// What is wrong with a token whose signature is good; nothing if that is not known, or it has expired.
 fn wrong_claim(error: &JwtError, token: &str) -> Option<String> {
-    let claims: serde_json::Value = insecure_decode_claims(token).unwrap_or_default();
-    let found = |name: &str| claims[name].to_string().chars().take(CLAIM_CHARS_MAX).collect::<String>();
+    let found = |name: &str| {
+        let claims: serde_json::Value = insecure_decode_claims(token).unwrap_or_default();
+        claims[name].to_string().chars().take(CLAIM_CHARS_MAX).collect::<String>()
+    };
     Some(match error.kind() {
         ErrorKind::MissingRequiredClaim(name) => format!("there is no {name}"),
         ErrorKind::InvalidAudience => format!("aud is {}, and not {AUDIENCE:?}", found("aud")),

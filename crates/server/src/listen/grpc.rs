@@ -135,7 +135,8 @@ impl Grpc {
     pub(super) fn new(
         routes: Routes,
         tls: Option<Tls>,
-        (patience, keepalive): (Duration, Duration),
+        patience: Duration,
+        keepalive: Duration,
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Arc<Self> {

@@ -1,5 +1,5 @@
-//! A transport that is read for a while after its connection is over. A socket that is closed with bytes that nobody read is reset,
-//! and a reset may overtake what was said last: why a frame or a body was refused.
+//! A transport that is read for a while after its connection is over. The kernel resets a socket that is closed with unread bytes, and
+//! a reset may overtake what was written last: why a frame or a body was refused.
 
 use std::{
     io::{self, IoSlice},
@@ -20,8 +20,10 @@ use tokio_util::task::TaskTracker;
 
 use super::connections::Connection;
 
-/// How long it is read, and how much.
+/// Longest time for which it is read.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Most that is read.
 const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// What a connection is made of.
@@ -71,7 +73,8 @@ impl<S: OverTcp> Drop for Lingering<S> {
             Err(rustix::io::Errno::AGAIN) => self.connection.is_cut_short(),
             Err(_) => false,
         };
-        if unread {
+        // Without its runtime the process is about to end.
+        if unread && tokio::runtime::Handle::try_current().is_ok() {
             self.tasks.spawn(linger(stream, self.connection.clone()));
         }
     }

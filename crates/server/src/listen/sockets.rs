@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_in_use_is_named_and_the_others_are_free_again() {
+    fn an_address_in_use_is_named() {
         let taken = bind(free()).unwrap().local_addr().unwrap();
         let held = bind(taken).unwrap();
         let listen = Listen { grpc: free(), http: free(), ops: held.local_addr().unwrap() };

@@ -22,7 +22,11 @@ pub(super) struct WebSocket(pub(super) Inner);
 
 pub(super) struct Sends(SplitSink<Inner, Message>);
 
-pub(super) struct Receives(SplitStream<Inner>);
+pub(super) struct Receives {
+    stream: SplitStream<Inner>,
+    /// The other end closed so, and is not answered yet.
+    closed: Option<Option<Close>>,
+}
 
 impl Transport for WebSocket {
     type Sender = Sends;
@@ -30,7 +34,7 @@ impl Transport for WebSocket {
 
     fn split(self) -> (Sends, Receives) {
         let (sender, receiver) = self.0.split();
-        (Sends(sender), Receives(receiver))
+        (Sends(sender), Receives { stream: receiver, closed: None })
     }
 }
 
@@ -56,29 +60,36 @@ impl Sender for Sends {
 
 impl Receiver for Receives {
     async fn next(&mut self) -> Option<Result<Frame, Broken>> {
-        Some(match self.0.next().await? {
-            Ok(Message::Text(text)) => Ok(Frame::Envelope(text.into())),
-            Ok(Message::Binary(bytes)) => Ok(Frame::Envelope(bytes)),
-            Ok(Message::Ping(_) | Message::Pong(_)) => Ok(Frame::Alive),
-            Ok(Message::Close(frame)) => {
-                // The answer (RFC 6455, section 5.5.1) is written when what follows is read: nothing.
-                let _ = timeout(CLOSE_PATIENCE, self.0.next()).await;
-                Ok(Frame::Closed(frame.map(|frame| Close::new(frame.code, frame.reason.to_string()))))
+        if self.closed.is_none() {
+            match self.stream.next().await? {
+                Ok(Message::Close(frame)) => {
+                    self.closed = Some(frame.map(|frame| Close::new(frame.code, frame.reason.to_string())));
+                }
+                other => return Some(read(other)),
             }
-            Err(error) => match error.into_inner().downcast::<WireError>() {
-                Ok(error) => match *error {
-                    WireError::Capacity(error) => Ok(Frame::TooLarge(error.to_string())),
-                    WireError::Utf8(error) => Ok(Frame::NotText(format!("a text frame is not UTF-8: {error}"))),
-                    error => Err(error.into()),
-                },
-                Err(error) => Err(error),
-            },
-        })
+        }
+        // The answer (RFC 6455, section 5.5.1) is written when what follows is read: nothing.
+        let _ = timeout(CLOSE_PATIENCE, self.stream.next()).await;
+        self.closed.take().map(|close| Ok(Frame::Closed(close)))
     }
 
     async fn drain(&mut self) {
-        let rest = async { while let Some(Ok(_)) = self.0.next().await {} };
+        let rest = async { while let Some(Ok(_)) = self.stream.next().await {} };
         // Elapsed: it is closed all the same.
         let _ = timeout(CLOSE_PATIENCE, rest).await;
+    }
+}
+
+/// What came, but for a close.
+fn read(message: Result<Message, axum::Error>) -> Result<Frame, Broken> {
+    match message {
+        Ok(Message::Text(text)) => Ok(Frame::Envelope(text.into())),
+        Ok(Message::Binary(bytes)) => Ok(Frame::Envelope(bytes)),
+        Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_)) => Ok(Frame::Alive),
+        Err(error) => match *error.into_inner().downcast::<WireError>()? {
+            WireError::Capacity(error) => Ok(Frame::TooLarge(error.to_string())),
+            WireError::Utf8(error) => Ok(Frame::NotText(format!("a text frame is not UTF-8: {error}"))),
+            error => Err(error.into()),
+        },
     }
 }
