@@ -97,7 +97,7 @@ def hang_up(end):
 
 
 class Wire:
-    """A relay between clients and the server, of which each direction can be broken: it swallows what comes, and nobody is told."""
+    """A relay between clients and the server, of which each direction can be broken: it discards what comes, and neither end notices."""
 
     def __init__(self, server):
         self.server = server

@@ -139,7 +139,7 @@ impl Server {
         Self::start_with(sockets, config, None).await
     }
 
-    /// What can be told wrong with settings without doing anything: what [`Server::start`] refuses before it opens its store.
+    /// Checks settings as [`Server::start`] does before it opens its store; opens and binds nothing.
     ///
     /// # Errors
     /// [`StartError`].
@@ -474,7 +474,7 @@ fn connections(metrics: &Metrics, limits: &Limits) -> Connections {
     Connections::new(grpc, http, ops)
 }
 
-/// What can be told wrong without doing anything; the allowed origins and the certificates, read.
+/// Checks settings without side effects; returns the allowed origins and the certificates that were read.
 fn check(config: &Config) -> Result<(Vec<HeaderValue>, Option<Tls>), StartError> {
     let Listen { grpc, http, ops } = config.listen;
     check_dev(config.dev, [grpc, http, ops])?;

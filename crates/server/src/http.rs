@@ -164,8 +164,8 @@ impl Asked {
         })
     }
 
-    /// What an event stream had last, as it was told it: by the header, or by the address, for clients that send no header of their
-    /// own.
+    /// The id of the last event that a stream's client had: from the header, or from the address for clients that send no header of
+    /// their own.
     pub(crate) fn last_event(&self) -> Option<&str> {
         let header = self.headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
         header.or_else(|| self.param("lastEventId")).map(str::trim).filter(|id| !id.is_empty())

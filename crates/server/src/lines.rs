@@ -35,7 +35,7 @@ mod tests {
     use super::{LINE_INTERVAL, Lines};
 
     #[tokio::test(start_paused = true)]
-    async fn trouble_is_told_once_a_second() {
+    async fn trouble_is_logged_once_a_second() {
         let mut lines = Lines::default();
         assert_eq!([lines.next(), lines.next(), lines.next()], [Some(1), None, None]);
         tokio::time::advance(LINE_INTERVAL).await;

@@ -167,8 +167,8 @@ async fn handshake(
     }
 }
 
-/// Resolves when the server stops, and what a client that has just connected sent has had time to come: it is answered, or told
-/// to try again.
+/// Resolves when the server stops, and what a client that has just connected sent has had time to come: it is answered, or
+/// refused such that it tries again.
 async fn stops(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(GOODBYE_TIMEOUT).await;

@@ -132,7 +132,7 @@ export class AgentSocketServerSession {
         for (const session of stream.sessions) session.#pass(envelope)
       })
       .catch((error: unknown) => {
-        // What is not kept is lost, and everybody who would miss it begins anew.
+        // What is not kept is lost: every session that would miss it begins anew.
         for (const session of [this, ...stream.sessions]) session.#transport.close(1011, String(error).slice(0, 100))
       })
     return envelope
@@ -226,7 +226,7 @@ export class AgentSocketServerSession {
   async #snapshot(): Promise<void> {
     const kept = (): number => this.#stream?.kept ?? 0
     let [seq, state] = [kept(), await this.#options.handlers.getState(this.#clientId ?? '')]
-    // Of a state that was asked for while events were kept, nobody knows which of them it has in it.
+    // Of a state that was asked for while events were kept, it is unknown which of them it has in it.
     for (let tries = 0; seq !== kept() && tries < SNAPSHOTS_MAX; tries += 1) {
       ;[seq, state] = [kept(), await this.#options.handlers.getState(this.#clientId ?? '')]
     }

@@ -121,7 +121,7 @@ struct Prepared {
 struct Streamed {
     message_id: Uuid,
     text: String,
-    /// Half a character behind the text.
+    /// Half a character at the end of the text, which is not in it.
     half: Option<Half>,
     count: u64,
     /// The place of its beginning among the others.
@@ -605,7 +605,7 @@ impl Writer {
     }
 }
 
-/// A piece of text behind what may be half a character.
+/// A piece of text, after the half of a character that the previous one may have ended with.
 fn joined(half: Option<Half>, piece: &Cut) -> String {
     let between = match (half, piece.begins) {
         (None, None) => return piece.text.clone(),

@@ -1,6 +1,6 @@
 //! Places for streams: one of a few leases for each user before each agent. They are free as soon as the stream ends. A stream that
 //! does not take what it is sent loses its place to the next one that comes. The oldest stream loses its place to one that comes again
-//! after it was told to wait: a proxy may go on taking what is sent to a client that is gone.
+//! after it was refused and waited: a proxy may go on taking what is sent to a client that is gone.
 
 use std::{
     collections::HashMap,
@@ -20,28 +20,28 @@ use crate::{
 /// A transport that took nothing for so long may be gone: something is sent at least every 15 seconds.
 const STALLED: Duration = Duration::from_secs(20);
 
-/// How long whoever comes too many is told to wait. The published figure.
+/// How long a stream without a place is to wait before it comes again. The published figure.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// For how long it counts that one was told to wait, from the time at which it may come again.
+/// For how long a refusal counts, from the time at which the refused stream may come again.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Clients' clocks and ours: one that comes so much too early has waited.
+/// A stream that comes this much too early has waited: clients' clocks differ from ours.
 const EARLY: Duration = Duration::from_secs(1);
 
-/// Who has places.
+/// The places that are held on this node.
 #[derive(Default)]
-pub(super) struct Places(Mutex<HashMap<Whose, Taken>>);
+pub(super) struct Places(Mutex<HashMap<Whose, UserPlaces>>);
 
 /// The places of a user before an agent, the oldest first.
 #[derive(Default)]
-struct Taken {
+struct UserPlaces {
     places: Vec<Weak<Place>>,
-    /// When one was told to wait.
+    /// When a stream was refused that did not get a place since.
     refused: Option<Instant>,
 }
 
-impl Taken {
+impl UserPlaces {
     fn is_empty(&self, now: Instant) -> bool {
         let is_over = |at| now.saturating_duration_since(at) > RETRY + PATIENCE;
         self.places.iter().all(|place| place.strong_count() == 0) && self.refused.is_none_or(is_over)
@@ -102,7 +102,7 @@ impl Conversations {
 }
 
 impl Places {
-    fn all(&self) -> MutexGuard<'_, HashMap<Whose, Taken>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<Whose, UserPlaces>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,14 +112,14 @@ impl Places {
         own.places.retain(|other| other.strong_count() > 0);
         own.places.push(Arc::downgrade(place));
         if all.len().is_power_of_two() {
-            all.retain(|_, taken| !taken.is_empty(now));
+            all.retain(|_, own| !own.is_empty(now));
         }
     }
 
-    /// See [`Taken::evict`].
+    /// See [`UserPlaces::evict`].
     fn evict(&self, key: &Whose, now: Instant) -> bool {
         // Nothing if other nodes have all of them.
-        self.all().get_mut(key).is_some_and(|taken| taken.evict(now))
+        self.all().get_mut(key).is_some_and(|own| own.evict(now))
     }
 }
 
@@ -156,7 +156,7 @@ impl Place {
 mod tests {
     use trunkline_store::lease::{Leases, Policy};
 
-    use super::{Arc, Duration, Instant, Mutex, Place, STALLED, State, Taken};
+    use super::{Arc, Duration, Instant, Mutex, Place, STALLED, State, UserPlaces};
 
     #[tokio::test]
     async fn only_a_stream_that_takes_nothing_gives_its_place_up() {
@@ -178,24 +178,24 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_gives_its_place_to_one_that_waited() {
         let leases = Leases::in_memory();
-        let (mut taken, mut places) = (Taken::default(), Vec::new());
+        let (mut held, mut places) = (UserPlaces::default(), Vec::new());
         for key in ["one", "two"] {
             let lease = leases.acquire(key, "session", Policy::Reject, Vec::new()).await.unwrap();
             let place = Arc::new(Place(Mutex::new(State { lease: Some(lease), owed: None })));
-            taken.places.push(Arc::downgrade(&place));
+            held.places.push(Arc::downgrade(&place));
             places.push(place);
         }
         let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
-        assert!(!taken.evict(at(0)) && !taken.evict(at(1)) && !taken.evict(at(28)), "it has not waited");
-        assert!(taken.evict(at(30)));
+        assert!(!held.evict(at(0)) && !held.evict(at(1)) && !held.evict(at(28)), "it has not waited");
+        assert!(held.evict(at(30)));
         assert!(!places[0].took() && places[1].took());
-        assert!(!taken.evict(at(31)), "the next one waits, too");
-        assert!(!taken.evict(at(31 + 151)), "it did not come when it could have");
-        assert!(taken.evict(at(31 + 151 + 29)));
+        assert!(!held.evict(at(31)), "the next one waits, too");
+        assert!(!held.evict(at(31 + 151)), "it did not come when it could have");
+        assert!(held.evict(at(31 + 151 + 29)));
         assert!(!places[1].took());
-        assert!(!taken.evict(at(1000)), "there is no place left");
+        assert!(!held.evict(at(1000)), "there is no place left");
         drop(places);
-        assert!(!taken.is_empty(at(1001)) && taken.is_empty(at(2000)));
+        assert!(!held.is_empty(at(1001)) && held.is_empty(at(2000)));
     }
 }

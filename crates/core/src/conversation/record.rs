@@ -55,7 +55,7 @@ pub struct Delta {
     /// The piece; empty with the end.
     #[serde(rename = "t", default, skip_serializing_if = "String::is_empty")]
     pub text: String,
-    /// Half a character behind the piece, of which the other half is to come. Not shown.
+    /// Half a character at the end of the piece, which is not in its text: the other half is to come. Not shown.
     #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
     pub(super) half: Option<Half>,
     /// No piece follows: the message does, or nothing will.

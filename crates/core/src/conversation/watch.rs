@@ -259,7 +259,7 @@ impl Watch {
         self.resumed
     }
 
-    /// Behind which it begins: a watcher that names this misses nothing, whatever it got.
+    /// The place after which it begins: a watcher that names this misses nothing, whatever it got.
     #[must_use]
     pub fn begins(&self) -> Cursor {
         self.begins

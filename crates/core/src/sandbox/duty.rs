@@ -180,7 +180,7 @@ impl Duty {
         }
     }
 
-    /// The place behind which its commands come. A sandbox that had none of them says this when it comes back.
+    /// The place after which its commands come. A sandbox that had none of them says this when it comes back.
     #[must_use]
     pub fn begins(&self) -> u64 {
         self.begins

@@ -34,7 +34,7 @@ pub enum InheritError {
     /// It is no TCP socket, or was taken already.
     #[error("it is no TCP socket that could be taken: {0}")]
     Socket(io::Error),
-    /// Nobody listens on it.
+    /// It does not listen.
     #[error("it does not listen")]
     NotListening,
     /// Neither its name nor its address is that of a listener.

@@ -191,7 +191,7 @@ fn answer(
     let connection = connection.clone();
     router.oneshot(request).map_ok(move |mut answer| {
         answers.get_or_create(&Answered { status: answer.status().as_u16() }).inc();
-        // hyper reads no more of what nobody read, and closes the connection without a word.
+        // hyper reads no more of an unread body, and closes the connection without a word.
         if has_upgrades && !body.is_whole() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             connection.cut_short();

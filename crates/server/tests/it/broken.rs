@@ -182,7 +182,7 @@ async fn a_newcomer_takes_the_place_of_a_client_that_answers_nothing() {
         let (channel, end) = over(endpoint.clone(), grpc).await;
         let mut one = Client::connect_over(channel, init).await.unwrap();
         one.barrier().await;
-        // A client that is there keeps its identity, however often it is asked, and nobody waits for long.
+        // A client that is there keeps its identity, however often it is asked, and the refusal comes soon.
         for _ in 0..3 {
             let begun = Instant::now();
             assert_eq!(Client::connect(grpc, agent("one")).await.err().unwrap().code(), Code::AlreadyExists);

@@ -203,7 +203,7 @@ impl Screen {
     }
 }
 
-/// The list of sessions, of which there are so many, each with a summary.
+/// The list of sessions, with `count` of them, each with a summary.
 async fn roll(web: &Web, query: &str, count: usize) -> Events {
     let mut all = web.open(&format!("/sessions/stream{query}")).await;
     for _ in 0..count {

@@ -79,7 +79,7 @@ async fn client(sdk: Sdk, address: SocketAddr, mut init: InitConnection, heard: 
     }
 }
 
-/// A relay of which each direction can be broken: it swallows what comes, and nobody is told.
+/// A relay of which each direction can be broken: it discards what comes, and neither end notices.
 pub(crate) struct Wire {
     pub(crate) address: SocketAddr,
     is_broken: Arc<[AtomicBool; 2]>,
