@@ -188,7 +188,7 @@ impl Client {
         self.order(Envelope::new(Type::ReplayRequest).with(&serde_json::json!({ "since": since }))).await
     }
 
-    /// Begins a turn. It is said again after a lost connection until something is heard of it, and runs once.
+    /// Begins a turn. It runs once.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -221,7 +221,9 @@ impl Client {
         self.order(Envelope { ack, ..Envelope::new(Type::Ack) }).await
     }
 
-    /// Says anything else. Without a connection it waits for one; waits for room if much waits.
+    /// Says anything. An event is a request: it waits for a connection, and is said again, also over the next one, until the
+    /// server answers it, which takes it once. A server of another make, which acknowledges no requests, may take it again
+    /// after a lost connection. Waits while 256 requests are not answered. What is no event is said now or not at all.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -314,7 +316,13 @@ impl<C: Connector> Run<C> {
         let mut beats = interval_at(Instant::now() + self.options.heartbeat, self.options.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut heard, mut silence) = (Instant::now(), self.options.heartbeat * SILENT_BEATS as u32);
+        let mut is_over = false;
         loop {
+            if is_over && !self.core.expects_answers() {
+                let bye = Close::new(code::NORMAL, "the client ends");
+                let _ = timeout(PATIENCE, sender.close(bye)).await;
+                return Ended::Unwanted;
+            }
             let effects = tokio::select! {
                 frame = receiver.next() => {
                     heard = Instant::now();
@@ -333,14 +341,10 @@ impl<C: Connector> Run<C> {
                         Some(Ok(Frame::Closed(_)) | Err(_)) | None => return Ended::Lost,
                     }
                 }
-                order = self.ordered.recv(), if self.core.has_room() => match order {
-                    Some(order) => self.core.order(order),
-                    None => {
-                        let bye = Close::new(code::NORMAL, "the client ends");
-                        let _ = timeout(PATIENCE, sender.close(bye)).await;
-                        return Ended::Unwanted;
-                    }
-                },
+                order = self.ordered.recv(), if !is_over && self.core.has_room() => {
+                    is_over = order.is_none();
+                    order.map_or_else(Vec::new, |order| self.core.order(order))
+                }
                 _ = beats.tick() => {
                     // Nobody let it in, or nobody is there.
                     if !self.core.is_in() || heard.elapsed() >= silence {

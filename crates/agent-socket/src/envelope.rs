@@ -120,6 +120,8 @@ pub struct Envelope {
     pub turn_id: Option<String>,
     /// The tool's run or the question that it is about.
     pub operation_id: Option<String>,
+    /// Of an event that a client says: by which the server takes it once, however often it is said. Of an `ack`: that one.
+    pub request_id: Option<String>,
     /// Its number in the client's stream: larger than all before.
     pub seq: Option<u64>,
     /// The number up to which everything was had.
@@ -141,6 +143,7 @@ impl PartialEq for Envelope {
             && self.runtime_generation == other.runtime_generation
             && self.turn_id == other.turn_id
             && self.operation_id == other.operation_id
+            && self.request_id == other.request_id
             && (self.seq, self.ack, self.ts) == (other.seq, other.ack, other.ts)
             && payload(self) == payload(other)
             && self.extra == other.extra
@@ -296,6 +299,7 @@ impl Envelope {
             runtime_generation: None,
             turn_id: None,
             operation_id: None,
+            request_id: None,
             seq: None,
             ack: None,
             ts: now_ms(),
@@ -351,6 +355,7 @@ impl Envelope {
             (",\"runtimeGeneration\":", &self.runtime_generation),
             (",\"turnId\":", &self.turn_id),
             (",\"operationId\":", &self.operation_id),
+            (",\"requestId\":", &self.request_id),
         ] {
             if let Some(text) = text {
                 out.push_str(name);
@@ -400,7 +405,7 @@ struct Wire<'a> {
     extra: String,
 }
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "protocol",
     "version",
     "type",
@@ -409,6 +414,7 @@ const FIELDS: [&str; 12] = [
     "runtimeGeneration",
     "turnId",
     "operationId",
+    "requestId",
     "seq",
     "ack",
     "ts",
@@ -456,8 +462,9 @@ struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl Wire<'_> {
     fn check(self) -> Result<Envelope, ParseError> {
-        let [protocol, version, kind, client_id, socket_id, generation, turn_id, operation_id, seq, ack, ts, payload] =
+        let [protocol, version, kind, client_id, socket_id, generation, turn_id, operation_id, request_id, ..] =
             self.known;
+        let [.., seq, ack, ts, payload] = self.known;
         if protocol.and_then(words).is_none_or(|name| name != PROTOCOL) {
             return Err(ParseError::Protocol);
         }
@@ -476,6 +483,7 @@ impl Wire<'_> {
             runtime_generation: text("runtimeGeneration", generation)?,
             turn_id: text("turnId", turn_id)?,
             operation_id: text("operationId", operation_id)?,
+            request_id: text("requestId", request_id)?,
             seq: number("seq", seq)?,
             ack: number("ack", ack)?,
             // Some clocks tell fractions.

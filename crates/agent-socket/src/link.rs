@@ -103,6 +103,8 @@ pub struct Welcome {
     pub silence_ms: u64,
     /// Largest frame, either way.
     pub frame_bytes_max: u64,
+    /// It answers requests that have a `requestId` with an `ack` of it, and takes each once.
+    pub acks_requests: bool,
 }
 
 /// What a `replay_request` asks for: events behind `since`, up to and with `until`, at most `max`.
@@ -262,6 +264,7 @@ impl Link {
             heartbeat_ms: self.terms.heartbeat_ms,
             silence_ms: self.terms.heartbeat_ms * SILENT_BEATS,
             frame_bytes_max: self.terms.frame_bytes_max as u64,
+            acks_requests: true,
         }
     }
 }
@@ -274,13 +277,14 @@ pub fn version_for(offered: &[u64]) -> u64 {
 }
 
 fn check_ids(envelope: &Envelope) -> Result<(), Close> {
-    let Envelope { client_id, socket_id, runtime_generation, turn_id, operation_id, .. } = envelope;
+    let Envelope { client_id, socket_id, runtime_generation, turn_id, operation_id, request_id, .. } = envelope;
     for (name, id) in [
         ("clientId", client_id),
         ("socketId", socket_id),
         ("runtimeGeneration", runtime_generation),
         ("turnId", turn_id),
         ("operationId", operation_id),
+        ("requestId", request_id),
     ] {
         if id.as_ref().is_some_and(|id| id.len() > ID_BYTES_MAX) {
             return Err(Close::new(code::UNREADABLE, format!("{name}: more than {ID_BYTES_MAX} bytes")));

@@ -99,6 +99,8 @@ pub struct Ask {
     pub kind: String,
     /// The turn that it is about; empty for none.
     pub turn: String,
+    /// By which the client knows it when it says it again; empty for what is taken as often as it is said.
+    pub request: String,
     /// As the surface will write it.
     pub body: String,
 }
@@ -108,8 +110,6 @@ pub struct Ask {
 pub enum Aim {
     /// A turn begins. Of several with one id, the first counts.
     Begin,
-    /// A turn began elsewhere: nobody need take it.
-    Note,
     /// A turn stops; if nobody took its beginning, nobody will.
     Stop,
     /// Anything else.
@@ -179,6 +179,14 @@ impl Sockets {
         self.0.gate.tell_sockets(told, None).await
     }
 
+    /// As [`Sockets::tell`], once for a name that the surface gives it; a day later it may be told again.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn tell_once(&self, permit: &Permit, told: Bytes, name: &str) -> Result<(), Error> {
+        self.0.gate.tell_socket_once(permit, told, name).await
+    }
+
     /// Whoever numbers what it tells, in the place of whoever had the name: waits for what that one is telling.
     ///
     /// # Errors
@@ -217,8 +225,8 @@ impl Sockets {
         telling.await.unwrap_or_else(|ended| Err(Error::of_task(&ended)))
     }
 
-    /// Keeps what a client asks, until a runtime takes it. `told` becomes a record of the client's stream with it: that it
-    /// waits, if no runtime is there, or that the turn was stopped.
+    /// Keeps what a client asks, until a runtime takes it; once for each of the client's requests and turns, for a day. `told`
+    /// becomes a record of the client's stream with it: that the turn waits, or was stopped.
     ///
     /// # Errors
     /// [`Kind::Exhausted`] if too much waits, [`Kind::Unavailable`].
@@ -279,6 +287,24 @@ impl Sockets {
         self.posts().push(post.clone());
         self.0.changes.fetch_add(1, SeqCst);
         Ok(Duty::new(self.clone(), post))
+    }
+
+    /// The last event that a socket of the client had when it said so, if that is known.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn had(&self, permit: &Permit, socket: &str) -> Result<Option<u64>, Error> {
+        let (client, socket) = (permit.client().to_owned(), socket.to_owned());
+        self.0.gate.glance(move |tx| sql::had(tx, client.clone(), socket.clone())).await
+    }
+
+    /// Keeps that a socket of the client had everything up to an event. Of one client, that is kept of the last hundred sockets.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`].
+    pub async fn put_had(&self, permit: &Permit, socket: &str, seq: u64) -> Result<(), Error> {
+        let (client, socket, now) = (permit.client().to_owned(), socket.to_owned(), self.now());
+        self.0.gate.housekeep(move |tx| sql::put_had(tx, client.clone(), socket.clone(), seq, now)).await
     }
 
     /// A checkpoint of what followed from a client's stream, and how far that was.

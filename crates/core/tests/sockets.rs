@@ -51,6 +51,7 @@ impl World {
             socket: "tab".into(),
             kind: format!("{aim:?}"),
             turn: turn.into(),
+            request: String::new(),
             body: format!("{client} {turn}"),
         };
         let told = (!told.is_empty()).then(|| told.into());
@@ -136,13 +137,71 @@ async fn suite(world: World) {
     }
     assert_eq!(asked, ["b t", "a ", "a t"]);
     drop(again);
-    assert_eq!(world.ask("n", "t", Aim::Note, "").await, Ok(Asked::Waits));
-    assert_eq!(world.ask("n", "t", Aim::Note, "").await, Ok(Asked::Known));
-
+    requests(&world).await;
+    acknowledgements(&world).await;
     hand_overs(&world).await;
     bounds(&world).await;
     numbers(&world).await;
     world.relay.abort();
+}
+
+/// A request is taken once, whatever it is, by whichever socket of its client it is said.
+async fn requests(world: &World) {
+    let ask = async |client: &str, turn: &str, aim: Aim, request: &str| {
+        let permit = world.sockets.enter(&admin(), client, Need::Show).unwrap();
+        let ask = Ask {
+            number: 0,
+            client: String::new(),
+            socket: "tab".into(),
+            kind: format!("{aim:?}"),
+            turn: turn.into(),
+            request: request.into(),
+            body: request.into(),
+        };
+        let told = (aim == Aim::Stop).then(|| "stopped".into());
+        world.sockets.ask(&permit, ask, aim, told).await.unwrap()
+    };
+    let mut outcomes = Vec::new();
+    for _ in 0..2 {
+        outcomes.push(ask("q", "", Aim::Other, "one").await);
+        outcomes.push(ask("q", "", Aim::Other, "two").await);
+        outcomes.push(ask("r", "", Aim::Other, "one").await);
+        outcomes.push(ask("q", "t", Aim::Begin, "begin").await);
+    }
+    assert_eq!(outcomes, [[Asked::Waits; 4], [Asked::Known; 4]].concat());
+    // Of a turn that no runtime had, none hears that it is stopped, however often that is said.
+    assert_eq!(ask("q", "t", Aim::Stop, "stop").await, Asked::Stopped);
+    assert_eq!(ask("q", "t", Aim::Stop, "stop").await, Asked::Known);
+    assert_eq!(ask("q", "t", Aim::Begin, "begin").await, Asked::Known);
+    let runtime = world.sockets.attach(&caller(&["q", "r"]), "g", HashSet::new()).unwrap();
+    let mut asked = Vec::new();
+    while asked.len() < 3 {
+        asked.extend(bodies(&next(&runtime).await).into_iter().map(ToOwned::to_owned));
+    }
+    assert_eq!(asked, ["one", "two", "one"]);
+    assert_eq!(ask("q", "", Aim::Other, "one").await, Asked::Known, "a runtime has it");
+}
+
+/// What each socket had is kept, of the last hundred of a client.
+async fn acknowledgements(world: &World) {
+    let permit = |client| world.sockets.enter(&admin(), client, Need::Show).unwrap();
+    let (own, other) = (permit("acks"), permit("others"));
+    for (socket, seq) in [("tab", 7), ("tab", 5), ("second", 3)] {
+        world.sockets.put_had(&own, socket, seq).await.unwrap();
+    }
+    let had = async |permit, socket| world.sockets.had(permit, socket).await.unwrap();
+    assert_eq!((had(&own, "tab").await, had(&own, "second").await), (Some(7), Some(3)));
+    assert_eq!((had(&own, "third").await, had(&other, "tab").await), (None, None));
+    for number in 0..200 {
+        world.sockets.put_had(&other, &format!("tab-{number}"), 1).await.unwrap();
+    }
+    let mut kept = 0;
+    for number in 0..200 {
+        let socket = format!("tab-{number}");
+        kept += usize::from(world.sockets.had(&other, &socket).await.unwrap().is_some());
+    }
+    assert_eq!(kept, 100);
+    assert_eq!(had(&own, "tab").await, Some(7), "another client's");
 }
 
 /// One runtime goes in the moment in which the next one reads what waits: every request is delivered all the same.
@@ -153,7 +212,8 @@ async fn hand_overs(world: &World) {
     let ask = async |turn: String| {
         let permit = world.sockets.enter(&admin(), "handed", Need::Show).unwrap();
         let (number, client, socket, kind) = (0, String::new(), "tab".into(), "turn_start".into());
-        let ask = Ask { number, client, socket, kind, turn, body: large.clone() };
+        let request = String::new();
+        let ask = Ask { number, client, socket, kind, turn, request, body: large.clone() };
         assert_eq!(world.sockets.ask(&permit, ask, Aim::Begin, None).await.unwrap(), Asked::Waits);
     };
     let runtime = || world.sockets.attach(&caller(&["handed"]), "g", HashSet::new()).unwrap();
@@ -200,7 +260,8 @@ async fn bounds(world: &World) {
     let body = "x".repeat(1024 * 1024);
     let ask = async |turn: usize| {
         let (number, client, socket, kind) = (0, String::new(), "tab".into(), "turn_start".into());
-        let ask = Ask { number, client, socket, kind, turn: turn.to_string(), body: body.clone() };
+        let (turn, request) = (turn.to_string(), String::new());
+        let ask = Ask { number, client, socket, kind, turn, request, body: body.clone() };
         world.sockets.ask(&permit, ask, Aim::Begin, None).await.map_err(|error| error.kind)
     };
     for turn in 0..16 {

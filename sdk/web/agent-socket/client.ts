@@ -35,7 +35,7 @@ export type AgentSocketClientOptions = {
 
 type Handler = (event: AgentSocketEnvelope<never>) => void
 
-/** Events that wait for what is before them; what was said and is said again; heartbeats of silence that end a connection. */
+/** Events that wait for what is before them; requests that are not answered; heartbeats of silence that end a connection. */
 const HELD_MAX = 1000
 const PENDING_MAX = 256
 const SILENT_BEATS = 3
@@ -46,8 +46,12 @@ const PROBE_MS = 3000
 /** Close codes after which it does not come back: it would say the same again. */
 const FINAL: ReadonlySet<number> = new Set([1002, 1007, 1009])
 
-const REPEATED: ReadonlySet<string> = new Set(['turn_start', 'turn_aborted', 'approval_resolve'])
 const ENDS: ReadonlySet<string> = new Set(['turn_done', 'turn_error', 'turn_aborted', 'turn_lost'])
+
+type WelcomePayload = { latestSeq?: number; heartbeatMs?: number; acksRequests?: boolean }
+
+/** A request that the server has not answered, and heartbeats since it was said over this connection. */
+type Pending = { said: AgentSocketEnvelope; beats: number }
 
 type ReplayPayload = { since?: number; until?: number; more?: boolean; rest?: boolean; gone?: [number, number]; events?: unknown[] }
 
@@ -63,7 +67,11 @@ export class AgentSocketClient {
   #isIn = false
   #isReplaying = false
   #held: AgentSocketEnvelope[] = []
-  #pending: AgentSocketEnvelope[] = []
+  #pending: Pending[] = []
+  /** Whether the server answers each request by its id, and takes it once. */
+  #acksRequests = false
+  /** `#heard` at the last heartbeat. */
+  #heardBefore = 0
   #state: AgentRuntimeState | undefined
   #stateSeq = 0
   #unacked = 0
@@ -152,7 +160,7 @@ export class AgentSocketClient {
     this.#put(makeEnvelope('replay_request', { since }))
   }
 
-  /** Begins a turn. It is said again after a lost connection until something is heard of it, and runs once. */
+  /** Begins a turn. It runs once. */
   startTurn(payload: unknown, turnId: string): void {
     this.send('turn_start', payload, { turnId })
   }
@@ -166,15 +174,21 @@ export class AgentSocketClient {
     this.#put(makeEnvelope('ack', undefined, { ack: seq }))
   }
 
-  /** Says anything else. Without a connection, what is an event waits for one. */
+  /**
+   * Says anything. An event is a request: it waits for a connection, and is said again, also over the next one, until the server answers it,
+   * which takes it once. A server of another make, which acknowledges no requests, may take it again after a lost connection. What is no event
+   * is said now or not at all.
+   *
+   * @throws {Error} if 256 requests are not answered.
+   */
   send<T>(type: AgentSocketEventType, payload?: T, meta: AgentSocketMeta = {}): void {
-    const envelope = makeEnvelope(type, payload, meta)
-    if (isEventType(type) && (REPEATED.has(type) || !this.#isIn)) {
-      if (this.#pending.length >= PENDING_MAX) throw new Error(`${PENDING_MAX} requests wait for a connection already`)
-      this.#pending.push(envelope)
-      if (!this.#isIn) return
+    const said: AgentSocketEnvelope = makeEnvelope(type, payload, meta)
+    if (isEventType(type)) {
+      if (this.#pending.length >= PENDING_MAX) throw new Error(`${PENDING_MAX} requests are not answered`)
+      said.requestId = requestId()
+      this.#pending.push({ said, beats: 0 })
     }
-    this.#put(envelope)
+    if (this.#isIn) this.#put(said)
   }
 
   /** A frame came. Called by the transport. */
@@ -191,6 +205,7 @@ export class AgentSocketClient {
     }
     if (envelope.type === 'welcome') this.#welcomed(envelope)
     else if (envelope.type === 'state_snapshot') this.#snapshot(envelope)
+    else if (envelope.type === 'ack') this.#pending = this.#pending.filter(({ said }) => said.requestId !== envelope.requestId)
     else if (envelope.type === 'replay_events') this.#replayed(envelope.payload as ReplayPayload | undefined)
     else if (envelope.type === 'heartbeat') {
       const latest = (envelope.payload as { latestSeq?: number } | undefined)?.latestSeq
@@ -214,7 +229,8 @@ export class AgentSocketClient {
     this.#pauseMs = this.#options.pauseMs ?? 200
     this.#socketId = envelope.socketId
     this.#knows(envelope)
-    const { latestSeq, heartbeatMs } = (envelope.payload ?? {}) as { latestSeq?: number; heartbeatMs?: number }
+    const { latestSeq, heartbeatMs, acksRequests = false } = (envelope.payload ?? {}) as WelcomePayload
+    this.#acksRequests = acksRequests
     this.#hasBeats = heartbeatMs !== undefined && heartbeatMs > 0
     if (heartbeatMs !== undefined && heartbeatMs > 0 && heartbeatMs !== this.#heartbeatMs) {
       this.#heartbeatMs = heartbeatMs
@@ -227,9 +243,7 @@ export class AgentSocketClient {
     }
     // Whoever does not say how far it is may have something.
     if (latestSeq === undefined || latestSeq > this.lastSeenSeq) this.#askForMissed()
-    for (const said of this.#pending) this.#put(said)
-    // The others are not said again and again: nothing may ever answer them.
-    this.#pending = this.#pending.filter(({ type }) => type === 'turn_start')
+    for (const { said } of this.#pending) this.#put(said)
   }
 
   #snapshot(envelope: AgentSocketEnvelope): void {
@@ -275,7 +289,7 @@ export class AgentSocketClient {
     this.lastSeenSeq = event.seq ?? this.lastSeenSeq
     this.#knows(event)
     if (this.#state && this.lastSeenSeq > this.#stateSeq) this.#state = foldRuntimeState(this.#state, event)
-    this.#pending = this.#pending.filter((said) => !answers(event, said))
+    this.#pending = this.#pending.filter(({ said }) => !answers(event, said))
     this.#handle(event)
     this.#unacked += 1
     const every = this.#options.ackEvery ?? 16
@@ -336,10 +350,23 @@ export class AgentSocketClient {
       // What got lost on the way is said again.
       if (this.#isReplaying) this.requestReplay()
       if (this.#state === undefined) this.requestState()
-      for (const said of this.#pending) if (said.type === 'turn_start') this.#put(said)
+      this.#sayAgain()
     }, this.#heartbeatMs)
     // A program that has nothing else to do may end.
     ;(this.#beats as { unref?: () => void }).unref?.()
+  }
+
+  /** At a heartbeat: what is not answered. */
+  #sayAgain(): void {
+    const isRepeated = ({ said }: Pending): boolean => this.#acksRequests || said.type === 'turn_start'
+    const hasHeard = this.#heard > this.#heardBefore
+    this.#heardBefore = this.#heard
+    // A server that acknowledges nothing had what was said long before it was heard. Nothing may ever answer that.
+    this.#pending = this.#pending.filter((pending) => isRepeated(pending) || pending.beats === 0 || !hasHeard)
+    for (const pending of this.#pending) {
+      if (pending.beats > 0 && isRepeated(pending)) this.#put(pending.said)
+      pending.beats += 1
+    }
   }
 
   /** The connection is there, and dead. */
@@ -409,6 +436,7 @@ export class AgentSocketClient {
     this.#isIn = false
     this.#isReplaying = false
     this.#held = []
+    for (const pending of this.#pending) pending.beats = 0
     const code = (event as { code?: number } | undefined)?.code ?? 1006
     if (FINAL.has(code)) this.#end()
     if (this.#isClosed || typeof this.#options.transport !== 'function') return
@@ -416,6 +444,12 @@ export class AgentSocketClient {
     this.#retry = setTimeout(() => this.#isClosed || this.#retryNow(), this.#pauseMs * (1 - Math.random() / 2))
     this.#pauseMs = Math.min(this.#pauseMs * 2, this.#options.pauseMaxMs ?? 10_000)
   }
+}
+
+/** Pages without HTTPS have no `randomUUID`. */
+function requestId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16))
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
 /** Whether an event says what became of what was said. */

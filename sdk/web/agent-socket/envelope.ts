@@ -49,6 +49,8 @@ export type AgentSocketEnvelope<T = unknown> = {
   runtimeGeneration?: string
   turnId?: string
   operationId?: string
+  /** Of an event that a client says: by which the server takes it once, however often it is said. Of an `ack`: that one. */
+  requestId?: string
   /** Its number in the client's stream: larger than all before. */
   seq?: number
   /** Everything up to here was had. */
@@ -80,7 +82,7 @@ export class EnvelopeError extends Error {
 }
 
 const TYPES: ReadonlySet<unknown> = new Set(AGENT_SOCKET_EVENT_TYPES)
-const TEXTS = ['clientId', 'socketId', 'runtimeGeneration', 'turnId', 'operationId'] as const
+const TEXTS = ['clientId', 'socketId', 'runtimeGeneration', 'turnId', 'operationId', 'requestId'] as const
 const NUMBERS = ['seq', 'ack'] as const
 
 /** Whether envelopes of a type are events. */

@@ -41,10 +41,32 @@ export type AgentSocketServerOptions = {
 const HEARTBEAT_MS = 15_000
 /** Heartbeats of silence that end a connection whose client sends heartbeats. */
 const SILENT_BEATS = 3
-const TURNS_MAX = 1000
+/** Turns, and requests, that are remembered, so that they are not begun twice. */
+const KNOWN_MAX = 1000
+/** How long what a client asked is remembered after its last session. */
+const COMES_BACK_MS = 600_000
 /** How often a state is asked for again because events came meanwhile. */
 const SNAPSHOTS_MAX = 5
 const EARLY_MAX = 1000
+
+/** The last things of a kind that were heard of, by their ids. */
+class Recent<T> {
+  readonly #byId = new Map<string, T>()
+
+  get(id: string): T | undefined {
+    return this.#byId.get(id)
+  }
+
+  set(id: string, about: T): void {
+    this.#byId.set(id, about)
+    const oldest = this.#byId.keys().next().value
+    if (this.#byId.size > KNOWN_MAX && oldest !== undefined) this.#byId.delete(oldest)
+  }
+
+  delete(id: string): void {
+    this.#byId.delete(id)
+  }
+}
 
 /** What all sessions of one client over one store share: its numbers, and the order in which its events are kept. */
 class ClientStream {
@@ -53,7 +75,9 @@ class ClientStream {
   static #forgetAt = 1024
 
   readonly sessions = new Set<AgentSocketServerSession>()
-  readonly turns = new Set<string>()
+  readonly turns = new Recent<true>()
+  /** Requests that were taken, and whether they are done. */
+  readonly requests = new Recent<boolean>()
   /** The last number that was given to an event, and the last one that is kept. */
   numbered = 0
   kept = 0
@@ -73,6 +97,14 @@ class ClientStream {
     const stream = new ClientStream()
     streams.set(clientId, new WeakRef(stream))
     return stream
+  }
+
+  /** What was asked is known to a client that comes back. */
+  leave(session: AgentSocketServerSession): void {
+    this.sessions.delete(session)
+    const held = setTimeout(() => this.sessions.delete(session), COMES_BACK_MS)
+    // A program that has nothing else to do may end.
+    ;(held as { unref?: () => void }).unref?.()
   }
 }
 
@@ -109,7 +141,7 @@ export class AgentSocketServerSession {
     transport.onClose(() => {
       this.#isGone = true
       clearInterval(this.#beats)
-      this.#stream?.sessions.delete(this)
+      this.#stream?.leave(this)
     })
   }
 
@@ -172,15 +204,63 @@ export class AgentSocketServerSession {
         return this.#snapshot()
       case 'replay_request':
         return this.#replay(envelope.payload as { since?: number; until?: number; max?: number } | undefined)
-      case 'turn_start':
-        return this.#start(envelope)
-      case 'turn_aborted':
-        this.#run(() => this.#options.handlers.onAbortTurn?.(this.#about(envelope, 'turnId')))
-        return
-      case 'approval_resolve':
-        this.#run(() => this.#options.handlers.onApprovalResolve?.(this.#about(envelope, 'operationId')))
+      case 'ack':
         return
     }
+    if (isEventType(envelope.type)) return this.#asked(envelope)
+  }
+
+  /** Something for the runtime, which has it once. */
+  async #asked(envelope: AgentSocketEnvelope): Promise<void> {
+    const { requestId } = envelope
+    const requests = this.#stream?.requests
+    const taken = requestId === undefined ? undefined : requests?.get(requestId)
+    // It is acknowledged when it is done.
+    if (taken === false) return
+    if (taken === true) {
+      if (envelope.type === 'turn_start') await this.#snapshot()
+      return this.#acknowledge(requestId)
+    }
+    if (requestId !== undefined) requests?.set(requestId, false)
+    if (envelope.type === 'turn_start' && (await this.#isBegun(envelope))) {
+      await this.#snapshot()
+      return this.#done(requestId)
+    }
+    this.#run(async () => {
+      try {
+        await this.#handler(envelope)
+      } catch (error) {
+        // Asked for again, it is tried again; what it emitted is in the store, which knows it then.
+        if (envelope.type === 'turn_start' && envelope.turnId !== undefined) this.#stream?.turns.delete(envelope.turnId)
+        if (requestId !== undefined) requests?.delete(requestId)
+        throw error
+      }
+      this.#done(requestId)
+    })
+  }
+
+  #handler(envelope: AgentSocketEnvelope): void | Promise<void> {
+    const { handlers } = this.#options
+    if (envelope.type === 'turn_aborted') return handlers.onAbortTurn?.(this.#about(envelope, 'turnId'))
+    if (envelope.type === 'approval_resolve') return handlers.onApprovalResolve?.(this.#about(envelope, 'operationId'))
+    if (envelope.type !== 'turn_start') return undefined
+    const emit = ({ type, payload, turnId, operationId, ts }: EmittedEvent): void => {
+      const meta: AgentSocketMeta = {}
+      if (turnId !== undefined) meta.turnId = turnId
+      if (operationId !== undefined) meta.operationId = operationId
+      if (ts !== undefined) meta.ts = ts
+      this.emit(type, payload, meta)
+    }
+    return handlers.onStartTurn?.({ ...this.#about(envelope, 'turnId'), emit })
+  }
+
+  #done(requestId: string | undefined): void {
+    if (requestId !== undefined) this.#stream?.requests.set(requestId, true)
+    this.#acknowledge(requestId)
+  }
+
+  #acknowledge(requestId: string | undefined): void {
+    if (requestId !== undefined) this.#put(this.#own({ ...makeEnvelope('ack'), requestId }))
   }
 
   async #hello(envelope: AgentSocketEnvelope): Promise<void> {
@@ -200,7 +280,8 @@ export class AgentSocketServerSession {
     stream.sessions.add(this)
     this.#stream = stream
     const heartbeatMs = this.#heartbeatMs
-    const payload = { version: 1, latestSeq: this.#sent, heartbeatMs, silenceMs: heartbeatMs * SILENT_BEATS }
+    const silenceMs = heartbeatMs * SILENT_BEATS
+    const payload = { version: 1, latestSeq: this.#sent, heartbeatMs, silenceMs, acksRequests: true }
     this.#put(this.#own(makeEnvelope('welcome', payload)))
     const hello = (envelope.payload ?? {}) as { runtimeGeneration?: string | null; versions?: number[] }
     const from = hello.runtimeGeneration ?? envelope.runtimeGeneration ?? null
@@ -248,36 +329,16 @@ export class AgentSocketServerSession {
     if (payload['gone']) await this.#snapshot()
   }
 
-  async #start(envelope: AgentSocketEnvelope): Promise<void> {
-    const { turnId } = envelope
-    if (turnId !== undefined) {
-      // It runs already, or it ran: that is what the asker wants to know.
-      const turns = this.#stream?.turns ?? new Set<string>()
-      if (turns.has(turnId)) return this.#snapshot()
-      const kept = await this.#store.getSince(this.#clientId ?? '', 0)
-      if (kept.some((event) => event.turnId === turnId)) return this.#snapshot()
-      // Another tab may have begun it in the meantime.
-      if (turns.has(turnId)) return this.#snapshot()
-      turns.add(turnId)
-      const oldest = turns.values().next().value
-      if (turns.size > TURNS_MAX && oldest !== undefined) turns.delete(oldest)
-    }
-    const emit = ({ type, payload, turnId: turn, operationId, ts }: EmittedEvent): void => {
-      const meta: AgentSocketMeta = {}
-      if (turn !== undefined) meta.turnId = turn
-      if (operationId !== undefined) meta.operationId = operationId
-      if (ts !== undefined) meta.ts = ts
-      this.emit(type, payload, meta)
-    }
-    this.#run(async () => {
-      try {
-        await this.#options.handlers.onStartTurn?.({ ...this.#about(envelope, 'turnId'), emit })
-      } catch (error) {
-        // Asked for again, it is tried again; what it emitted is in the store, which knows it then.
-        if (turnId !== undefined) this.#stream?.turns.delete(turnId)
-        throw error
-      }
-    })
+  /** Whether a turn runs already, or ran. If not, it is noted that it does. */
+  async #isBegun({ turnId }: AgentSocketEnvelope): Promise<boolean> {
+    if (turnId === undefined) return false
+    const turns = this.#stream?.turns
+    if (turns?.get(turnId)) return true
+    const kept = await this.#store.getSince(this.#clientId ?? '', 0)
+    // Another tab may have begun it in the meantime.
+    if (turns?.get(turnId) || kept.some((event) => event.turnId === turnId)) return true
+    turns?.set(turnId, true)
+    return false
   }
 
   #about<K extends 'turnId' | 'operationId'>(

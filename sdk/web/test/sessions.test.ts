@@ -92,6 +92,95 @@ test('who was away gets the rest once', async () => {
   client.close()
 })
 
+/** A server that closes `cut` connections: every second one before it hears a request, the others before it is heard. */
+function cutting(store: MemoryEventStore, cuts: number, decided: unknown[]): () => AgentSocketTransport {
+  let connections = 0
+  return () => {
+    const [here, there] = InMemoryTransport.pair()
+    const number = (connections += 1)
+    const cut = (): void => there.close(1001)
+    createAgentSocketServerSession(
+      {
+        send: (data) => {
+          const { type } = JSON.parse(data as string) as AgentSocketEnvelope
+          if (number <= cuts && number % 2 === 0 && type === 'ack') cut()
+          else there.send(data)
+        },
+        close: (code, reason) => there.close(code, reason),
+        onMessage: (handler) =>
+          there.onMessage((data) => {
+            const { type } = JSON.parse(data as string) as AgentSocketEnvelope
+            if (number <= cuts && number % 2 === 1 && type === 'approval_resolve') cut()
+            else handler(data)
+          }),
+        onClose: (handler) => there.onClose(handler),
+      },
+      {
+        runtimeGeneration: 'g1',
+        store,
+        handlers: { getState: () => initialRuntimeState('g1'), onApprovalResolve: ({ payload }) => void decided.push(payload) },
+      },
+    )
+    return here
+  }
+}
+
+test('a request is said until it is answered, and taken once', async () => {
+  for (const cuts of [0, 1, 2, 3, 4, 5]) {
+    const decided: unknown[] = []
+    const acked: string[] = []
+    const client = new AgentSocketClient({ clientId: 'c', pauseMs: 1, transport: cutting(new MemoryEventStore(), cuts, decided) })
+    client.on('ack', ({ requestId = '' }) => acked.push(requestId))
+    client.connect()
+    await settled()
+    client.send('approval_resolve', { approved: 1 }, { operationId: 'o' })
+    client.send('approval_resolve', { approved: 2 }, { operationId: 'o' })
+    for (let tries = 0; tries < 200 && new Set(acked).size < 2; tries += 1) await settled()
+    assert.deepEqual(decided, [{ approved: 1 }, { approved: 2 }], `${cuts} connections lost`)
+    assert.equal(new Set(acked).size, 2)
+    client.close()
+  }
+})
+
+test('a server that acknowledges nothing is asked again while it is not known whether it heard', async () => {
+  const heard: AgentSocketEnvelope[] = []
+  let peer: InMemoryTransport | undefined
+  const client = new AgentSocketClient({
+    clientId: 'c',
+    pauseMs: 1,
+    transport: () => {
+      const [here, there] = InMemoryTransport.pair()
+      peer = there
+      there.onMessage((data) => {
+        const envelope = JSON.parse(data as string) as AgentSocketEnvelope
+        heard.push(envelope)
+        if (envelope.type === 'hello') there.send(serializeEnvelope(makeEnvelope('welcome', { latestSeq: 0, heartbeatMs: 10 })))
+      })
+      return here
+    },
+  })
+  const times = (): number => heard.filter(({ type }) => type === 'attachment_ready').length
+  const beats = async (count: number): Promise<void> => {
+    for (let beat = 0; beat < count; beat += 1) {
+      await new Promise((done) => setTimeout(done, 10))
+      peer?.send(serializeEnvelope(makeEnvelope('heartbeat')))
+    }
+  }
+  client.connect()
+  await settled()
+  client.send('attachment_ready', { file: 1 })
+  await settled()
+  assert.equal(times(), 1)
+  peer?.close(1001)
+  for (let tries = 0; tries < 100 && times() < 2; tries += 1) await settled()
+  assert.equal(times(), 2, 'over the next connection')
+  await beats(6)
+  peer?.close(1001)
+  await beats(2)
+  assert.equal(times(), 2, 'not any more after it must have been heard')
+  client.close()
+})
+
 test('what is missing is noticed, and what is gone is told', async () => {
   const [here, there] = InMemoryTransport.pair()
   const client = new AgentSocketClient({ clientId: 'c', transport: here, ackEvery: 2 })

@@ -13,7 +13,7 @@ use crate::{
 /// Events that wait for what is before them. What is beyond it is asked for again.
 const HELD_MAX: usize = 1000;
 
-/// What was said and is said again after a lost connection.
+/// Requests that the server has not answered; who makes more waits.
 const PENDING_MAX: usize = 256;
 
 /// What follows from something.
@@ -23,6 +23,13 @@ pub(super) enum Effect {
     Handle(Envelope),
     /// The server is to be told this.
     Send(Envelope),
+}
+
+/// A request that the server has not answered.
+struct Pending {
+    said: Envelope,
+    /// Heartbeats since it was said over this connection.
+    beats: u32,
 }
 
 pub(super) struct Core {
@@ -37,7 +44,11 @@ pub(super) struct Core {
     /// What was missed is on its way.
     is_replaying: bool,
     held: VecDeque<Envelope>,
-    pending: Vec<Envelope>,
+    pending: Vec<Pending>,
+    /// Whether the server answers each request by its id.
+    acks_requests: bool,
+    /// Anything came since the last heartbeat.
+    has_heard: bool,
     state: Option<RuntimeState>,
     /// The last event that is in the state.
     state_seq: u64,
@@ -59,6 +70,8 @@ impl Core {
             is_replaying: false,
             held: VecDeque::new(),
             pending: Vec::new(),
+            acks_requests: false,
+            has_heard: false,
             state: None,
             state_seq: 0,
             terms: None,
@@ -91,7 +104,9 @@ impl Core {
     /// The connection ended; answers whether the client had been let in.
     pub(super) fn leave(&mut self) -> bool {
         self.is_replaying = false;
+        self.has_heard = false;
         self.held.clear();
+        self.pending.iter_mut().for_each(|pending| pending.beats = 0);
         std::mem::take(&mut self.is_in)
     }
 
@@ -103,28 +118,24 @@ impl Core {
         self.pending.len() < PENDING_MAX
     }
 
+    /// Whether the server will still answer something that was asked.
+    pub(super) fn expects_answers(&self) -> bool {
+        self.is_in && self.acks_requests && !self.pending.is_empty()
+    }
+
     /// The program wants something said.
     pub(super) fn order(&mut self, envelope: Envelope) -> Vec<Effect> {
-        let said = self.own(envelope);
-        match said.kind {
-            // They mean something only now.
-            Type::Ack | Type::StateRequest | Type::ReplayRequest | Type::Heartbeat | Type::Hello if !self.is_in => {
-                Vec::new()
-            }
-            Type::ReplayRequest => {
-                self.is_replaying = true;
-                vec![Effect::Send(said)]
-            }
-            Type::TurnStart | Type::TurnAborted | Type::ApprovalResolve => {
-                self.pending.push(said.clone());
-                if self.is_in { vec![Effect::Send(said)] } else { Vec::new() }
-            }
-            _ if self.is_in => vec![Effect::Send(said)],
-            _ => {
-                self.pending.push(said);
-                Vec::new()
-            }
+        let mut said = self.own(envelope);
+        if said.kind.is_event() {
+            said.request_id.get_or_insert_with(|| uuid::Uuid::now_v7().to_string());
+            self.pending.push(Pending { said: said.clone(), beats: 0 });
         }
+        // What is no event means something only now.
+        if !self.is_in {
+            return Vec::new();
+        }
+        self.is_replaying |= said.kind == Type::ReplayRequest;
+        vec![Effect::Send(said)]
     }
 
     /// A heartbeat's time is over.
@@ -140,16 +151,28 @@ impl Core {
         if self.state.is_none() {
             effects.push(Effect::Send(self.own(Envelope::new(Type::StateRequest))));
         }
-        let begun = self.pending.iter().filter(|said| said.kind == Type::TurnStart);
-        effects.extend(begun.cloned().map(Effect::Send));
+        let has_heard = std::mem::take(&mut self.has_heard);
+        let is_repeated = |said: &Envelope| self.acks_requests || said.kind == Type::TurnStart;
+        // A server that acknowledges nothing had what was said long before it was heard. Nothing may ever answer that.
+        self.pending.retain(|pending| is_repeated(&pending.said) || pending.beats == 0 || !has_heard);
+        for pending in &mut self.pending {
+            if pending.beats > 0 && is_repeated(&pending.said) {
+                effects.push(Effect::Send(pending.said.clone()));
+            }
+            pending.beats += 1;
+        }
         effects
     }
 
     /// A frame came.
     pub(super) fn hear(&mut self, frame: &[u8]) -> Result<Vec<Effect>, Close> {
         let envelope = parse(frame)?;
+        self.has_heard = true;
         let mut effects = Vec::new();
         match envelope.kind {
+            Type::Ack if envelope.request_id.is_some() => {
+                self.pending.retain(|pending| pending.said.request_id != envelope.request_id);
+            }
             Type::Welcome => self.welcomed(&envelope, &mut effects),
             Type::StateSnapshot => self.snapshot(&envelope),
             Type::ReplayEvents => {
@@ -192,9 +215,8 @@ impl Core {
         if welcome.latest_seq.is_none_or(|latest| latest > self.seen) {
             self.ask_for_missed(effects);
         }
-        effects.extend(self.pending.iter().cloned().map(Effect::Send));
-        // The others are not said again and again: nothing may ever answer them.
-        self.pending.retain(|said| said.kind == Type::TurnStart);
+        self.acks_requests = welcome.acks_requests;
+        effects.extend(self.pending.iter().map(|pending| Effect::Send(pending.said.clone())));
     }
 
     fn snapshot(&mut self, envelope: &Envelope) {
@@ -283,7 +305,7 @@ impl Core {
             Type::ApprovalResolve => said.operation_id == event.operation_id,
             _ => false,
         };
-        self.pending.retain(|said| !is_answered(said));
+        self.pending.retain(|pending| !is_answered(&pending.said));
     }
 
     fn knows(&mut self, envelope: &Envelope) {

@@ -18,8 +18,8 @@ use crate::{
     store::{EventStore, StoreError},
 };
 
-/// Turns that are remembered, so that they are not begun twice.
-const TURNS_MAX: usize = 1000;
+/// Turns, and requests, that are remembered, so that they are not begun twice.
+const KNOWN_MAX: usize = 1000;
 
 /// Events that are read at once to find out how the runtime is.
 const FOLD_AT_ONCE: usize = 1000;
@@ -43,9 +43,26 @@ struct Known {
     is_open: bool,
     state: RuntimeState,
     seq: u64,
-    turns: HashSet<String>,
-    /// In order, to forget the oldest.
+    turns: Recent<()>,
+    /// And whether they are done.
+    requests: Recent<bool>,
+}
+
+/// The last things of a kind that were heard of, by their ids.
+#[derive(Default)]
+struct Recent<T> {
+    by_id: HashMap<String, T>,
+    /// The oldest first.
     order: VecDeque<String>,
+}
+
+/// What is to be done about a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    Now,
+    /// Before, and it is not done yet.
+    Before,
+    Done,
 }
 
 /// What its sockets had.
@@ -115,9 +132,27 @@ impl Desk {
         (known.state.clone(), known.seq)
     }
 
-    /// Notes that a turn is begun; false if it was before.
-    pub(super) async fn begins(&self, turn: &str) -> bool {
-        self.known.lock().await.begins(turn)
+    /// Takes a request, if neither it nor the turn that it begins was taken before.
+    pub(super) async fn take(&self, request: &Envelope) -> Taken {
+        let mut known = self.known.lock().await;
+        if let Some(id) = &request.request_id {
+            match known.requests.by_id.get(id) {
+                Some(true) => return Taken::Done,
+                Some(false) => return Taken::Before,
+                None => known.requests.add(id, false),
+            };
+        }
+        let begun = request.turn_id.as_ref().filter(|_| request.kind == Type::TurnStart);
+        if begun.is_some_and(|turn| !known.turns.add(turn, ())) {
+            known.done(request.request_id.as_deref());
+            return Taken::Done;
+        }
+        Taken::Now
+    }
+
+    /// What a request asked for is done.
+    pub(super) async fn done(&self, request: &str) {
+        self.known.lock().await.done(Some(request));
     }
 
     /// The number of the last event, now and whenever there is another.
@@ -167,19 +202,29 @@ impl Known {
         if matches!(event.kind, Type::TurnStart | Type::TurnQueued | Type::TurnRunning)
             && let Some(turn) = &event.turn_id
         {
-            self.begins(turn);
+            self.turns.add(turn, ());
         }
     }
 
-    fn begins(&mut self, turn: &str) -> bool {
-        if !self.turns.insert(turn.to_owned()) {
+    fn done(&mut self, request: Option<&str>) {
+        if let Some(is_done) = request.and_then(|id| self.requests.by_id.get_mut(id)) {
+            *is_done = true;
+        }
+    }
+}
+
+impl<T> Recent<T> {
+    /// Notes another one; false if it is known.
+    fn add(&mut self, id: &str, about: T) -> bool {
+        if self.by_id.contains_key(id) {
             return false;
         }
-        self.order.push_back(turn.to_owned());
-        if self.order.len() > TURNS_MAX
+        self.by_id.insert(id.to_owned(), about);
+        self.order.push_back(id.to_owned());
+        if self.order.len() > KNOWN_MAX
             && let Some(oldest) = self.order.pop_front()
         {
-            self.turns.remove(&oldest);
+            self.by_id.remove(&oldest);
         }
         true
     }

@@ -4,11 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Ask, Handlers, Server, desk::Desk};
+use super::{
+    Ask, Handlers, Server,
+    desk::{Desk, Taken},
+};
 use crate::{
     close::{Close, code},
     envelope::{Envelope, Type},
@@ -23,6 +26,9 @@ const SEND_AT_ONCE: usize = 256;
 /// Bytes of payloads in the answer to one request for replay, about; who wants more asks again.
 const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Requests that are done and whose asker was not answered; handlers of more wait.
+const DONE_MAX: usize = 64;
+
 /// Whoever is this many events behind does not keep up, and gets pieces of text joined.
 const BEHIND: usize = 32;
 
@@ -33,8 +39,9 @@ pub(super) async fn serve<H: Handlers, S: Sender, R: Receiver>(
 ) -> Result<(), Close> {
     let begun = Instant::now();
     let link = Link::new(server.hub.0.options.terms, 0);
-    let mut socket = Socket { server, sender, link, begun, client: None };
-    let ended = socket.run(&mut receiver).await;
+    let (done, mut is_done) = mpsc::channel(DONE_MAX);
+    let mut socket = Socket { server, sender, link, begun, client: None, done };
+    let ended = socket.run(&mut receiver, &mut is_done).await;
     if let Some(client) = &socket.client {
         client.desk.leaves(&client.socket_id);
     }
@@ -52,6 +59,8 @@ struct Socket<'a, H, S> {
     link: Link,
     begun: Instant,
     client: Option<Client>,
+    /// Requests that are done.
+    done: mpsc::Sender<String>,
 }
 
 /// Who is at the other end.
@@ -70,7 +79,7 @@ fn failed(error: &StoreError) -> Close {
 }
 
 impl<H: Handlers, S: Sender> Socket<'_, H, S> {
-    async fn run(&mut self, receiver: &mut impl Receiver) -> Result<(), Close> {
+    async fn run(&mut self, receiver: &mut impl Receiver, done: &mut mpsc::Receiver<String>) -> Result<(), Close> {
         loop {
             let at = match self.link.due(self.now()) {
                 Due::At(at) => self.begun + Duration::from_millis(at),
@@ -93,6 +102,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
                     Some(Ok(Frame::Closed(_)) | Err(_)) | None => return Ok(()),
                 },
                 () = moved(&mut self.client) => self.catch_up().await?,
+                Some(request) = done.recv() => self.acknowledge(request).await?,
                 () = sleep_until(at) => {}
             }
         }
@@ -235,18 +245,33 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
     /// Something for the runtime.
     async fn asked(&mut self, envelope: Envelope) -> Result<(), Close> {
         let Some(client) = &self.client else { return Ok(()) };
-        let kind = envelope.kind;
-        if kind == Type::TurnStart
-            && let Some(turn) = &envelope.turn_id
-            && !client.desk.begins(turn).await
-        {
-            // It runs already, or it ran: that is what the asker wants to know.
-            return self.snapshot().await;
+        let (kind, request, desk) = (envelope.kind, envelope.request_id.clone(), client.desk.clone());
+        let taken = desk.take(&envelope).await;
+        if taken == Taken::Now {
+            let ask = Ask { client_id: client.id.clone(), socket_id: client.socket_id.clone(), envelope };
+            let (handlers, emitter, done) = (self.server.handlers.clone(), self.server.emitter(), self.done.clone());
+            self.server.tasks.spawn(async move {
+                handlers.asked(ask, emitter).await;
+                if let Some(request) = request {
+                    desk.done(&request).await;
+                    // Whoever left asks again.
+                    let _ = done.send(request).await;
+                }
+            });
+            return Ok(());
         }
-        let ask = Ask { client_id: client.id.clone(), socket_id: client.socket_id.clone(), envelope };
-        let (handlers, emitter) = (self.server.handlers.clone(), self.server.emitter());
-        self.server.tasks.spawn(async move { handlers.asked(ask, emitter).await });
-        Ok(())
+        if kind == Type::TurnStart {
+            // It runs already, or it ran: that is what the asker wants to know.
+            self.snapshot().await?;
+        }
+        match request {
+            Some(request) if taken == Taken::Done => self.acknowledge(request).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn acknowledge(&mut self, request: String) -> Result<(), Close> {
+        self.say(Envelope { request_id: Some(request), ..Envelope::new(Type::Ack) }).await
     }
 }
 

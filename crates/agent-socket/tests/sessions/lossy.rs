@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use trunkline_agent_socket::{
-    Close, Type,
+    Close, Meta, Type,
     client::{Client, Connector, Options},
     parse,
     server::Server,
@@ -26,7 +26,7 @@ use trunkline_agent_socket::{
     },
 };
 
-use crate::support::{Echo, emit, with_store};
+use crate::support::{Echo, emit, options};
 
 /// What goes wrong, by chance that can be repeated.
 struct Faults {
@@ -206,8 +206,7 @@ fn cut(server: &Server<Echo>, seed: u64, bytes_max: usize, until: Instant) -> im
 }
 
 async fn converge(
-    store: Arc<MemoryStore>,
-    server: Server<Echo>,
+    (store, server, echo): (Arc<MemoryStore>, Server<Echo>, Echo),
     connect: impl Connector,
     until: Instant,
     turns: usize,
@@ -223,6 +222,8 @@ async fn converge(
     });
     for turn in 0..turns {
         client.start_turn(&json!({"text": "hi"}), &format!("t-{turn}")).await.unwrap();
+        client.resolve_approval("o", &json!({"answer": turn})).await.unwrap();
+        client.send(Type::AttachmentReady, &json!({"file": turn}), Meta::default()).await.unwrap();
         for piece in 0..10 {
             emit(&server, "c", Type::TurnTextDelta, json!({"delta": piece.to_string()}), "other").await;
         }
@@ -231,14 +232,31 @@ async fn converge(
     // Everything arrives when the faults are over.
     let ended = turns * 15;
     let mut latest = 0;
+    let had = || {
+        let mut had: Vec<String> =
+            echo.asked.lock().unwrap().iter().map(|(kind, _, what)| format!("{kind} {what}")).collect();
+        had.sort();
+        had
+    };
+    let each = |turn| {
+        let requests = [
+            ("turn_start", json!({"text": "hi"})),
+            ("approval_resolve", json!({"answer": turn})),
+            ("attachment_ready", json!({"file": turn})),
+        ];
+        requests.map(|(kind, what)| format!("{kind} {what}"))
+    };
+    let mut expected: Vec<_> = (0..turns).flat_map(each).collect();
+    expected.sort();
     for _ in 0..600 {
         sleep(Duration::from_secs(1)).await;
         latest = store.latest_seq("c").await.unwrap();
-        if latest >= ended as u64 && client.seq() == latest && Instant::now() > until {
+        if latest >= ended as u64 && client.seq() == latest && had().len() >= expected.len() && Instant::now() > until {
             break;
         }
     }
     assert_eq!(latest, ended as u64, "each turn ran once");
+    assert_eq!(had(), expected, "each request was taken once");
     assert_eq!(client.seq(), latest);
     let all = store.get_since("c", 0).await.unwrap();
     let texts = |events: &[trunkline_agent_socket::Envelope]| {
@@ -268,9 +286,10 @@ fn paused(run: impl Future<Output = ()>) {
     runtime.enable_all().start_paused(true).build().unwrap().block_on(run);
 }
 
-fn beginning() -> (Arc<MemoryStore>, Server<Echo>, Instant) {
-    let store = Arc::new(MemoryStore::default());
-    (store.clone(), with_store(store, "g1"), Instant::now() + Duration::from_secs(120))
+fn beginning() -> ((Arc<MemoryStore>, Server<Echo>, Echo), Instant) {
+    let (store, echo) = (Arc::new(MemoryStore::default()), Echo::default());
+    let server = Server::new(store.clone(), echo.clone(), options("g1"));
+    ((store, server, echo), Instant::now() + Duration::from_secs(120))
 }
 
 proptest! {
@@ -284,20 +303,20 @@ proptest! {
         turns in 1..12_usize,
     ) {
         paused(async {
-            let (store, server, until) = beginning();
+            let (sides, until) = beginning();
             let random = fastrand::Rng::with_seed(seed);
             let faults = Faults { random, until, lost, cut, late, recent: VecDeque::new() };
-            let connect = lossy(&server, faults);
-            converge(store, server, connect, until, turns).await;
+            let connect = lossy(&sides.1, faults);
+            converge(sides, connect, until, turns).await;
         });
     }
 
     #[test]
     fn wherever_it_is_cut(seed in any::<u64>(), bytes_max in 1..20_000_usize, turns in 1..12_usize) {
         paused(async {
-            let (store, server, until) = beginning();
-            let connect = cut(&server, seed, bytes_max, until);
-            converge(store, server, connect, until, turns).await;
+            let (sides, until) = beginning();
+            let connect = cut(&sides.1, seed, bytes_max, until);
+            converge(sides, connect, until, turns).await;
         });
     }
 }

@@ -84,6 +84,15 @@ impl Gate {
         Ok(self.0.store.log.append_batch(appends).await.map(drop)?)
     }
 
+    /// As [`Gate::tell_sockets`], unless it was told under this name before, within a day.
+    pub(crate) async fn tell_socket_once(&self, permit: &SocketPermit, body: Bytes, name: &str) -> Result<(), Error> {
+        if permit.need == SocketNeed::Show {
+            return Err(refused());
+        }
+        let append = Append::new(&socket_events(&permit.client)?, body).dedup(name);
+        Ok(self.0.store.log.append_batch(vec![append]).await.map(drop)?)
+    }
+
     pub(crate) async fn sockets_told_to(&self, teller: &str) -> Result<u64, Error> {
         let topic = socket_teller(teller)?;
         let tail = self.0.store.log.status(&topic).await?.tail;

@@ -33,12 +33,27 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
             ALTER TABLE socket_folds ADD COLUMN kept_at BIGINT NOT NULL DEFAULT 0;
             CREATE INDEX socket_folds_kept_at ON socket_folds (kept_at)",
     },
+    // What clients ask has ids by which it is taken once.
+    Migration {
+        name: "socket_0003_requests",
+        sql: "ALTER TABLE socket_asks ADD COLUMN request TEXT NOT NULL DEFAULT '';
+            CREATE UNIQUE INDEX socket_asks_request ON socket_asks (client, request) WHERE request <> ''",
+    },
+    Migration {
+        name: "socket_0004_acks",
+        sql: "CREATE TABLE socket_acks (client TEXT NOT NULL, socket TEXT NOT NULL, seq BIGINT NOT NULL, acked_at BIGINT NOT NULL,
+                PRIMARY KEY (client, socket));
+            CREATE INDEX socket_acks_acked_at ON socket_acks (acked_at)",
+    },
 ];
 
 /// What `taken` says: nobody has it; a runtime was sent it; that runtime said something of it.
 const WAITS: i64 = 0;
 const CLAIMED: i64 = 2;
 const TAKEN: i64 = 1;
+
+/// Sockets of one client whose acknowledgements are kept.
+const ACKS_MAX: i64 = 100;
 
 /// Rows that one transaction forgets of each kind: bodies are removed with them.
 const SWEEP: i64 = 64;
@@ -59,9 +74,15 @@ pub(super) fn ask(
     told: Option<(Topic, Bytes)>,
 ) -> TxFuture<'_, Asked, Error> {
     Box::pin(async move {
+        if is_known(tx, &ask).await? {
+            return Ok(Asked::Known);
+        }
         if aim == Aim::Stop && !ask.turn.is_empty() {
             let sql = "UPDATE socket_asks SET taken = 1 WHERE client = $1 AND turn = $2 AND begins = 1 AND taken = 0";
             if tx.execute(sql, &[ask.client.as_str().into(), ask.turn.as_str().into()]).await? > 0 {
+                if !ask.request.is_empty() {
+                    insert(tx, Ask { body: String::new(), ..ask }, false, TAKEN, now).await?;
+                }
                 send(tx, told).await?;
                 return Ok(Asked::Stopped);
             }
@@ -77,20 +98,7 @@ pub(super) fn ask(
             );
             return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", why));
         }
-        let sql = "INSERT INTO socket_asks (client, socket, kind, turn, body, asked_at, begins, taken, bytes)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (client, turn) WHERE begins = 1 AND turn <> '' DO NOTHING";
-        let params = [
-            ask.client.into(),
-            ask.socket.into(),
-            ask.kind.into(),
-            ask.turn.into(),
-            ask.body.into(),
-            now.into(),
-            i64::from(matches!(aim, Aim::Begin | Aim::Note)).into(),
-            if aim == Aim::Note { TAKEN } else { WAITS }.into(),
-            bytes.into(),
-        ];
-        if tx.execute(sql, &params).await? == 0 {
+        if !insert(tx, ask, aim == Aim::Begin, WAITS, now).await? {
             return Ok(Asked::Known);
         }
         if aim == Aim::Begin {
@@ -98,6 +106,35 @@ pub(super) fn ask(
         }
         Ok(Asked::Waits)
     })
+}
+
+/// Whether a request was taken before: also one of a client that has no room for another.
+async fn is_known(tx: &mut WriteTx, ask: &Ask) -> Result<bool, LedgerError> {
+    if ask.request.is_empty() {
+        return Ok(false);
+    }
+    let sql = "SELECT 1 FROM socket_asks WHERE client = $1 AND request = $2 AND request <> ''";
+    Ok(tx.query_opt(sql, &[ask.client.as_str().into(), ask.request.as_str().into()]).await?.is_some())
+}
+
+/// False if it is there, or the turn that it begins.
+async fn insert(tx: &mut WriteTx, ask: Ask, begins: bool, taken: i64, now: i64) -> Result<bool, LedgerError> {
+    let bytes = i64::try_from(ask.body.len()).unwrap_or(i64::MAX);
+    let sql = "INSERT INTO socket_asks (client, socket, kind, turn, request, body, asked_at, begins, taken, bytes)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING";
+    let params = [
+        ask.client.into(),
+        ask.socket.into(),
+        ask.kind.into(),
+        ask.turn.into(),
+        ask.request.into(),
+        ask.body.into(),
+        now.into(),
+        i64::from(begins).into(),
+        taken.into(),
+        bytes.into(),
+    ];
+    Ok(tx.execute(sql, &params).await? > 0)
 }
 
 async fn send(tx: &mut WriteTx, told: Option<(Topic, Bytes)>) -> Result<(), Error> {
@@ -132,11 +169,11 @@ pub(super) fn claim(tx: &mut WriteTx, numbers: Vec<i64>) -> TxFuture<'_, Vec<Ask
         let mut claimed = Vec::new();
         for number in numbers {
             let sql = "UPDATE socket_asks SET taken = $2 WHERE number = $1 AND taken = $3
-                RETURNING client, socket, kind, turn, body";
+                RETURNING client, socket, kind, turn, request, body";
             if let Some(row) = tx.query_opt(sql, &[number.into(), CLAIMED.into(), WAITS.into()]).await? {
                 let text = |column| row.text(column).map(ToOwned::to_owned);
                 let (client, socket, kind) = (text(0)?, text(1)?, text(2)?);
-                claimed.push(Ask { number, client, socket, kind, turn: text(3)?, body: text(4)? });
+                claimed.push(Ask { number, client, socket, kind, turn: text(3)?, request: text(4)?, body: text(5)? });
             }
         }
         Ok(claimed)
@@ -194,7 +231,10 @@ pub(super) fn sweep(tx: &mut WriteTx, now: i64, taken: i64, left: Option<i64>) -
         let sql = "DELETE FROM socket_folds WHERE client IN
             (SELECT client FROM socket_folds WHERE kept_at < $1 AND kept_at > 0 LIMIT $2)";
         let folds = tx.execute(sql, &[left.into(), SWEEP.into()]).await?;
-        Ok((untaken, [forgotten, untaken, folds].into_iter().any(|count| count >= SWEEP.unsigned_abs())))
+        let sql = "DELETE FROM socket_acks WHERE (client, socket) IN
+            (SELECT client, socket FROM socket_acks WHERE acked_at < $1 LIMIT $2)";
+        let acks = tx.execute(sql, &[left.into(), SWEEP.into()]).await?;
+        Ok((untaken, [forgotten, untaken, folds, acks].into_iter().any(|count| count >= SWEEP.unsigned_abs())))
     })
 }
 
@@ -203,6 +243,29 @@ pub(super) fn waiting_bytes(tx: &mut ReadTx) -> TxFuture<'_, i64, LedgerError> {
     Box::pin(async move {
         let sql = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM socket_asks WHERE taken <> 1";
         tx.query_opt(sql, &[]).await?.map_or(Ok(0), |row| row.int(0))
+    })
+}
+
+pub(super) fn had(tx: &mut ReadTx, client: String, socket: String) -> TxFuture<'_, Option<u64>, LedgerError> {
+    Box::pin(async move {
+        let sql = "SELECT seq FROM socket_acks WHERE client = $1 AND socket = $2";
+        let row = tx.query_opt(sql, &[client.into(), socket.into()]).await?;
+        row.map(|row| Ok(row.int(0)?.unsigned_abs())).transpose()
+    })
+}
+
+/// Unless a later one is there. Of the client's other sockets, those that were heard of longest ago are forgotten.
+pub(super) fn put_had(tx: &mut WriteTx, client: String, socket: String, seq: u64, now: i64) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        let sql = "INSERT INTO socket_acks (client, socket, seq, acked_at) VALUES ($1, $2, $3, $4)
+            ON CONFLICT (client, socket) DO UPDATE SET seq = excluded.seq, acked_at = excluded.acked_at
+                WHERE socket_acks.seq < excluded.seq";
+        let seq = i64::try_from(seq).unwrap_or(i64::MAX);
+        tx.execute(sql, &[client.as_str().into(), socket.into(), seq.into(), now.into()]).await?;
+        let sql = "DELETE FROM socket_acks WHERE client = $1 AND socket IN
+            (SELECT socket FROM socket_acks WHERE client = $1 ORDER BY acked_at DESC, socket LIMIT $2 OFFSET $3)";
+        tx.execute(sql, &[client.into(), SWEEP.into(), ACKS_MAX.into()]).await?;
+        Ok(())
     })
 }
 
@@ -249,6 +312,8 @@ pub(crate) async fn take_over(tx: &mut WriteTx, before: Cursor, now: Epoch) -> R
     let (epoch, end) = (before.epoch.0.to_string(), i64::try_from(before.offset.0).unwrap_or(i64::MAX));
     let beyond = "DELETE FROM socket_folds WHERE epoch = $1 AND folded_to > $2";
     tx.execute(beyond, &[epoch.as_str().into(), end.into()]).await?;
+    // Numbers of events begin at another one now.
+    tx.execute("DELETE FROM socket_acks", &[]).await?;
     let others = "UPDATE socket_folds SET epoch = $2 WHERE epoch = $1";
     tx.execute(others, &[epoch.into(), now.0.to_string().into()]).await.map(drop)
 }

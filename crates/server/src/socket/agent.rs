@@ -21,17 +21,20 @@ use trunkline_core::{
     identity::Identity,
     message::{self, Said, Sender},
     session::{Session, Sessions},
-    socket::{Aim, Ask, Asked, Permit, Teller},
+    socket::{Permit, Teller},
     task::Tasks,
 };
 use trunkline_proto::v1::{MessageType, ProgressReport};
 use trunkline_store::log::{Error as LogError, Item, Record};
 
-use super::{Shared, desk::Desk, record};
+use super::{Shared, desk::Desk, record, ui::acknowledged};
 
 /// What a client asks and its line did not get to, and its bytes besides the last one; who asks more is not read on.
 const ASKS_MAX: usize = 64;
 const ASKS_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Answers that a socket has not taken yet; of more, the asker asks again.
+pub(super) const ANSWERS_MAX: usize = 64;
 
 /// Messages that are read at once.
 const READ_AT_ONCE: usize = 64;
@@ -62,6 +65,8 @@ pub(super) struct Line {
 /// What a client asks, and the room that it takes until it is done.
 struct Waiting {
     ask: Envelope,
+    /// To the socket that asks.
+    answers: mpsc::Sender<Envelope>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -149,13 +154,14 @@ impl Line {
         self.asks.closed().await;
     }
 
-    /// Something for the agent.
-    pub(super) async fn ask(&self, envelope: Envelope) -> Result<(), Error> {
+    /// Something for the agent. If it has a request's id, `answers` gets that it is on disk, or why it is not sent.
+    pub(super) async fn ask(&self, envelope: Envelope, answers: &mpsc::Sender<Envelope>) -> Result<(), Error> {
         let ended = || Error::new(Kind::Unavailable, "ERR_UNAVAILABLE", "the line to the agent has ended");
         let bytes = envelope.payload.as_ref().map_or(0, |payload| payload.get().len()).clamp(1, ASKS_BYTES_MAX);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| ended())?;
-        self.asks.send(Waiting { ask: envelope, _room: room }).await.map_err(|_| ended())
+        let waiting = Waiting { ask: envelope, answers: answers.clone(), _room: room };
+        self.asks.send(waiting).await.map_err(|_| ended())
     }
 }
 
@@ -207,7 +213,7 @@ impl Run {
         let ended = loop {
             let done = tokio::select! {
                 ask = asks.recv() => match ask {
-                    Some(Waiting { ask, _room }) => self.ask(ask).await,
+                    Some(Waiting { ask, answers, _room }) => self.ask(ask, &answers).await,
                     None => break Ok(()),
                 },
                 read = self.session.reader.next_batch(READ_AT_ONCE, &mut items) => match read {
@@ -230,53 +236,62 @@ impl Run {
         }
     }
 
-    /// What the client asks becomes a message.
-    async fn ask(&mut self, ask: Envelope) -> Result<(), Error> {
+    /// What the client asks becomes a message, once, and the asker is answered.
+    async fn ask(&mut self, ask: Envelope, answers: &mpsc::Sender<Envelope>) -> Result<(), Error> {
         let turn = ask.turn_id.clone();
-        let event =
-            |kind: Type, payload: &Value| Envelope { turn_id: turn.clone(), ..Envelope::new(kind).with(payload) };
         let (kind, body) = match ask.kind {
             Type::TurnStart => (MessageType::Chat, words(&ask.value())),
             Type::TurnAborted => (MessageType::Control, json!({"type": ask.kind.as_str(), "turnId": turn}).to_string()),
             _ => (MessageType::Opaque, ask.to_json()),
         };
-        let key = turn.as_deref().filter(|_| ask.kind == Type::TurnStart).unwrap_or_default();
-        let sent = self.sender.send(&self.session, &self.agent, kind.into(), body.as_bytes(), key);
-        let sent = match sent {
+        let begun = turn.clone().filter(|_| ask.kind == Type::TurnStart);
+        // No turn's id is taken for a request's.
+        let key = begun.or_else(|| ask.request_id.as_ref().map(|id| format!("request:{id}"))).unwrap_or_default();
+        let sent = match self.sender.send(&self.session, &self.agent, kind.into(), body.as_bytes(), &key) {
             Ok(()) => self.submit().await,
             Err(error) => Err(error),
         };
-        let answer = match (sent, ask.kind) {
-            (Err(error), Type::TurnStart) => {
-                event(Type::TurnError, &json!({"error": error.message, "code": error.code}))
+        let refusal = match sent {
+            Ok(()) => {
+                self.sent(&ask).await?;
+                None
             }
-            (Err(error), kind) => {
-                tracing::debug!(%error, %kind, lane = self.lane, "the agent was not told");
-                return Ok(());
+            // The asker comes again.
+            Err(error) if error.kind == Kind::Unavailable => return Err(error),
+            Err(error) => {
+                tracing::debug!(%error, kind = %ask.kind, lane = self.lane, "the agent was not told");
+                let why = json!({"error": error.message, "code": error.code});
+                if ask.kind == Type::TurnStart {
+                    let event = Envelope { turn_id: turn, ..Envelope::new(Type::TurnError).with(&why) };
+                    self.tell(vec![event], None).await?;
+                }
+                Some(why)
             }
-            // It was begun before, and has been told of.
-            (Ok(()), Type::TurnStart) if !self.is_new(&ask).await? => return Ok(()),
-            (Ok(()), Type::TurnStart) if self.is_there() => event(Type::TurnRunning, &ask.value()),
-            (Ok(()), Type::TurnStart) => event(Type::TurnQueued, &ask.value()),
-            (Ok(()), Type::TurnAborted) => event(Type::TurnAborted, &json!({})),
-            (Ok(()), _) => return Ok(()),
         };
-        self.tell(vec![answer], None).await
+        if let Some(request) = ask.request_id {
+            let answer = acknowledged(request);
+            // Whoever left asks again.
+            let _ = answers.try_send(refusal.map_or(answer.clone(), |why| answer.with(&why)));
+        }
+        Ok(())
     }
 
-    /// Whether a turn was not begun before, which it is now.
-    async fn is_new(&self, ask: &Envelope) -> Result<bool, Error> {
-        let Some(turn) = ask.turn_id.clone() else { return Ok(true) };
-        let note = Ask {
-            number: 0,
-            client: String::new(),
-            socket: String::new(),
-            kind: ask.kind.to_string(),
-            turn,
-            body: String::new(),
+    /// The client is told what came of it, once.
+    async fn sent(&self, ask: &Envelope) -> Result<(), Error> {
+        let (kind, payload) = match ask.kind {
+            Type::TurnStart if self.is_there() => (Type::TurnRunning, ask.value()),
+            Type::TurnStart => (Type::TurnQueued, ask.value()),
+            Type::TurnAborted => (Type::TurnAborted, json!({})),
+            _ => return Ok(()),
         };
-        let noted = self.shared.sockets.ask(self.desk.permit(), note, Aim::Note, None).await?;
-        Ok(noted != Asked::Known)
+        let event = Envelope { turn_id: ask.turn_id.clone(), ..Envelope::new(kind).with(&payload) };
+        let name = match (&ask.turn_id, &ask.request_id) {
+            (Some(turn), _) if ask.kind == Type::TurnStart => format!("turn:{turn}"),
+            (_, Some(request)) => format!("request:{request}"),
+            _ => return self.tell(vec![event], None).await,
+        };
+        let event = Envelope { runtime_generation: Some(self.agent.clone()), ..event };
+        self.shared.sockets.tell_once(self.desk.permit(), record::alone(&event), &name).await
     }
 
     async fn submit(&mut self) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Deref,
     sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -19,9 +20,6 @@ use super::{agent::Line, record};
 const FOLD_AT_ONCE: usize = 1000;
 const CHECKPOINT_EVENTS: u64 = 2000;
 
-/// Sockets of one client whose acknowledgements are remembered.
-const ACKS_MAX: usize = 1000;
-
 /// Those that somebody is busy with.
 #[derive(Default)]
 pub(super) struct Desks(SyncMutex<HashMap<String, Weak<Desk>>>);
@@ -30,8 +28,8 @@ pub(super) struct Desk {
     permit: Permit,
     /// Held while it is folded, and while what follows from it is told.
     known: Mutex<Known>,
-    /// What each of its sockets had.
-    acks: SyncMutex<HashMap<String, u64>>,
+    /// Ids of its sockets that are there.
+    sockets: SyncMutex<HashSet<String>>,
     /// Lines to its agent, one for each user who asked for it.
     lines: SyncMutex<Vec<Weak<Line>>>,
 }
@@ -55,8 +53,8 @@ impl Desks {
         if desks.len().is_power_of_two() {
             desks.retain(|_, desk| desk.strong_count() > 0);
         }
-        let (known, acks, lines) = (Mutex::default(), SyncMutex::default(), SyncMutex::default());
-        let desk = Desk { permit: permit.note(), known, acks, lines };
+        let (known, sockets, lines) = (Mutex::default(), SyncMutex::default(), SyncMutex::default());
+        let desk = Desk { permit: permit.note(), known, sockets, lines };
         let desk = Arc::new(desk);
         desks.insert(permit.client().to_owned(), Arc::downgrade(&desk));
         desk
@@ -106,18 +104,13 @@ impl Desk {
         known.fold(sockets, &self.permit).await
     }
 
-    pub(super) fn acked(&self, socket: &str, seq: u64) {
-        let mut acks = self.acks();
-        if acks.len() >= ACKS_MAX && !acks.contains_key(socket) {
-            acks.clear();
-        }
-        let own = acks.entry(socket.to_owned()).or_insert(seq);
-        *own = (*own).max(seq);
-    }
-
-    /// What a socket had when it was last heard of.
-    pub(super) fn had(&self, socket: &str) -> Option<u64> {
-        self.acks().get(socket).copied()
+    /// A socket comes under the id that it had before, or under a new one: a copy of a tab has the id of the tab, which is there.
+    pub(super) fn comes(self: &Arc<Self>, wanted: Option<String>) -> SocketId {
+        let mut sockets = self.sockets();
+        let fresh = || uuid::Uuid::now_v7().to_string();
+        let id = wanted.filter(|id| !sockets.contains(id)).unwrap_or_else(fresh);
+        sockets.insert(id.clone());
+        SocketId { desk: self.clone(), id }
     }
 
     /// Its lines that have not ended, which nobody else looks at meanwhile.
@@ -127,8 +120,28 @@ impl Desk {
         look(&mut lines)
     }
 
-    fn acks(&self) -> MutexGuard<'_, HashMap<String, u64>> {
-        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sockets(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket's id, which no other socket of the client has as long as it is there.
+pub(super) struct SocketId {
+    desk: Arc<Desk>,
+    id: String,
+}
+
+impl Deref for SocketId {
+    type Target = String;
+
+    fn deref(&self) -> &String {
+        &self.id
+    }
+}
+
+impl Drop for SocketId {
+    fn drop(&mut self) {
+        self.desk.sockets().remove(&self.id);
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
 use trunkline_agent_socket::{
     Close, Envelope, Type,
     close::code,
@@ -18,7 +21,12 @@ use trunkline_core::{
 };
 use trunkline_store::log::{Item, Reader};
 
-use super::{Socket, agent::Line, desk::Desk, ends, failed, record};
+use super::{
+    Socket,
+    agent::{ANSWERS_MAX, Line},
+    desk::{Desk, SocketId},
+    ends, failed, record,
+};
 
 /// Records that are read and sent at once.
 const SEND_AT_ONCE: usize = 64;
@@ -29,18 +37,32 @@ const REPLAY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Whoever takes so long to take what it is sent does not keep up, and gets pieces of text joined.
 const SLOW: Duration = Duration::from_millis(50);
 
+/// The least time between two times at which what a socket had is kept.
+const ACKS_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the socket said that it had.
+#[derive(Clone, Copy, Default)]
+struct Acks {
+    had: u64,
+    kept: u64,
+    kept_at: Option<Instant>,
+}
+
 struct Ui<'a, S> {
     socket: &'a mut Socket<S>,
     permit: Permit,
-    socket_id: String,
+    socket_id: SocketId,
     desk: Arc<Desk>,
     reader: Reader,
     /// The last event that was sent without being asked for.
     sent: u64,
     generation: String,
     is_slow: bool,
+    acks: Acks,
     /// To the agent that it asked for, if it did.
     line: Option<Arc<Line>>,
+    /// Of that line, to what was asked here.
+    answers: mpsc::Sender<Envelope>,
 }
 
 pub(super) async fn serve<S: Sender>(
@@ -65,14 +87,18 @@ pub(super) async fn serve<S: Sender>(
     }
     let (state, sent) = desk.state(&shared.sockets).await.map_err(|e| failed(&e))?;
     let reader = shared.sockets.follow(&permit, record::offset(sent)).map_err(|e| failed(&e))?;
-    let socket_id = said.socket_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    let socket_id = desk.comes(said.socket_id);
+    let acks = Acks::default();
     let generation = state.runtime_generation.clone();
-    let mut ui = Ui { socket, permit, socket_id, desk, reader, sent, generation, is_slow: false, line };
+    let (answers, mut answered) = mpsc::channel(ANSWERS_MAX);
+    let mut ui = Ui { socket, permit, socket_id, desk, reader, sent, generation, is_slow: false, acks, line, answers };
     ui.welcome(hello).await?;
     if let Some(said) = early {
         ui.answer(said).await?;
     }
-    ui.run(receiver).await
+    let ended = ui.run(receiver, &mut answered).await;
+    ui.keep_acks().await;
+    ended
 }
 
 /// The line to the agent that was asked for; nothing if the other end goes away before it is open. One thing that is said
@@ -100,7 +126,11 @@ async fn opened<S: Sender>(
 }
 
 impl<S: Sender> Ui<'_, S> {
-    async fn run(&mut self, receiver: &mut impl Receiver) -> Result<(), Close> {
+    async fn run(
+        &mut self,
+        receiver: &mut impl Receiver,
+        answered: &mut mpsc::Receiver<Envelope>,
+    ) -> Result<(), Close> {
         let limits = self.socket.shared.web.limits;
         let mut bucket = TokenBucket::new(limits.messages_per_second, limits.message_burst, Instant::now().into_std());
         let mut items = Vec::new();
@@ -126,6 +156,7 @@ impl<S: Sender> Ui<'_, S> {
                     read.map_err(|e| failed(&e.into()))?;
                     self.pass_on(&mut items).await?;
                 }
+                Some(answer) = answered.recv() => self.say(answer).await?,
                 () = sleep_until(due) => {}
                 () = ended(self.line.as_deref()) => return Err(Close::new(code::FAILED, "the line to the agent has ended")),
                 ending = &mut self.socket.ending => return Err(ends(ending)),
@@ -142,8 +173,9 @@ impl<S: Sender> Ui<'_, S> {
 
     async fn welcome(&mut self, hello: &Hello) -> Result<(), Close> {
         let mut payload = serde_json::to_value(self.socket.link.welcome(hello, self.sent)).unwrap_or_default();
-        if let Some(had) = self.desk.had(&self.socket_id) {
-            payload["ackedSeq"] = had.into();
+        let had = self.socket.shared.sockets.had(&self.permit, &self.socket_id).await.map_err(|e| failed(&e))?;
+        if let Some(had) = had {
+            payload["ackedSeq"] = had.min(self.sent).into();
         }
         self.say(Envelope::new(Type::Welcome).with(&payload)).await?;
         let own = self.generation.clone();
@@ -172,11 +204,27 @@ impl<S: Sender> Ui<'_, S> {
             Said::State => self.snapshot().await,
             Said::Replay(asked) => self.replay(&asked).await,
             Said::Ack(seq) => {
-                self.desk.acked(&self.socket_id, seq.min(self.sent));
+                self.acks.had = self.acks.had.max(seq.min(self.sent));
+                if self.acks.kept_at.is_none_or(|kept| kept.elapsed() >= ACKS_PAUSE) {
+                    self.keep_acks().await;
+                }
                 Ok(())
             }
             Said::Event(envelope) => self.asked(envelope).await,
             Said::Hello(..) | Said::Has(_) | Said::Nothing => Ok(()),
+        }
+    }
+
+    /// What it had is known to its socket when that comes back, also after a restart.
+    async fn keep_acks(&mut self) {
+        let Acks { had, kept, .. } = self.acks;
+        if had <= kept {
+            return;
+        }
+        self.acks = Acks { had, kept: had, kept_at: Some(Instant::now()) };
+        // It is told less than it had then, which does no harm.
+        if let Err(error) = self.socket.shared.sockets.put_had(&self.permit, &self.socket_id, had).await {
+            tracing::debug!(%error, client = self.permit.client(), "what a socket had is not kept");
         }
     }
 
@@ -247,7 +295,7 @@ impl<S: Sender> Ui<'_, S> {
     /// Something for the runtime.
     async fn asked(&mut self, envelope: Envelope) -> Result<(), Close> {
         if let Some(line) = &self.line {
-            return line.ask(envelope).await.map_err(|e| failed(&e));
+            return line.ask(envelope, &self.answers).await.map_err(|e| failed(&e));
         }
         let sockets = self.socket.shared.sockets.clone();
         let Envelope { kind, turn_id, payload, .. } = &envelope;
@@ -266,12 +314,19 @@ impl<S: Sender> Ui<'_, S> {
             socket: self.socket_id.clone(),
             kind: kind.to_string(),
             turn: envelope.turn_id.clone().unwrap_or_default(),
+            request: envelope.request_id.clone().unwrap_or_default(),
             body,
         };
         let asked =
             sockets.ask(&self.permit, ask, aim, told.as_ref().map(record::alone)).await.map_err(|e| failed(&e))?;
-        // It runs already, or it ran: that is what the asker wants to know.
-        if asked == Asked::Known { self.snapshot().await } else { Ok(()) }
+        if asked == Asked::Known && *kind == Type::TurnStart {
+            // It runs already, or it ran: that is what the asker wants to know.
+            self.snapshot().await?;
+        }
+        match envelope.request_id {
+            Some(request) => self.say(acknowledged(request)).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -365,6 +420,11 @@ fn frame(client: &str, seq: u64, prev: Option<u64>, body: &str) -> String {
     }
     frame.push_str(body);
     frame
+}
+
+/// That a request was taken.
+pub(super) fn acknowledged(request: String) -> Envelope {
+    Envelope { request_id: Some(request), ..Envelope::new(Type::Ack) }
 }
 
 /// Waits until the line to the agent ends, if there is one.

@@ -96,6 +96,17 @@ impl Socket {
         envelope
     }
 
+    /// The next of its kind, after anything else.
+    async fn answer(&mut self, kind: &str) -> Value {
+        loop {
+            let Frame::Envelope(frame) = self.next().await else { panic!("no {kind}") };
+            let envelope: Value = serde_json::from_slice(&frame).unwrap();
+            if envelope["type"] == kind {
+                return envelope;
+            }
+        }
+    }
+
     pub(crate) async fn closed(&mut self) -> Close {
         loop {
             match self.next().await {

@@ -63,9 +63,23 @@ async fn an_agent_answers_a_client_and_knows_nothing_of_it() {
     tab.say(json!({"type": "turn_start", "turnId": "t-2", "payload": "now"})).await;
     tab.expect("turn_running").await;
     assert_eq!(&one.message().await.payload[..], b"now");
-    tab.say(json!({"type": "turn_aborted", "turnId": "t-2"})).await;
+    // A request is sent once, and acknowledged as often as it is said.
+    let stop = json!({"type": "turn_aborted", "turnId": "t-2", "requestId": "r-1"});
+    let answer =
+        json!({"type": "approval_resolve", "operationId": "o", "requestId": "r-2", "payload": {"approved": true}});
+    tab.say(stop.clone()).await;
     tab.expect("turn_aborted").await;
+    assert_eq!(tab.expect("ack").await["requestId"], "r-1");
+    for request in [&stop, &answer, &answer, &stop] {
+        tab.say(request.clone()).await;
+        assert_eq!(tab.expect("ack").await["requestId"], request["requestId"]);
+    }
     assert_eq!(one.message().await.message_type, i32::from(MessageType::Control));
+    assert_eq!(one.message().await.message_type, i32::from(MessageType::Opaque));
+    tab.say(json!({"type": "turn_start", "turnId": "t-3", "payload": "after", "requestId": "r-3"})).await;
+    tab.expect("turn_running").await;
+    assert_eq!(tab.expect("ack").await["requestId"], "r-3");
+    assert_eq!(&one.message().await.payload[..], b"after");
 
     // What is said while nobody looks is there for who comes back.
     drop((tab, second));

@@ -13,6 +13,7 @@ use trunkline_agent_socket::{Close, close::code};
 use trunkline_core::limits::Limits;
 
 use super::{Frame, PATIENCE, Socket, server};
+use crate::process::Process;
 
 async fn acked(runtime: &mut Socket, seq: u64) {
     while runtime.expect("ack").await["ack"] != seq {}
@@ -48,6 +49,90 @@ async fn what_a_runtime_said_nothing_of_the_next_one_gets() {
     tab.say(json!({"type": "turn_start", "turnId": "u"})).await;
     assert_eq!(third.expect("turn_start").await["turnId"], "u", "the others are had");
     server.stop().await;
+}
+
+/// What a UI asks is said until it is acknowledged, over lost connections and killed servers, and the runtime has it once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_acknowledged_and_taken_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let requests = [
+        json!({"type": "turn_start", "turnId": "never", "requestId": "r-1"}),
+        json!({"type": "turn_aborted", "turnId": "never", "requestId": "r-2"}),
+        json!({"type": "approval_resolve", "operationId": "o", "requestId": "r-3", "payload": {"approved": true}}),
+        json!({"type": "attachment_ready", "requestId": "r-4"}),
+    ];
+    for round in 0..3 {
+        let process = Process::start(dir.path());
+        for request in &requests {
+            // A socket for each: it does not matter where it is said again.
+            let (mut tab, welcome, _) = Socket::hello(process.http, "c", json!({})).await;
+            assert_eq!(welcome["payload"]["acksRequests"], true);
+            tab.say(request.clone()).await;
+            let acknowledgement = tab.answer("ack").await;
+            assert_eq!(acknowledgement["requestId"], request["requestId"]);
+            assert_eq!(acknowledgement["payload"], Value::Null);
+        }
+        if round == 1 {
+            let (mut runtime, _) = Socket::runtime(process.http, "g1").await;
+            for kind in ["approval_resolve", "attachment_ready"] {
+                let asked = runtime.expect(kind).await;
+                runtime.say(json!({"type": "ack", "ask": asked["ask"]})).await;
+            }
+            let (mut tab, _, _) = Socket::hello(process.http, "c", json!({})).await;
+            tab.say(json!({"type": "turn_start", "turnId": "last", "requestId": "r-5"})).await;
+            assert_eq!(runtime.expect("turn_start").await["turnId"], "last");
+            runtime.say(json!({"type": "turn_done", "clientId": "c", "turnId": "last", "seq": 1})).await;
+            acked(&mut runtime, 1).await;
+        }
+        process.kill();
+    }
+    // All of it was had, once.
+    let process = Process::start(dir.path());
+    let (mut runtime, _) = Socket::runtime(process.http, "g2").await;
+    let (mut tab, _, _) = Socket::hello(process.http, "c", json!({})).await;
+    for request in &requests {
+        tab.say(request.clone()).await;
+    }
+    tab.say(json!({"type": "turn_start", "turnId": "other", "requestId": "r-6"})).await;
+    assert_eq!(runtime.expect("turn_start").await["turnId"], "other");
+}
+
+/// What a socket had is known when it comes back; a copy of a tab is another socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_socket_had_is_known_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let come = async |http, socket: &str| {
+        let mut tab = Socket::open(http).await;
+        tab.say(json!({"type": "hello", "clientId": "c", "socketId": socket})).await;
+        let welcome = tab.expect("welcome").await;
+        tab.expect("state_snapshot").await;
+        (tab, welcome)
+    };
+    let process = Process::start(dir.path());
+    let (mut runtime, _) = Socket::runtime(process.http, "g1").await;
+    let (mut tab, welcome) = come(process.http, "one").await;
+    assert_eq!((&welcome["socketId"], &welcome["payload"]["ackedSeq"]), (&json!("one"), &Value::Null));
+    for seq in 1..=3 {
+        runtime.say(json!({"type": "turn_phase", "clientId": "c", "turnId": "t", "seq": seq})).await;
+        acked(&mut runtime, seq).await;
+    }
+    let mut last = Value::Null;
+    for _ in 0..3 {
+        last = tab.expect("turn_phase").await["seq"].clone();
+    }
+    tab.say(json!({"type": "ack", "ack": last})).await;
+    tab.say(json!({"type": "state_request"})).await;
+    tab.expect("state_snapshot").await;
+    // Its copy says nothing of itself.
+    let (mut copy, welcome) = come(process.http, "one").await;
+    assert_ne!(welcome["socketId"], "one");
+    assert_eq!(welcome["payload"]["ackedSeq"], Value::Null);
+    copy.say(json!({"type": "ack", "ack": 1})).await;
+    process.kill();
+    let process = Process::start(dir.path());
+    let (tab, welcome) = come(process.http, "one").await;
+    assert_eq!((&welcome["socketId"], &welcome["payload"]["ackedSeq"]), (&json!("one"), &last));
+    drop(tab);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
