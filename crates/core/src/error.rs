@@ -57,7 +57,7 @@ impl Error {
 
     /// What a caller is answered whose request ran in a task of its own that ended without an answer: the task panicked, or it
     /// was dropped with its runtime because the process ends.
-    pub(crate) fn of_task(ended: &JoinError) -> Self {
+    pub fn of_task(ended: &JoinError) -> Self {
         if ended.is_panic() {
             tracing::error!(%ended, "handler panicked");
             Self::new(Kind::Internal, "ERR_INTERNAL", "handler panicked")

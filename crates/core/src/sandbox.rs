@@ -237,6 +237,12 @@ impl Seat {
     pub fn sandbox(&self) -> &Sandbox {
         &self.standing.sandbox
     }
+
+    /// Where it began in the log, which tells it from others of its id, that were removed or will be made.
+    #[must_use]
+    pub fn began(&self) -> u64 {
+        self.standing.since.unsigned_abs()
+    }
 }
 
 impl Sandboxes {

@@ -39,6 +39,7 @@ use crate::{
     listen::{Connections, InheritError, Limit, ListenSockets, Listeners},
     metrics::Metrics,
     ops::{self, Operations},
+    repeats::Repeats,
     sandbox,
     socket::{Agents, Inside, Surface},
     sse::Streams,
@@ -183,7 +184,8 @@ impl Server {
             replies: Replies::new(metrics.reply_bytes.clone()),
         };
         let streams = Streams::new(limits.event_streams_per_token, metrics.event_streams.clone());
-        let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams, is_tls: tls.is_some() };
+        let (repeats, is_tls) = (Repeats::new(background.clone()), tls.is_some());
+        let web = Web { auth, limits, stop: stop.clone(), metrics: metrics.clone(), streams, repeats, is_tls };
         let agents = Agents { sessions, tasks, conversations: talks.clone() };
         let socket = Surface::new(sockets, agents, web.clone(), background.clone());
         let apps = conversations::router(talks, web.clone());

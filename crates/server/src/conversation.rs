@@ -29,16 +29,18 @@ use trunkline_core::{
         files::FOR_VIEWERS,
         iso,
         said::Why,
-        state::{Standing, State as Stands},
+        state::{Kind as Teller, Standing, State as Stands},
     },
     json,
 };
+use trunkline_store::log::Clock;
 use uuid::Uuid;
 
 use self::{incoming::Slots, shown::Shown, stream::Viewer, token::Admitted};
 use crate::{
     error::Refusal,
     http::{self, Asked, PathId, Web},
+    repeats::{Post, WINDOW},
     sse,
 };
 
@@ -54,6 +56,7 @@ struct Surface {
     conversations: Conversations,
     web: Web,
     uploads: Slots,
+    begun_ms: u64,
     /// Of this server's own pages, as proxies show them.
     public_origin: Option<HeaderValue>,
 }
@@ -62,7 +65,8 @@ type Answer<T> = Result<T, Refusal>;
 
 pub(crate) fn router(conversations: Conversations, web: Web) -> Router {
     let public_origin = http::public_origin(&conversations.options().public_url);
-    let surface = Arc::new(Surface { conversations, web, uploads: Slots::default(), public_origin });
+    let begun_ms = Clock::system().now_ms();
+    let surface = Arc::new(Surface { conversations, web, uploads: Slots::default(), begun_ms, public_origin });
     Router::new()
         .route("/api/v2/sessions", post(begin))
         .route("/api/v2/agent_convos", get(list))
@@ -344,14 +348,45 @@ async fn say(
 ) -> Answer<Response> {
     let most = surface.conversations.options().message_bytes_max.saturating_mul(6) + BESIDES;
     let (seat, body) = http::body_of(seat(&surface, asks, &convo).await, body, most).await?;
+    let seat = Arc::new(seat);
     let unreadable = |e| Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", format!("the body cannot be read: {e}"));
     let said: Said = json::object(&body).map_err(unreadable)?;
-    let key = asked.idempotency_key()?;
-    match surface.conversations.post(&seat, &said.text, said.message_id, key).await {
-        Ok(message_id) => Ok(Json(Accepted { message_id, status: "accepted" }).into_response()),
+    let key = asked.idempotency_key()?.to_owned();
+    let exchange = asked.exchange().filter(|_| said.message_id.is_none());
+    if exchange.is_some()
+        && let Some(id) = before_the_start(&surface, &seat, &said.text).await?
+    {
+        return Ok(accepted(id));
+    }
+    let post = Post::new(&seat.row().id.to_string(), &seat.row().user, said.text.as_bytes());
+    let (poster, posting) = (surface.conversations.clone(), seat.clone());
+    let work = async move { poster.post(&posting, &said.text, said.message_id, &key).await };
+    match surface.web.repeats.once(post, exchange, work).await {
+        Ok(message_id) => Ok(accepted(message_id)),
         Err(error) if error.code == LIMITED => limited(&surface, &seat, &error).await,
         Err(error) => Err(error.into()),
     }
+}
+
+fn accepted(message_id: Uuid) -> Response {
+    Json(Accepted { message_id, status: "accepted" }).into_response()
+}
+
+/// The last message, if it says the same and came so shortly before this server began that its answer may have been lost with the
+/// former process: a browser that waited for the new one says it again.
+async fn before_the_start(surface: &Surface, seat: &Seat, text: &str) -> Result<Option<Uuid>, Error> {
+    let window_ms = u64::try_from(WINDOW.as_millis()).unwrap_or(u64::MAX);
+    let is_over = Clock::system().now_ms() > surface.begun_ms.saturating_add(window_ms);
+    if is_over {
+        return Ok(None);
+    }
+    let page = surface.conversations.page(seat.permit(), Page { after: None, before: None, limit: 1 }).await?;
+    let said_ms = |id: Uuid| {
+        id.get_timestamp().map(|at| at.to_unix().0.saturating_mul(1000) + u64::from(at.to_unix().1 / 1_000_000))
+    };
+    let times = surface.begun_ms.saturating_sub(window_ms)..surface.begun_ms;
+    let last = page.last().filter(|last| last.from == Teller::User && last.content == text);
+    Ok(last.map(|last| last.id).filter(|id| said_ms(*id).is_some_and(|at| times.contains(&at))))
 }
 
 /// What somebody is told who says too much. The published fields.

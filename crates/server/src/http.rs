@@ -26,8 +26,9 @@ use crate::{
     auth::{Auth, Ended},
     config::ConfigError,
     error::{NOT_ALLOWED, Refusal, TOO_LARGE, TOO_SLOW},
-    listen::Peer,
+    listen::{Exchange, Peer},
     metrics::Metrics,
+    repeats::Repeats,
     sse::Streams,
 };
 
@@ -71,6 +72,7 @@ pub(crate) struct Web {
     pub(crate) stop: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) streams: Streams,
+    pub(crate) repeats: Repeats,
     /// Browsers come with TLS.
     pub(crate) is_tls: bool,
 }
@@ -82,6 +84,8 @@ pub(crate) struct Asked {
     /// Whom it is for, where HTTP/2 says that in the address.
     authority: Option<String>,
     peer: Option<Peer>,
+    /// Of what a browser sends.
+    exchange: Option<Exchange>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Asked {
@@ -89,13 +93,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
         let peer = parts.extensions.get::<Peer>().copied();
+        let exchange = parts.extensions.get::<Exchange>().cloned();
         let query = match parts.uri.query() {
             Some(_) => axum::extract::Query::try_from_uri(&parts.uri).map(|query| query.0).unwrap_or_default(),
             None => Vec::new(),
         };
         // Nobody looks for them behind this.
         let authority = parts.uri.authority().map(ToString::to_string);
-        Ok(Self { headers: std::mem::take(&mut parts.headers), query, authority, peer })
+        Ok(Self { headers: std::mem::take(&mut parts.headers), query, authority, peer, exchange })
     }
 }
 
@@ -115,6 +120,11 @@ impl Asked {
     /// A parameter of the address.
     pub(crate) fn param(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What tells whether a browser sends this again; nothing of other clients, and of what has a key already.
+    pub(crate) fn exchange(&self) -> Option<Exchange> {
+        self.exchange.clone().filter(|_| !self.headers.contains_key(IDEMPOTENCY_KEY))
     }
 
     /// What a header says, if that is text.
@@ -184,7 +194,7 @@ impl Asked {
         if is_of_another_site(&self.headers) { Err(of_another_site()) } else { Ok(()) }
     }
 
-    /// The number that an event stream had last; nothing for what is no number.
+    /// The number of the last event that a stream's client had; nothing for what is no number.
     pub(crate) fn last_event_id(&self) -> Option<u64> {
         self.last_event()?.parse().ok()
     }

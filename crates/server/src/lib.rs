@@ -27,6 +27,7 @@ mod listen;
 mod metrics;
 mod operator;
 mod ops;
+mod repeats;
 mod sandbox;
 mod socket;
 mod sse;

@@ -27,10 +27,12 @@ use trunkline_core::{
         state::Status,
     },
 };
+use uuid::Uuid;
 
 use crate::{
     error::Refusal,
     http::{self, Asked, Ending, LAST_EVENT_ID, PathId, Web},
+    repeats::Post,
     sse::{self, Held},
 };
 
@@ -127,8 +129,13 @@ async fn command(
     body: Body,
 ) -> Answer<StatusCode> {
     let (seat, body) = http::body_of(found(&surface, &asked, &id, Need::Write).await, body, COMMAND_BYTES_MAX).await?;
-    let (key, order) = (asked.idempotency_key()?, Order::parse(body)?);
-    surface.sandboxes.command(&seat, order, key).await?;
+    let key = asked.idempotency_key()?.to_owned();
+    let caller = asked.header(&header::AUTHORIZATION).unwrap_or_default();
+    let post = Post::new(&format!("{id} {}", seat.began()), caller, &body);
+    let order = Order::parse(body)?;
+    let sandboxes = surface.sandboxes.clone();
+    let work = async move { sandboxes.command(&seat, order, &key).await.map(|()| Uuid::nil()) };
+    surface.web.repeats.once(post, asked.exchange(), work).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -190,9 +197,11 @@ async fn watch(State(surface): State<Arc<Surface>>, PathId(id): PathId, asked: A
     let caller = asked.viewer(&surface.web).await?;
     let seat = surface.sandboxes.find(&caller, &id, Need::Read).await?;
     let held = surface.web.streams.open(&caller, "artifacts")?;
-    let watch = surface.sandboxes.watch(&seat, asked.last_event_id()).await?;
+    let (last_seen, is_others) = last_seen(asked.last_event(), seat.began());
+    let watch = surface.sandboxes.watch(&seat, last_seen).await?;
     let open = Open::new(&surface.web, caller, held);
-    let viewer = Viewer { watch, history: VecDeque::new(), pieces: None, steps: VecDeque::new(), open };
+    let (history, steps, began) = (VecDeque::new(), VecDeque::new(), seat.began());
+    let viewer = Viewer { id, began, is_others, watch, history, pieces: None, steps, open };
     // The state is kept once, and not in each future again.
     Ok(sse::response(stream::unfold(viewer, |mut viewer| async move {
         let some = viewer.next().await?;
@@ -277,8 +286,30 @@ impl Open {
     }
 }
 
+/// The id of an event about an artifact: its number, and where its sandbox began.
+fn event_id(seq: u64, began: u64) -> String {
+    format!("{seq}.{began}")
+}
+
+/// The artifact that a viewer saw last, and whether that was one of another sandbox, which had this one's id before. Its number
+/// alone is this one's.
+fn last_seen(event_id: Option<&str>, began: u64) -> (Option<u64>, bool) {
+    let Some(event_id) = event_id else { return (None, false) };
+    let (seq, of) = event_id.split_once('.').map_or((event_id, None), |(seq, of)| (seq, Some(of)));
+    match (seq.parse().ok(), of.map(str::parse::<u64>)) {
+        (seq, None) => (seq, false),
+        (seq, Some(Ok(of))) if of == began => (seq, false),
+        (Some(_), Some(Ok(_))) => (None, true),
+        _ => (None, false),
+    }
+}
+
 /// Somebody who looks at a sandbox.
 struct Viewer {
+    id: String,
+    began: u64,
+    /// What it saw before was of another sandbox, and it was not told.
+    is_others: bool,
     watch: Watch,
     /// What is to be shown first.
     history: VecDeque<Arc<Artifact>>,
@@ -297,6 +328,9 @@ impl Viewer {
         if self.open.is_over {
             return None;
         }
+        if std::mem::take(&mut self.is_others) {
+            return Some(self.removed());
+        }
         loop {
             if self.pieces.is_some() || !self.history.is_empty() {
                 return Some(self.page());
@@ -313,10 +347,24 @@ impl Viewer {
             };
             match sight {
                 Sight::Snapshot(artifacts) => self.history.extend(artifacts),
-                Sight::Steps(steps) => self.steps.extend(steps.iter().map(|step| step.encoded(encode))),
+                Sight::Steps(steps) => {
+                    let began = self.began;
+                    self.steps.extend(steps.iter().map(|step| step.encoded(|changes| encode(changes, began))));
+                }
+                Sight::Removed => {
+                    self.open.is_over = true;
+                    return Some(self.removed());
+                }
                 Sight::Over => return None,
             }
         }
+    }
+
+    /// What it saw until now is gone.
+    fn removed(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        sse::event(&mut out, "session_removed", None, &Removed { id: &self.id });
+        out.freeze()
     }
 
     /// The next step, or several small ones.
@@ -348,7 +396,8 @@ impl Viewer {
                 continue;
             }
             let Some(artifact) = self.history.pop_front() else { break };
-            out.put_slice(format!("event: artifact_snapshot\nid: {}\ndata: {{\"artifact\":", artifact.seq).as_bytes());
+            let id = event_id(artifact.seq, self.began);
+            out.put_slice(format!("event: artifact_snapshot\nid: {id}\ndata: {{\"artifact\":").as_bytes());
             self.pieces = Some(Pieces::new(artifact));
         }
         out.freeze()
@@ -361,7 +410,7 @@ struct Shown<'a> {
 }
 
 /// What changed, as every viewer is told it.
-fn encode(changes: &[Change]) -> Bytes {
+fn encode(changes: &[Change], began: u64) -> Bytes {
     let text = |change: &Change| match change {
         Change::Updated(Update { how: How::Append(text), .. }) => text.len(),
         _ => 0,
@@ -370,9 +419,12 @@ fn encode(changes: &[Change]) -> Bytes {
     for change in changes {
         match change {
             Change::Created(artifact) => {
-                sse::event(&mut out, "artifact_created", Some(artifact.seq), &Shown { artifact });
+                let id = event_id(artifact.seq, began);
+                sse::event_at(&mut out, "artifact_created", Some(&id), &Shown { artifact });
             }
-            Change::Updated(update) => sse::event(&mut out, "artifact_updated", Some(update.seq), update),
+            Change::Updated(update) => {
+                sse::event_at(&mut out, "artifact_updated", Some(&event_id(update.seq, began)), update);
+            }
         }
     }
     out.freeze()

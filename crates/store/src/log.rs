@@ -331,7 +331,7 @@ impl Append {
 }
 
 /// What an append says, in short: equal for equal content. 128 bits of SHA-256, because clients choose what they say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ContentDigest(pub(crate) [u8; 16]);
 
 impl ContentDigest {

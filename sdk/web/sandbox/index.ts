@@ -42,9 +42,9 @@ export class SandboxClient {
     return (await this.#ask(path(id))).json() as Promise<SandboxSession>
   }
 
-  /** Tells a sandbox what to do. Under a key, once. */
-  async prompt(id: string, text: string, key?: string): Promise<void> {
-    const headers: Record<string, string> = { 'content-type': 'application/json', ...(key ? { 'idempotency-key': key } : {}) }
+  /** Tells a sandbox what to do: under a key, once. Without one, the browser at least repeats nothing by itself that arrived. */
+  async prompt(id: string, text: string, key = randomKey()): Promise<void> {
+    const headers = { 'content-type': 'application/json', 'idempotency-key': key }
     await this.#ask(`${path(id)}/commands`, { method: 'POST', headers, body: JSON.stringify({ type: 'prompt', text }) })
   }
 
@@ -83,7 +83,8 @@ export class SandboxClient {
         await readEvents(response, ({ name, data }) => {
           attempt = 0
           alive()
-          apply(artifacts, name, JSON.parse(data) as Told)
+          if (name === 'session_removed') artifacts = new Map()
+          else apply(artifacts, name, JSON.parse(data) as Told)
           show(true)
         })
       } catch {
@@ -110,6 +111,11 @@ export class SandboxClient {
     const said = (await response.json().catch(() => ({}))) as { error?: { message?: string } }
     throw new Error(said.error?.message ?? `status ${response.status}`)
   }
+}
+
+/** Pages without HTTPS have no `randomUUID`. */
+function randomKey(): string {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
 function path(id: string): string {

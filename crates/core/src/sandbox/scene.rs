@@ -89,6 +89,8 @@ struct State {
     first: u64,
     bytes: usize,
     is_over: bool,
+    /// It is over because the sandbox was removed.
+    is_removed: bool,
 }
 
 impl State {
@@ -155,7 +157,9 @@ pub enum Sight {
     Snapshot(Vec<Arc<Artifact>>),
     /// What changed.
     Steps(Vec<Arc<Step>>),
-    /// Nothing any more.
+    /// Nothing any more: the sandbox was removed.
+    Removed,
+    /// Nothing any more from here: whoever comes back sees more.
     Over,
 }
 
@@ -166,7 +170,7 @@ impl Scene {
         let Restored { fold, reader, told } = checkpoint::restore(gate, id, since).await?;
         let (syncs, requests) = mpsc::channel(SYNCS_MAX);
         let kept_to = fold.events();
-        let state = State { fold, steps: VecDeque::new(), first: 0, bytes: 0, is_over: false };
+        let state = State { fold, steps: VecDeque::new(), first: 0, bytes: 0, is_over: false, is_removed: false };
         let (moved, viewers) = (Notify::new(), AtomicUsize::new(0));
         let scene = Arc::new(Self { state: Mutex::new(state), moved, syncs, viewers });
         let driver = Driver {
@@ -247,8 +251,11 @@ impl Scene {
         self.moved.notify_waiters();
     }
 
-    fn end(&self) {
-        lock(&self.state).is_over = true;
+    fn end(&self, is_removed: bool) {
+        {
+            let mut state = lock(&self.state);
+            (state.is_over, state.is_removed) = (true, is_removed);
+        }
         self.moved.notify_waiters();
     }
 }
@@ -304,7 +311,7 @@ impl Watch {
             self.events = steps.last().map_or(self.events, |step| step.events);
             return Some(Sight::Steps(steps));
         }
-        state.is_over.then_some(Sight::Over)
+        state.is_over.then_some(if state.is_removed { Sight::Removed } else { Sight::Over })
     }
 }
 
@@ -349,7 +356,7 @@ impl Driver {
     async fn run(mut self) {
         let driven = self.drive().await;
         self.requests.close();
-        self.scene.end();
+        self.scene.end(driven.as_ref().is_err_and(|error| error.kind == Kind::NotFound));
         match driven {
             // It was removed, and its checkpoint with it.
             Err(error) if error.kind == Kind::NotFound => return self.written(true).await,
@@ -504,7 +511,14 @@ mod tests {
     const EXTRA_BYTES: usize = 60_000;
 
     fn scene() -> Arc<Scene> {
-        let state = State { fold: Fold::default(), steps: VecDeque::new(), first: 0, bytes: 0, is_over: false };
+        let state = State {
+            fold: Fold::default(),
+            steps: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            is_over: false,
+            is_removed: false,
+        };
         let (state, moved, viewers) = (Mutex::new(state), Notify::new(), AtomicUsize::new(0));
         Arc::new(Scene { state, moved, syncs: mpsc::channel(1).0, viewers })
     }
@@ -532,7 +546,7 @@ mod tests {
                         known.insert(update.seq, json!(update)["set"]["seq"].to_string());
                     }
                 }
-                Sight::Over => break,
+                Sight::Removed | Sight::Over => break,
             }
         }
     }

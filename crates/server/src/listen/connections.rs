@@ -110,6 +110,8 @@ struct State {
     address: IpAddr,
     /// Requests and streams under way that end in their own time.
     active: AtomicU32,
+    /// Requests that came.
+    requests: AtomicU64,
     /// Answers under way that wait for nothing but their client.
     finite: AtomicU32,
     was_active: AtomicBool,
@@ -206,6 +208,7 @@ impl Connections {
             listener,
             address,
             active: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
             finite: AtomicU32::new(0),
             was_active: AtomicBool::new(false),
             is_sending: AtomicBool::new(false),
@@ -318,6 +321,7 @@ impl Connection {
 
     /// Notes a request: the connection makes no room until it is dropped; see also [`Active::finite`].
     pub(crate) fn begin(self: &Arc<Self>) -> Active {
+        self.state.requests.fetch_add(1, Relaxed);
         self.state.active.fetch_add(1, SeqCst);
         self.state.was_active.store(true, Relaxed);
         self.stay();
@@ -404,6 +408,49 @@ impl Connection {
     /// Returns when the connection is to be closed because it makes room.
     pub(crate) fn makes_room(&self) -> Notified<'_> {
         self.state.leave.notified()
+    }
+}
+
+/// A request and its answer, as part of their connection. Does not keep it open.
+#[derive(Clone)]
+pub(crate) struct Exchange {
+    shared: Arc<Shared>,
+    key: u64,
+    state: Arc<State>,
+    /// Of the connection's requests.
+    number: u64,
+}
+
+impl Connection {
+    /// The request that came last.
+    pub(crate) fn exchange(&self) -> Exchange {
+        let number = self.state.requests.load(Relaxed);
+        Exchange { shared: self.shared.clone(), key: self.key, state: self.state.clone(), number }
+    }
+}
+
+impl Exchange {
+    pub(crate) fn shares_connection(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+
+    /// Whether no request came after it: an HTTP/1 client that sent another one had its answer.
+    pub(crate) fn was_last(&self) -> bool {
+        self.state.requests.load(Relaxed) == self.number
+    }
+
+    /// Waits until its connection has ended.
+    pub(crate) async fn connection_ends(&self) {
+        let mut left = std::pin::pin!(self.shared.left.notified());
+        loop {
+            // Before looking, so that nothing is overlooked.
+            left.as_mut().enable();
+            if !self.shared.open().connections.contains_key(&self.key) {
+                return;
+            }
+            left.as_mut().await;
+            left.set(self.shared.left.notified());
+        }
     }
 }
 

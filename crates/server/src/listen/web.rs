@@ -15,7 +15,7 @@ use std::{
 
 use axum::{
     body::Body,
-    http::{HeaderValue, Request, Response, StatusCode, header},
+    http::{HeaderValue, Method, Request, Response, StatusCode, header},
 };
 use bytes::Bytes;
 use futures_util::TryFutureExt as _;
@@ -180,6 +180,10 @@ fn answer(
 ) -> impl Future<Output = Result<Response<Held<Body>>, std::convert::Infallible>> + Send + use<> {
     let active = connection.begin();
     request.extensions_mut().insert(peer);
+    // Only browsers say things again by themselves.
+    if request.method() == Method::POST && request.headers().contains_key(header::ORIGIN) {
+        request.extensions_mut().insert(connection.exchange());
+    }
     // Only such a request ends HTTP.
     if has_upgrades && request.headers().contains_key(header::UPGRADE) {
         connection.cut_short();

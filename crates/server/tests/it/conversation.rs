@@ -3,6 +3,7 @@
 mod agents;
 mod files;
 mod kills;
+mod repeats;
 mod streams;
 mod tokens;
 

@@ -169,6 +169,7 @@ async fn figures_tell_what_there_is() {
     }
     assert_eq!(web.delete("/sessions/s").await.0, 204);
     commands.ends().await;
+    watch.expect("session_removed").await;
     watch.ends().await;
     let none = async {
         while !figures().await.contains("trunkline_event_streams{tells=\"artifacts\"} 0") {

@@ -95,6 +95,40 @@ async fn who_comes_back_is_sent_what_it_missed_and_what_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_saw_a_removed_session_is_told_when_it_sees_another_of_that_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let web = Web::new(server.addresses().http);
+    let prompts = async |texts: &[&str]| {
+        web.make("s").await;
+        let told: Vec<_> = texts.iter().map(|text| json!({"type": "user_prompt", "text": text})).collect();
+        web.tell("s", json!(told)).await;
+    };
+    prompts(&["old 1", "old 2", "old 3"]).await;
+    let mut viewer = web.open("/sessions/s/stream").await;
+    let mut last = String::new();
+    for _ in 0..3 {
+        last = viewer.expect("artifact_snapshot").await.id;
+    }
+    assert_eq!(web.delete("/sessions/s").await.0, 204);
+    assert_eq!(viewer.expect("session_removed").await.data, json!({"id": "s"}));
+    assert!(viewer.next().await.is_none());
+    prompts(&["new 1"]).await;
+    // By the id of what it saw last, it is told.
+    let mut viewer = web.open_after("/sessions/s/stream", Some(&last)).await;
+    assert_eq!(viewer.expect("session_removed").await.data, json!({"id": "s"}));
+    let shown = viewer.expect("artifact_snapshot").await;
+    assert_eq!(shown.data["artifact"]["text"], "new 1");
+    assert_ne!(shown.id, "1.0");
+    // Those who saw this one, or say no more than a number, are not.
+    for known in [&*shown.id, "1", "1.x", "x.1"] {
+        let mut viewer = web.open_after("/sessions/s/stream", Some(known)).await;
+        assert_eq!(viewer.expect("artifact_snapshot").await.id, shown.id, "{known}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_viewer_holds_nobody_up_and_misses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
