@@ -9,6 +9,7 @@
 
 mod desk;
 pub mod files;
+mod misses;
 mod places;
 mod record;
 pub mod said;
@@ -42,6 +43,7 @@ pub(crate) use sql::MIGRATIONS;
 
 use self::{
     desk::{Desk, Once, Party, Post, What},
+    misses::Misses,
     places::Places,
     said::{LockOut, Said, Typing, Why},
     state::{Act, Event, Message, Participant, Reason, Standing},
@@ -180,6 +182,7 @@ struct Inner {
     rates: Mutex<HashMap<Whose, Rates>>,
     turns: Turns,
     places: Places,
+    misses: Misses,
 }
 
 #[derive(Default)]
@@ -278,6 +281,7 @@ impl Conversations {
             rates: Mutex::default(),
             turns: Turns::default(),
             places: Places::default(),
+            misses: Misses::default(),
         })))
     }
 
@@ -698,8 +702,14 @@ impl Conversations {
         if let Some(desk) = lock(&self.0.desks).all.get(&id).and_then(Weak::upgrade) {
             return Ok(Some(desk).filter(|desk| !desk.is_gone()));
         }
+        if self.0.misses.has(id, Instant::now()) {
+            return Ok(None);
+        }
         let erasures = self.0.erasures.load(SeqCst);
-        let Some(row) = self.gate().glance(move |tx| sql::find(tx, id)).await? else { return Ok(None) };
+        let Some(row) = self.gate().glance(move |tx| sql::find(tx, id)).await? else {
+            self.0.misses.note(id, Instant::now());
+            return Ok(None);
+        };
         let desk = self.desk(row);
         if self.0.erasures.load(SeqCst) != erasures && self.gate().glance(move |tx| sql::find(tx, id)).await?.is_none()
         {

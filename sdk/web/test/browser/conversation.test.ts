@@ -8,7 +8,7 @@ import { buildSync } from 'esbuild'
 import type { Browser, BrowserContext, Page } from 'playwright-core'
 
 import type { ConversationClient, Convo, Message, Status } from '../../conversation/index.js'
-import { APP, browser as launch, clean, pages, ROOT, screenshot, World } from './harness.js'
+import { APP, browser as launch, clean, pages, ROOT, screenshot, Wire, World } from './harness.js'
 
 let [browser, files]: [Browser, Server] = [] as never
 let [origin, world]: [string, World] = [] as never
@@ -138,6 +138,43 @@ test('a page of a foreign origin gets nothing', async () => {
   }, `http://${world.http}`)
   assert.equal(refused, 'TypeError')
   await page.close()
+})
+
+test('what Chromium says again because its connection broke is said once', { timeout: 60_000 }, async () => {
+  let posts = 0
+  const wire = await new Wire(
+    () => world.http,
+    (piece) => {
+      if (!piece.includes('stream_message') || !piece.includes('POST /')) return 'goes on'
+      posts += 1
+      return posts % 2 === 1 ? 'breaks before the answer' : 'goes on'
+    },
+  ).open()
+  const page = await browser.newPage()
+  await page.goto(`${origin}/nothing`)
+  const said = await page.evaluate(
+    async (base) => {
+      const token = await (await fetch('/token?user=again')).text()
+      const headers = { authorization: `Bearer ${token}`, 'content-type': 'application/json' }
+      const begun = await fetch(`${base}/sessions`, { method: 'POST', headers })
+      const { convo_id } = (await begun.json()) as { convo_id: string }
+      const ids: string[] = []
+      for (const text of ['one', 'two', 'three']) {
+        const sent = await fetch(`${base}/agent_convos/${convo_id}/stream_message`, { method: 'POST', headers, body: JSON.stringify({ text }) })
+        ids.push(((await sent.json()) as { message_id: string }).message_id)
+      }
+      const shown = await fetch(`${base}/agent_convos/${convo_id}`, { headers })
+      const { messages } = (await shown.json()) as { messages: { id: string; from: string; content: string }[] }
+      const own = messages.filter(({ from }) => from === 'appuser')
+      return { ids, own: own.map(({ id, content }) => ({ id, content })) }
+    },
+    `http://${wire.address}/api/v2`,
+  )
+  assert.equal(posts, 6, 'Chromium says each again')
+  assert.deepEqual(said.own.map(({ content }) => content), ['one', 'two', 'three'])
+  assert.deepEqual(said.own.map(({ id }) => id), said.ids)
+  await page.close()
+  wire.close()
 })
 
 test('tokens come as they are said, and tabs share one stream', { timeout: 90_000 }, async () => {

@@ -6,7 +6,7 @@ import { createHmac } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer, type Server } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { connect, createServer as listen, type AddressInfo, type Server as Listener, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, normalize } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -167,6 +167,49 @@ export class World {
     })
     assert.ok(response.ok, `${path}: ${response.status} ${await response.clone().text()}`)
     return (await response.json()) as T
+  }
+}
+
+/** What lies between a browser and a server, and fails as it is told. */
+export class Wire {
+  readonly #listener: Listener
+  readonly #ends = new Set<Socket>()
+  address = ''
+
+  /** `passes` is asked about each piece that a browser sends; what it answers is what becomes of the connection behind it. */
+  constructor(target: () => string, passes: (piece: Buffer) => 'goes on' | 'breaks before the answer' = () => 'goes on') {
+    this.#listener = listen((near) => {
+      const [host, port] = target().split(':')
+      const far = connect(Number(port), host)
+      let isBroken = false
+      for (const [from, to] of [[near, far], [far, near]] as const) {
+        this.#ends.add(from)
+        from.on('error', () => undefined)
+        from.on('close', () => (this.#ends.delete(from), to.destroy()))
+      }
+      near.on('data', (piece) => {
+        isBroken ||= passes(piece) !== 'goes on'
+        far.write(piece)
+      })
+      far.on('data', (piece) => (isBroken ? near.destroy() : near.write(piece)))
+    })
+  }
+
+  async open(): Promise<this> {
+    this.#listener.listen(0, '127.0.0.1')
+    await once(this.#listener, 'listening')
+    this.address = `127.0.0.1:${(this.#listener.address() as AddressInfo).port}`
+    return this
+  }
+
+  /** From now on, nothing comes over the connections that there are, and neither end hears of it. */
+  die(): void {
+    for (const end of this.#ends) end.removeAllListeners('data').resume()
+  }
+
+  close(): void {
+    this.#listener.close()
+    for (const end of this.#ends) end.destroy()
   }
 }
 

@@ -7,7 +7,7 @@ import { after, before, test } from 'node:test'
 
 import type { Browser, Page } from 'playwright-core'
 
-import { browser as launch, clean, env, kill, pages, start } from './harness.js'
+import { browser as launch, clean, env, kill, pages, start, Wire } from './harness.js'
 
 let [trunkline, runtime]: (ChildProcess | undefined)[] = []
 let browser: Browser
@@ -40,8 +40,8 @@ after(async () => {
   clean()
 })
 
-async function open(page: Page): Promise<Page> {
-  await page.goto(`${origin}/examples/agent-socket.html?server=http://${http}`)
+async function open(page: Page, address = http, client = 'web-a'): Promise<Page> {
+  await page.goto(`${origin}/examples/agent-socket.html?server=http://${address}&client=${client}`)
   await page.getByText('connected').waitFor()
   return page
 }
@@ -88,6 +88,25 @@ test('a page, a second tab, a reload, and a server that was killed', { timeout: 
     assert.equal(await each.locator('#status').getAttribute('data-stale'), '')
   }
   await context.close()
+})
+
+test('a wire that died is noticed when the network changes or the page is shown', { timeout: 60_000 }, async () => {
+  const wire = await new Wire(() => http).open()
+  const page = await open(await browser.newPage(), wire.address, 'web-wire')
+  const other = await open(await browser.newPage(), http, 'web-wire')
+  for (const [number, event] of ['online', 'visibilitychange'].entries()) {
+    await say(page, `before ${event}`)
+    await has(page, Array.from({ length: 2 * number + 1 }, (_, n) => `you said: ${['before online', 'after online', 'before visibilitychange'][n]}`))
+    wire.die()
+    await say(other, `after ${event}`)
+    const begun = Date.now()
+    await page.evaluate((name) => (name === 'online' ? window : document).dispatchEvent(new Event(name)), event)
+    await page.waitForFunction((count) => document.querySelectorAll('li[data-status=done]').length >= count, 2 * number + 2)
+    assert.ok(Date.now() - begun < 6000, `${Date.now() - begun} ms after ${event}`)
+  }
+  await page.close()
+  await other.close()
+  wire.close()
 })
 
 test('a page of a foreign origin is refused', async () => {
