@@ -189,9 +189,12 @@ pub fn check(configured: &[App]) -> Result<(), Error> {
     configured.iter().try_for_each(App::check)
 }
 
-/// What a browser calls a page's origin: a scheme, a host and maybe a port, in lower case, and nothing behind.
+/// What a browser calls a page's origin: a scheme, a host and a port that is not the scheme's own, in lower case, and nothing behind.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, host)) = text.split_once("://") else { return false };
+    if host.ends_with(if scheme == "https" { ":443" } else { ":80" }) {
+        return false;
+    }
     let is_plain = |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !"/?#@*\\".contains(c);
     matches!(scheme, "http" | "https") && !host.is_empty() && host.len() <= 255 && host.chars().all(is_plain)
 }
@@ -536,13 +539,23 @@ mod tests {
     #[test]
     fn origins_are_what_browsers_send() {
         for text in
-            ["https://a.example.org", "http://localhost:3000", "https://xn--bcher-kva.example", "http://[::1]:80"]
+            ["https://a.example.org", "http://localhost:3000", "https://xn--bcher-kva.example", "http://[::1]:443"]
         {
             assert!(is_origin(text), "{text}");
         }
-        for text in
-            ["", "*", "null", "a.example.org", "https://", "https://a/", "https://A.org", "https://*.org", "ftp://a"]
-        {
+        for text in [
+            "",
+            "*",
+            "null",
+            "a.example.org",
+            "https://",
+            "https://a/",
+            "https://A.org",
+            "https://*.org",
+            "ftp://a",
+            "https://a:443",
+            "http://a:80",
+        ] {
             assert!(!is_origin(text), "{text}");
         }
     }

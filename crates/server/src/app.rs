@@ -485,7 +485,7 @@ fn check(config: &Config) -> Result<(Vec<HeaderValue>, Option<Tls>), StartError>
     app::check(&config.apps)?;
     let mut origins = http::origins(&config.http.allowed_origins)?;
     // Behind a proxy that changes the host, the server's own pages come from there.
-    origins.extend(http::public_origin(&config.conversation.public_url));
+    origins.extend(http::public_origin(&config.conversation.public_url)?);
     Ok((origins, Tls::load(&config.tls)?))
 }
 

@@ -64,7 +64,8 @@ struct Surface {
 type Answer<T> = Result<T, Refusal>;
 
 pub(crate) fn router(conversations: Conversations, web: Web) -> Router {
-    let public_origin = http::public_origin(&conversations.options().public_url);
+    // It was checked with the other settings.
+    let public_origin = http::public_origin(&conversations.options().public_url).ok().flatten();
     let begun_ms = Clock::system().now_ms();
     let surface = Arc::new(Surface { conversations, web, uploads: Slots::default(), begun_ms, public_origin });
     Router::new()

@@ -21,6 +21,7 @@ use tower_http::{
     cors::{AllowOrigin, CorsLayer},
 };
 use trunkline_core::{Error, Kind, caller::Caller, limits::Limits};
+use url::{Origin, Url};
 
 use crate::{
     auth::{Auth, Ended},
@@ -271,22 +272,38 @@ pub(crate) fn ending(web: &Web, caller: Arc<Caller>) -> impl Future<Output = End
     }
 }
 
-/// The origins that the settings allow.
+/// The origins that the settings allow, as browsers write them.
 pub(crate) fn origins(allowed: &[String]) -> Result<Vec<HeaderValue>, ConfigError> {
-    let origin = |origin: &String| {
-        let value = HeaderValue::from_str(origin).ok().filter(|_| origin.contains("://") && !origin.ends_with('/'));
-        value.ok_or_else(|| {
-            let why = format!("http.allowed_origins: {origin:?} is no origin such as https://app.example.org");
+    let origin = |text: &String| {
+        let url = Url::parse(text).ok().filter(|url| url.as_str().trim_end_matches('/') == origin_of(url));
+        url.and_then(|url| HeaderValue::try_from(origin_of(&url)).ok()).ok_or_else(|| {
+            let why = format!("http.allowed_origins: {text:?} is no origin such as https://app.example.org");
             ConfigError::Content(why)
         })
     };
     allowed.iter().map(origin).collect()
 }
 
-/// The origin of the address at which browsers find this server, if that is set and is one.
-pub(crate) fn public_origin(url: &str) -> Option<HeaderValue> {
-    let uri: Uri = url.parse().ok()?;
-    HeaderValue::try_from(format!("{}://{}", uri.scheme_str()?, uri.authority()?)).ok()
+/// The origin of the address at which browsers find this server; nothing if none is set.
+pub(crate) fn public_origin(public_url: &str) -> Result<Option<HeaderValue>, ConfigError> {
+    if public_url.is_empty() {
+        return Ok(None);
+    }
+    let is_address =
+        |url: &Url| matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
+    let origin = Url::parse(public_url).ok().filter(is_address).map(|url| origin_of(&url));
+    origin.and_then(|origin| HeaderValue::try_from(origin).ok()).map(Some).ok_or_else(|| {
+        let why = format!("conversation.public_url: {public_url:?} is no address such as https://chat.example.org");
+        ConfigError::Content(why)
+    })
+}
+
+/// As a browser writes it: in lower case, without the scheme's own port. Apps' own schemes have a host and no more.
+fn origin_of(url: &Url) -> String {
+    match url.origin() {
+        Origin::Opaque(_) => format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default()),
+        origin => origin.ascii_serialization(),
+    }
 }
 
 /// Which pages may use the surfaces.
@@ -463,8 +480,42 @@ mod tests {
     use futures_util::{StreamExt as _, stream};
     use tokio::time::Instant;
 
-    use super::{BODY_TIMEOUT, DRAIN_TIMEOUT, body, body_of};
+    use super::{BODY_TIMEOUT, DRAIN_TIMEOUT, body, body_of, origins, public_origin};
     use crate::error::Refusal;
+
+    #[test]
+    fn origins_are_written_as_browsers_do() {
+        for (set, sent) in [
+            ("https://app.example.org", Some("https://app.example.org")),
+            ("HTTPS://App.Example.org:443", Some("https://app.example.org")),
+            ("http://127.0.0.1:3000/", Some("http://127.0.0.1:3000")),
+            ("http://[::1]:80", Some("http://[::1]")),
+            ("https://b\u{fc}cher.example", Some("https://xn--bcher-kva.example")),
+            ("tauri://localhost", Some("tauri://localhost")),
+            ("https://app.example.org/path", None),
+            ("https://app.example.org?query", None),
+            ("app.example.org", None),
+            ("*", None),
+            ("null", None),
+            ("mailto:a@b", None),
+        ] {
+            let found = origins(&[set.to_owned()]).ok().map(|all| all[0].to_str().unwrap().to_owned());
+            assert_eq!(found.as_deref(), sent, "{set}");
+        }
+        for (set, origin) in [
+            ("https://Chat.example.org:443/", Some("https://chat.example.org")),
+            ("https://example.org/chat/", Some("https://example.org")),
+            ("http://127.0.0.1:4800", Some("http://127.0.0.1:4800")),
+            ("chat.example.org", None),
+            ("ftp://chat.example.org", None),
+            ("https://", None),
+            ("https://chat.example.org?a=b", None),
+        ] {
+            let found = public_origin(set).ok().map(|found| found.unwrap().to_str().unwrap().to_owned());
+            assert_eq!(found.as_deref(), origin, "{set}");
+        }
+        assert_eq!(public_origin("").unwrap(), None);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_comes_in_time_or_not_at_all() {
