@@ -124,17 +124,26 @@ async fn resumer(stage: Arc<Stage>, n: usize) {
 /// Gets more than the transport holds, and reads it late; all of it, in order.
 async fn slow_reader(stage: Arc<Stage>, n: usize) {
     let padding = " ".repeat(64 * 1024);
+    let mut begins = 0;
     while !stage.is_over() {
         let mut slow = come(&stage, agent(&format!("slow{n}"))).await;
-        for number in 0..100 {
+        let ends = begins + 100;
+        for number in begins..ends {
             slow.send(&lane(&format!("slow{n}")), format!("{number}{padding}")).await;
         }
         rest(2000).await;
-        for number in 0..100 {
+        let mut expected = begins;
+        while expected < ends {
             let message = slow.message().await;
-            assert_eq!(std::str::from_utf8(&message.payload).unwrap().trim_end().parse(), Ok(number));
+            let number: u64 = std::str::from_utf8(&message.payload).unwrap().trim_end().parse().unwrap();
+            // What it closed behind before the transport could say that it had it comes again: it acknowledges nothing itself.
+            if number >= begins {
+                assert_eq!(number, expected);
+                expected += 1;
+            }
         }
         slow.close().await;
+        begins = ends;
     }
 }
 
