@@ -4,6 +4,7 @@ use std::{collections::HashMap, fmt, ops::Deref, time::Duration};
 
 use bytes::Bytes;
 use prost::Message as _;
+use trunkline_proto::own::TaskLimits;
 use trunkline_proto::v1::{
     AuthorizationContext, CreateTaskRequest, CreateTaskResponse, HibernationDescriptor, ProgressReport, ProgressStep,
     TaskOperation, TaskQuery, TaskSubscriptionOperation, WaitReason, WaitSpec, downstream_message::Payload as Down,
@@ -88,6 +89,28 @@ impl NewTask {
         self.request.target_implementation = implementation.into();
         self.request.assignment_mode = TaskAssignmentMode::Pool.into();
         self
+    }
+
+    /// How long a worker that has begun may take altogether; without, what the server says for the task's class.
+    pub fn execution_timeout(mut self, timeout: Duration) -> Self {
+        self.limits().execution_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+        self
+    }
+
+    /// How long a worker that has begun may say nothing of it; see [`Client::report`].
+    pub fn report_timeout(mut self, timeout: Duration) -> Self {
+        self.limits().report_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+        self
+    }
+
+    /// After how many workers that were lost over it, one after the other and without a report, it is a dead letter.
+    pub fn lost_sessions_max(mut self, most: u32) -> Self {
+        self.limits().lost_sessions_max = most.into();
+        self
+    }
+
+    fn limits(&mut self) -> &mut TaskLimits {
+        self.request.limits.get_or_insert_default()
     }
 
     /// What it is about. Up to 512 KiB.
@@ -293,13 +316,14 @@ pub struct Page {
 #[derive(Clone, Debug)]
 pub struct Tasks {
     client: Client,
+    attempt: i64,
 }
 
 impl Client {
     /// What can be done with tasks.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
-        Tasks { client: self.clone() }
+        Tasks { client: self.clone(), attempt: 0 }
     }
 
     /// Tells others how work goes on: a moment's news, in order with what is sent. What the server has against it comes to
@@ -315,6 +339,14 @@ impl Client {
 }
 
 impl Tasks {
+    /// The same, where what is said of a task holds for one attempt: an assignment names it. Refused once another one is under way,
+    /// so that who lost a task does not end it for whoever has it now.
+    #[must_use]
+    pub fn of_attempt(mut self, attempt: i64) -> Self {
+        self.attempt = attempt;
+        self
+    }
+
     /// Makes a task.
     ///
     /// # Errors
@@ -454,7 +486,9 @@ impl Tasks {
         timeout: Option<Duration>,
     ) -> Result<TaskInfo> {
         let (op, task_id, reason) = (op.into(), task_id.to_owned(), reason.to_owned());
-        let build = |request_id| Up::TaskOp(Box::new(TaskOperation { op, task_id, reason, request_id, wait_spec }));
+        let attempt = self.attempt;
+        let build =
+            |request_id| Up::TaskOp(Box::new(TaskOperation { op, task_id, reason, request_id, wait_spec, attempt }));
         let ask = Ask { timeout, ..Ask::change("change a task") };
         let reply = reply!(self.client.core.ask(ask, build).await?, Down::TaskOp)?;
         if reply.success { Ok(reply.task.unwrap_or_default()) } else { Err(Error::from_words(&reply.error)) }

@@ -363,6 +363,7 @@ impl Sender {
         if let Ok(permit) = self.gate.authorize(&session.caller, gate::ReportOn(&task)) {
             self.accepted.push(&permit, self.tasks.event(&task, event)?);
             self.has_reports = true;
+            self.tasks.reported(&session.caller, &task).await?;
         }
         Ok(())
     }

@@ -134,6 +134,14 @@ pub struct Task {
     pub failures: i64,
     /// How often an orchestrator was asked.
     pub launches: i64,
+    /// How often it was given to somebody: the number of the attempt that is under way, or was last.
+    pub attempt: i64,
+    /// Sessions that ended while they had it, since it was last reported on.
+    pub lost_sessions: i64,
+    /// When the attempt's worker began.
+    pub begun_at: Option<i64>,
+    /// When the attempt's worker last said something of it.
+    pub reported_at: Option<i64>,
     /// How long its assignee may be away, in milliseconds.
     pub grace_ms: i64,
     /// Why it failed, was cancelled or was declined.
@@ -166,6 +174,37 @@ pub struct Spec {
     /// Whom to tell when it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion: Option<CompletionEvent>,
+    /// How long a worker may take.
+    #[serde(skip_serializing_if = "TaskLimits::is_none")]
+    pub limits: TaskLimits,
+}
+
+/// How long a worker may take, and how many may be lost over a task; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TaskLimits {
+    /// Milliseconds from when it begins until it has ended the task.
+    pub execution_ms: i64,
+    /// Milliseconds that it may say nothing, once it has begun.
+    pub report_ms: i64,
+    /// Sessions that end while they have it, one after the other without a report, before it is a dead letter.
+    pub lost_sessions_max: i64,
+}
+
+impl TaskLimits {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What was asked for, over these: 0 asks for these, less than 0 for no limit.
+    fn or(self, asked: Self) -> Self {
+        let one = |own: i64, asked: i64| if asked == 0 { own } else { asked.max(0) };
+        Self {
+            execution_ms: one(self.execution_ms, asked.execution_ms),
+            report_ms: one(self.report_ms, asked.report_ms),
+            lost_sessions_max: one(self.lost_sessions_max, asked.lost_sessions_max),
+        }
+    }
 }
 
 /// An event for the workflow engine when a task ends.
@@ -290,6 +329,25 @@ pub struct Options {
     pub grace_background_seconds: u64,
     /// From one of class batch.
     pub grace_batch_seconds: u64,
+    /// How long an attempt of an interactive task may take from when its worker begins, in seconds; 0 is forever, as the published
+    /// server has it.
+    pub execution_seconds: u64,
+    /// Of class background.
+    pub execution_background_seconds: u64,
+    /// Of class batch.
+    pub execution_batch_seconds: u64,
+    /// How long the worker of an interactive task that has begun may say nothing of it, in seconds; 0 is forever.
+    pub report_seconds: u64,
+    /// Of class background.
+    pub report_background_seconds: u64,
+    /// Of class batch.
+    pub report_batch_seconds: u64,
+    /// Sessions that may end while they have a task, one after the other without a report, before it is a dead letter; 0 is no
+    /// limit.
+    pub lost_sessions_max: u32,
+    /// How long a pool task stays with a worker that has begun others and not this one, if another worker has less to do, in
+    /// seconds; 0 is forever.
+    pub begin_seconds: u64,
     /// How long completed, cancelled and rejected tasks are kept; 0 is forever. The published default.
     pub keep_done_days: u64,
     /// How long failed ones are kept. The published default.
@@ -309,6 +367,14 @@ impl Default for Options {
             grace_seconds: 30,
             grace_background_seconds: 600,
             grace_batch_seconds: 300,
+            execution_seconds: 0,
+            execution_background_seconds: 0,
+            execution_batch_seconds: 0,
+            report_seconds: 0,
+            report_background_seconds: 0,
+            report_batch_seconds: 0,
+            lost_sessions_max: 20,
+            begin_seconds: 30,
             keep_done_days: 7,
             keep_failed_days: 14,
         }
@@ -317,7 +383,6 @@ impl Default for Options {
 
 impl Options {
     fn times(&self) -> Times {
-        let ms = |seconds: u64| i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
         Times {
             pool_wait: ms(self.pool_wait_seconds),
             start_wait: ms(self.start_wait_seconds),
@@ -328,14 +393,33 @@ impl Options {
         }
     }
 
-    /// The published classes: 2 is background, 3 is batch.
+    /// By the published classes.
     fn grace_ms(&self, class: i32) -> i64 {
-        let seconds = match class {
-            2 => self.grace_background_seconds,
-            3 => self.grace_batch_seconds,
-            _ => self.grace_seconds,
-        };
-        i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX)
+        ms(by_class(class, [self.grace_seconds, self.grace_background_seconds, self.grace_batch_seconds]))
+    }
+
+    /// What a class allows.
+    fn limits(&self, class: i32) -> TaskLimits {
+        let execution = [self.execution_seconds, self.execution_background_seconds, self.execution_batch_seconds];
+        let report = [self.report_seconds, self.report_background_seconds, self.report_batch_seconds];
+        TaskLimits {
+            execution_ms: ms(by_class(class, execution)),
+            report_ms: ms(by_class(class, report)),
+            lost_sessions_max: self.lost_sessions_max.into(),
+        }
+    }
+}
+
+fn ms(seconds: u64) -> i64 {
+    i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX)
+}
+
+/// Interactive, background, batch.
+fn by_class(class: i32, [interactive, background, batch]: [u64; 3]) -> u64 {
+    match class {
+        2 => background,
+        3 => batch,
+        _ => interactive,
     }
 }
 
@@ -424,6 +508,10 @@ impl Task {
             retry_at: None,
             failures: 0,
             launches: 0,
+            attempt: 0,
+            lost_sessions: 0,
+            begun_at: None,
+            reported_at: None,
             grace_ms: 0,
             error: String::new(),
             wait: None,

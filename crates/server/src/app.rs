@@ -360,6 +360,7 @@ impl Server {
         let Store { ledger, log, .. } = store;
         self.jobs.spawn_until_stop("outbox relay", Relay::new(ledger, log.clone()).run());
         self.jobs.spawn_until_stop("task timer", Box::pin(rooms.tasks.clone().run()));
+        self.jobs.spawn_until_stop("task balancer", rooms.tasks.clone().balance());
         self.jobs.spawn("sandbox timer", rooms.sandboxes.clone().run());
         self.jobs.spawn("conversation timer", rooms.talks.clone().run());
         self.sweep(log, rooms, config);

@@ -199,6 +199,22 @@ impl Workers {
         }
     }
 
+    /// Workers that have much more than another one that takes from the same queues and has room, and how many tasks they would
+    /// have less if both had the same.
+    pub(super) fn overloaded(&self) -> Vec<(String, usize)> {
+        let mut all = Vec::new();
+        for (identity, worker) in &self.workers {
+            let least = shared(&worker.takes).flat_map(|name| [Some(&**name), wide(name)]).flatten();
+            let least = least.filter_map(|name| self.free.get(name)?.first().map(|(load, ..)| *load)).min();
+            if let Some(least) = least
+                && worker.load() > least + 1
+            {
+                all.push((identity.clone(), (worker.load() - least) / 2));
+            }
+        }
+        all
+    }
+
     fn tick(&mut self) -> u64 {
         self.next += 1;
         self.next

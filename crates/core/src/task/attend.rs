@@ -11,7 +11,7 @@ use trunkline_store::ledger::{self, ReadTx, WriteTx};
 use uuid::Uuid;
 
 use super::{
-    Mail, Mode, Task, Tasks, Times, Wait,
+    Mail, Mode, Task, TaskEvent, Tasks, Times, Wait,
     assign::{Place, Workers},
     decide::{Context, Request},
     held::{self, Leaving},
@@ -145,7 +145,7 @@ impl Tasks {
             bound: None,
         };
         // Who is refused leaves by dropping its desk.
-        desk.take_up(arrival.task).await?;
+        desk.take_up(&arrival).await?;
         let tasks = self.clone();
         self.spawn_job(async move { tasks.serve_worker(&name).await });
         Ok(desk)
@@ -160,7 +160,7 @@ impl Tasks {
     }
 
     /// What it has, what it stands for, and what waits for it alone.
-    async fn take_up(&self, name: &str, token_task: Option<Uuid>) -> Result<Option<Box<Task>>, Error> {
+    async fn take_up(&self, name: &str, arrival: &Arrival) -> Result<Option<Box<Task>>, Error> {
         let (identity, own) = (name.to_owned(), own_queue(name));
         // Behind what is still being written of its leaving.
         let found = if self.floor().leaving.contains_key(name) {
@@ -178,15 +178,16 @@ impl Tasks {
         };
         if let Some(mailbox) = self.floor().mailboxes.get(name) {
             lock(&mailbox.inside).inputs.extend(found.inputs);
+            found.losses.into_iter().for_each(|event| mailbox.tell(Mail::Lost(event)));
         }
-        let bound = token_task.or(found.start.as_ref().map(|start| start.id));
+        let bound = arrival.task.or(found.start.as_ref().map(|start| start.id));
         if found.held.is_empty() && bound.is_none() && !found.is_waiting {
             return Ok(None);
         }
         // Before what takes a while: what ends meanwhile is released, and stays so.
         self.floor().workers.hold_all(name, found.held.iter().map(|(id, _)| *id));
         let away = found.held.iter().filter(|(_, is_away)| *is_away).map(|(id, _)| *id).collect();
-        let (stands_for, started) = held::come_back(self, name, away, bound).await?;
+        let (stands_for, started) = held::come_back(self, name, (away, arrival.resumed), bound).await?;
         if found.is_waiting {
             self.floor().workers.note(&own_queue(name));
         }
@@ -358,15 +359,19 @@ struct Found {
     held: Vec<(Uuid, bool)>,
     start: Option<Task>,
     is_waiting: bool,
+    /// What it lost while it was away.
+    losses: Vec<Box<TaskEvent>>,
 }
 
 async fn found(tx: &mut ReadTx, identity: &str, own: &str) -> Result<Found, ledger::Error> {
     let inputs = sql::awaiting_input(tx, identity).await?.into_iter();
+    let losses = sql::losses(tx, identity).await?;
     Ok(Found {
         inputs: inputs.filter_map(|task| Some((task.id, task.wait?))).collect(),
         held: sql::held_ids(tx, identity).await?,
         start: sql::start_of(tx, identity).await?,
         is_waiting: sql::is_waiting(tx, own).await?,
+        losses: losses.iter().filter_map(|event| serde_json::from_str(event).ok()).collect(),
     })
 }
 
@@ -397,8 +402,8 @@ async fn claim(
 }
 
 impl Desk {
-    async fn take_up(&mut self, token_task: Option<Uuid>) -> Result<(), Error> {
-        self.bound = self.tasks.take_up(&self.identity, token_task).await?;
+    async fn take_up(&mut self, arrival: &Arrival) -> Result<(), Error> {
+        self.bound = self.tasks.take_up(&self.identity, arrival).await?;
         self.is_settled = true;
         self.mailbox.want();
         Ok(())
@@ -425,7 +430,7 @@ impl Desk {
     pub async fn try_next(&mut self) -> Result<Option<Mail>, Error> {
         loop {
             if let Some(mail) = self.mailbox.next() {
-                return Ok(Some(mail));
+                return Ok(Some(self.told(mail)));
             }
             let wanted = self.mailbox.wanted();
             let after = match self.behind.take() {
@@ -440,6 +445,23 @@ impl Desk {
             self.behind = Box::pin(self.catch_up(after)).await?;
             self.caught_up = wanted;
         }
+    }
+
+    /// What somebody lost is told once its session takes it.
+    fn told(&self, mail: Mail) -> Mail {
+        let Mail::Lost(event) = mail else { return mail };
+        let (tasks, identity, task) = (self.tasks.clone(), self.identity.clone(), event.task);
+        self.tasks.spawn_job(async move {
+            let name = identity.clone();
+            let told = tasks.write(move |tx| {
+                let identity = name.clone();
+                Box::pin(async move { Ok(sql::remove_losses(tx, &identity, Some(task)).await?) })
+            });
+            if let Err(error) = told.await {
+                tracing::debug!(%error, identity, "it is told again what it lost");
+            }
+        });
+        Mail::Event(event)
     }
 
     /// Ends it. `clean` if the client said goodbye: then the task that it stood for is done.

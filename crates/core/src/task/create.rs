@@ -6,7 +6,7 @@ use trunkline_store::ledger::WriteTx;
 use uuid::Uuid;
 
 use super::{
-    CompletionEvent, Mode, NORMAL, RetryPolicy, Spec, Task, Tasks,
+    CompletionEvent, Mode, NORMAL, RetryPolicy, Spec, Task, TaskLimits, Tasks,
     assign::Place,
     attend::TOKEN_MS,
     decide, events, own_queue, pool_queue, sql,
@@ -91,6 +91,8 @@ pub struct Create {
     pub token_for: String,
     /// While the target is away.
     pub offline: OfflinePolicy,
+    /// Over what its class allows: 0 is that, less than 0 no limit.
+    pub limits: TaskLimits,
 }
 
 /// What came of it.
@@ -330,6 +332,7 @@ impl Tasks {
             launch_params: BTreeMap::new(),
             retry: wanted.retry.clone(),
             completion: wanted.completion.clone(),
+            limits: self.0.options.limits(wanted.class).or(wanted.limits),
         };
         Ok(Task {
             workspace,
@@ -346,6 +349,7 @@ impl Tasks {
             queue,
             assignee: if is_own { creator.clone() } else { String::new() },
             assigned_at: is_own.then_some(now),
+            attempt: i64::from(is_own),
             grace_ms: self.0.options.grace_ms(wanted.class),
             subject: subject(caller),
             creator,
@@ -362,8 +366,7 @@ impl Tasks {
         }
         let place = floor.workers.reserve(&task.queue)?;
         task.state = State::Assigned;
-        task.assignee.clone_from(&place.identity);
-        task.assigned_at = Some(task.created_at);
+        task.taken_by(&place.identity, task.created_at);
         Some(place)
     }
 
@@ -432,8 +435,7 @@ impl Tasks {
         }
         let is_start = task.kind == STARTUP;
         if self.floor().workers.is_there(&task.target) && !is_start {
-            task.assignee.clone_from(&task.target);
-            task.assigned_at = Some(task.created_at);
+            task.taken_by(&task.target.clone(), task.created_at);
             task.state = State::Assigned;
             return Ok(None);
         }

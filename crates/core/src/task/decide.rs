@@ -76,7 +76,13 @@ pub enum Request {
     Attendance {
         /// Since when it is gone.
         gone_since: Option<i64>,
+        /// It goes on where its session was: that one was not lost.
+        is_resumed: bool,
     },
+    /// Its worker says how it goes on.
+    Report,
+    /// Too many sessions were lost over it.
+    Bury,
 }
 
 /// What a decision takes besides the task.
@@ -183,7 +189,21 @@ pub fn apply(task: &Task, request: &Request, context: Context) -> Result<Step, E
             next.state = State::Pending;
         }
         Request::Unavoid => next.avoid.clear(),
-        Request::Attendance { gone_since } => next.disconnected_at = *gone_since,
+        Request::Attendance { gone_since, is_resumed } => {
+            let was_there = next.disconnected_at.is_none();
+            next.lost_sessions += i64::from(was_there && gone_since.is_some());
+            next.lost_sessions -= i64::from(*is_resumed && next.lost_sessions > 0);
+            next.disconnected_at = *gone_since;
+        }
+        Request::Report => (next.reported_at, next.lost_sessions) = (Some(context.now), 0),
+        Request::Bury => {
+            next.lost_sessions += 1;
+            let reason = format!(
+                "{} sessions ended while they had it, one after the other and without a report",
+                next.lost_sessions
+            );
+            next.ended(State::DeadLetter, "", &reason, context.now);
+        }
     }
     Ok(Step { task: next, is_repeat: false })
 }
@@ -197,7 +217,7 @@ fn change(request: &Request) -> Option<Change> {
         Request::Start { .. } => Change::Start,
         Request::Claim { .. } => Change::Claim,
         Request::Complete { .. } => Change::Complete,
-        Request::Fail { .. } => Change::Fail,
+        Request::Fail { .. } | Request::Bury => Change::Fail,
         Request::Cancel { .. } => Change::Cancel,
         Request::Retry => Change::Retry,
         Request::Pause(wait) => match wait.reason {
@@ -209,7 +229,7 @@ fn change(request: &Request) -> Option<Change> {
         Request::Resume => Change::Resume,
         Request::Wake => Change::Wake,
         Request::Reject { .. } => Change::Reject,
-        Request::Unavoid | Request::Attendance { .. } => return None,
+        Request::Unavoid | Request::Attendance { .. } | Request::Report => return None,
     })
 }
 
@@ -258,7 +278,8 @@ pub fn due(task: &Task, times: &Times) -> Option<i64> {
             earliest([wait, avoid])
         }
         State::Starting => earliest([task.assigned_at.and_then(|at| after(at, times.launch)), grace]),
-        State::Assigned | State::Running => grace,
+        State::Assigned => grace,
+        State::Running => earliest([grace, execution_ends(task), report_due(task)]),
         State::Retrying => task.retry_at,
         State::WaitingInput | State::WaitingAuthority | State::WaitingDependency | State::Hibernated => {
             let (wait, paused_at) = (task.wait.as_ref()?, task.paused_at?);
@@ -269,6 +290,33 @@ pub fn due(task: &Task, times: &Times) -> Option<i64> {
         State::Completed | State::Cancelled | State::Rejected => after(task.updated_at, times.keep_done),
         State::Failed | State::DeadLetter => after(task.updated_at, times.keep_failed),
     }
+}
+
+/// When the attempt of a running task has taken as long as it may.
+fn execution_ends(task: &Task) -> Option<i64> {
+    let most = task.spec.limits.execution_ms;
+    task.begun_at.filter(|_| most > 0).map(|at| at.saturating_add(most))
+}
+
+/// When its worker has said nothing for as long as it may.
+fn report_due(task: &Task) -> Option<i64> {
+    let most = task.spec.limits.report_ms;
+    task.reported_at.max(task.begun_at).filter(|_| most > 0).map(|at| at.saturating_add(most))
+}
+
+/// Whether what its worker says now has to be noted: not each time, but in time.
+#[must_use]
+pub fn notes_report(task: &Task, now: i64) -> bool {
+    let last = task.reported_at.max(task.begun_at).unwrap_or(0);
+    let part = task.spec.limits.report_ms / 4;
+    task.state == State::Running && (task.lost_sessions > 0 || part > 0 && now.saturating_sub(last) >= part)
+}
+
+/// Whether one more session that is lost over a task makes it a dead letter.
+#[must_use]
+pub fn is_lost_on(task: &Task) -> bool {
+    let most = task.spec.limits.lost_sessions_max;
+    most > 0 && task.mode != Mode::Startup && task.lost_sessions + 1 >= most
 }
 
 /// What time wants of a task.
@@ -294,7 +342,7 @@ pub fn alarm(task: &Task, context: Context, times: &Times) -> Alarm {
     match task.state {
         // It came back, and the row does not say so.
         state if state.is_held() && task.disconnected_at.is_some() && context.worker_is_there => {
-            Alarm::Do(Request::Attendance { gone_since: None }.into())
+            Alarm::Do(Request::Attendance { gone_since: None, is_resumed: false }.into())
         }
         State::Pending if is_due && !task.avoid.is_empty() => Alarm::Do(Request::Unavoid.into()),
         State::Pending if is_due => {
@@ -311,6 +359,14 @@ pub fn alarm(task: &Task, context: Context, times: &Times) -> Alarm {
         }
         // What nobody began goes to somebody else.
         State::Assigned if is_due && task.mode != Mode::SelfAssign => Alarm::Do(Request::PutBack.into()),
+        State::Running if has_come(execution_ends(task)) => {
+            let reason = format!("not done within {} ms", task.spec.limits.execution_ms);
+            Alarm::Do(Request::Fail { by: by(), reason }.into())
+        }
+        State::Running if has_come(report_due(task)) => {
+            let reason = format!("its worker said nothing of it for {} ms", task.spec.limits.report_ms);
+            Alarm::Do(Request::Fail { by: by(), reason }.into())
+        }
         State::Assigned | State::Running if is_due => {
             let grace = task.grace_ms;
             let reason = format!("worker disconnected and did not reconnect within grace window ({grace}ms)");
@@ -364,7 +420,7 @@ fn refusal(task: &Task, request: &Request, change: Change) -> Error {
             format!("task {id} not found or not in a claimable state (pending, assigned, starting, or running)")
         }
         Request::Complete { .. } => format!("task {id} not found or not in a completable state"),
-        Request::Fail { .. } => format!("task {id} not found or not in a failable state"),
+        Request::Fail { .. } | Request::Bury => format!("task {id} not found or not in a failable state"),
         Request::Cancel { .. } => format!("task {id} not found or already completed/failed/cancelled"),
         Request::Retry => format!("task {id} not found or not in retryable state"),
         Request::Pause(_) => transition("PauseTask"),
@@ -372,15 +428,18 @@ fn refusal(task: &Task, request: &Request, change: Change) -> Error {
         Request::Reject { .. } => transition("RejectTask"),
         Request::Start { .. } => format!("task {id} not in assigned, starting, or running state"),
         Request::Assign { .. } | Request::Launch { .. } => format!("task {id} not found or not in pending state"),
-        Request::PutBack | Request::Unavoid | Request::Attendance { .. } => format!("task {id} is not held"),
+        Request::PutBack | Request::Unavoid | Request::Attendance { .. } | Request::Report => {
+            format!("task {id} is not held")
+        }
     };
     Error::new(Kind::Precondition, "ERR_TASK_STATE", text)
 }
 
 impl Task {
-    fn taken_by(&mut self, worker: &str, now: i64) {
+    pub(super) fn taken_by(&mut self, worker: &str, now: i64) {
         worker.clone_into(&mut self.assignee);
         self.assigned_at = Some(now);
+        self.attempt += 1;
         self.disconnected_at = None;
         self.avoid.clear();
     }
@@ -389,9 +448,13 @@ impl Task {
         self.assignee.clear();
         self.assigned_at = None;
         self.disconnected_at = None;
+        (self.begun_at, self.reported_at) = (None, None);
     }
 
     fn running(&mut self, now: i64) {
+        if self.state != State::Running {
+            (self.begun_at, self.reported_at) = (Some(now), None);
+        }
         self.state = State::Running;
         self.started_at = self.started_at.or(Some(now));
     }
@@ -410,7 +473,11 @@ impl Task {
     }
 
     fn tried_again(&mut self, now: i64) {
-        let failed_it = self.ended_by == self.assignee && self.mode == Mode::Pool;
+        // Also one that was too slow, or gone.
+        let failed_it = (self.ended_by == self.assignee || self.ended_by.is_empty()) && self.mode == Mode::Pool;
+        if self.state != State::Retrying {
+            self.lost_sessions = 0;
+        }
         self.avoid = if failed_it { self.assignee.clone() } else { String::new() };
         self.nobodys();
         (self.started_at, self.ended_at, self.retry_at) = (None, None, None);
@@ -469,11 +536,11 @@ mod tests {
         for state in State::all().filter(|state| state.is_held()) {
             let assignee = "ag::w::i::s".to_owned();
             let task = Task { state, assignee, disconnected_at: Some(0), ..Task::blank(0, Mode::Targeted) };
-            let back = Alarm::Do(Request::Attendance { gone_since: None }.into());
+            let back = Alarm::Do(Request::Attendance { gone_since: None, is_resumed: false }.into());
             let there = Context { worker_is_there: true, ..at(1_000_000) };
             assert_eq!(alarm(&task, there, &TIMES), back, "{state:?}");
             let away = alarm(&task, at(1_000_000), &TIMES);
-            assert!(matches!(&away, Alarm::Do(request) if **request != Request::Attendance { gone_since: None }));
+            assert!(matches!(&away, Alarm::Do(request) if !matches!(**request, Request::Attendance { .. })));
         }
     }
 

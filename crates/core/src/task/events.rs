@@ -150,6 +150,18 @@ pub(super) fn status_event(before: &Task, after: &Task) -> TaskEvent {
     }
 }
 
+/// As [`status_event`], for one who does not have it any more.
+pub(super) fn lost_event(before: &Task, after: &Task) -> TaskEvent {
+    let event = status_event(before, after);
+    match event.event {
+        Event::StatusChanged { from, to, reason } if reason.is_empty() => {
+            let reason = format!("attempt {} is over", before.attempt);
+            TaskEvent { event: Event::StatusChanged { from, to, reason }, ..event }
+        }
+        _ => event,
+    }
+}
+
 async fn tell_parent(tx: &mut WriteTx, before: Option<State>, task: &Task) -> Result<(), Error> {
     let Some(parent) = task.parent else { return Ok(()) };
     let was_waiting = before.is_some_and(State::is_waiting);

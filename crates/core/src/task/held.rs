@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{
     Mode, Task, Tasks, Times,
     attend::Desk,
-    decide::{Context, Request},
+    decide::{Context, Request, is_lost_on},
     operate::{Changed, step},
     sql::{self, HeldAt},
     state::State,
@@ -25,7 +25,7 @@ const PAGE: i64 = 256;
 pub(super) async fn come_back(
     tasks: &Tasks,
     identity: &str,
-    away: Vec<Uuid>,
+    (away, is_resumed): (Vec<Uuid>, bool),
     bound: Option<Uuid>,
 ) -> Result<(Option<Task>, Option<Changed>), Error> {
     let (context, times) = (tasks.context(true), tasks.0.times);
@@ -39,7 +39,8 @@ pub(super) async fn come_back(
                     if let Some(task) = held(tx.as_read(), id, &identity).await?
                         && task.disconnected_at.is_some()
                     {
-                        step(tx, &task, &Request::Attendance { gone_since: None }, context, &times).await?;
+                        let back = Request::Attendance { gone_since: None, is_resumed };
+                        step(tx, &task, &back, context, &times).await?;
                     }
                 }
                 Ok(())
@@ -126,8 +127,10 @@ async fn left(
             Request::Complete { by: identity.clone() }
         } else if task.state == State::Assigned && task.mode == Mode::Pool && untold.contains(&id) {
             Request::PutBack
+        } else if task.disconnected_at.is_none() && is_lost_on(&task) {
+            Request::Bury
         } else if task.disconnected_at.is_none() {
-            Request::Attendance { gone_since: Some(context.now) }
+            Request::Attendance { gone_since: Some(context.now), is_resumed: false }
         } else {
             continue;
         };

@@ -48,8 +48,10 @@ pub(super) struct Given {
 pub enum Mail {
     /// A task.
     Handout(Box<Handout>),
-    /// What became of a task that it has.
+    /// What became of a task that it has, or had.
     Event(Box<TaskEvent>),
+    /// What became of a task that it had when it left. [`Desk`](super::Desk) makes an event of it.
+    Lost(Box<TaskEvent>),
     /// It need not stay for this task.
     Hibernated(Uuid, Box<Hibernation>),
 }

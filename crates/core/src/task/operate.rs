@@ -18,6 +18,7 @@ use crate::{
     checkpoint,
     error::{Error, Kind},
     gate::TouchTask,
+    message,
     token::{Secret, digest},
 };
 
@@ -89,6 +90,10 @@ pub(super) async fn step(
     // If what it waits for has ended already, it goes on at once, the way in which it does later.
     let is_over = waits && context.dependencies_ended;
     changed.due_at = if is_over { Some(context.now) } else { decide::due(after, times) };
+    if before.disconnected_at.is_some() && is_lost(before, after) {
+        let event = String::from_utf8(message::json(&events::lost_event(before, after))?).unwrap_or_default();
+        sql::put_loss(tx, &before.assignee, after.id, &event, context.now).await?;
+    }
     if !sql::update(tx, after, changed.due_at).await? {
         return Err(Error::new(Kind::Unavailable, "ERR_CONFLICT", format!("task {} was changed meanwhile", after.id)));
     }
@@ -110,6 +115,18 @@ pub(super) async fn step(
     Ok(changed)
 }
 
+/// Whether somebody does not have a task any more, without having said so.
+fn is_lost(before: &Task, after: &Task) -> bool {
+    let has = |task: &Task| task.state.is_held() && task.assignee == before.assignee;
+    let has_come = after.state.is_held() && before.mode == Mode::Startup;
+    !before.assignee.is_empty()
+        && has(before)
+        && !has(after)
+        && !has_come
+        && after.ended_by != before.assignee
+        && !after.state.is_waiting()
+}
+
 /// One agent is started once at a time.
 async fn starts(tx: &mut WriteTx, before: &Task, after: &Task) -> Result<(), Error> {
     match (before.state.is_terminal(), after.state.is_terminal()) {
@@ -122,13 +139,22 @@ async fn starts(tx: &mut WriteTx, before: &Task, after: &Task) -> Result<(), Err
     }
 }
 
+/// One who says what became of an attempt that is over says nothing of the one that is under way.
+fn check_attempt(task: &Task, attempt: i64) -> Result<(), Error> {
+    if attempt == 0 || attempt == task.attempt {
+        return Ok(());
+    }
+    let message = format!("attempt {attempt} of task {} is over: the last one is {}", task.id, task.attempt);
+    Err(Error::new(Kind::Precondition, "ERR_TASK_ATTEMPT", message))
+}
+
 /// The answer to everybody who may not know of a task.
 pub(super) fn missing() -> Error {
     Error::new(Kind::NotFound, "ERR_NOT_FOUND", "task not found")
 }
 
 impl Tasks {
-    /// Does what a party asks. What one caller asks takes effect in the order in which this was called; the future that
+    /// Does what a party asks, if `attempt` is the one that is under way, or 0. What one caller asks takes effect in the order in which this was called; the future that
     /// comes back waits for the disk, and need not be waited for.
     ///
     /// # Errors
@@ -139,6 +165,7 @@ impl Tasks {
         caller: &Caller,
         id: &str,
         operation: Operation,
+        attempt: i64,
     ) -> Result<impl Future<Output = Result<Task, Error>> + Send + use<>, Error> {
         let request = request(caller, operation)?;
         let id = decide::id(id).ok_or_else(missing)?;
@@ -150,6 +177,7 @@ impl Tasks {
             Box::pin(async move {
                 let task = sql::get(tx.as_read(), id).await?.ok_or_else(missing)?;
                 gate.authorize(&caller, TouchTask(&task)).map_err(|_| missing())?;
+                check_attempt(&task, attempt)?;
                 let (request, dependencies_ended) = checked(tx, &task, request).await?;
                 let context = Context { dependencies_ended, ..context };
                 step(tx, &task, &request, context, &times).await
@@ -163,6 +191,27 @@ impl Tasks {
             Ok(after)
         });
         Ok(async move { done.await.unwrap_or_else(|ended| Err(Error::of_task(&ended))) })
+    }
+
+    /// The worker of a task said how it goes on: that is noted where it matters.
+    pub(crate) async fn reported(&self, caller: &Caller, task: &Task) -> Result<(), Error> {
+        let by = caller.identity.to_string();
+        if task.assignee != by || !decide::notes_report(task, self.now()) {
+            return Ok(());
+        }
+        let (id, times, context) = (task.id, self.0.times, self.context(true));
+        let noted = self.write(move |tx| {
+            let by = by.clone();
+            Box::pin(async move {
+                let task = sql::get(tx.as_read(), id).await?.filter(|task| task.state.is_held() && task.assignee == by);
+                let Some(task) = task else { return Ok(None) };
+                step(tx, &task, &Request::Report, context, &times).await.map(Some)
+            })
+        });
+        if let Some(changed) = noted.await? {
+            self.watch_at(changed.due_at);
+        }
+        Ok(())
     }
 
     /// Only what waits is looked at by whether its worker is there.
@@ -221,7 +270,9 @@ impl Tasks {
         }
         let is_ended = after.state.is_terminal() && after.ended_by != before.assignee;
         let goes_on = before.state.is_waiting() && after.state == State::Running;
-        if before.state != after.state && (is_ended || goes_on) {
+        if is_lost(before, after) {
+            mailbox.tell(Mail::Event(Box::new(events::lost_event(before, after))));
+        } else if before.state != after.state && (is_ended || goes_on) {
             mailbox.tell(Mail::Event(Box::new(events::status_event(before, after))));
         }
     }

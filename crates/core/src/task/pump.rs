@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Task, Tasks,
-    decide::{self, Alarm, Context},
+    decide::{self, Alarm, Context, Request},
     operate::{Changed, has_ended, step},
     sql,
     state::State,
@@ -17,6 +17,10 @@ use crate::error::Error;
 
 /// Tasks that are looked at in one go.
 const BATCH: i64 = 500;
+
+/// How often workers are compared, and tasks that one loses at once.
+const BALANCE_PAUSE: Duration = Duration::from_secs(5);
+const BALANCE_MAX: usize = 50;
 
 /// Pause after the ledger refused.
 const RETRY_PAUSE_MS: i64 = 500;
@@ -74,6 +78,51 @@ impl Tasks {
                 return Ok(count);
             }
         }
+    }
+
+    /// Takes back what workers have not begun that have much, from those who begin tasks one after the other, if others have
+    /// less to do. Ends with its task.
+    pub async fn balance(self) {
+        if self.0.options.begin_seconds == 0 {
+            return;
+        }
+        loop {
+            tokio::time::sleep(BALANCE_PAUSE).await;
+            if let Err(error) = self.balance_once().await {
+                tracing::warn!(%error, "what workers have not begun stays with them for now");
+            }
+        }
+    }
+
+    /// One look at all workers; answers how many tasks others get.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Unavailable`].
+    pub async fn balance_once(&self) -> Result<usize, Error> {
+        let overloaded = self.floor().workers.overloaded();
+        let wait = i64::try_from(self.0.options.begin_seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
+        let (context, times, before) = (self.context(true), self.0.times, self.now().saturating_sub(wait));
+        let mut count = 0;
+        for (identity, most) in overloaded {
+            let most = i64::try_from(most.min(BALANCE_MAX)).unwrap_or(0);
+            let taken = self.write(move |tx| {
+                let identity = identity.clone();
+                Box::pin(async move {
+                    let mut taken = Vec::new();
+                    for id in sql::not_begun(tx.as_read(), &identity, before, most).await? {
+                        if let Some(task) = sql::get(tx.as_read(), id).await? {
+                            taken.push(step(tx, &task, &Request::PutBack, context, &times).await?);
+                        }
+                    }
+                    Ok(taken)
+                })
+            });
+            for changed in taken.await? {
+                count += 1;
+                self.settle(changed).await;
+            }
+        }
+        Ok(count)
     }
 
     async fn look_at(&self, due: Vec<Uuid>) -> Result<(), Error> {

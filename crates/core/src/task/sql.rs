@@ -7,13 +7,25 @@ use uuid::Uuid;
 
 use super::{Filter, Mode, Task, state::State};
 
-pub(crate) const MIGRATIONS: &[Migration] = &[TABLES, HELD_IN_ORDER];
+pub(crate) const MIGRATIONS: &[Migration] = &[TABLES, HELD_IN_ORDER, ATTEMPTS];
 
 /// What a worker has is read a piece at a time, in order.
 const HELD_IN_ORDER: Migration = Migration {
     name: "task_0002_held_in_order",
     sql: "CREATE INDEX tasks_held_in_order ON tasks (holder, priority DESC, queued_at, id) WHERE holder IS NOT NULL;
         DROP INDEX tasks_held",
+};
+
+/// Attempts are told apart, and who lost one is told.
+const ATTEMPTS: Migration = Migration {
+    name: "task_0003_attempts",
+    sql: "ALTER TABLE tasks ADD COLUMN attempt BIGINT NOT NULL DEFAULT 0;
+        ALTER TABLE tasks ADD COLUMN lost_sessions BIGINT NOT NULL DEFAULT 0;
+        ALTER TABLE tasks ADD COLUMN begun_at BIGINT;
+        ALTER TABLE tasks ADD COLUMN reported_at BIGINT;
+        CREATE TABLE task_losses (identity TEXT NOT NULL, task TEXT NOT NULL, event TEXT NOT NULL, lost_at BIGINT NOT NULL,
+            PRIMARY KEY (identity, task));
+        CREATE INDEX task_losses_lost_at ON task_losses (lost_at)",
 };
 
 const TABLES: Migration = Migration {
@@ -57,7 +69,7 @@ macro_rules! columns {
         t.target, t.implementation, t.subject, t.queue, t.created_at, t.grace_ms, t.has_token, t.state, t.assignee,
         t.launcher, t.avoid, t.ended_by, t.updated_at, t.queued_at, t.assigned_at, t.started_at, t.ended_at,
         t.paused_at, t.disconnected_at, t.retry_at, t.failures, t.launches, t.error, t.wait, t.hibernation, t.version,
-        b.spec"
+        t.attempt, t.lost_sessions, t.begun_at, t.reported_at, b.spec"
     };
 }
 
@@ -69,19 +81,22 @@ macro_rules! select {
 }
 
 /// How many columns those are.
-const COLUMNS: usize = 38;
+const COLUMNS: usize = 42;
 
 const INSERT: &str = "INSERT INTO tasks (id, workspace, kind, mode, class, priority, creator, parent, root, correlation,
         context, target, implementation, subject, queue, created_at, grace_ms, has_token, start_key, state, assignee,
         launcher, avoid, ended_by, updated_at, queued_at, assigned_at, started_at, ended_at, paused_at, disconnected_at,
-        retry_at, failures, launches, error, wait, hibernation, due_at, holder, version)
+        retry_at, failures, launches, error, wait, hibernation, due_at, holder, attempt, lost_sessions, begun_at, reported_at,
+        version)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-        $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40) ON CONFLICT DO NOTHING";
+        $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44)
+    ON CONFLICT DO NOTHING";
 
 const UPDATE: &str = "UPDATE tasks SET state = $3, assignee = $4, launcher = $5, avoid = $6, ended_by = $7,
         updated_at = $8, queued_at = $9, assigned_at = $10, started_at = $11, ended_at = $12, paused_at = $13,
         disconnected_at = $14, retry_at = $15, failures = $16, launches = $17, error = $18, wait = $19, hibernation = $20,
-        due_at = $21, holder = $22, version = version + 1
+        due_at = $21, holder = $22, attempt = $23, lost_sessions = $24, begun_at = $25, reported_at = $26,
+        version = version + 1
     WHERE id = $1 AND version = $2";
 
 const BY_ID: &str = select!("WHERE t.id = $1");
@@ -155,7 +170,7 @@ pub(super) async fn update(tx: &mut WriteTx, task: &Task, due_at: Option<i64>) -
 }
 
 /// The columns that change, as [`INSERT`] and [`UPDATE`] name them.
-fn changing(task: &Task, due_at: Option<i64>) -> Result<[Value; 20], Error> {
+fn changing(task: &Task, due_at: Option<i64>) -> Result<[Value; 24], Error> {
     let holder = task.state.is_held() && !task.assignee.is_empty();
     Ok([
         task.state.word().into(),
@@ -179,6 +194,10 @@ fn changing(task: &Task, due_at: Option<i64>) -> Result<[Value; 20], Error> {
         due_at.into(),
         // A column of its own, because SQLite builds a table for every IN of an index's condition.
         holder.then_some(task.assignee.as_str()).into(),
+        task.attempt.into(),
+        task.lost_sessions.into(),
+        task.begun_at.into(),
+        task.reported_at.into(),
     ])
 }
 
@@ -391,8 +410,44 @@ pub(super) async fn put_key(tx: &mut WriteTx, task: &Task, name: &str, until: i6
 pub(super) fn sweep(tx: &mut WriteTx, now: i64) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
         tx.execute("DELETE FROM task_keys WHERE expires_at <= $1", &[now.into()]).await?;
+        let forgotten = now.saturating_sub(LOSS_MS);
+        tx.execute("DELETE FROM task_losses WHERE lost_at <= $1", &[forgotten.into()]).await?;
         tx.execute("DELETE FROM task_tokens WHERE expires_at <= $1", &[now.into()]).await.map(drop)
     })
+}
+
+/// How long somebody who lost a task has to come back and hear of it, in milliseconds; and of how many it hears.
+const LOSS_MS: i64 = 24 * 3600 * 1000;
+const LOSSES_MAX: i64 = 1000;
+
+/// Notes what somebody who is away hears when it comes back: that a task is not its own any more.
+pub(super) async fn put_loss(tx: &mut WriteTx, identity: &str, task: Uuid, event: &str, now: i64) -> Result<(), Error> {
+    let sql = "INSERT INTO task_losses (identity, task, event, lost_at) VALUES ($1, $2, $3, $4)
+        ON CONFLICT (identity, task) DO UPDATE SET event = excluded.event, lost_at = excluded.lost_at";
+    tx.execute(sql, &[identity.into(), task.to_string().into(), event.into(), now.into()]).await.map(drop)
+}
+
+/// What somebody lost while it was away, the last ones.
+pub(super) async fn losses(tx: &mut ReadTx, identity: &str) -> Result<Vec<String>, Error> {
+    let sql = "SELECT event FROM task_losses WHERE identity = $1 ORDER BY lost_at DESC, task LIMIT $2";
+    let rows = tx.query(sql, &[identity.into(), LOSSES_MAX.into()]).await?;
+    rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
+}
+
+/// It heard of one, or of all.
+pub(super) async fn remove_losses(tx: &mut WriteTx, identity: &str, task: Option<Uuid>) -> Result<(), Error> {
+    let task = task.map_or_else(String::new, |task| task.to_string());
+    let sql = "DELETE FROM task_losses WHERE identity = $1 AND ($2 = '' OR task = $2)";
+    tx.execute(sql, &[identity.into(), task.into()]).await.map(drop)
+}
+
+/// Pool tasks that somebody was given before a time and has not begun, although it has begun others: the least urgent of them.
+pub(super) async fn not_begun(tx: &mut ReadTx, identity: &str, before: i64, most: i64) -> Result<Vec<Uuid>, Error> {
+    let sql = "SELECT t.id FROM tasks t WHERE t.holder = $1 AND t.state = 'assigned' AND t.mode = 'pool' AND t.assigned_at <= $2
+            AND EXISTS (SELECT 1 FROM tasks r WHERE r.holder = $1 AND r.state = 'running')
+        ORDER BY t.priority, t.queued_at DESC, t.id DESC LIMIT $3";
+    let rows = tx.query(sql, &[identity.into(), before.into(), most.into()]).await?;
+    rows.iter().map(|row| uuid(row, 0)).collect()
 }
 
 /// Forgets a task and what hangs on it.
@@ -401,6 +456,7 @@ pub(super) async fn remove(tx: &mut WriteTx, id: Uuid) -> Result<(), Error> {
     for sql in [
         "DELETE FROM task_waits WHERE waiter = $1",
         "DELETE FROM task_tokens WHERE task = $1",
+        "DELETE FROM task_losses WHERE task = $1",
         "DELETE FROM task_bodies WHERE task = $1",
         "DELETE FROM tasks WHERE id = $1",
     ] {
@@ -599,7 +655,11 @@ pub(super) fn task(row: &Row) -> Result<Task, Error> {
         wait: from_json_opt(row, 34)?,
         hibernation: from_json_opt(row, 35)?,
         version: row.int(36)?,
-        spec: Arc::new(serde_json::from_str(row.text(37)?).map_err(|_| unreadable("spec", row))?),
+        attempt: row.int(37)?,
+        lost_sessions: row.int(38)?,
+        begun_at: row.int_opt(39)?,
+        reported_at: row.int_opt(40)?,
+        spec: Arc::new(serde_json::from_str(row.text(41)?).map_err(|_| unreadable("spec", row))?),
     })
 }
 

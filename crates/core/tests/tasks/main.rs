@@ -36,7 +36,7 @@ use trunkline_core::{
     registry::{Program, Registry},
     task::{
         Arrival, Backoff, Create, Desk, Event, Filter, Hibernation, Mail, Mode, OfflinePolicy, Operation, Options,
-        RetryPolicy, Task, TaskEvent, Tasks, Wait, WaitReason,
+        RetryPolicy, Task, TaskEvent, TaskLimits, Tasks, Wait, WaitReason,
         decide::AVOID_MS,
         state::{Change, State},
     },
@@ -226,6 +226,7 @@ impl World<'_> {
             key: String::new(),
             token_for: String::new(),
             offline: OfflinePolicy::Queue,
+            limits: TaskLimits::default(),
         }
     }
 
@@ -261,7 +262,7 @@ impl World<'_> {
         ));
         let node = self.node();
         let done = node.runtime.block_on(async {
-            let done = node.tasks.operate(&who, &before.id.to_string(), operation.clone()).await?;
+            let done = node.tasks.operate(&who, &before.id.to_string(), operation.clone(), 0).await?;
             done.await
         });
         node.quiet();
@@ -435,7 +436,7 @@ impl World<'_> {
             let id = target.as_ref().map(|task| task.id.to_string()).unwrap_or_default();
             let operate = async |who: &Caller, operation| {
                 // Whatever came of it: nobody hears of it.
-                if let Ok(done) = tasks.operate(who, &id, operation).await {
+                if let Ok(done) = tasks.operate(who, &id, operation, 0).await {
                     drop(done.await);
                 }
             };

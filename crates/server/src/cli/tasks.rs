@@ -2,7 +2,7 @@
 
 mod shown;
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use serde_json::{Value, json};
 use trunkline_client::{
@@ -67,6 +67,12 @@ pub(crate) struct Create {
     /// So many tries in all, further and further apart.
     #[arg(long, value_name = "COUNT")]
     attempts: Option<i32>,
+    /// So many seconds for a worker that has begun; then it has failed.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    execution_timeout: Option<u64>,
+    /// So many seconds that a worker that has begun may say nothing of it.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    report_timeout: Option<u64>,
     /// The same name again makes no second task.
     #[arg(long, value_name = "NAME")]
     idempotency_key: Option<String>,
@@ -208,6 +214,12 @@ fn wanted(args: Create) -> Result<NewTask, Fault> {
     if let Some(max_attempts) = args.attempts {
         let backoff = BackoffStrategy::Exponential.into();
         task = task.retry(RetryPolicy { max_attempts, backoff, jitter_factor: 0.1, ..RetryPolicy::default() });
+    }
+    if let Some(seconds) = args.execution_timeout {
+        task = task.execution_timeout(Duration::from_secs(seconds));
+    }
+    if let Some(seconds) = args.report_timeout {
+        task = task.report_timeout(Duration::from_secs(seconds));
     }
     Ok(match args.idempotency_key {
         Some(key) => task.once(key),

@@ -1,5 +1,6 @@
 //! Tasks: what the published suite does not look at.
 
+mod attempts;
 mod starts;
 mod told;
 mod waits;

@@ -118,7 +118,7 @@ impl Connection<'_> {
         let (id, why) = (task.to_owned(), error.message.to_string());
         let reply = Down::Error(response(&error).into());
         let replies = async move {
-            let failed = match tasks.operate(&caller, &id, Operation::Fail(why)).await {
+            let failed = match tasks.operate(&caller, &id, Operation::Fail(why), 0).await {
                 Ok(done) => done.await.map(drop),
                 Err(error) => Err(error),
             };
@@ -193,7 +193,7 @@ impl Connection<'_> {
                 }
                 self.frames.push_back(Frame::task(Down::TaskAssignment(assignment.into()), receipt));
             }
-            Mail::Event(event) => {
+            Mail::Event(event) | Mail::Lost(event) => {
                 self.reply(Down::TaskEvent(convert::tasks::event(*event, String::new()).into()));
             }
             Mail::Hibernated(task, hibernation) => {

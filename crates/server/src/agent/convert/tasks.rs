@@ -8,14 +8,17 @@ use trunkline_core::{
     message::Notice,
     task::{
         Backoff, CompletionEvent, Create, Event, Filter, Handout, Hibernation, Mode, OfflinePolicy, Operation, Receipt,
-        RetryPolicy, STARTUP, Task, TaskEvent, Wait, WaitReason,
+        RetryPolicy, STARTUP, Task, TaskEvent, TaskLimits, Wait, WaitReason,
         state::{State, Status},
     },
 };
-use trunkline_proto::v1::{
-    self as wire, BackoffStrategy, CreateTaskRequest, HibernationDescriptor, ProgressKind, ProgressUpdate,
-    TargetOfflinePolicy, TaskAssignment, TaskAssignmentMode, TaskCompletionEvent, TaskFilter, TaskInfo, TaskOperation,
-    TaskPriority, WaitSpec, task_operation::OpType,
+use trunkline_proto::{
+    own,
+    v1::{
+        self as wire, BackoffStrategy, CreateTaskRequest, HibernationDescriptor, ProgressKind, ProgressUpdate,
+        TargetOfflinePolicy, TaskAssignment, TaskAssignmentMode, TaskCompletionEvent, TaskFilter, TaskInfo,
+        TaskOperation, TaskPriority, WaitSpec, task_operation::OpType,
+    },
 };
 
 /// Metadata in which a worker finds where to go on; also fields of the assignment.
@@ -58,6 +61,7 @@ pub(in crate::agent) fn create(request: CreateTaskRequest) -> Create {
         key: request.idempotency_key,
         token_for: request.target_identity,
         offline,
+        limits: request.limits.map(limits).unwrap_or_default(),
     }
 }
 
@@ -75,6 +79,11 @@ fn retry(policy: wire::RetryPolicy) -> RetryPolicy {
         jitter: policy.jitter_factor,
         schedule_ms: policy.schedule_ms,
     }
+}
+
+fn limits(limits: own::TaskLimits) -> TaskLimits {
+    let own::TaskLimits { execution_ms, report_ms, lost_sessions_max } = limits;
+    TaskLimits { execution_ms, report_ms, lost_sessions_max }
 }
 
 fn completion(event: TaskCompletionEvent) -> CompletionEvent {
@@ -248,6 +257,8 @@ pub(in crate::agent) fn info(task: &Task) -> TaskInfo {
         attempt: number(task.failures),
         max_attempts: number(attempts),
         error: task.error.clone(),
+        assignments: task.attempt,
+        lost_sessions: task.lost_sessions,
         metadata: metadata(task).into_iter().collect(),
         subject_type: if task.subject.is_empty() { String::new() } else { "user".to_owned() },
         subject_id: task.subject.clone(),
@@ -293,6 +304,7 @@ pub(in crate::agent) fn assignment(handout: Handout) -> (TaskAssignment, Receipt
     let target = Identity::parse(&task.target).ok().filter(|_| is_start);
     let hibernation = task.hibernation.clone().unwrap_or_default();
     let assignment = TaskAssignment {
+        attempt: task.attempt,
         task_id: task.id.to_string(),
         assigned_to: task.assignee.clone(),
         metadata: metadata(&task).into_iter().collect(),

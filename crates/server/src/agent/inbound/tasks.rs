@@ -92,13 +92,13 @@ fn refusal(error: &Error, request_id: &str) -> Vec<Down> {
 
 /// The next frame is read while the change is on its way to the disk.
 pub(super) async fn operate(connection: &mut Connection<'_>, operation: TaskOperation) {
-    let (id, request_id) = (operation.task_id.clone(), operation.request_id.clone());
+    let (id, request_id, attempt) = (operation.task_id.clone(), operation.request_id.clone(), operation.attempt);
     let unknown = || Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "unknown task operation");
     let operated = match wire::operation(operation).ok_or_else(unknown) {
         Ok(operation) => connection
             .gateway
             .tasks
-            .operate(&connection.session.caller, &id, operation.clone())
+            .operate(&connection.session.caller, &id, operation.clone(), attempt)
             .await
             .map(|done| (operation, done)),
         Err(error) => Err(error),
