@@ -3,7 +3,8 @@
  * and for another language, set `fetchJwt` and `strings`.
  */
 
-import { ConversationClient, ConvoView, type Convo, type Message, type View } from '../conversation/index.js'
+import { ConversationClient, ConvoView, RequestError, type Convo, type Message, type View } from '../conversation/index.js'
+import { element, grow, isOneRun, message, nameOf, note, partial, pending } from './messages.js'
 import { ENGLISH, type Strings } from './strings.js'
 import { STYLE } from './style.js'
 
@@ -18,11 +19,11 @@ const CLIP =
 
 type Opened = { client: ConversationClient; convo: Convo; view: ConvoView }
 
-function element<K extends keyof HTMLElementTagNameMap>(name: K, set: Partial<HTMLElementTagNameMap[K]> = {}, attributes: Record<string, string> = {}): HTMLElementTagNameMap[K] {
-  const made = Object.assign(document.createElement(name), set)
-  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value)
-  return made
-}
+/** Why something does not go on: by its end, an error's text goes, too. */
+type Failing = 'connection' | 'message'
+
+/** One thing in the log. */
+type Entry = { id: string; make: () => HTMLElement; said?: Message }
 
 export class TrunklineChat extends HTMLElement {
   static readonly observedAttributes = ['base-url', 'agent-id', 'token-url', 'convo-id']
@@ -39,6 +40,8 @@ export class TrunklineChat extends HTMLElement {
   readonly #log = element('div', { className: 'log', tabIndex: 0 }, { role: 'log', 'aria-live': 'polite', 'aria-relevant': 'additions' })
   readonly #earlier = element('button', { className: 'plain', type: 'button', hidden: true })
   readonly #typing = element('div', { className: 'typing' }, { role: 'status' })
+  readonly #jump = element('button', { type: 'button', className: 'jump', hidden: true })
+  readonly #greeting = element('p', { className: 'note', hidden: true })
   readonly #error = element('div', { className: 'error', hidden: true }, { role: 'alert' })
   readonly #notice = element('div', { className: 'notice', hidden: true }, { role: 'status' })
   readonly #drafts = element('ul', { className: 'drafts', hidden: true })
@@ -49,6 +52,9 @@ export class TrunklineChat extends HTMLElement {
   readonly #send = element('button', { type: 'submit' })
   readonly #shown = new Map<string, HTMLElement>()
   #files: File[] = []
+  #failing: Failing | undefined
+  /** The last thing that was said is in sight, and stays so. */
+  #isAtEnd = true
   #isSaying = false
   #hasEarlier = true
 
@@ -58,8 +64,10 @@ export class TrunklineChat extends HTMLElement {
     header.append(this.#title, this.#status)
     this.#form.append(this.#file, this.#attach, this.#text, this.#send)
     const frame = element('section', { className: 'frame' })
-    this.#log.append(this.#earlier)
-    frame.append(header, this.#log, this.#typing, this.#error, this.#notice, this.#drafts, this.#form)
+    this.#log.append(this.#earlier, this.#greeting)
+    const middle = element('div', { className: 'middle' })
+    middle.append(this.#log, this.#jump)
+    frame.append(header, middle, this.#typing, this.#error, this.#notice, this.#drafts, this.#form)
     this.#root.append(element('style', { textContent: STYLE }), frame)
     this.#words()
     this.#form.addEventListener('submit', (event) => {
@@ -72,7 +80,21 @@ export class TrunklineChat extends HTMLElement {
       event.preventDefault()
       this.#form.requestSubmit()
     })
-    this.#text.addEventListener('input', () => this.#fit())
+    this.#text.addEventListener('input', () => {
+      this.#fit()
+      if (this.#failing === 'message') this.#recovered('message')
+    })
+    this.#log.addEventListener('scroll', () => {
+      this.#isAtEnd = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < NEAR_END
+      if (this.#isAtEnd) this.#jump.hidden = true
+    })
+    this.#jump.addEventListener('click', () => {
+      this.#scroll()
+      this.#text.focus()
+    })
+    // Whatever grows below it, and pictures that are there later.
+    new ResizeObserver(() => this.#isAtEnd && this.#scroll()).observe(this.#log)
+    this.#log.addEventListener('load', () => this.#isAtEnd && this.#scroll(), true)
     this.#attach.addEventListener('click', () => this.#file.click())
     this.#file.addEventListener('change', () => this.#choose([...(this.#file.files ?? [])]))
     this.#earlier.addEventListener('click', () => void this.#loadEarlier())
@@ -149,6 +171,8 @@ export class TrunklineChat extends HTMLElement {
     this.#send.textContent = say.send
     this.#attach.setAttribute('aria-label', say.attach)
     this.#attach.title = say.attach
+    this.#jump.textContent = say.jump
+    this.#greeting.textContent = this.getAttribute('greeting') ?? say.greeting
   }
 
   async #open(): Promise<void> {
@@ -180,7 +204,8 @@ export class TrunklineChat extends HTMLElement {
         return
       } catch (error) {
         if (opening !== this.#opening) return
-        this.#fail(error)
+        if (error instanceof RequestError && error.status === 404) return this.#over(this.#strings.missing)
+        this.#fail('connection', this.#strings.notConnected, error)
         await new Promise((resolve) => setTimeout(resolve, wait))
         if (opening !== this.#opening) return
       }
@@ -217,6 +242,10 @@ export class TrunklineChat extends HTMLElement {
     this.#opened = undefined
     this.#shown.forEach((shown) => shown.remove())
     this.#shown.clear()
+    this.#failing = undefined
+    this.#error.hidden = this.#notice.hidden = this.#greeting.hidden = true
+    this.#form.hidden = false
+    this.#isAtEnd = true
   }
 
   async #say(): Promise<void> {
@@ -224,7 +253,7 @@ export class TrunklineChat extends HTMLElement {
     const text = this.#text.value
     const files = this.#files
     if (!opened || this.#isSaying || (text.trim() === '' && files.length === 0)) return
-    this.#error.hidden = true
+    this.#recovered('message')
     this.#text.value = ''
     this.#choose(undefined)
     this.#fit()
@@ -239,8 +268,15 @@ export class TrunklineChat extends HTMLElement {
       if (this.#text.value === '') this.#text.value = text
       if (this.#files.length === 0 && files.length > 0) this.#choose(files)
       this.#fit()
-      this.#fail(error)
+      this.#fail('message', this.#why(error), error)
     }
+  }
+
+  /** In the words of whoever writes, not of whoever made the page. */
+  #why(error: unknown): string {
+    const status = error instanceof RequestError ? error.status : 0
+    if (status === 429) return this.#strings.tooMany
+    return status === 413 || status === 415 || status === 422 ? this.#strings.fileRefused : this.#strings.notSent
   }
 
   async #upload({ convo }: Opened, files: File[]): Promise<{ messageId: string }> {
@@ -272,9 +308,18 @@ export class TrunklineChat extends HTMLElement {
     )
   }
 
-  #fail(error: unknown): void {
+  /** What developers want to know of it is in the browser's log. */
+  #fail(failing: Failing, words: string, error: unknown): void {
+    console.warn('trunkline-chat:', error)
+    this.#failing = failing
     this.#error.hidden = false
-    this.#error.textContent = this.#strings.failed(error instanceof Error ? error.message : String(error))
+    this.#error.textContent = words
+  }
+
+  #recovered(failing: Failing): void {
+    if (this.#failing !== failing) return
+    this.#failing = undefined
+    this.#error.hidden = true
   }
 
   #fit(): void {
@@ -284,6 +329,8 @@ export class TrunklineChat extends HTMLElement {
 
   #scroll(): void {
     this.#log.scrollTop = this.#log.scrollHeight
+    this.#isAtEnd = true
+    this.#jump.hidden = true
   }
 
   async #loadEarlier(): Promise<void> {
@@ -299,7 +346,7 @@ export class TrunklineChat extends HTMLElement {
       this.#render(opened.view.get())
       this.#log.scrollTop += this.#log.scrollHeight - height
     } catch (error) {
-      this.#fail(error)
+      this.#fail('connection', this.#strings.notConnected, error)
     } finally {
       this.#earlier.disabled = false
     }
@@ -307,13 +354,43 @@ export class TrunklineChat extends HTMLElement {
 
   #render(view: View): void {
     const say = this.#strings
-    const isNear = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < NEAR_END
+    const wasAtEnd = this.#isAtEnd
+    const hasMore = this.#arrange(this.#entries(view), view)
+    this.#runs(view.messages)
+    this.#greeting.hidden = view.messages.length + view.pending.length + view.partials.size > 0 || view.status === 'connecting'
+    this.#earlier.hidden = !(this.#hasEarlier && view.messages.length >= Number(this.getAttribute('history') ?? PAGE))
+    const { typing } = view
+    this.#typing.textContent = typing ? typing.label || `${say.assistant} ${say.thinking}` : ''
+    const statuses = { connecting: say.connecting, live: '', waiting: say.waiting, paused: '', offline: say.offline, closed: '' }
+    this.#status.textContent = statuses[view.status]
+    if (view.status === 'live') this.#recovered('connection')
+    this.#end(view)
+    if (view.error && view.status === 'closed' && this.#notice.hidden) this.#fail('connection', say.notConnected, view.error)
+    if (wasAtEnd) this.#scroll()
+    else if (hasMore) this.#jump.hidden = false
+  }
+
+  /** What the log shows, in order. */
+  #entries(view: View): Entry[] {
+    const say = this.#strings
     const sent = new Set(view.messages.map(({ id }) => id))
-    const all = [
-      ...view.messages.map((message) => ({ id: message.id, make: () => this.#message(message) })),
-      ...[...view.partials].filter(([id]) => !sent.has(id)).map(([id, text]) => ({ id: `partial:${id}`, make: () => this.#partial(text) })),
-      ...view.pending.map(({ key, text }) => ({ id: `pending:${key}`, make: () => this.#pending(text) })),
-    ]
+    const all: Entry[] = []
+    let speaker: Message | undefined
+    for (const said of view.messages) {
+      if (said.from === 'human_agent' && said.participant?.id !== speaker?.participant?.id) {
+        all.push({ id: `joined:${said.id}`, make: () => note(say.joined(nameOf(said, say))) })
+      }
+      if (said.from !== 'appuser') speaker = said
+      all.push({ id: said.id, make: () => message(said, say), said })
+    }
+    for (const [id, text] of view.partials) if (!sent.has(id)) all.push({ id: `partial:${id}`, make: () => partial(text, say) })
+    const waits = view.status !== 'live'
+    for (const { key, text } of view.pending) all.push({ id: `pending:${key}:${waits}`, make: () => pending(text, say, waits) })
+    return all
+  }
+
+  /** Puts them into the log, and takes out what is not there any more; answers whether others said something new at its end. */
+  #arrange(all: Entry[], view: View): boolean {
     const wanted = new Set(all.map(({ id }) => id))
     for (const [id, shown] of this.#shown) {
       if (wanted.has(id)) continue
@@ -321,80 +398,49 @@ export class TrunklineChat extends HTMLElement {
       this.#shown.delete(id)
     }
     let before: Element = this.#earlier
-    for (const { id, make } of all) {
+    let hasMore = false
+    for (const { id, make, said } of all) {
       let shown = this.#shown.get(id)
+      hasMore = shown ? false : hasMore || (said !== undefined && said.from !== 'appuser')
       if (!shown) this.#shown.set(id, (shown = make()))
-      else if (id.startsWith('partial:')) shown.querySelector('.bubble')!.textContent = view.partials.get(id.slice(8)) ?? ''
+      else if (id.startsWith('partial:')) grow(shown, view.partials.get(id.slice(8)) ?? '')
       if (before.nextElementSibling !== shown) before.after(shown)
       before = shown
     }
-    this.#earlier.hidden = !(this.#hasEarlier && view.messages.length >= Number(this.getAttribute('history') ?? PAGE))
-    const { typing } = view
-    this.#typing.textContent = typing ? typing.label || `${say.assistant} ${say.thinking}` : ''
-    const statuses = { connecting: say.connecting, live: '', waiting: say.waiting, paused: '', offline: say.offline, closed: '' }
-    this.#status.textContent = statuses[view.status]
-    this.#end(view)
-    if (view.error && view.status === 'closed') this.#fail(view.error)
-    if (isNear) this.#scroll()
+    return hasMore
   }
 
-  /** What is left to do when nothing can be said any more. */
+  /** Of what one says in a row, the first has the picture, and the last the name and the time. */
+  #runs(messages: readonly Message[]): void {
+    messages.forEach((said, n) => {
+      const shown = this.#shown.get(said.id)
+      shown?.toggleAttribute('data-begins', !isOneRun(messages[n - 1], said))
+      shown?.toggleAttribute('data-ends', !isOneRun(said, messages[n + 1]))
+    })
+  }
+
+  /** What is left to do when nothing can be said any more; and what is said of how the conversation stands. */
   #end(view: View): void {
     const isOver = view.state !== undefined && !['open', 'escalated', 'pending_feedback'].includes(view.state)
-    this.#form.hidden = isOver
-    const wasOver = !this.#notice.hidden
-    this.#notice.hidden = !isOver
-    if (!isOver || wasOver) return
+    const isMissing = view.status === 'closed' && view.error instanceof RequestError && view.error.status === 404
+    if (isOver || isMissing) return this.#over(isMissing ? this.#strings.missing : view.notice ?? this.#strings.ended)
+    this.#form.hidden = false
+    const told = view.state === 'escalated' ? view.notice ?? this.#strings.escalated : undefined
+    this.#notice.hidden = told === undefined
+    if (told !== undefined && this.#notice.textContent !== told) this.#notice.replaceChildren(element('span', { textContent: told }))
+  }
+
+  /** Nothing can be said here any more; another conversation can be begun. */
+  #over(why: string): void {
+    if (this.#form.hidden && !this.#notice.hidden) return
+    const hadFocus = this.#form.contains(this.#root.activeElement)
+    this.#form.hidden = true
+    this.#notice.hidden = false
+    this.#status.textContent = ''
     const again = element('button', { type: 'button', className: 'plain', textContent: this.#strings.startOver })
     again.addEventListener('click', () => void this.startOver())
-    this.#notice.replaceChildren(element('span', { textContent: view.notice ?? this.#strings.ended }), again)
-  }
-
-  #message(message: Message): HTMLElement {
-    const { from, participant, content, created_at: at, files } = message
-    const name = from === 'appuser' ? this.#strings.you : participant?.name ?? this.#strings.assistant
-    const shown = this.#bubble(from, content, name)
-    const time = element('time', { dateTime: at, textContent: new Date(at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' }) })
-    const meta = element('div', { className: 'meta' })
-    meta.append(`${name} · `, time)
-    shown.append(meta)
-    if (files.length > 0) {
-      const list = element('ul', { className: 'files' })
-      for (const file of files) list.append(this.#attachment(file))
-      shown.querySelector('.bubble')!.append(list)
-    }
-    return shown
-  }
-
-  #attachment({ url, filename, content_type: type }: Message['files'][number]): HTMLElement {
-    const item = element('li')
-    const link = element('a', { href: url, target: '_blank', rel: 'noopener noreferrer' })
-    if (type.startsWith('image/')) link.append(element('img', { src: url, alt: filename, loading: 'lazy' }))
-    else link.textContent = filename
-    item.append(link)
-    return item
-  }
-
-  /** What grows is not read aloud piece by piece: the whole is, when it is there. */
-  #partial(text: string): HTMLElement {
-    const shown = this.#bubble('ai_agent', text, this.#strings.assistant)
-    shown.dataset['partial'] = ''
-    shown.setAttribute('aria-hidden', 'true')
-    return shown
-  }
-
-  #pending(text: string): HTMLElement {
-    const shown = this.#bubble('appuser', text, this.#strings.you)
-    shown.dataset['pending'] = ''
-    shown.append(element('div', { className: 'meta', textContent: this.#strings.sending }))
-    return shown
-  }
-
-  #bubble(from: string, content: string, name: string): HTMLElement {
-    const shown = element('div', { className: 'message' }, { 'data-from': from })
-    const bubble = element('div', { className: 'bubble', textContent: content, dir: 'auto' })
-    shown.append(element('span', { className: 'hidden', textContent: `${name}: ` }), bubble)
-    return shown
+    this.#notice.replaceChildren(element('span', { textContent: why }), again)
+    if (hadFocus) again.focus()
   }
 }
 

@@ -28,6 +28,9 @@ function show({ server, agent, sandbox }: Standing): void {
     pill.dataset['there'] = String(isThere)
     pill.textContent = `${name} ${isThere ? 'is running' : 'is away'}`
   }
+  const away = server && !agent ? 'The agent is away. What you write waits for it, and it answers when it is back.' : ''
+  // It is read aloud when it changes.
+  if (find('away').textContent !== away) find('away').textContent = away
 }
 
 async function look(): Promise<void> {

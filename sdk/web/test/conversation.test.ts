@@ -158,7 +158,7 @@ test('artifacts grow', () => {
 test('it is small, and there for every kind of program', async () => {
   const dist = fileURLToPath(new URL('../../dist/', import.meta.url))
   const script = gzipSync(readFileSync(`${dist}trunkline.js`), { level: 9 }).length
-  assert.ok(script < 12_000, `the script tag is ${script} bytes`)
+  assert.ok(script < 15_000, `the script tag is ${script} bytes`)
   const required = createRequire(import.meta.url)(`${dist}cjs/conversation.cjs`) as Record<string, unknown>
   const imported = (await import(`${dist}conversation/index.js`)) as Record<string, unknown>
   for (const module of [required, imported]) assert.equal(typeof module['ConversationClient'], 'function')

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use trunkline_agent_socket::{
-    Close, Meta, Type,
+    Close, Envelope, Meta, Type,
     client::{Client, Connector, Options},
     parse,
     server::Server,
@@ -205,6 +205,25 @@ fn cut(server: &Server<Echo>, seed: u64, bytes_max: usize, until: Instant) -> im
     }
 }
 
+/// What a client saw is what is kept.
+fn agree(seen: &[Envelope], all: &[Envelope]) {
+    let texts = |events: &[Envelope]| {
+        let mut texts: HashMap<String, String> = HashMap::new();
+        for event in events.iter().filter(|event| event.kind == Type::TurnTextDelta) {
+            let text = texts.entry(event.turn_id.clone().unwrap()).or_default();
+            text.push_str(event.value()["delta"].as_str().unwrap());
+        }
+        texts
+    };
+    assert_eq!(texts(seen), texts(all), "every piece once");
+    let others = |events: &[Envelope]| -> Vec<_> {
+        let whole = events.iter().filter(|event| event.kind != Type::TurnTextDelta);
+        whole.map(|event| (event.seq, event.kind)).collect()
+    };
+    assert_eq!(others(seen), others(all), "every other event once, in order");
+    assert!(seen.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+}
+
 async fn converge(
     (store, server, echo): (Arc<MemoryStore>, Server<Echo>, Echo),
     connect: impl Connector,
@@ -258,23 +277,7 @@ async fn converge(
     assert_eq!(latest, ended as u64, "each turn ran once");
     assert_eq!(had(), expected, "each request was taken once");
     assert_eq!(client.seq(), latest);
-    let all = store.get_since("c", 0).await.unwrap();
-    let texts = |events: &[trunkline_agent_socket::Envelope]| {
-        let mut texts: HashMap<String, String> = HashMap::new();
-        for event in events.iter().filter(|event| event.kind == Type::TurnTextDelta) {
-            let text = texts.entry(event.turn_id.clone().unwrap()).or_default();
-            text.push_str(event.value()["delta"].as_str().unwrap());
-        }
-        texts
-    };
-    let seen = seen.lock().unwrap().clone();
-    assert_eq!(texts(&seen), texts(&all), "every piece once");
-    let others = |events: &[trunkline_agent_socket::Envelope]| -> Vec<_> {
-        let whole = events.iter().filter(|event| event.kind != Type::TurnTextDelta);
-        whole.map(|event| (event.seq, event.kind)).collect()
-    };
-    assert_eq!(others(&seen), others(&all), "every other event once, in order");
-    assert!(seen.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+    agree(&seen.lock().unwrap(), &store.get_since("c", 0).await.unwrap());
     let state = server.state("c").await.unwrap();
     assert_eq!(client.view().borrow().state, Some(state));
     drop(client);

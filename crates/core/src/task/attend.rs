@@ -178,7 +178,7 @@ impl Tasks {
         };
         if let Some(mailbox) = self.floor().mailboxes.get(name) {
             lock(&mailbox.inside).inputs.extend(found.inputs);
-            found.losses.into_iter().for_each(|event| mailbox.tell(Mail::Lost(event)));
+            found.losses.into_iter().for_each(|event| mailbox.tell(Mail::Lost(event.into())));
         }
         let bound = arrival.task.or(found.start.as_ref().map(|start| start.id));
         if found.held.is_empty() && bound.is_none() && !found.is_waiting {
@@ -360,7 +360,7 @@ struct Found {
     start: Option<Task>,
     is_waiting: bool,
     /// What it lost while it was away.
-    losses: Vec<Box<TaskEvent>>,
+    losses: Vec<TaskEvent>,
 }
 
 async fn found(tx: &mut ReadTx, identity: &str, own: &str) -> Result<Found, ledger::Error> {

@@ -189,21 +189,9 @@ pub fn apply(task: &Task, request: &Request, context: Context) -> Result<Step, E
             next.state = State::Pending;
         }
         Request::Unavoid => next.avoid.clear(),
-        Request::Attendance { gone_since, is_resumed } => {
-            let was_there = next.disconnected_at.is_none();
-            next.lost_sessions += i64::from(was_there && gone_since.is_some());
-            next.lost_sessions -= i64::from(*is_resumed && next.lost_sessions > 0);
-            next.disconnected_at = *gone_since;
-        }
+        Request::Attendance { gone_since, is_resumed } => next.attended(*gone_since, *is_resumed),
         Request::Report => (next.reported_at, next.lost_sessions) = (Some(context.now), 0),
-        Request::Bury => {
-            next.lost_sessions += 1;
-            let reason = format!(
-                "{} sessions ended while they had it, one after the other and without a report",
-                next.lost_sessions
-            );
-            next.ended(State::DeadLetter, "", &reason, context.now);
-        }
+        Request::Bury => next.buried(context.now),
     }
     Ok(Step { task: next, is_repeat: false })
 }
@@ -457,6 +445,21 @@ impl Task {
         }
         self.state = State::Running;
         self.started_at = self.started_at.or(Some(now));
+    }
+
+    /// Its worker is gone since then, or there again.
+    fn attended(&mut self, gone_since: Option<i64>, is_resumed: bool) {
+        let was_there = self.disconnected_at.is_none();
+        self.lost_sessions += i64::from(was_there && gone_since.is_some());
+        self.lost_sessions -= i64::from(is_resumed && self.lost_sessions > 0);
+        self.disconnected_at = gone_since;
+    }
+
+    fn buried(&mut self, now: i64) {
+        self.lost_sessions += 1;
+        let count = self.lost_sessions;
+        let reason = format!("{count} sessions ended while they had it, one after the other and without a report");
+        self.ended(State::DeadLetter, "", &reason, now);
     }
 
     fn resumed(&mut self) {

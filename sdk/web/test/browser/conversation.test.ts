@@ -8,7 +8,7 @@ import { buildSync } from 'esbuild'
 import type { Browser, BrowserContext, Page } from 'playwright-core'
 
 import type { ConversationClient, Convo, Message, Status } from '../../conversation/index.js'
-import { APP, browser as launch, clean, pages, ROOT, screenshot, Wire, World } from './harness.js'
+import { accessible, APP, browser as launch, clean, pages, ROOT, screenshot, Wire, World } from './harness.js'
 
 let [browser, files]: [Browser, Server] = [] as never
 let [origin, world]: [string, World] = [] as never
@@ -280,7 +280,7 @@ test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_0
   const page = await blank(context)
   await page.addScriptTag({ path: `${ROOT}dist/trunkline.js` })
   await page.evaluate(([base, agentId]) => {
-    document.body.innerHTML = `<trunkline-chat style="height: 600px" base-url="${base}" agent-id="${agentId}" token-url="/token?user=chat"></trunkline-chat>`
+    document.body.innerHTML = `<main><h1>A page</h1><trunkline-chat style="height: 600px" base-url="${base}" agent-id="${agentId}" token-url="/token?user=chat"></trunkline-chat></main>`
   }, [`http://${world.http}`, APP.agentId] as const)
   await page.getByRole('log', { name: 'Chat' }).waitFor()
   const log = page.getByRole('log')
@@ -295,9 +295,16 @@ test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_0
   await log.getByText('You said: “Hello from the keyboard').waitFor()
   assert.equal(await text.inputValue(), '')
   assert.equal(await log.getAttribute('aria-live'), 'polite')
+  await accessible(page)
   await screenshot(page, 'chat-light')
   await page.emulateMedia({ colorScheme: 'dark' })
+  await accessible(page)
   await screenshot(page, 'chat-dark')
+  await page.emulateMedia({ forcedColors: 'active' })
+  await screenshot(page, 'chat-forced-colors')
+  await page.emulateMedia({ forcedColors: 'none' })
+  await page.setViewportSize({ width: 390, height: 700 })
+  await screenshot(page, 'chat-390')
   // From right to left, in another language.
   await page.evaluate(() => {
     document.documentElement.dir = 'rtl'
@@ -329,6 +336,94 @@ test('the chat is used by keyboard, read aloud, and looks well', { timeout: 90_0
   assert.deepEqual(reached, ['TEXTAREA', 'BUTTON', 'TEXTAREA'])
   await world.killAgent()
   await context.close()
+})
+
+/** A page with a chat and a main landmark, as pages are. */
+async function chat(context: BrowserContext, user: string, attributes = ''): Promise<Page> {
+  const page = await blank(context)
+  await page.addScriptTag({ path: `${ROOT}dist/trunkline.js` })
+  await page.evaluate(([base, agentId, user, attributes]) => {
+    document.body.innerHTML = `<main><h1>A page</h1><trunkline-chat style="height: 500px" base-url="${base}" agent-id="${agentId}" token-url="/token?user=${user}" ${attributes}></trunkline-chat></main>`
+  }, [`http://${world.http}`, APP.agentId, user, attributes] as const)
+  return page
+}
+
+test('what agents write is shown as it is meant, and nothing of it is a program', { timeout: 60_000 }, async () => {
+  world.answer('--fast')
+  const page = await chat(await browser.newContext(), 'markdown')
+  const text = page.getByRole('textbox', { name: 'Message' })
+  await page.getByText('Write something to begin.').waitFor()
+  await text.fill('see **this** and `x < y` at https://example.org/a?b=c. [not](javascript:alert(1)) <img src=x onerror=alert(1)>')
+  await text.press('Enter')
+  const answer = page.locator('.message[data-from=ai_agent]:not([data-partial]) .bubble')
+  await answer.locator('strong', { hasText: 'this' }).waitFor()
+  assert.equal(await answer.locator('code').textContent(), 'x < y')
+  assert.equal(await answer.locator('a').getAttribute('href'), 'https://example.org/a?b=c')
+  assert.equal(await answer.locator('a').count(), 1)
+  assert.equal(await answer.locator('img').count(), 0)
+  const own = page.locator('.message[data-from=appuser]:not([data-pending]) .bubble')
+  assert.ok((await own.textContent())?.startsWith('see **this** and `x < y`'), 'what is written stays as it was')
+  await accessible(page)
+  await screenshot(page, 'chat-markdown')
+})
+
+test('what was said last stays in sight, and what is new is told', { timeout: 60_000 }, async () => {
+  world.answer('--fast')
+  const page = await chat(await browser.newContext({ viewport: { width: 390, height: 700 } }), 'scrolls')
+  const text = page.getByRole('textbox', { name: 'Message' })
+  const answers = page.locator('.message[data-from=ai_agent]:not([data-partial])')
+  for (let n = 1; n <= 8; n += 1) {
+    await text.fill(`message ${n}`)
+    await text.press('Enter')
+    await page.waitForFunction((count) => document.querySelector('trunkline-chat')!.shadowRoot!.querySelectorAll('.message[data-from=ai_agent]:not([data-partial])').length >= count, n)
+  }
+  const isInSight = () => page.evaluate(() => {
+    const log = document.querySelector('trunkline-chat')!.shadowRoot!.querySelector('.log')!
+    return log.scrollHeight - log.scrollTop - log.clientHeight < 5
+  })
+  assert.ok(await isInSight())
+  await text.fill('one\ntwo\nthree\nfour\nfive')
+  await page.waitForTimeout(100)
+  assert.ok(await isInSight(), 'also when the composer grows')
+  await text.fill('')
+  // Who reads what was before is not taken away from it.
+  await page.getByRole('log').evaluate((log) => (log.scrollTop = 0))
+  const jump = page.getByRole('button', { name: 'New messages' })
+  assert.ok(await jump.isHidden())
+  await world.ask('scrolls', `/agent_convos/${await page.evaluate(() => (document.querySelector('trunkline-chat') as unknown as { convo: Convo }).convo.convoId)}/stream_message`, { text: 'from elsewhere' })
+  await jump.waitFor()
+  assert.equal(await page.getByRole('log').evaluate((log) => log.scrollTop), 0)
+  await screenshot(page, 'chat-new-messages')
+  await jump.click()
+  assert.ok(await isInSight())
+  assert.ok(await jump.isHidden())
+  assert.ok((await answers.count()) >= 8)
+})
+
+test('a chat that cannot go on says what can be done', { timeout: 60_000 }, async () => {
+  world.answer('--fast')
+  const context = await browser.newContext()
+  // A conversation that is not there.
+  const lost = await chat(context, 'lost', 'convo-id="11111111-1111-4111-8111-111111111111"')
+  await lost.getByText('This conversation is not there any more.').waitFor()
+  assert.ok(await lost.getByRole('textbox').isHidden())
+  await accessible(lost)
+  await lost.getByRole('button', { name: 'Start a new one' }).click()
+  await lost.getByRole('textbox').waitFor()
+  assert.equal(await lost.evaluate(() => document.querySelector('trunkline-chat')!.shadowRoot!.activeElement?.tagName), 'TEXTAREA')
+  // A server that is away for a while: what it says of that goes with it.
+  const away = await chat(context, 'away-chat')
+  await away.getByText('Write something to begin.').waitFor()
+  await world.killServer()
+  await away.getByText('The connection was lost. Trying again…').waitFor()
+  await away.getByRole('textbox').fill('meanwhile')
+  await away.getByRole('textbox').press('Enter')
+  await away.getByText('Waits for the connection').waitFor()
+  await screenshot(away, 'chat-away')
+  await world.serve()
+  await away.locator('.message[data-from=appuser]:not([data-pending])', { hasText: 'meanwhile' }).waitFor()
+  assert.ok(await away.getByRole('alert').isHidden())
+  assert.equal(await away.locator('.status').textContent(), '')
 })
 
 test('a React component shows a conversation for as long as it is there', { timeout: 60_000 }, async () => {

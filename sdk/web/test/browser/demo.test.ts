@@ -7,7 +7,7 @@ import { after, before, test } from 'node:test'
 
 import type { Browser, Page } from 'playwright-core'
 
-import { browser as launch, clean, screenshot, start } from './harness.js'
+import { accessible, browser as launch, clean, screenshot, start } from './harness.js'
 
 let [browser, demo, address]: [Browser, ChildProcess, string] = [] as never
 
@@ -50,8 +50,9 @@ test('a newcomer chats, watches, and breaks things', { timeout: 120_000 }, async
   await text(page).press('Enter')
   await page.locator('.message[data-partial]').waitFor()
   await page.getByRole('button', { name: 'Stop the agent' }).click()
-  await page.getByText('agent is away').waitFor()
-  await page.getByText('agent is running').waitFor()
+  await page.locator('#is-agent', { hasText: 'agent is away' }).waitFor()
+  await page.getByText('The agent is away. What you write waits for it').waitFor()
+  await page.locator('#is-agent', { hasText: 'agent is running' }).waitFor()
   for (const each of [page, tab]) await said(each, 'ai_agent').getByText('You said: “and one about lakes').waitFor()
 
   // The server is killed while it speaks, and what is written meanwhile is said afterwards.
@@ -72,6 +73,29 @@ test('a newcomer chats, watches, and breaks things', { timeout: 120_000 }, async
   assert.deepEqual(await said(tab, 'ai_agent').allTextContents(), await said(page, 'ai_agent').allTextContents())
   await screenshot(page, 'demo-after')
   await context.close()
+})
+
+test('it is used on any screen, in any colours, by keyboard', { timeout: 60_000 }, async () => {
+  for (const [name, options] of Object.entries({
+    light: { viewport: { width: 1200, height: 800 } },
+    dark: { viewport: { width: 1200, height: 800 }, colorScheme: 'dark' as const },
+    forced: { viewport: { width: 1200, height: 800 }, forcedColors: 'active' as const },
+    low: { viewport: { width: 1100, height: 560 } },
+    phone: { viewport: { width: 390, height: 844 } },
+  })) {
+    const context = await browser.newContext(options)
+    const page = await context.newPage()
+    await page.goto(address)
+    await said(page, 'ai_agent').first().waitFor()
+    if (name !== 'forced') await accessible(page)
+    const send = await page.getByRole('button', { name: 'Send' }).boundingBox()
+    assert.ok(send && (name === 'phone' || send.y + send.height <= options.viewport.height), `${name}: Send is in sight`)
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${name}: nothing is beside the page`)
+    await page.locator('#artifacts').focus()
+    assert.equal(await page.evaluate(() => document.activeElement?.id), 'artifacts')
+    await screenshot(page, `demo-${name}`)
+    await context.close()
+  }
 })
 
 test('other pages do not break it', async () => {

@@ -46,6 +46,17 @@ export async function screenshot(page: Page, name: string): Promise<void> {
   await page.screenshot({ path: join(shots, `${name}.png`) })
 }
 
+/** What axe has against a page as it is: nothing. */
+export async function accessible(page: Page): Promise<void> {
+  await page.addScriptTag({ path: fileURLToPath(import.meta.resolve('axe-core/axe.min.js')) })
+  const found = await page.evaluate(async () => {
+    const { axe } = globalThis as unknown as { axe: typeof import('axe-core') }
+    const { violations } = await axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] })
+    return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target.join(' ')).join(', ')}`)
+  })
+  assert.deepEqual(found, [])
+}
+
 export async function kill(child: ChildProcess | undefined): Promise<void> {
   if (!child || child.exitCode !== null || child.signalCode !== null) return
   child.kill('SIGKILL')
@@ -93,7 +104,7 @@ export async function pages(): Promise<[Server, string]> {
     }
     if (url.pathname === '/nothing') {
       response.setHeader('content-type', 'text/html')
-      response.end('<!doctype html><title>A page</title>')
+      response.end('<!doctype html><html lang="en"><title>A page</title>')
       return
     }
     const path = normalize(url.pathname)

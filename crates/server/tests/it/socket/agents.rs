@@ -28,6 +28,26 @@ async fn say(agent: &Client, target: &str, payload: &'static [u8], kind: Message
     agent.put(Up::Send(message)).await;
 }
 
+/// A request is sent once, and acknowledged as often as it is said.
+async fn requests_are_sent_once(tab: &mut Socket, one: &mut Client) {
+    let stop = json!({"type": "turn_aborted", "turnId": "t-2", "requestId": "r-1"});
+    let answer =
+        json!({"type": "approval_resolve", "operationId": "o", "requestId": "r-2", "payload": {"approved": true}});
+    tab.say(stop.clone()).await;
+    tab.expect("turn_aborted").await;
+    assert_eq!(tab.expect("ack").await["requestId"], "r-1");
+    for request in [&stop, &answer, &answer, &stop] {
+        tab.say(request.clone()).await;
+        assert_eq!(tab.expect("ack").await["requestId"], request["requestId"]);
+    }
+    assert_eq!(one.message().await.message_type, i32::from(MessageType::Control));
+    assert_eq!(one.message().await.message_type, i32::from(MessageType::Opaque));
+    tab.say(json!({"type": "turn_start", "turnId": "t-3", "payload": "after", "requestId": "r-3"})).await;
+    tab.expect("turn_running").await;
+    assert_eq!(tab.expect("ack").await["requestId"], "r-3");
+    assert_eq!(&one.message().await.payload[..], b"after");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_answers_a_client_and_knows_nothing_of_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -63,23 +83,7 @@ async fn an_agent_answers_a_client_and_knows_nothing_of_it() {
     tab.say(json!({"type": "turn_start", "turnId": "t-2", "payload": "now"})).await;
     tab.expect("turn_running").await;
     assert_eq!(&one.message().await.payload[..], b"now");
-    // A request is sent once, and acknowledged as often as it is said.
-    let stop = json!({"type": "turn_aborted", "turnId": "t-2", "requestId": "r-1"});
-    let answer =
-        json!({"type": "approval_resolve", "operationId": "o", "requestId": "r-2", "payload": {"approved": true}});
-    tab.say(stop.clone()).await;
-    tab.expect("turn_aborted").await;
-    assert_eq!(tab.expect("ack").await["requestId"], "r-1");
-    for request in [&stop, &answer, &answer, &stop] {
-        tab.say(request.clone()).await;
-        assert_eq!(tab.expect("ack").await["requestId"], request["requestId"]);
-    }
-    assert_eq!(one.message().await.message_type, i32::from(MessageType::Control));
-    assert_eq!(one.message().await.message_type, i32::from(MessageType::Opaque));
-    tab.say(json!({"type": "turn_start", "turnId": "t-3", "payload": "after", "requestId": "r-3"})).await;
-    tab.expect("turn_running").await;
-    assert_eq!(tab.expect("ack").await["requestId"], "r-3");
-    assert_eq!(&one.message().await.payload[..], b"after");
+    requests_are_sent_once(&mut tab, &mut one).await;
 
     // What is said while nobody looks is there for who comes back.
     drop((tab, second));
