@@ -363,7 +363,10 @@ impl Sender {
         if let Ok(permit) = self.gate.authorize(&session.caller, gate::ReportOn(&task)) {
             self.accepted.push(&permit, self.tasks.event(&task, event)?);
             self.has_reports = true;
-            self.tasks.reported(&session.caller, &task).await?;
+            // It was accepted all the same.
+            if let Err(error) = self.tasks.reported(&session.caller, &task).await {
+                tracing::warn!(%error, task = %task.id, "that its worker reported is not noted");
+            }
         }
         Ok(())
     }

@@ -236,6 +236,10 @@ impl Sockets {
         if is_full() {
             self.count().await?;
         }
+        let known = (permit.client().to_owned(), ask.request.clone());
+        if is_full() && self.0.gate.glance(move |tx| sql::is_known(tx, known.clone())).await? {
+            return Ok(Asked::Known);
+        }
         if is_full() {
             let why = format!("what clients asked and no runtime has takes {ALL_ASKS_BYTES_MAX} bytes, the limit");
             return Err(Error::new(Kind::Exhausted, "ERR_QUOTA_001", why));

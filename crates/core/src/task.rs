@@ -38,7 +38,7 @@ use trunkline_store::log::Clock;
 use uuid::Uuid;
 
 pub use self::{
-    attend::{Arrival, Desk},
+    attend::{Arrival, Desk, Leave},
     create::{Create, Created, OfflinePolicy},
     decide::Times,
     events::{Event, TaskEvent},

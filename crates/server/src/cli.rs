@@ -107,6 +107,14 @@ pub(crate) fn put(text: &str) {
     }
 }
 
+/// Tells people why a command did not do what it was asked, in one line.
+pub(crate) fn complain(error: &(dyn std::error::Error + 'static)) {
+    let text = error.to_string();
+    let line: Vec<&str> = text.split_whitespace().collect();
+    // Whoever reads neither cannot be told.
+    let _ = writeln!(std::io::stderr(), "error: {}", line.join(" "));
+}
+
 /// Prints a line of a command's result.
 pub(crate) fn say(line: impl std::fmt::Display) {
     put(&format!("{line}\n"));

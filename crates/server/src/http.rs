@@ -275,7 +275,9 @@ pub(crate) fn ending(web: &Web, caller: Arc<Caller>) -> impl Future<Output = End
 /// The origins that the settings allow, as browsers write them.
 pub(crate) fn origins(allowed: &[String]) -> Result<Vec<HeaderValue>, ConfigError> {
     let origin = |text: &String| {
-        let url = Url::parse(text).ok().filter(|url| url.as_str().trim_end_matches('/') == origin_of(url));
+        let url = Url::parse(text)
+            .ok()
+            .filter(|url| url.as_str().trim_end_matches('/') == origin_of(url) && !text.contains('*'));
         url.and_then(|url| HeaderValue::try_from(origin_of(&url)).ok()).ok_or_else(|| {
             let why = format!("http.allowed_origins: {text:?} is no origin such as https://app.example.org");
             ConfigError::Content(why)
@@ -301,7 +303,10 @@ pub(crate) fn public_origin(public_url: &str) -> Result<Option<HeaderValue>, Con
 /// As a browser writes it: in lower case, without the scheme's own port. Apps' own schemes have a host and no more.
 fn origin_of(url: &Url) -> String {
     match url.origin() {
-        Origin::Opaque(_) => format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default()),
+        Origin::Opaque(_) => {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default())
+        }
         origin => origin.ascii_serialization(),
     }
 }
@@ -492,6 +497,8 @@ mod tests {
             ("http://[::1]:80", Some("http://[::1]")),
             ("https://b\u{fc}cher.example", Some("https://xn--bcher-kva.example")),
             ("tauri://localhost", Some("tauri://localhost")),
+            ("app://localhost:8080", Some("app://localhost:8080")),
+            ("https://*.example.org", None),
             ("https://app.example.org/path", None),
             ("https://app.example.org?query", None),
             ("app.example.org", None),

@@ -75,6 +75,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Args::parse().command;
+    // A server's log is read by programs, and has everything that it says.
+    let logs = matches!(command, Command::Serve(_));
     // Without a thread there is no server either.
     let Ok(log) = cli::log::Log::to_stderr() else { return ExitCode::FAILURE };
     let done = match command {
@@ -103,7 +105,11 @@ fn main() -> ExitCode {
     let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error}");
+            if logs {
+                tracing::error!("{error}");
+            } else {
+                cli::complain(error.as_ref());
+            }
             ExitCode::from(cli::exit_code(error.as_ref()))
         }
     };
@@ -121,6 +127,48 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         clap_mangen::generate_to(Args::command(), dir.path()).unwrap();
         assert!(dir.path().join("trunkline-kv-put.1").exists());
+    }
+
+    /// What a command takes at least, and every option that it has besides, one at a time: each is read as what it was declared.
+    #[test]
+    fn every_option_of_every_command_is_read_as_it_is_declared() {
+        let mut count = 0;
+        for (path, command) in leaves(vec!["trunkline".to_owned()], &Args::command()) {
+            let needed: Vec<String> =
+                command.get_arguments().filter(|arg| arg.is_required_set()).flat_map(given).collect();
+            for option in command.get_opts().filter(|option| !option.is_required_set()) {
+                let line = path.iter().cloned().chain(needed.clone()).chain(given(option));
+                // What goes together with others is refused, which reads it all the same.
+                let _ = Args::try_parse_from(line);
+                count += 1;
+            }
+        }
+        assert!(count > 100, "{count} options");
+        for list in
+            [&["token", "list"][..], &["session", "list"], &["kv", "list", "--workspace", "w"], &["task", "list"]]
+        {
+            for watch in [&["--watch"][..], &["--watch", "5"]] {
+                let line = ["trunkline"].iter().chain(list).chain(watch);
+                assert!(Args::try_parse_from(line).is_ok(), "{list:?}");
+            }
+        }
+    }
+
+    fn leaves(path: Vec<String>, command: &clap::Command) -> Vec<(Vec<String>, clap::Command)> {
+        let below = command
+            .get_subcommands()
+            .flat_map(|below| leaves(path.iter().cloned().chain([below.get_name().to_owned()]).collect(), below));
+        let below: Vec<_> = below.collect();
+        if below.is_empty() { vec![(path, command.clone())] } else { below }
+    }
+
+    /// An argument with a value that fits.
+    fn given(arg: &clap::Arg) -> Vec<String> {
+        let value =
+            arg.get_possible_values().first().map_or_else(|| "1".to_owned(), |value| value.get_name().to_owned());
+        let takes = arg.get_action().takes_values();
+        let name = arg.get_long().map(|long| format!("--{long}")).or(arg.get_short().map(|short| format!("-{short}")));
+        name.into_iter().chain(takes.then_some(value)).collect()
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What browsers say again by themselves: Chromium repeats a POST when a connection that it had used before breaks without an answer, and
 //! the page hears nothing of that. So what has no key, and comes again over another connection once the former one has ended, is done once.
+//! A connection that was used for nothing else says nothing: proxies make one for each request, and end it.
 //!
 //! A client that is no browser says nothing again by itself, and two of its connections may well say the same: it has no origin.
 
@@ -31,8 +32,15 @@ const KNOWN_MAX: usize = 64 * 1024;
 pub(crate) struct Repeats(Arc<Shared>);
 
 struct Shared {
-    known: Mutex<HashMap<Post, Earlier>>,
+    known: Mutex<Known>,
     tracker: TaskTracker,
+}
+
+#[derive(Default)]
+struct Known {
+    posts: HashMap<Post, Earlier>,
+    /// At how many those that are over are forgotten.
+    forgets_at: usize,
 }
 
 /// What is said to which conversation or session, by whom: in short, because a token may be what tells that.
@@ -98,13 +106,13 @@ impl Repeats {
     }
 
     async fn repeated(&self, post: &Post, exchange: &Exchange) -> Option<Uuid> {
-        let mut earlier = self.known().get(post).filter(|earlier| earlier.at.elapsed() < WINDOW).cloned()?;
+        let mut earlier = self.known().posts.get(post).filter(|earlier| earlier.at.elapsed() < WINDOW).cloned()?;
         // Over one connection, it is said twice.
         if earlier.exchange.shares_connection(exchange) {
             return None;
         }
         timeout(ENDS, earlier.exchange.connection_ends()).await.ok()?;
-        if earlier.exchange.was_last() {
+        if earlier.exchange.was_reused() && earlier.exchange.was_last() {
             return *earlier.outcome.wait_for(Option::is_some).await.ok()?;
         }
         None
@@ -112,15 +120,16 @@ impl Repeats {
 
     fn note(&self, post: Post, exchange: Exchange, outcome: watch::Receiver<Option<Uuid>>) {
         let mut known = self.known();
-        if known.len().is_power_of_two() {
-            known.retain(|_, earlier| earlier.at.elapsed() < WINDOW);
+        if known.posts.len() >= known.forgets_at {
+            known.posts.retain(|_, earlier| earlier.at.elapsed() < WINDOW);
+            known.forgets_at = (known.posts.len() * 2).max(1024);
         }
-        if known.len() < KNOWN_MAX {
-            known.insert(post, Earlier { exchange, at: Instant::now(), outcome });
+        if known.posts.len() < KNOWN_MAX {
+            known.posts.insert(post, Earlier { exchange, at: Instant::now(), outcome });
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<Post, Earlier>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -289,7 +289,7 @@ export class AgentSocketClient {
     this.lastSeenSeq = event.seq ?? this.lastSeenSeq
     this.#knows(event)
     if (this.#state && this.lastSeenSeq > this.#stateSeq) this.#state = foldRuntimeState(this.#state, event)
-    this.#pending = this.#pending.filter(({ said }) => !answers(event, said))
+    this.#pending = this.#pending.filter(({ said }) => !answers(event, said, !this.#acksRequests))
     this.#handle(event)
     this.#unacked += 1
     const every = this.#options.ackEvery ?? 16
@@ -452,9 +452,9 @@ function requestId(): string {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
-/** Whether an event says what became of what was said. */
-function answers(event: AgentSocketEnvelope, said: AgentSocketEnvelope): boolean {
-  if (said.type === 'turn_start') return said.turnId === undefined || said.turnId === event.turnId
+/** Whether an event says what became of what was said. A server that acknowledges requests says itself which it took. */
+function answers(event: AgentSocketEnvelope, said: AgentSocketEnvelope, guesses: boolean): boolean {
+  if (said.type === 'turn_start') return said.turnId === undefined ? guesses : said.turnId === event.turnId
   if (said.type === 'turn_aborted') return ENDS.has(event.type) && said.turnId === event.turnId
-  return said.operationId === event.operationId
+  return guesses && said.type === 'approval_resolve' && said.operationId !== undefined && said.operationId === event.operationId
 }

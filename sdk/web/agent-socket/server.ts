@@ -74,6 +74,9 @@ class ClientStream {
 
   static #forgetAt = 1024
 
+  /** Those whose sessions left not long ago: nobody else may hold them. */
+  static readonly #left = new Map<ClientStream, ReturnType<typeof setTimeout>>()
+
   readonly sessions = new Set<AgentSocketServerSession>()
   readonly turns = new Recent<true>()
   /** Requests that were taken, and whether they are done. */
@@ -102,9 +105,12 @@ class ClientStream {
   /** What was asked is known to a client that comes back. */
   leave(session: AgentSocketServerSession): void {
     this.sessions.delete(session)
-    const held = setTimeout(() => this.sessions.delete(session), COMES_BACK_MS)
+    const others = ClientStream.#left.get(this)
+    clearTimeout(others)
+    const forgets = setTimeout(() => ClientStream.#left.delete(this), COMES_BACK_MS)
     // A program that has nothing else to do may end.
-    ;(held as { unref?: () => void }).unref?.()
+    ;(forgets as { unref?: () => void }).unref?.()
+    ClientStream.#left.set(this, forgets)
   }
 }
 
@@ -222,18 +228,25 @@ export class AgentSocketServerSession {
       return this.#acknowledge(requestId)
     }
     if (requestId !== undefined) requests?.set(requestId, false)
-    if (envelope.type === 'turn_start' && (await this.#isBegun(envelope))) {
-      await this.#snapshot()
-      return this.#done(requestId)
+    try {
+      if (envelope.type === 'turn_start' && (await this.#isBegun(envelope))) {
+        await this.#snapshot()
+        return this.#done(requestId)
+      }
+    } catch (error) {
+      if (requestId !== undefined) requests?.delete(requestId)
+      throw error
     }
     this.#run(async () => {
       try {
         await this.#handler(envelope)
       } catch (error) {
-        // Asked for again, it is tried again; what it emitted is in the store, which knows it then.
+        // Begun again, it runs again; what it emitted is in the store, which knows it then.
         if (envelope.type === 'turn_start' && envelope.turnId !== undefined) this.#stream?.turns.delete(envelope.turnId)
-        if (requestId !== undefined) requests?.delete(requestId)
-        throw error
+        if (requestId === undefined) throw error
+        // It is not said again by itself: a handler that fails may have done half of it.
+        requests?.set(requestId, true)
+        return this.#acknowledge(requestId, { error: String(error).slice(0, 500), code: 'ERR_HANDLER' })
       }
       this.#done(requestId)
     })
@@ -259,8 +272,8 @@ export class AgentSocketServerSession {
     this.#acknowledge(requestId)
   }
 
-  #acknowledge(requestId: string | undefined): void {
-    if (requestId !== undefined) this.#put(this.#own({ ...makeEnvelope('ack'), requestId }))
+  #acknowledge(requestId: string | undefined, payload?: { error: string; code: string }): void {
+    if (requestId !== undefined) this.#put(this.#own({ ...makeEnvelope('ack', payload), requestId }))
   }
 
   async #hello(envelope: AgentSocketEnvelope): Promise<void> {

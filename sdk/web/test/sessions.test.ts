@@ -129,10 +129,14 @@ test('a request is said until it is answered, and taken once', async () => {
   for (const cuts of [0, 1, 2, 3, 4, 5]) {
     const decided: unknown[] = []
     const acked: string[] = []
-    const client = new AgentSocketClient({ clientId: 'c', pauseMs: 1, transport: cutting(new MemoryEventStore(), cuts, decided) })
+    const events = new MemoryEventStore()
+    let seq = 0
+    const client = new AgentSocketClient({ clientId: 'c', pauseMs: 1, transport: cutting(events, cuts, decided) })
     client.on('ack', ({ requestId = '' }) => acked.push(requestId))
     client.connect()
     await settled()
+    // Whatever else comes answers nothing.
+    client.on('ack', () => events.append({ ...makeEnvelope('approval_request', {}, { clientId: 'c', operationId: 'o', seq: (seq += 1) }) }))
     client.send('approval_resolve', { approved: 1 }, { operationId: 'o' })
     client.send('approval_resolve', { approved: 2 }, { operationId: 'o' })
     for (let tries = 0; tries < 200 && new Set(acked).size < 2; tries += 1) await settled()
@@ -243,7 +247,7 @@ test('two tabs of one client over one store see the same', async () => {
   }
 })
 
-test('a store that takes its time keeps the order, and a turn that failed is tried again', async () => {
+test('a store that takes its time keeps the order, and a turn that failed may be begun again', async () => {
   const store = new MemoryEventStore()
   const slow = {
     append: async (event: AgentSocketEnvelope) => {
@@ -286,10 +290,17 @@ test('a store that takes its time keeps the order, and a turn that failed is tri
     },
   })
   const seen = watch(client)
+  const refused: unknown[] = []
+  client.on<{ error?: string }>('ack', ({ payload }) => {
+    if (payload?.error === undefined) return
+    refused.push(payload.error)
+    client.startTurn({}, 't')
+  })
   client.connect()
   client.startTurn({}, 't')
   for (let waits = 0; waits < 400 && !seen.some(({ type }) => type === 'turn_done'); waits += 1) await settled()
   assert.equal(tries, 3)
+  assert.deepEqual(refused, ['Error: not now', 'Error: not now'], 'nothing says it again by itself')
   const seqs = seen.map(({ seq = 0 }) => seq)
   assert.deepEqual(seqs, seqs.map((_, at) => at + 1))
   assert.deepEqual(seen.slice(-2).map(({ type }) => type), ['turn_running', 'turn_done'])

@@ -299,10 +299,13 @@ impl Core {
 
     /// Forgets what was said and is answered by this.
     fn settle(&mut self, event: &Envelope) {
+        // A server that acknowledges requests says itself which it took.
+        let guesses = !self.acks_requests;
         let is_answered = |said: &Envelope| match said.kind {
-            Type::TurnStart => said.turn_id.is_none() || said.turn_id == event.turn_id,
+            Type::TurnStart if said.turn_id.is_none() => guesses,
+            Type::TurnStart => said.turn_id == event.turn_id,
             Type::TurnAborted => event.kind.ends_turn() && said.turn_id == event.turn_id,
-            Type::ApprovalResolve => said.operation_id == event.operation_id,
+            Type::ApprovalResolve => guesses && said.operation_id.is_some() && said.operation_id == event.operation_id,
             _ => false,
         };
         self.pending.retain(|pending| !is_answered(&pending.said));

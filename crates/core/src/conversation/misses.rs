@@ -16,21 +16,30 @@ const BELIEVED: Duration = Duration::from_secs(1);
 const KNOWN_MAX: usize = 16 * 1024;
 
 #[derive(Default)]
-pub(super) struct Misses(Mutex<HashMap<Uuid, Instant>>);
+pub(super) struct Misses(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    misses: HashMap<Uuid, Instant>,
+    /// When those that are not believed any more were last forgotten.
+    forgot_at: Option<Instant>,
+}
 
 impl Misses {
     pub(super) fn has(&self, id: Uuid, now: Instant) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(&id).is_some_and(|at| now.saturating_duration_since(*at) < BELIEVED)
+        all.misses.get(&id).is_some_and(|at| now.saturating_duration_since(*at) < BELIEVED)
     }
 
     pub(super) fn note(&self, id: Uuid, now: Instant) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= KNOWN_MAX {
-            all.retain(|_, at| now.saturating_duration_since(*at) < BELIEVED);
+        let forgets = all.forgot_at.is_none_or(|at| now.saturating_duration_since(at) >= BELIEVED);
+        if all.misses.len() >= KNOWN_MAX && forgets {
+            all.misses.retain(|_, at| now.saturating_duration_since(*at) < BELIEVED);
+            all.forgot_at = Some(now);
         }
-        if all.len() < KNOWN_MAX {
-            all.insert(id, now);
+        if all.misses.len() < KNOWN_MAX {
+            all.misses.insert(id, now);
         }
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn ask(
     told: Option<(Topic, Bytes)>,
 ) -> TxFuture<'_, Asked, Error> {
     Box::pin(async move {
-        if is_known(tx, &ask).await? {
+        if knows(tx.as_read(), &ask.client, &ask.request).await? {
             return Ok(Asked::Known);
         }
         if aim == Aim::Stop && !ask.turn.is_empty() {
@@ -109,12 +109,16 @@ pub(super) fn ask(
 }
 
 /// Whether a request was taken before: also one of a client that has no room for another.
-async fn is_known(tx: &mut WriteTx, ask: &Ask) -> Result<bool, LedgerError> {
-    if ask.request.is_empty() {
+pub(super) fn is_known(tx: &mut ReadTx, (client, request): (String, String)) -> TxFuture<'_, bool, LedgerError> {
+    Box::pin(async move { knows(tx, &client, &request).await })
+}
+
+async fn knows(tx: &mut ReadTx, client: &str, request: &str) -> Result<bool, LedgerError> {
+    if request.is_empty() {
         return Ok(false);
     }
     let sql = "SELECT 1 FROM socket_asks WHERE client = $1 AND request = $2 AND request <> ''";
-    Ok(tx.query_opt(sql, &[ask.client.as_str().into(), ask.request.as_str().into()]).await?.is_some())
+    Ok(tx.query_opt(sql, &[client.into(), request.into()]).await?.is_some())
 }
 
 /// False if it is there, or the turn that it begins.

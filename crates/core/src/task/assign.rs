@@ -204,8 +204,9 @@ impl Workers {
     pub(super) fn overloaded(&self) -> Vec<(String, usize)> {
         let mut all = Vec::new();
         for (identity, worker) in &self.workers {
-            let least = shared(&worker.takes).flat_map(|name| [Some(&**name), wide(name)]).flatten();
-            let least = least.filter_map(|name| self.free.get(name)?.first().map(|(load, ..)| *load)).min();
+            // As [`Workers::reserve`] finds the next one.
+            let next = |name: &str| self.free.get(name)?.first().map(|(load, ..)| *load);
+            let least = shared(&worker.takes).filter_map(|name| next(name).or_else(|| next(wide(name)?))).min();
             if let Some(least) = least
                 && worker.load() > least + 1
             {

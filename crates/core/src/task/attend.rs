@@ -92,12 +92,25 @@ impl Floor {
 pub struct Arrival {
     /// It goes on where a session of its was a moment ago.
     pub resumed: bool,
+    /// It is a process that was here before, whether or not its session is still there.
+    pub is_same: bool,
     /// It takes no tasks that are for any of its implementation.
     pub declines_pool: bool,
     /// What an orchestrator can start.
     pub profiles: Vec<String>,
     /// The task whose token it came in with.
     pub task: Option<Uuid>,
+}
+
+/// How a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Its client said goodbye: the task that it stood for is done.
+    Goodbye,
+    /// It is ended from here: the server stops, or the identity is somebody else's.
+    Stop,
+    /// Its client is gone.
+    Lost,
 }
 
 /// A session's place among those who do tasks. [`Desk::leave`] ends it.
@@ -187,12 +200,12 @@ impl Tasks {
         // Before what takes a while: what ends meanwhile is released, and stays so.
         self.floor().workers.hold_all(name, found.held.iter().map(|(id, _)| *id));
         let away = found.held.iter().filter(|(_, is_away)| *is_away).map(|(id, _)| *id).collect();
-        let (stands_for, started) = held::come_back(self, name, (away, arrival.resumed), bound).await?;
+        let (stands_for, changes) = held::come_back(self, name, (away, arrival.is_same), bound).await?;
         if found.is_waiting {
             self.floor().workers.note(&own_queue(name));
         }
-        if let Some(started) = started {
-            self.settle(started).await;
+        for changed in changes {
+            self.settle(changed).await;
         }
         Ok(stands_for.map(Box::new))
     }
@@ -307,18 +320,25 @@ impl Tasks {
     /// Somebody was given a task and left before it was told.
     pub(super) fn gone(&self, task: &Task) {
         let mut floor = self.floor();
-        drop(self.leaves(&mut floor, task.assignee.clone(), vec![task.id], None));
+        drop(self.leaves(&mut floor, task.assignee.clone(), vec![task.id], (None, Leave::Stop)));
     }
 
     /// Somebody has left: what it was not told goes to others, the rest waits for it. It happens whether or not anybody waits
     /// for the answer.
-    fn leaves(&self, floor: &mut Floor, identity: String, untold: Vec<Uuid>, done: Option<Uuid>) -> JoinHandle<()> {
+    fn leaves(
+        &self,
+        floor: &mut Floor,
+        identity: String,
+        untold: Vec<Uuid>,
+        (done, how): (Option<Uuid>, Leave),
+    ) -> JoinHandle<()> {
         let departures = floor.leaving.entry(identity.clone()).or_default();
         departures.count += 1;
         let returns = departures.returns;
         let tasks = self.clone();
         self.spawn_job(async move {
-            let leaving = Leaving { identity: identity.clone(), returns, untold, done };
+            let is_lost = how == Leave::Lost;
+            let leaving = Leaving { identity: identity.clone(), returns, untold, done, is_lost };
             let left = held::leave(&tasks, leaving).await;
             tasks.floor().left(&identity);
             if let Err(error) = left {
@@ -464,24 +484,24 @@ impl Desk {
         Mail::Event(event)
     }
 
-    /// Ends it. `clean` if the client said goodbye: then the task that it stood for is done.
-    pub async fn leave(mut self, clean: bool) {
-        if let Some(left) = self.end(clean) {
+    /// Ends it.
+    pub async fn leave(mut self, how: Leave) {
+        if let Some(left) = self.end(how) {
             // It happens whether or not anybody waits.
             let _ = left.await;
         }
     }
 
     /// Nobody is here any more, unless a successor is.
-    fn end(&mut self, clean: bool) -> Option<JoinHandle<()>> {
+    fn end(&mut self, how: Leave) -> Option<JoinHandle<()>> {
         let mut floor = self.tasks.floor();
         let (has, given) = self.forget(&mut floor)?;
         if has.is_empty() && self.is_settled {
             return None;
         }
         let untold = has.into_iter().filter(|task| !given.get(task).is_some_and(|given| given.is_taken)).collect();
-        let done = self.bound.as_ref().filter(|_| clean).map(|task| task.id);
-        Some(self.tasks.leaves(&mut floor, self.identity.clone(), untold, done))
+        let done = self.bound.as_ref().filter(|_| how == Leave::Goodbye).map(|task| task.id);
+        Some(self.tasks.leaves(&mut floor, self.identity.clone(), untold, (done, how)))
     }
 
     /// Answers what the identity had, and what of it the session was handed.
@@ -496,7 +516,7 @@ impl Drop for Desk {
     fn drop(&mut self) {
         // Without its runtime the process is about to end, and the next one takes everybody for gone.
         if tokio::runtime::Handle::try_current().is_ok() {
-            drop(self.end(false));
+            drop(self.end(Leave::Lost));
         }
         self.mailbox.clear();
     }

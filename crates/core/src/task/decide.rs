@@ -72,12 +72,15 @@ pub enum Request {
     },
     /// The worker that failed it may have it again.
     Unavoid,
-    /// Its worker is gone, or there again.
-    Attendance {
-        /// Since when it is gone.
-        gone_since: Option<i64>,
-        /// It goes on where its session was: that one was not lost.
-        is_resumed: bool,
+    /// Its worker is gone.
+    Gone {
+        /// Its session was lost over this task, as far as is known: it neither said goodbye nor was sent away.
+        is_lost: bool,
+    },
+    /// Its worker is there again.
+    Back {
+        /// It is the process that was here before, which only lost its connection.
+        is_same: bool,
     },
     /// Its worker says how it goes on.
     Report,
@@ -189,7 +192,8 @@ pub fn apply(task: &Task, request: &Request, context: Context) -> Result<Step, E
             next.state = State::Pending;
         }
         Request::Unavoid => next.avoid.clear(),
-        Request::Attendance { gone_since, is_resumed } => next.attended(*gone_since, *is_resumed),
+        Request::Gone { is_lost } => next.gone(*is_lost, context.now),
+        Request::Back { is_same } => next.back(*is_same),
         Request::Report => (next.reported_at, next.lost_sessions) = (Some(context.now), 0),
         Request::Bury => next.buried(context.now),
     }
@@ -217,7 +221,7 @@ fn change(request: &Request) -> Option<Change> {
         Request::Resume => Change::Resume,
         Request::Wake => Change::Wake,
         Request::Reject { .. } => Change::Reject,
-        Request::Unavoid | Request::Attendance { .. } | Request::Report => return None,
+        Request::Unavoid | Request::Gone { .. } | Request::Back { .. } | Request::Report => return None,
     })
 }
 
@@ -300,11 +304,11 @@ pub fn notes_report(task: &Task, now: i64) -> bool {
     task.state == State::Running && (task.lost_sessions > 0 || part > 0 && now.saturating_sub(last) >= part)
 }
 
-/// Whether one more session that is lost over a task makes it a dead letter.
+/// Whether as many sessions were lost over a task as may be.
 #[must_use]
-pub fn is_lost_on(task: &Task) -> bool {
+pub fn is_deadly(task: &Task) -> bool {
     let most = task.spec.limits.lost_sessions_max;
-    most > 0 && task.mode != Mode::Startup && task.lost_sessions + 1 >= most
+    most > 0 && task.mode != Mode::Startup && task.lost_sessions >= most
 }
 
 /// What time wants of a task.
@@ -330,7 +334,7 @@ pub fn alarm(task: &Task, context: Context, times: &Times) -> Alarm {
     match task.state {
         // It came back, and the row does not say so.
         state if state.is_held() && task.disconnected_at.is_some() && context.worker_is_there => {
-            Alarm::Do(Request::Attendance { gone_since: None, is_resumed: false }.into())
+            Alarm::Do(Request::Back { is_same: false }.into())
         }
         State::Pending if is_due && !task.avoid.is_empty() => Alarm::Do(Request::Unavoid.into()),
         State::Pending if is_due => {
@@ -345,6 +349,7 @@ pub fn alarm(task: &Task, context: Context, times: &Times) -> Alarm {
             let reason = format!("the agent did not come after {} launches", task.launches);
             Alarm::Do(Request::Fail { by: by(), reason }.into())
         }
+        State::Assigned | State::Running if is_due && is_deadly(task) => Alarm::Do(Request::Bury.into()),
         // What nobody began goes to somebody else.
         State::Assigned if is_due && task.mode != Mode::SelfAssign => Alarm::Do(Request::PutBack.into()),
         State::Running if has_come(execution_ends(task)) => {
@@ -416,7 +421,7 @@ fn refusal(task: &Task, request: &Request, change: Change) -> Error {
         Request::Reject { .. } => transition("RejectTask"),
         Request::Start { .. } => format!("task {id} not in assigned, starting, or running state"),
         Request::Assign { .. } | Request::Launch { .. } => format!("task {id} not found or not in pending state"),
-        Request::PutBack | Request::Unavoid | Request::Attendance { .. } | Request::Report => {
+        Request::PutBack | Request::Unavoid | Request::Gone { .. } | Request::Back { .. } | Request::Report => {
             format!("task {id} is not held")
         }
     };
@@ -447,16 +452,17 @@ impl Task {
         self.started_at = self.started_at.or(Some(now));
     }
 
-    /// Its worker is gone since then, or there again.
-    fn attended(&mut self, gone_since: Option<i64>, is_resumed: bool) {
-        let was_there = self.disconnected_at.is_none();
-        self.lost_sessions += i64::from(was_there && gone_since.is_some());
-        self.lost_sessions -= i64::from(is_resumed && self.lost_sessions > 0);
-        self.disconnected_at = gone_since;
+    fn gone(&mut self, is_lost: bool, now: i64) {
+        self.disconnected_at = Some(now);
+        self.lost_sessions += i64::from(is_lost);
+    }
+
+    fn back(&mut self, is_same: bool) {
+        self.disconnected_at = None;
+        self.lost_sessions -= i64::from(is_same && self.lost_sessions > 0);
     }
 
     fn buried(&mut self, now: i64) {
-        self.lost_sessions += 1;
         let count = self.lost_sessions;
         let reason = format!("{count} sessions ended while they had it, one after the other and without a report");
         self.ended(State::DeadLetter, "", &reason, now);
@@ -539,11 +545,11 @@ mod tests {
         for state in State::all().filter(|state| state.is_held()) {
             let assignee = "ag::w::i::s".to_owned();
             let task = Task { state, assignee, disconnected_at: Some(0), ..Task::blank(0, Mode::Targeted) };
-            let back = Alarm::Do(Request::Attendance { gone_since: None, is_resumed: false }.into());
+            let back = Alarm::Do(Request::Back { is_same: false }.into());
             let there = Context { worker_is_there: true, ..at(1_000_000) };
             assert_eq!(alarm(&task, there, &TIMES), back, "{state:?}");
             let away = alarm(&task, at(1_000_000), &TIMES);
-            assert!(matches!(&away, Alarm::Do(request) if !matches!(**request, Request::Attendance { .. })));
+            assert!(matches!(&away, Alarm::Do(request) if !matches!(**request, Request::Back { .. })));
         }
     }
 

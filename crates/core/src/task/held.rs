@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{
     Mode, Task, Tasks, Times,
     attend::Desk,
-    decide::{Context, Request, is_lost_on},
+    decide::{Context, Request, is_deadly},
     operate::{Changed, step},
     sql::{self, HeldAt},
     state::State,
@@ -25,30 +25,36 @@ const PAGE: i64 = 256;
 pub(super) async fn come_back(
     tasks: &Tasks,
     identity: &str,
-    (away, is_resumed): (Vec<Uuid>, bool),
+    (away, is_same): (Vec<Uuid>, bool),
     bound: Option<Uuid>,
-) -> Result<(Option<Task>, Option<Changed>), Error> {
+) -> Result<(Option<Task>, Vec<Changed>), Error> {
     let (context, times) = (tasks.context(true), tasks.0.times);
+    let mut changes = Vec::new();
     let away: Vec<Uuid> = away.into_iter().filter(|id| Some(*id) != bound).collect();
     for piece in away.chunks(PIECE) {
         let (identity, piece) = (identity.to_owned(), piece.to_vec());
         let back = tasks.write(move |tx| {
             let (identity, piece) = (identity.clone(), piece.clone());
             Box::pin(async move {
+                let mut buried = Vec::new();
                 for id in piece {
-                    if let Some(task) = held(tx.as_read(), id, &identity).await?
-                        && task.disconnected_at.is_some()
-                    {
-                        let back = Request::Attendance { gone_since: None, is_resumed };
-                        step(tx, &task, &back, context, &times).await?;
+                    let Some(task) = held(tx.as_read(), id, &identity).await? else { continue };
+                    if task.disconnected_at.is_none() {
+                        continue;
+                    }
+                    // Another process, and the next one that would be lost over it.
+                    if !is_same && is_deadly(&task) {
+                        buried.push(step(tx, &task, &Request::Bury, context, &times).await?);
+                    } else {
+                        step(tx, &task, &Request::Back { is_same }, context, &times).await?;
                     }
                 }
-                Ok(())
+                Ok(buried)
             })
         });
-        back.await?;
+        changes.append(&mut back.await?);
     }
-    let Some(bound) = bound else { return Ok((None, None)) };
+    let Some(bound) = bound else { return Ok((None, changes)) };
     let identity = identity.to_owned();
     let begun = tasks.write(move |tx| {
         let identity = identity.clone();
@@ -62,7 +68,9 @@ pub(super) async fn come_back(
             Ok((Some(changed.after.clone()), Some(changed)))
         })
     });
-    begun.await
+    let (stands_for, begun) = begun.await?;
+    changes.extend(begun);
+    Ok((stands_for, changes))
 }
 
 /// What somebody's leaving means for what it has.
@@ -75,6 +83,8 @@ pub(super) struct Leaving {
     pub(super) untold: Vec<Uuid>,
     /// What is done with it.
     pub(super) done: Option<Uuid>,
+    /// It neither said goodbye nor was sent away.
+    pub(super) is_lost: bool,
 }
 
 /// Changes all that somebody who left has, as long as it is not back.
@@ -119,7 +129,9 @@ async fn left(
     context: Context,
     times: &Times,
 ) -> Result<Vec<Changed>, Error> {
-    let Leaving { identity, untold, done, .. } = leaving;
+    let Leaving { identity, untold, done, is_lost, .. } = leaving;
+    // Of one that begins what it works on, the rest had no part in it.
+    let begins = sql::has_begun(tx.as_read(), identity).await?;
     let mut changes = Vec::new();
     for id in piece {
         let Some(task) = held(tx.as_read(), id, identity).await? else { continue };
@@ -127,10 +139,8 @@ async fn left(
             Request::Complete { by: identity.clone() }
         } else if task.state == State::Assigned && task.mode == Mode::Pool && untold.contains(&id) {
             Request::PutBack
-        } else if task.disconnected_at.is_none() && is_lost_on(&task) {
-            Request::Bury
         } else if task.disconnected_at.is_none() {
-            Request::Attendance { gone_since: Some(context.now), is_resumed: false }
+            Request::Gone { is_lost: *is_lost && (task.state == State::Running || !begins) }
         } else {
             continue;
         };

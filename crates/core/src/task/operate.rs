@@ -141,7 +141,7 @@ async fn starts(tx: &mut WriteTx, before: &Task, after: &Task) -> Result<(), Err
 
 /// One who says what became of an attempt that is over says nothing of the one that is under way.
 fn check_attempt(task: &Task, attempt: i64) -> Result<(), Error> {
-    if attempt == 0 || attempt == task.attempt {
+    if attempt == 0 || attempt == task.attempt && task.state != State::Pending {
         return Ok(());
     }
     let message = format!("attempt {attempt} of task {} is over: the last one is {}", task.id, task.attempt);

@@ -418,7 +418,7 @@ pub(super) fn sweep(tx: &mut WriteTx, now: i64) -> TxFuture<'_, (), Error> {
 
 /// How long somebody who lost a task has to come back and hear of it, in milliseconds; and of how many it hears.
 const LOSS_MS: i64 = 24 * 3600 * 1000;
-const LOSSES_MAX: i64 = 1000;
+const LOSSES_MAX: i64 = 100;
 
 /// Notes what somebody who is away hears when it comes back: that a task is not its own any more.
 pub(super) async fn put_loss(tx: &mut WriteTx, identity: &str, task: Uuid, event: &str, now: i64) -> Result<(), Error> {
@@ -427,9 +427,11 @@ pub(super) async fn put_loss(tx: &mut WriteTx, identity: &str, task: Uuid, event
     tx.execute(sql, &[identity.into(), task.to_string().into(), event.into(), now.into()]).await.map(drop)
 }
 
-/// What somebody lost while it was away, the last ones.
+/// What somebody lost while it was away and does not have again, the last ones.
 pub(super) async fn losses(tx: &mut ReadTx, identity: &str) -> Result<Vec<String>, Error> {
-    let sql = "SELECT event FROM task_losses WHERE identity = $1 ORDER BY lost_at DESC, task LIMIT $2";
+    let sql = "SELECT event FROM task_losses l WHERE identity = $1
+            AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = l.task AND t.holder = $1)
+        ORDER BY lost_at DESC, task LIMIT $2";
     let rows = tx.query(sql, &[identity.into(), LOSSES_MAX.into()]).await?;
     rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
 }
@@ -444,10 +446,16 @@ pub(super) async fn remove_losses(tx: &mut WriteTx, identity: &str, task: Option
 /// Pool tasks that somebody was given before a time and has not begun, although it has begun others: the least urgent of them.
 pub(super) async fn not_begun(tx: &mut ReadTx, identity: &str, before: i64, most: i64) -> Result<Vec<Uuid>, Error> {
     let sql = "SELECT t.id FROM tasks t WHERE t.holder = $1 AND t.state = 'assigned' AND t.mode = 'pool' AND t.assigned_at <= $2
-            AND EXISTS (SELECT 1 FROM tasks r WHERE r.holder = $1 AND r.state = 'running')
+            AND EXISTS (SELECT 1 FROM tasks r WHERE r.holder = $1 AND r.state = 'running' AND r.mode = 'pool')
         ORDER BY t.priority, t.queued_at DESC, t.id DESC LIMIT $3";
     let rows = tx.query(sql, &[identity.into(), before.into(), most.into()]).await?;
     rows.iter().map(|row| uuid(row, 0)).collect()
+}
+
+/// Whether somebody has begun what it has, of what is not its own start.
+pub(super) async fn has_begun(tx: &mut ReadTx, identity: &str) -> Result<bool, Error> {
+    let sql = "SELECT 1 FROM tasks WHERE holder = $1 AND state = 'running' AND mode <> 'startup' LIMIT 1";
+    Ok(tx.query_opt(sql, &[identity.into()]).await?.is_some())
 }
 
 /// Forgets a task and what hangs on it.
@@ -456,7 +464,6 @@ pub(super) async fn remove(tx: &mut WriteTx, id: Uuid) -> Result<(), Error> {
     for sql in [
         "DELETE FROM task_waits WHERE waiter = $1",
         "DELETE FROM task_tokens WHERE task = $1",
-        "DELETE FROM task_losses WHERE task = $1",
         "DELETE FROM task_bodies WHERE task = $1",
         "DELETE FROM tasks WHERE id = $1",
     ] {

@@ -35,8 +35,8 @@ use trunkline_core::{
     limits::Limits,
     registry::{Program, Registry},
     task::{
-        Arrival, Backoff, Create, Desk, Event, Filter, Hibernation, Mail, Mode, OfflinePolicy, Operation, Options,
-        RetryPolicy, Task, TaskEvent, TaskLimits, Tasks, Wait, WaitReason,
+        Arrival, Backoff, Create, Desk, Event, Filter, Hibernation, Leave, Mail, Mode, OfflinePolicy, Operation,
+        Options, RetryPolicy, Task, TaskEvent, TaskLimits, Tasks, Wait, WaitReason,
         decide::AVOID_MS,
         state::{Change, State},
     },
@@ -368,7 +368,7 @@ impl World<'_> {
 
     fn leave(&mut self, present: Present, clean: bool) {
         let node = self.node();
-        node.runtime.block_on(present.desk.leave(clean));
+        node.runtime.block_on(present.desk.leave(if clean { Leave::Goodbye } else { Leave::Lost }));
         node.quiet();
     }
 
@@ -377,7 +377,7 @@ impl World<'_> {
         let node = self.node();
         node.sessions += 1;
         let session = format!("s{}", node.sessions);
-        let arrival = Arrival { resumed, ..Arrival::default() };
+        let arrival = Arrival { resumed, is_same: resumed, ..Arrival::default() };
         let desk = node.runtime.block_on(node.tasks.arrive(&identity, &session, arrival)).unwrap();
         node.desks[worker] = Some(Present { desk, has });
         node.quiet();
@@ -451,7 +451,7 @@ impl World<'_> {
                 (3, _) => operate(&caller(worker), Operation::Complete).await,
                 (4, _) => operate(&caller(worker), Operation::Fail("crash".into())).await,
                 (5, _) => drop(tasks.tick().await),
-                (_, Some(present)) => present.desk.leave(what == 6).await,
+                (_, Some(present)) => present.desk.leave(if what == 6 { Leave::Goodbye } else { Leave::Lost }).await,
                 (_, None) => {
                     let identity = Identity::parse(WORKERS[worker]).unwrap();
                     // Its process is gone with it.

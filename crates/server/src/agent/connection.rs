@@ -22,7 +22,7 @@ use trunkline_core::{
     Error,
     message::{Sender, Sent, not_written},
     session::Session,
-    task::Desk,
+    task::{Desk, Leave},
     topic::own_lane,
     work::WorkGroup,
 };
@@ -130,8 +130,12 @@ async fn serve(
     }
     let ended = connection.talk(inbound).await;
     // Whoever says goodbye is done; a server that stops is not a goodbye.
-    let clean = ended.is_ok() && !gateway.stop.is_cancelled();
-    Box::pin(connection.part(clean)).await;
+    let how = match &ended {
+        _ if gateway.stop.is_cancelled() => Leave::Stop,
+        Ok(()) => Leave::Goodbye,
+        Err(_) => Leave::Lost,
+    };
+    Box::pin(connection.part(how)).await;
     ended
 }
 
@@ -506,7 +510,7 @@ impl Connection<'_> {
 
     /// The last of a session: what was accepted is on disk and what was taken is remembered, before anybody else can
     /// hold the identity and before the client sees the stream end.
-    async fn part(mut self, clean: bool) {
+    async fn part(mut self, how: Leave) {
         self.settle().await;
         self.session.wait_settled().await;
         self.outbound.in_flight().close();
@@ -514,7 +518,7 @@ impl Connection<'_> {
         let Self { session, desk, frames, .. } = self;
         // Tasks among them that did not go out go to others.
         drop(frames);
-        desk.leave(clean).await;
+        desk.leave(how).await;
         drop(session);
     }
 }

@@ -98,7 +98,10 @@ fn arrival(init: &InitConnection, session: &Session) -> Arrival {
     }
     profiles.retain(|profile| !profile.is_empty() && profile.len() <= PROFILE_BYTES_MAX);
     profiles.truncate(PROFILES_MAX);
-    Arrival { resumed: session.welcome.resumed, declines_pool, profiles, task: session.caller.credential.task }
+    // A process that was just started has no session to go on with.
+    let is_same = !init.resume_session_id.is_empty();
+    let (resumed, task) = (session.welcome.resumed, session.caller.credential.task);
+    Arrival { resumed, is_same, declines_pool, profiles, task }
 }
 
 /// What agents and tasks are told right after the acknowledgement: what they keep for themselves. Without the ledger it is

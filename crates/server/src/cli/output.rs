@@ -14,7 +14,8 @@ pub(crate) struct Output {
     #[arg(long)]
     json: bool,
     /// Prints again every so many seconds, until it is interrupted.
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = 1..=3600)]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,
 }
 

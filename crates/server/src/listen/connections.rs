@@ -434,6 +434,11 @@ impl Exchange {
         self.key == other.key
     }
 
+    /// Whether others came before it.
+    pub(crate) fn was_reused(&self) -> bool {
+        self.number > 1
+    }
+
     /// Whether no request came after it: an HTTP/1 client that sent another one had its answer.
     pub(crate) fn was_last(&self) -> bool {
         self.state.requests.load(Relaxed) == self.number

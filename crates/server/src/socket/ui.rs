@@ -15,7 +15,7 @@ use trunkline_agent_socket::{
     transport::{Receiver, Sender},
 };
 use trunkline_core::{
-    Error,
+    Error, Kind,
     limits::TokenBucket,
     socket::{Aim, Ask, Asked, Need, Permit, Sockets},
 };
@@ -97,7 +97,7 @@ pub(super) async fn serve<S: Sender>(
         ui.answer(said).await?;
     }
     let ended = ui.run(receiver, &mut answered).await;
-    ui.keep_acks().await;
+    ui.keep_acks();
     ended
 }
 
@@ -206,7 +206,7 @@ impl<S: Sender> Ui<'_, S> {
             Said::Ack(seq) => {
                 self.acks.had = self.acks.had.max(seq.min(self.sent));
                 if self.acks.kept_at.is_none_or(|kept| kept.elapsed() >= ACKS_PAUSE) {
-                    self.keep_acks().await;
+                    self.keep_acks();
                 }
                 Ok(())
             }
@@ -216,16 +216,20 @@ impl<S: Sender> Ui<'_, S> {
     }
 
     /// What it had is known to its socket when that comes back, also after a restart.
-    async fn keep_acks(&mut self) {
+    fn keep_acks(&mut self) {
         let Acks { had, kept, .. } = self.acks;
         if had <= kept {
             return;
         }
         self.acks = Acks { had, kept: had, kept_at: Some(Instant::now()) };
-        // It is told less than it had then, which does no harm.
-        if let Err(error) = self.socket.shared.sockets.put_had(&self.permit, &self.socket_id, had).await {
-            tracing::debug!(%error, client = self.permit.client(), "what a socket had is not kept");
-        }
+        let (shared, permit, socket) =
+            (self.socket.shared.clone(), self.desk.permit().clone(), self.socket_id.to_string());
+        // Nobody waits for the ledger. It is told less than it had if that fails, which does no harm.
+        self.socket.shared.tasks.spawn(async move {
+            if let Err(error) = shared.sockets.put_had(&permit, &socket, had).await {
+                tracing::debug!(%error, client = permit.client(), "what a socket had is not kept");
+            }
+        });
     }
 
     /// What is new, to be sent.
@@ -317,8 +321,14 @@ impl<S: Sender> Ui<'_, S> {
             request: envelope.request_id.clone().unwrap_or_default(),
             body,
         };
-        let asked =
-            sockets.ask(&self.permit, ask, aim, told.as_ref().map(record::alone)).await.map_err(|e| failed(&e))?;
+        let asked = match sockets.ask(&self.permit, ask, aim, told.as_ref().map(record::alone)).await {
+            // Said again at once, it would be refused again.
+            Err(error) if envelope.request_id.is_some() && matches!(error.kind, Kind::Exhausted | Kind::Invalid) => {
+                let why = json!({"error": error.message, "code": error.code});
+                return self.say(acknowledged(envelope.request_id.unwrap_or_default()).with(&why)).await;
+            }
+            asked => asked.map_err(|e| failed(&e))?,
+        };
         if asked == Asked::Known && *kind == Type::TurnStart {
             // It runs already, or it ran: that is what the asker wants to know.
             self.snapshot().await?;

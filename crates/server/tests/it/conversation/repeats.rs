@@ -32,6 +32,20 @@ impl Sender {
         TcpStream::connect(self.http).await.unwrap()
     }
 
+    /// A connection that was used before, as those are on which a browser says something again.
+    async fn reconnect(&self) -> TcpStream {
+        let (mut connection, Self { token, path, .. }) = (self.connect().await, self);
+        let path = path.trim_end_matches("/stream_message");
+        let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n");
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let (mut read, mut piece) = (Vec::new(), [0; 64 * 1024]);
+        while !read.ends_with(b"0\r\n\r\n") {
+            let count = timeout(PATIENCE, connection.read(&mut piece)).await.unwrap().unwrap();
+            read.extend_from_slice(&piece[..count]);
+        }
+        connection
+    }
+
     async fn put(&self, connection: &mut TcpStream, text: &str) {
         let Self { token, path, origin, .. } = self;
         let body = json!({"text": text}).to_string();
@@ -95,7 +109,7 @@ async fn what_a_browser_says_again_over_another_connection_is_said_once() {
     for round in 0..20 {
         let text = format!("broken {round}");
         for _ in 0..2 {
-            let mut connection = browser.connect().await;
+            let mut connection = browser.reconnect().await;
             browser.put(&mut connection, &text).await;
             sleep(Duration::from_micros(round * 500)).await;
             drop(connection);
@@ -104,7 +118,7 @@ async fn what_a_browser_says_again_over_another_connection_is_said_once() {
         assert_eq!(count(&ann, &convo, &text).await, 1, "{text}");
     }
     // With an answer that was never read, and a reset.
-    let mut connection = browser.connect().await;
+    let mut connection = browser.reconnect().await;
     browser.put(&mut connection, "reset").await;
     until_said(&ann, &convo, "reset").await;
     connection.set_zero_linger().unwrap();
@@ -143,6 +157,12 @@ async fn who_says_the_same_twice_has_said_it_twice() {
         others.push(connection);
     }
     twice("over two").await;
+    // A proxy that has a connection for each request, and ends it.
+    for _ in 0..2 {
+        browser.say("behind a proxy").await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    twice("behind a proxy").await;
     // It had its answer: it went on to something else.
     let mut connection = browser.connect().await;
     for text in ["before something else", "something else"] {

@@ -14,7 +14,10 @@ use trunkline_proto::{
 };
 
 use super::{fixed, named, pool, server};
-use crate::client::{Client, agent};
+use crate::client::{Client, Line, agent};
+
+/// Why five lost workers bury a task.
+const WHY: &str = "5 sessions ended while they had it, one after the other and without a report";
 
 async fn with(dir: &std::path::Path, tasks: Options) -> Server {
     let limits = Limits { messages_per_second: 0, ..Limits::default() };
@@ -161,7 +164,10 @@ async fn what_a_hung_worker_did_not_begin_goes_to_others() {
     assert!(!done.contains(&all[0]), "what it has begun stays with it");
     let (lost, why) = loss(&mut hangs).await;
     assert!(done.contains(&lost) && why == "attempt 1 is over", "{lost} {why}");
-    assert!(!say_of(&mut hangs, Op::Claim, &lost, 0).await.success);
+    // It may not begin what is somebody else's by now.
+    let late = boss.create(pool()).await;
+    assert_eq!(healthy.assignment().await.task_id, late);
+    assert!(!say_of(&mut hangs, Op::Claim, &late, 0).await.success);
     server.stop().await;
 }
 
@@ -172,38 +178,78 @@ async fn a_task_that_its_workers_die_of_is_a_dead_letter() {
     let grpc = server.addresses().grpc;
     let mut boss = Client::connect(grpc, agent("boss")).await.unwrap();
     let poison = boss.create(CreateTaskRequest { retry_policy: Some(fixed(1, 3)), ..pool() }).await;
-    let harmless = boss.create(pool()).await;
+    // One that its worker says something of, and one that it never begins.
+    let (reported, harmless) = (boss.create(pool()).await, boss.create(pool()).await);
     for death in 1..=5 {
-        let mut worker = Client::connect_when_free(grpc, named("miner", "m")).await;
-        let (mut first, second) = (worker.assignment().await.task_id, worker.assignment().await.task_id);
-        if first == harmless {
-            first = second;
+        let line = Line::to(grpc).await;
+        let mut worker = Client::connect_when_free(line.grpc, named("miner", "m")).await;
+        for _ in 0..3 {
+            worker.assignment().await;
         }
-        assert_eq!(first, poison);
         assert!(say_of(&mut worker, Op::Claim, &poison, 0).await.success);
-        // Of this one it says how it goes on.
-        assert!(say_of(&mut worker, Op::Claim, &harmless, 0).await.success);
-        let report = ProgressReport { task_id: harmless.clone(), state: "running".into(), ..ProgressReport::default() };
+        assert!(say_of(&mut worker, Op::Claim, &reported, 0).await.success);
+        let report = ProgressReport { task_id: reported.clone(), state: "running".into(), ..ProgressReport::default() };
         worker.put(Up::Progress(report.into())).await;
-        worker.task(&harmless).await;
-        drop(worker);
+        worker.task(&reported).await;
+        line.cut();
         let lost = i64::from(death);
         until(&mut boss, &poison, |task| task.lost_sessions == lost).await;
     }
+    // The next one that comes hears of it instead of being given it.
+    let mut worker = Client::connect_when_free(grpc, named("miner", "m")).await;
+    let (lost, why) = loss(&mut worker).await;
+    assert_eq!((lost.as_str(), why.as_str()), (&*poison, WHY));
     let dead = boss.task(&poison).await;
     assert_eq!(dead.status(), Status::Failed);
-    assert_eq!(dead.error, "5 sessions ended while they had it, one after the other and without a report");
+    assert_eq!(dead.error, WHY);
     assert_eq!((dead.attempt, dead.assignments), (0, 1), "it never failed by a worker's word");
     let dead = boss.list(TaskFilter { dead_letters: true, ..TaskFilter::default() }).await.tasks;
     assert_eq!(dead.iter().map(|task| &*task.task_id).collect::<Vec<_>>(), [&*poison]);
-    assert_eq!(boss.task(&harmless).await.status(), Status::Running);
-    // Its worker hears of it when it is back, and an operator may try it again.
-    let mut worker = Client::connect_when_free(grpc, named("miner", "m")).await;
-    assert_eq!(worker.assignment().await.task_id, harmless);
+    assert_eq!(boss.task(&reported).await.status(), Status::Running);
+    assert_eq!(boss.task(&harmless).await.lost_sessions, 0);
+    for _ in 0..2 {
+        worker.assignment().await;
+    }
+    // An operator may try it again.
     boss.op(Op::Retry, &poison).await;
     let again = worker.assignment().await;
     assert_eq!((again.task_id.as_str(), again.attempt), (&*poison, 2));
     assert_eq!(boss.task(&poison).await.lost_sessions, 0);
+    server.stop().await;
+}
+
+/// A stop of the server, a goodbye, and a process that lost only its connection are no deaths.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn not_every_end_of_a_session_is_a_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = Options { lost_sessions_max: 1, ..Options::default() };
+    let server = with(dir.path(), tasks).await;
+    let grpc = server.addresses().grpc;
+    let mut boss = Client::connect(grpc, agent("boss")).await.unwrap();
+    let mut worker = Client::connect(grpc, named("miner", "m")).await.unwrap();
+    let id = boss.create(pool()).await;
+    worker.assignment().await;
+    assert!(say_of(&mut worker, Op::Claim, &id, 0).await.success);
+    server.stop().await;
+    let server = with(dir.path(), tasks).await;
+    let grpc = server.addresses().grpc;
+    let mut boss = Client::connect(grpc, agent("boss")).await.unwrap();
+    let mut worker = Client::connect(grpc, named("miner", "m")).await.unwrap();
+    worker.assignment().await;
+    assert_eq!(boss.task(&id).await.lost_sessions, 0);
+    worker.close().await;
+    let line = Line::to(grpc).await;
+    let mut worker = Client::connect_when_free(line.grpc, named("miner", "m")).await;
+    worker.assignment().await;
+    assert_eq!(boss.task(&id).await.lost_sessions, 0);
+    line.cut();
+    until(&mut boss, &id, |task| task.lost_sessions == 1).await;
+    // A process that goes on with a session, even one that is not there any more.
+    let again = trunkline_proto::v1::InitConnection { resume_session_id: "gone".into(), ..named("miner", "m") };
+    let mut worker = Client::connect_when_free(grpc, again).await;
+    worker.assignment().await;
+    let task = boss.task(&id).await;
+    assert_eq!((task.status(), task.lost_sessions), (Status::Running, 0));
     server.stop().await;
 }
 
