@@ -277,7 +277,8 @@ async fn converge(
     assert_eq!(latest, ended as u64, "each turn ran once");
     assert_eq!(had(), expected, "each request was taken once");
     assert_eq!(client.seq(), latest);
-    agree(&seen.lock().unwrap(), &store.get_since("c", 0).await.unwrap());
+    let all = store.get_since("c", 0).await.unwrap();
+    agree(&seen.lock().unwrap(), &all);
     let state = server.state("c").await.unwrap();
     assert_eq!(client.view().borrow().state, Some(state));
     drop(client);

@@ -38,7 +38,7 @@ impl Sender {
         let path = path.trim_end_matches("/stream_message");
         let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n");
         connection.write_all(head.as_bytes()).await.unwrap();
-        let (mut read, mut piece) = (Vec::new(), [0; 64 * 1024]);
+        let (mut read, mut piece) = (Vec::new(), [0; 4096]);
         while !read.ends_with(b"0\r\n\r\n") {
             let count = timeout(PATIENCE, connection.read(&mut piece)).await.unwrap().unwrap();
             read.extend_from_slice(&piece[..count]);
