@@ -1,5 +1,5 @@
 /**
- * `<trunkline-chat base-url agent-id token-url convo-id? theme? history?>`: a chat with an agent. For other ways to get a token
+ * `<trunkline-chat base-url agent-id token-url convo-id? theme? history? greeting?>`: a chat with an agent. For other ways to get a token
  * and for another language, set `fetchJwt` and `strings`.
  */
 
