@@ -1,6 +1,6 @@
 """An agent as its author would write it: who it is and how it gets in come from its environment.
 
-Answers every message; `die` makes it fail.
+Answers every message; `die` and a path makes it fail, once: what a process that died had not acknowledged comes again.
 """
 import os
 import sys
@@ -15,7 +15,11 @@ done = []
 
 
 def on_message(message):
-    if message.payload == b"die":
+    if message.payload.startswith(b"die "):
+        try:
+            os.close(os.open(message.payload[4:], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
         print("dying", flush=True)
         os._exit(3)
     if message.payload == b"bye":

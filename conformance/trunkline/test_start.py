@@ -123,7 +123,7 @@ def test_local_processes_are_started_restarted_and_ended(server, sender, tmp_pat
         assert answer == b"heard anybody home?"
         assert re.search(r"Max open files\s+256\b", pathlib.Path(f"/proc/{int(first)}/limits").read_text())
         # It comes back after it failed, and finds what it was sent meanwhile.
-        sender.client.send_message_to_agent("ws", implementation, "bob", b"die")
+        sender.client.send_message_to_agent("ws", implementation, "bob", b"die %s" % bytes(tmp_path / "died"))
         # What the transport of a dying process took counts as delivered; so not before it is dead.
         until(lambda: not pathlib.Path(f"/proc/{int(first)}").exists(), "its death")
         second, answer = sender.ask(implementation, "bob", b"again")

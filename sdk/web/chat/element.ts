@@ -145,16 +145,20 @@ export class TrunklineChat extends HTMLElement {
     this.#text.focus(options)
   }
 
-  /** Begins another conversation. */
+  /** Begins another conversation; done when it is there. */
   async startOver(): Promise<void> {
-    this.removeAttribute('convo-id')
     try {
       localStorage.removeItem(this.#place)
     } catch {
       // There is nothing to forget.
     }
-    await this.#open()
+    const opened = new Promise((resolve) => this.addEventListener('opened', resolve, { once: true }))
+    // At once, so that the focus is never nowhere.
+    this.#close()
     this.focus()
+    this.removeAttribute('convo-id')
+    this.#openSoon()
+    await opened
   }
 
   get #place(): string {
