@@ -10,6 +10,7 @@ import {
   type AgentSocketEventType,
   type AgentSocketMeta,
 } from './envelope.js'
+import { newKey } from '../conversation/key.js'
 import { foldRuntimeState, type AgentRuntimeState } from './state.js'
 import { isTransport, webSocketTransport, type AgentSocketTransport, type WebSocketLike } from './transport.js'
 
@@ -185,7 +186,7 @@ export class AgentSocketClient {
     const said: AgentSocketEnvelope = makeEnvelope(type, payload, meta)
     if (isEventType(type)) {
       if (this.#pending.length >= PENDING_MAX) throw new Error(`${PENDING_MAX} requests are not answered`)
-      said.requestId = requestId()
+      said.requestId = newKey()
       this.#pending.push({ said, beats: 0 })
     }
     if (this.#isIn) this.#put(said)
@@ -444,12 +445,6 @@ export class AgentSocketClient {
     this.#retry = setTimeout(() => this.#isClosed || this.#retryNow(), this.#pauseMs * (1 - Math.random() / 2))
     this.#pauseMs = Math.min(this.#pauseMs * 2, this.#options.pauseMaxMs ?? 10_000)
   }
-}
-
-/** Pages without HTTPS have no `randomUUID`. */
-function requestId(): string {
-  const bytes = crypto.getRandomValues(new Uint8Array(16))
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
 /** Whether an event says what became of what was said. A server that acknowledges requests says itself which it took. */

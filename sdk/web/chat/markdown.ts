@@ -3,16 +3,22 @@
  * of the chat. Elements are made, never parsed from HTML, so that what is said can be nothing else.
  */
 
-/** Longer text, and longer lines, are shown as they are: what is said decides how long this takes. */
+/** Longer text, longer lines, and what is within so much else, are shown as they are: what is said decides how long this takes. */
 const TEXT_MAX = 32_768
-const LINE_MAX = 4_096
+const LINE_MAX = 1_024
+const DEPTH_MAX = 4
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)\s*$/
-const ITEM = /^\s*(?:[-*+•]|(\d{1,9})[.)])\s+(.*)$/
-const HEADING = /^#{1,6}\s+(.*?)\s*#*$/
+// Each is found or not in time that grows with the line: nothing that repeats is followed by what fits it, too.
+const FENCE = /^ {0,3}(`{3,}|~{3,}) *[\w+#.-]* *$/
+const ITEM = /^\s*(?:[-*+•]|(\d{1,9})[.)])\s+(\S.*)$/
+const HEADING = /^#{1,6}\s+(\S.*)$/
 const QUOTE = /^\s{0,3}>\s?(.*)$/
-const INLINE =
-  /(`+)(.+?)\1(?!`)|(\*\*|__)(?=\S)(.+?)\3|(?<![\w*])([*_])(?=[^\s*_])(.+?)\5(?![\w*])|~~(.+?)~~|\[([^\]]+)\]\(([^\s)]+)\)|https?:\/\/[^\s<>"'\])]*[^\s<>"'\]).,;:!?]/g
+const ADDRESS = /https?:\/\/[^\s<>"'\])]*[^\s<>"'\]).,;:!?]/g
+const INLINE = new RegExp(
+  '(`+)(.+?)\\1(?!`)|(\\*\\*|__)(?=\\S)(.+?)\\3|(?<![\\w*])([*_])(?=[^\\s*_])(.+?)\\5(?![\\w*])|~~(.+?)~~' +
+    `|\\[([^\\]]+)\\]\\(([^\\s)]+)\\)|${ADDRESS.source}`,
+  'g',
+)
 
 function made<K extends keyof HTMLElementTagNameMap>(name: K, content: Node[]): HTMLElementTagNameMap[K] {
   const element = document.createElement(name)
@@ -30,8 +36,8 @@ function link(href: string, content: Node[]): Node {
   return Object.assign(made('a', content), { href, target: '_blank', rel: 'noopener noreferrer' })
 }
 
-function inline(line: string): Node[] {
-  if (line.length > LINE_MAX) return [text(line)]
+function inline(line: string, depth = 0): Node[] {
+  if (line.length > LINE_MAX || depth > DEPTH_MAX) return [text(line)]
   const all: Node[] = []
   let end = 0
   for (const found of line.matchAll(INLINE)) {
@@ -39,9 +45,9 @@ function inline(line: string): Node[] {
     if (found.index > end) all.push(text(line.slice(end, found.index)))
     end = found.index + whole.length
     if (code !== undefined) all.push(made('code', [text(code)]))
-    else if (strong !== undefined) all.push(made('strong', inline(strong)))
-    else if (emphasis !== undefined) all.push(made('em', inline(emphasis)))
-    else if (struck !== undefined) all.push(made('s', inline(struck)))
+    else if (strong !== undefined) all.push(made('strong', inline(strong, depth + 1)))
+    else if (emphasis !== undefined) all.push(made('em', inline(emphasis, depth + 1)))
+    else if (struck !== undefined) all.push(made('s', inline(struck, depth + 1)))
     else if (label !== undefined && href !== undefined) all.push(link(href, [text(label)]))
     else all.push(link(whole, [text(whole)]))
   }
@@ -53,7 +59,7 @@ function inline(line: string): Node[] {
 export function linked(content: string): Node[] {
   const all: Node[] = []
   let end = 0
-  for (const found of content.length > TEXT_MAX ? [] : content.matchAll(/https?:\/\/[^\s<>"'\])]*[^\s<>"'\]).,;:!?]/g)) {
+  for (const found of content.length > TEXT_MAX ? [] : content.matchAll(ADDRESS)) {
     all.push(text(content.slice(end, found.index)), link(found[0], [text(found[0])]))
     end = found.index + found[0].length
   }
@@ -100,7 +106,7 @@ export function markdown(content: string): Node[] {
       all.push(element)
     } else if (heading) {
       at += 1
-      all.push(made('p', [made('strong', inline(heading[1]!))]))
+      all.push(made('p', [made('strong', inline(heading[1]!.replace(/[\s#]+$/, '')))]))
     } else if (QUOTE.test(line)) {
       const quoted = take((other) => QUOTE.test(other)).map((other) => QUOTE.exec(other)![1]!)
       all.push(made('blockquote', [paragraph(quoted)]))

@@ -1,5 +1,7 @@
 /** What was written and is not accepted yet: sent in order, once, whatever happens in between. */
 
+import { newKey } from './key.js'
+
 export type Pending = {
   /** By which the server knows it when it comes twice. */
   key: string
@@ -95,9 +97,4 @@ function read(text: string): Pending | undefined {
   } catch {
     return undefined
   }
-}
-
-/** Random, also where `crypto.randomUUID` is not: on pages without TLS. */
-export function newKey(): string {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('')
 }

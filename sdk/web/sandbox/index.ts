@@ -1,5 +1,6 @@
 /** Sandboxes: what they make, as it comes into being, and what they are told. */
 
+import { newKey } from '../conversation/key.js'
 import { readEvents } from '../conversation/sse.js'
 
 export type Status = 'bootstrapping' | 'live' | 'idle' | 'disconnected'
@@ -43,7 +44,7 @@ export class SandboxClient {
   }
 
   /** Tells a sandbox what to do: under a key, once. Without one, the browser at least repeats nothing by itself that arrived. */
-  async prompt(id: string, text: string, key = randomKey()): Promise<void> {
+  async prompt(id: string, text: string, key = newKey()): Promise<void> {
     const headers = { 'content-type': 'application/json', 'idempotency-key': key }
     await this.#ask(`${path(id)}/commands`, { method: 'POST', headers, body: JSON.stringify({ type: 'prompt', text }) })
   }
@@ -111,11 +112,6 @@ export class SandboxClient {
     const said = (await response.json().catch(() => ({}))) as { error?: { message?: string } }
     throw new Error(said.error?.message ?? `status ${response.status}`)
   }
-}
-
-/** Pages without HTTPS have no `randomUUID`. */
-function randomKey(): string {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
 function path(id: string): string {

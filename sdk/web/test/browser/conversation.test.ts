@@ -367,6 +367,24 @@ test('what agents write is shown as it is meant, and nothing of it is a program'
   await screenshot(page, 'chat-markdown')
 })
 
+test('no text takes long to show', async () => {
+  const page = await blank(await browser.newContext())
+  const slow = await page.evaluate(async () => {
+    const { markdown } = (await import('/dist/chat/markdown.js' as string)) as { markdown: (text: string) => Node[] }
+    const most = 32_000
+    const hostile = [`# ${' '.repeat(most)}\u2028x`, `- ${' '.repeat(most)}\u2028x`, `\`\`\`${' '.repeat(most)}!`, `#${'#'.repeat(most)}`]
+    for (const piece of ['*', '**', '_', '`', '~~', '[', '[a](', 'http://', '*a **b ', '> ', '- ', '``` ', '#  # ']) {
+      hostile.push(piece.repeat(most / piece.length), `${piece}\n`.repeat(most / (piece.length + 1)), `${piece.repeat(200)}\n`.repeat(Math.max(1, most / (piece.length * 200 + 1))))
+    }
+    return hostile.map((text) => {
+      const begun = performance.now()
+      markdown(text)
+      return [text.slice(0, 12), Math.round(performance.now() - begun)] as const
+    }).filter(([, ms]) => ms > 500)
+  })
+  assert.deepEqual(slow, [])
+})
+
 test('what was said last stays in sight, and what is new is told', { timeout: 60_000 }, async () => {
   world.answer('--fast')
   const page = await chat(await browser.newContext({ viewport: { width: 390, height: 700 } }), 'scrolls')
