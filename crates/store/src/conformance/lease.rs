@@ -36,8 +36,11 @@ pub async fn a_taken_key_is_refused(leases: &Leases) {
 }
 
 pub async fn dropping_releases(leases: &Leases) {
-    drop(leases.acquire("k", "a", Policy::Reject, NOTE).await.unwrap());
-    assert_eq!(leases.holders("k").await.unwrap(), []);
+    // Often, because what is given back is written while others look.
+    for _ in 0..100 {
+        drop(leases.acquire("k", "a", Policy::Reject, NOTE).await.unwrap());
+        assert_eq!(leases.holders("k").await.unwrap(), []);
+    }
     leases.acquire("k", "b", Policy::Reject, NOTE).await.unwrap();
 }
 

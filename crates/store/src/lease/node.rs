@@ -135,10 +135,10 @@ impl Node {
     }
 
     pub(super) async fn holders(&self, key: &str) -> Result<Vec<Holder>, Error> {
+        // Before looking: what leaves the ledger meanwhile may have been read, and is not released here any more.
+        let released = lock(&self.state).released.get(key).cloned().unwrap_or_default();
         let rows = sql::holders(&self.ledger, key.to_owned()).await?;
-        let state = lock(&self.state);
-        let is_released = |id: &String| state.released.get(key).is_some_and(|released| released.contains(id));
-        Ok(rows.into_iter().filter(|row| !is_released(&row.id)).map(|row| row.holder).collect())
+        Ok(rows.into_iter().filter(|row| !released.contains(&row.id)).map(|row| row.holder).collect())
     }
 
     /// Gives a lease back; does nothing if it was lost.
