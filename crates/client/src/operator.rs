@@ -21,12 +21,12 @@ use tonic::{
     transport::Channel,
 };
 use trunkline_proto::own::{
-    AppSecret, AppToken, CreateAppRequest, EraseAppUserRequest, ListAppsRequest, PutAppAgentRequest,
-    RemoveAppAgentRequest, RemoveAppRequest, RotateAppSecretRequest, SetAppOriginsRequest, SignAppTokenRequest,
-    TailRequest, WatchRequest, operator_client::OperatorClient,
+    AppSecret, AppToken, CreateAppRequest, DeadLetterRequest, EraseAppUserRequest, ListAppsRequest,
+    ListDeadLettersRequest, PutAppAgentRequest, RemoveAppAgentRequest, RemoveAppRequest, RotateAppSecretRequest,
+    SetAppOriginsRequest, SignAppTokenRequest, TailRequest, WatchRequest, operator_client::OperatorClient,
 };
 
-pub use trunkline_proto::own::{App, AppAgent, AttachmentPolicy, Figures, Standing, TailItem};
+pub use trunkline_proto::own::{App, AppAgent, AttachmentPolicy, DeadLetter, Figures, Standing, TailItem};
 
 use crate::{
     connection::{FRAME_IN_BYTES_MAX, dial},
@@ -245,6 +245,40 @@ impl Operator {
     pub async fn erase_app_user(&self, app: impl Into<String>, user: impl Into<String>) -> Result<u32> {
         let request = EraseAppUserRequest { app: app.into(), user: user.into() };
         Ok(call!(self, erase_app_user, request)?.conversations)
+    }
+
+    /// The dead letters of one owner, or of all for an empty one, the oldest first and without their payloads: the next page, behind
+    /// one of them or from the beginning. The last page is empty.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`].
+    pub async fn dead_letters(&self, owner: &str, after: Option<&str>) -> Result<Vec<DeadLetter>> {
+        let (owner, after) = (owner.to_owned(), after.unwrap_or_default().to_owned());
+        Ok(call!(self, list_dead_letters, ListDeadLettersRequest { owner, after, limit: 0 })?.dead_letters)
+    }
+
+    /// One of them, with its payload.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Denied`].
+    pub async fn dead_letter(&self, id: impl Into<String>) -> Result<DeadLetter> {
+        call!(self, get_dead_letter, DeadLetterRequest { id: id.into() })
+    }
+
+    /// Has one delivered again, to its owner alone. Answers what it was.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Precondition`] for a report of progress, [`Kind::Denied`].
+    pub async fn retry_dead_letter(&self, id: impl Into<String>) -> Result<DeadLetter> {
+        call!(self, retry_dead_letter, DeadLetterRequest { id: id.into() })
+    }
+
+    /// Forgets one.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Denied`].
+    pub async fn remove_dead_letter(&self, id: impl Into<String>) -> Result<()> {
+        call!(self, remove_dead_letter, DeadLetterRequest { id: id.into() }).map(drop)
     }
 }
 

@@ -340,7 +340,7 @@ impl Client {
 
 impl Tasks {
     /// The same, where what is said of a task holds for one attempt: an assignment names it. Refused once another one is under way,
-    /// so that who lost a task does not end it for whoever has it now.
+    /// so that a worker that lost a task does not end it for the one that has it now.
     #[must_use]
     pub fn of_attempt(mut self, attempt: i64) -> Self {
         self.attempt = attempt;

@@ -11,6 +11,7 @@ mod desk;
 pub mod files;
 mod misses;
 mod places;
+mod quiet;
 mod record;
 pub mod said;
 mod sql;
@@ -93,6 +94,10 @@ pub struct Options {
     pub turn_seconds: u64,
     /// What was uploaded and not sent is forgotten after so long.
     pub draft_hours: u64,
+    /// An open conversation in which nothing happened for so long is `assumed_resolved`; 0 is never.
+    pub assumed_resolved_minutes: u32,
+    /// One that waits for feedback is `auto_resolved` after so long; 0 is never.
+    pub feedback_minutes: u32,
 }
 
 impl Default for Options {
@@ -106,6 +111,8 @@ impl Default for Options {
             agent_grace_seconds: 5,
             turn_seconds: 600,
             draft_hours: 24,
+            assumed_resolved_minutes: 0,
+            feedback_minutes: 0,
         }
     }
 }

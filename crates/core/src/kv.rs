@@ -335,34 +335,51 @@ pub async fn run(
     Ok(Box::pin(async move { Ok(readable(&for_reply, &for_caller, written.ended().await?)) }))
 }
 
-/// What a principal keeps for itself, by key.
+/// The keys that a principal is told when it comes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnKeys {
-    /// In its workspace.
-    pub in_workspace: Vec<(String, Vec<u8>)>,
-    /// Over all workspaces.
-    pub everywhere: Vec<(String, Vec<u8>)>,
+pub struct Snapshot {
+    /// What it keeps for itself in its workspace.
+    pub workspace_exclusive: Vec<(String, Vec<u8>)>,
+    /// What it keeps for itself over all workspaces.
+    pub global_exclusive: Vec<(String, Vec<u8>)>,
+    /// What is shared in its workspace, if it may read that.
+    pub workspace: Vec<(String, Vec<u8>)>,
+    /// What is shared by all, if it may read that.
+    pub global: Vec<(String, Vec<u8>)>,
     /// There are more keys, which a listing tells.
     pub is_cut: bool,
 }
 
-/// What a principal keeps for itself: of each scope as many keys from the first as fit a page, and of both together as many as
-/// fit [`SNAPSHOT_BYTES_MAX`]. Principals without a name of their own keep nothing.
+/// What a principal keeps for itself, and what it may read of what is shared: of each scope as many keys from the first as fit a page,
+/// and of all together as many as fit [`SNAPSHOT_BYTES_MAX`], one's own first. Principals without a name of their own keep nothing.
 ///
 /// # Errors
 /// [`Kind::Unavailable`].
-pub async fn own_keys(gate: &Gate, caller: &Caller) -> Result<OwnKeys, Error> {
-    let (mut own, mut room) = (OwnKeys::default(), SNAPSHOT_BYTES_MAX);
-    let OwnKeys { in_workspace, everywhere, is_cut } = &mut own;
-    let scopes = [(Scope::WorkspaceExclusive, in_workspace), (Scope::GlobalExclusive, everywhere)];
+pub async fn snapshot(gate: &Gate, caller: &Caller) -> Result<Snapshot, Error> {
+    let (mut keys, mut room) = (Snapshot::default(), SNAPSHOT_BYTES_MAX);
+    let Snapshot { workspace_exclusive, global_exclusive, workspace, global, is_cut } = &mut keys;
+    let scopes = [
+        (Scope::WorkspaceExclusive, workspace_exclusive),
+        (Scope::GlobalExclusive, global_exclusive),
+        (Scope::Workspace, workspace),
+        (Scope::Global, global),
+    ];
     for (scope, found) in scopes {
         let action = Action::List { limit: KV_LIST_MAX, cursor: String::new() };
         let (key, user_id, workspace) = (String::new(), String::new(), String::new());
-        let request = Request { scope, key, user_id, workspace, action };
-        let Ok(owner) = namespace(&request, &caller.identity, caller.identity.workspace()) else { continue };
+        let (request, home) = (Request { scope, key, user_id, workspace, action }, caller.identity.workspace());
+        // What is one's own takes no permission.
+        let is_own = matches!(scope, Scope::WorkspaceExclusive | Scope::GlobalExclusive);
+        if !is_own && gate.authorize(caller, UseKeys { request: &request, home }).is_err() {
+            continue;
+        }
+        let Ok(owner) = namespace(&request, &caller.identity, home) else { continue };
         let (keep, now_ms) = (gate.authorize(caller, Keep)?, now_ms());
         let read = gate.read(&keep, move |tx, _| sql::read(tx, owner.clone(), request.clone(), now_ms));
-        let Answer { entries, next_cursor, .. } = read.await?;
+        let Answer { mut entries, next_cursor, .. } = read.await?;
+        if !is_own {
+            entries.retain(|(key, _)| gate.may_see_key(caller, key));
+        }
         let (listed, fits) = (entries.len(), |(key, value): &(String, Vec<u8>)| {
             let left = room.checked_sub(key.len() + value.len() + ENTRY_OVERHEAD_BYTES);
             room = left.unwrap_or(room);
@@ -374,7 +391,7 @@ pub async fn own_keys(gate: &Gate, caller: &Caller) -> Result<OwnKeys, Error> {
             tracing::warn!(identity = %caller.identity, scope = scope.name(), "more keys than a snapshot holds");
         }
     }
-    Ok(own)
+    Ok(keys)
 }
 
 /// Bytes around a key and its value in a snapshot, at most.

@@ -3,6 +3,10 @@
 use std::{
     collections::BTreeMap,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Instant,
 };
@@ -198,6 +202,8 @@ struct Route {
     target: Target,
     /// That it may be sent to, as long as that stays so.
     granted: Option<(AsOf, SendPermit)>,
+    /// How many were sent there.
+    count: Arc<AtomicU64>,
 }
 
 impl Sender {
@@ -248,7 +254,10 @@ impl Sender {
         }
         let mut route = match self.last.take() {
             Some(last) if last.name == target => last,
-            _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None },
+            _ => {
+                let parsed = Target::parse(target)?;
+                Route { name: target.to_owned(), target: parsed, granted: None, count: session.meter.counter(target) }
+            }
         };
         self.check_size("message payload", payload.len())?;
         self.take_token("message rate limit exceeded")?;
@@ -259,9 +268,14 @@ impl Sender {
             Some((then, permit)) if then == as_of || is_task => permit,
             _ => self.permit(&session.caller, &route.target)?,
         };
+        let mut content_type = None;
         if kind == METRIC || matches!(route.target, Target::Metrics { .. }) {
-            let metric = (self.read_metric)(payload);
-            let is_credit = check_metric(metric)?;
+            let is_credit = if let Some(json) = json_metric(payload) {
+                content_type = Some("application/json");
+                takes_back(&json)
+            } else {
+                check_metric((self.read_metric)(payload))?
+            };
             if is_credit {
                 self.gate.authorize(&session.caller, gate::CreditMetrics)?;
             }
@@ -271,7 +285,13 @@ impl Sender {
             _ => None,
         };
         let workspace = declared.or(session.workspace()).unwrap_or_default();
-        let envelope = Envelope::encode(&self.source, workspace, kind, payload);
+        let envelope = match content_type {
+            None => Envelope::encode(&self.source, workspace, kind, payload),
+            Some(content_type) => {
+                let about = BTreeMap::from([("content_type".to_owned(), content_type.to_owned())]);
+                Envelope::with_metadata(&self.source, workspace, kind, payload, &about)?
+            }
+        };
         if key.is_empty() {
             self.accepted.push(&permit, envelope);
         } else {
@@ -281,6 +301,7 @@ impl Sender {
         if let Target::Agent(address) | Target::UniqueTask(address) = &route.target {
             self.tasks.wake_up(&route.name, &address.implementation, &session.caller);
         }
+        route.count.fetch_add(1, Relaxed);
         if !matches!(route.target, Target::AnyService { .. } | Target::TaskMessages { .. }) {
             route.granted = Some((as_of, permit));
         }
@@ -320,7 +341,8 @@ impl Sender {
         let as_of = self.gate.as_of();
         let found = self.tasks.find(*task).await?.filter(|task| task.workspace == *workspace).ok_or_else(denied)?;
         let permit = self.gate.authorize(&session.caller, gate::SayOf(&found)).map_err(|_| denied())?;
-        self.last = Some(Route { name: target.to_owned(), target: parsed, granted: Some((as_of, permit)) });
+        let (name, granted, count) = (target.to_owned(), Some((as_of, permit)), session.meter.counter(target));
+        self.last = Some(Route { name, target: parsed, granted, count });
         Ok(())
     }
 
@@ -428,6 +450,22 @@ fn take(bucket: Option<&mut TokenBucket>, code: &'static str, refusal: &'static 
     match bucket.map(|bucket| bucket.take(Instant::now())) {
         Some(Err(wait)) => Err(Error { retry_after: Some(wait), ..Error::new(Kind::Exhausted, code, refusal) }),
         _ => Ok(()),
+    }
+}
+
+/// A metric that is JSON, as the published documentation sends it, and not the contract's `Metric`, which never begins so.
+fn json_metric(payload: &[u8]) -> Option<serde_json::Value> {
+    let first = payload.iter().find(|byte| !byte.is_ascii_whitespace())?;
+    if matches!(first, b'{' | b'[') { serde_json::from_slice(payload).ok() } else { None }
+}
+
+/// Whether there is a negative number in it.
+fn takes_back(json: &serde_json::Value) -> bool {
+    match json {
+        serde_json::Value::Number(number) => number.as_f64().is_some_and(|number| number < 0.0),
+        serde_json::Value::Array(all) => all.iter().any(takes_back),
+        serde_json::Value::Object(all) => all.values().any(takes_back),
+        _ => false,
     }
 }
 

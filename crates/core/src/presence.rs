@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -21,6 +22,8 @@ use crate::{
 #[derive(Clone, Default)]
 pub struct Presence {
     entries: Arc<Mutex<BTreeMap<String, Entry>>>,
+    /// Messages from sessions that are over, by workspace.
+    accepted_before: Arc<Mutex<HashMap<String, u64>>>,
     picks: Arc<AtomicUsize>,
 }
 
@@ -42,6 +45,10 @@ pub struct Meter {
     pub unacknowledged: AtomicU64,
     /// Everything up to here was read for it.
     pub read: AtomicU64,
+    /// When its client said something last, in Unix milliseconds; 0 if it has said nothing since it came.
+    pub heard_at_ms: AtomicU64,
+    /// Messages that were taken from it, by what they were sent to.
+    sent_to: Mutex<HashMap<String, Arc<AtomicU64>>>,
     /// What it reads.
     topics: Mutex<Vec<Read>>,
     /// The work that it shares with others.
@@ -69,6 +76,25 @@ impl Read {
 impl Meter {
     pub(crate) fn new(work: Option<Arc<WorkGroup>>) -> Self {
         Self { work, ..Self::default() }
+    }
+
+    /// Counts messages to a target. Beyond [`TARGETS_MAX`] targets they are counted for nobody.
+    pub(crate) fn counter(&self, target: &str) -> Arc<AtomicU64> {
+        let mut all = lock(&self.sent_to);
+        match all.get(target) {
+            Some(counter) => counter.clone(),
+            None if all.len() >= TARGETS_MAX => Arc::default(),
+            None => all.entry(target.to_owned()).or_default().clone(),
+        }
+    }
+
+    /// Messages that were taken from it, by what they were sent to.
+    fn sent_to(&self) -> Vec<(String, u64)> {
+        let all = lock(&self.sent_to);
+        let mut counts: Vec<_> = all.iter().map(|(target, count)| (target.clone(), count.load(SeqCst))).collect();
+        counts.retain(|(_, count)| *count > 0);
+        counts.sort();
+        counts
     }
 
     /// All that went either way.
@@ -117,7 +143,24 @@ pub struct Connection {
     pub fencing_epoch: u64,
     /// How often its client came back to it.
     pub reconnections: u32,
+    /// Where its client is, if the transport knows.
+    pub address: Option<IpAddr>,
+    /// When its client said something last, in Unix milliseconds.
+    pub heard_at_ms: u64,
 }
+
+impl Entry {
+    fn shown(&self) -> Connection {
+        let heard_at_ms = self.meter.heard_at_ms.load(SeqCst).max(self.connection.connected_at_ms);
+        Connection { heard_at_ms, ..(*self.connection).clone() }
+    }
+}
+
+/// Targets of one session whose messages are counted.
+const TARGETS_MAX: usize = 256;
+
+/// Workspaces whose messages are counted beyond the sessions that sent them.
+const WORKSPACES_MAX: usize = 10_000;
 
 /// Which connections; what is `None` fits all.
 #[derive(Clone, Debug, Default)]
@@ -132,7 +175,18 @@ impl Presence {
     /// Notes a session, in place of the one before it that it took over.
     pub(crate) fn enter(&self, connection: Connection, taken: Arc<Taken>, meter: Arc<Meter>) {
         let key = connection.identity.to_string();
-        lock(&self.entries).insert(key, Entry { connection: connection.into(), taken, meter, farewell: None });
+        let entry = Entry { connection: connection.into(), taken, meter, farewell: None };
+        let former = lock(&self.entries).insert(key, entry);
+        if let Some(former) = former {
+            self.count_up(&former);
+        }
+    }
+
+    /// Notes where a session's client is.
+    pub(crate) fn came_from(&self, identity: &Identity, address: IpAddr) {
+        if let Some(entry) = lock(&self.entries).get_mut(&identity.to_string()) {
+            Arc::make_mut(&mut entry.connection).address = Some(address);
+        }
     }
 
     /// Every session, with what it has to do.
@@ -155,9 +209,42 @@ impl Presence {
     pub(crate) fn leave(&self, identity: &Identity, session: &str) {
         let mut entries = lock(&self.entries);
         let key = identity.to_string();
-        if entries.get(&key).is_some_and(|entry| entry.connection.session == session) {
-            entries.remove(&key);
+        if entries.get(&key).is_some_and(|entry| entry.connection.session == session)
+            && let Some(entry) = entries.remove(&key)
+        {
+            drop(entries);
+            self.count_up(&entry);
         }
+    }
+
+    /// What a session sent counts for its workspace when it is over, too.
+    fn count_up(&self, entry: &Entry) {
+        let Some(workspace) = &entry.connection.workspace else { return };
+        let mut all = lock(&self.accepted_before);
+        if all.contains_key(workspace) || all.len() < WORKSPACES_MAX {
+            *all.entry(workspace.clone()).or_default() += entry.meter.accepted.load(SeqCst);
+        }
+    }
+
+    /// Messages and reports of progress from sessions in a workspace, since this process started.
+    #[must_use]
+    pub fn accepted_in(&self, workspace: &str) -> u64 {
+        let before = lock(&self.accepted_before).get(workspace).copied().unwrap_or(0);
+        let entries = lock(&self.entries);
+        let here = entries.values().filter(|entry| entry.connection.workspace.as_deref() == Some(workspace));
+        before + here.map(|entry| entry.meter.accepted.load(SeqCst)).sum::<u64>()
+    }
+
+    /// Messages of each session in a workspace that is there, by what they were sent to: who, to what, how many.
+    #[must_use]
+    pub fn flow(&self, workspace: &str) -> Vec<(Identity, String, u64)> {
+        let entries = lock(&self.entries);
+        let here = entries.values().filter(|entry| entry.connection.workspace.as_deref() == Some(workspace));
+        let all = here.flat_map(|entry| {
+            let from = &entry.connection.identity;
+            entry.meter.sent_to().into_iter().map(move |(to, count)| (from.clone(), to, count))
+        });
+        all.collect()
     }
 
     /// Notes that a session acts in another workspace now.
@@ -189,8 +276,7 @@ impl Presence {
                 && (filter.workspace.is_none() || connection.workspace == filter.workspace)
         };
         let entries = lock(&self.entries);
-        let fit = entries.values().map(|entry| &entry.connection).filter(fits);
-        fit.map(|connection| (**connection).clone()).collect()
+        entries.values().filter(|entry| fits(&&entry.connection)).map(Entry::shown).collect()
     }
 
     /// The sessions that came in with an API key.
@@ -205,8 +291,7 @@ impl Presence {
     #[must_use]
     pub fn get(&self, session: &str) -> Option<Connection> {
         let entries = lock(&self.entries);
-        let found = entries.values().map(|entry| &entry.connection).find(|connection| connection.session == session);
-        found.map(|connection| (**connection).clone())
+        entries.values().find(|entry| entry.connection.session == session).map(Entry::shown)
     }
 
     /// Whether the principal that rules name so is connected; a user by any window.
@@ -269,6 +354,8 @@ mod tests {
             task: None,
             fencing_epoch: 0,
             reconnections: 0,
+            address: None,
+            heard_at_ms: 0,
         };
         presence.enter(connection, Default::default(), Default::default());
         identity

@@ -334,7 +334,7 @@ impl Sandboxes {
     /// [`Kind::Exhausted`] if it tells too often, or has told as much as it may; [`KEY_REUSED`](crate::conversation::KEY_REUSED) if it
     /// told something else under this key; [`Kind::NotFound`] if it was removed in the meantime, [`Kind::Unavailable`].
     pub async fn tell(&self, seat: &Seat, events: Events, key: &str) -> Result<(), Error> {
-        let Standing { sandbox, due_at, .. } = &seat.standing;
+        let Standing { sandbox, .. } = &seat.standing;
         let active = self.active(&sandbox.id);
         active.take_one()?;
         let once = once(key, &events.body);
@@ -342,11 +342,7 @@ impl Sandboxes {
             // It may be there already, and be what there is no more room for.
             return self.if_known(seat, once.as_ref(), refused).await;
         }
-        let is_first = sandbox.status == Status::Bootstrapping && due_at.is_some();
-        let mut happened: Vec<_> = events.signs.into_iter().map(happening).collect();
-        if is_first {
-            happened.insert(0, Happening::SignOfLife);
-        }
+        let happened: Vec<_> = events.signs.into_iter().map(happening).collect();
         active.beat.fetch_max(self.now(), SeqCst);
         if happened.is_empty() && self.0.keeper.is_none() {
             return self.0.gate.tell_sandbox(&seat.permit, events.body, once).await.map(drop);

@@ -19,13 +19,18 @@
 //! answers into a conversation carries how far it had heard, in the same append, so that a crash does not repeat what was answered.
 
 mod absent;
+pub mod dead_letter;
 mod seats;
 pub(crate) mod sql;
 mod taken;
 
 use std::{
     cmp::Reverse,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -79,6 +84,7 @@ pub struct Sessions {
     presence: Presence,
     groups: WorkGroups,
     broadcast_tasks: Arc<[glob::Pattern]>,
+    lost_sessions_max: u32,
 }
 
 /// How sessions are.
@@ -89,6 +95,8 @@ pub struct Options {
     /// Patterns of workspaces in which `tb` goes to every task of an implementation that is there, as the published server
     /// does it, and not to one of them, as the published documentation says.
     pub broadcast_tasks: Vec<glob::Pattern>,
+    /// A message that so many sessions were lost over is a [dead letter](dead_letter); 0 is never.
+    pub lost_sessions_max: u32,
 }
 
 /// An attached identity. Dropping it releases the lease; call [`Session::save`] first.
@@ -115,6 +123,8 @@ pub struct Session {
     lanes: Vec<Lanes>,
     workspace: Option<String>,
     presence: Presence,
+    /// See [`Options::lost_sessions_max`].
+    lost_sessions_max: u32,
     _seat: Option<Seat>,
 }
 
@@ -200,6 +210,7 @@ impl Sessions {
             seats: Seats::new(options.connections_per_workspace),
             presence: Presence::default(),
             broadcast_tasks: options.broadcast_tasks.into(),
+            lost_sessions_max: options.lost_sessions_max,
         }
     }
 
@@ -281,13 +292,24 @@ impl Sessions {
         self.presence.get(session).ok_or_else(missing)
     }
 
-    /// Whether a principal is connected: one's own always, others by capability.
+    /// Whether a principal is connected, and when it was last, in Unix seconds: one's own always, others by capability. One that is not
+    /// known was there at 0.
     ///
     /// # Errors
-    /// [`Kind::Denied`].
-    pub fn is_connected(&self, caller: &Caller, kind: PrincipalKind, id: &str) -> Result<bool, Error> {
+    /// [`Kind::Denied`], [`Kind::Unavailable`].
+    pub async fn last_seen(&self, caller: &Caller, kind: PrincipalKind, id: &str) -> Result<(bool, i64), Error> {
         self.gate.authorize(caller, QueryConnection { kind, id })?;
-        Ok(self.presence.is_connected(kind, id))
+        if self.presence.is_connected(kind, id) {
+            return Ok((true, sql::now()));
+        }
+        // A user was there in any of its windows; what is behind ':' is ';'.
+        let windows = match kind {
+            PrincipalKind::User => [format!("us::{id}::"), format!("us::{id}:;")],
+            _ => [String::new(), String::new()],
+        };
+        let id = id.to_owned();
+        let at = self.gate.glance(move |tx| sql::last_saved(tx, id.clone(), windows.clone())).await?;
+        Ok((false, at))
     }
 
     /// Attaches `identity`, in place of the session `resume` if that one holds it, and in place of one with the same credential
@@ -308,13 +330,12 @@ impl Sessions {
         let Held { lease, welcome, is_successor } = self.hold(&caller, &attend, resume).await?;
         let seat = caller.identity.workspace().map(|workspace| self.seats.take(workspace, is_successor));
         let seat = seat.transpose()?;
-        // The one that was taken over may have delivered more than it saved.
-        let before = match self.presence.taken(&caller.identity) {
-            Some(taken) => taken.settled().await,
-            None => 0,
-        };
+        let before = self.taken_before(&caller.identity, welcome).await;
         let tail = self.gate.tail(&attend);
         let broadcast = self.broadcast_of(&caller.identity)?;
+        if !resume.is_empty() {
+            dead_letter::take_back_loss(&self.gate, &caller.identity, resume).await?;
+        }
         let work = match broadcast {
             Some(_) => None,
             None => self.groups.join(&caller.identity, &attend, &keep).await?,
@@ -330,6 +351,7 @@ impl Sessions {
             lanes: Vec::new(),
             workspace: None,
             presence: self.presence.clone(),
+            lost_sessions_max: self.lost_sessions_max,
             _seat: seat,
             caller,
             welcome,
@@ -353,9 +375,20 @@ impl Sessions {
             task: session.caller.credential.task,
             fencing_epoch: session.lease.holder().epoch.0,
             reconnections: session.welcome.reconnections,
+            address: None,
+            heard_at_ms: 0,
         };
         self.presence.enter(connection, session.taken.clone(), session.meter.clone());
         Ok(session)
+    }
+
+    /// How far the session got that was taken over, which may have delivered more than it saved.
+    async fn taken_before(&self, identity: &Identity, welcome: Welcome) -> u64 {
+        let Some(taken) = self.presence.taken(identity) else { return 0 };
+        if welcome.resumed {
+            taken.resume();
+        }
+        taken.settled().await
     }
 
     /// What goes to every task of this one's implementation, where it does.
@@ -500,6 +533,16 @@ impl Session {
         }
         self.lanes.push(Lanes { scope, topics, from, behind });
         Ok(())
+    }
+
+    /// Notes where its client is, for operators.
+    pub fn came_from(&self, address: IpAddr) {
+        self.presence.came_from(&self.caller.identity, address);
+    }
+
+    /// Notes that its client said something.
+    pub fn hears(&self) {
+        self.meter.heard_at_ms.store(now_ms(), Relaxed);
     }
 
     /// Which log the offsets of its deliveries belong to.
@@ -718,6 +761,7 @@ pub(crate) async fn save_position(
 impl Drop for Session {
     fn drop(&mut self) {
         self.presence.leave(&self.caller.identity, &self.caller.session);
+        self.taken.end();
     }
 }
 

@@ -134,7 +134,7 @@ pub struct Task {
     pub failures: i64,
     /// How often an orchestrator was asked.
     pub launches: i64,
-    /// How often it was given to somebody: the number of the attempt that is under way, or was last.
+    /// How often it was assigned: the number of the attempt that is under way, or was last.
     pub attempt: i64,
     /// Sessions that ended while they had it, since it was last reported on.
     pub lost_sessions: i64,

@@ -144,10 +144,10 @@ impl Target {
                 let message = format!("not authorized to send to topic {text}");
                 return Err(Error::new(Kind::Denied, "ERR_PERMISSION_DENIED", message));
             }
-            ["ag" | "tu" | "ta" | "tb" | "ga" | "gu" | "us" | "uw" | "uu" | "sv" | "br" | "event" | "metric", ..] => {
-                return Err(invalid(&format!("wrong number of segments for prefix {}", parts[0])));
+            [prefix, ..] if PREFIXES.contains(&prefix) => {
+                return Err(invalid(&format!("wrong number of segments for prefix {prefix}")));
             }
-            _ => return Err(invalid("invalid topic prefix")),
+            _ => return Err(dotted(text).unwrap_or_else(|| invalid("invalid topic prefix"))),
         })
     }
 
@@ -377,6 +377,16 @@ fn part(what: &str, value: &str) -> Result<String, Error> {
     identifier(what, value).map_err(|error| invalid(&error.message))
 }
 
+/// The published documentation has names with dots, which no published client sends.
+pub(crate) fn dotted(text: &str) -> Option<Error> {
+    let (prefix, rest) = text.split_once('.')?;
+    let is_prefix = PREFIXES.contains(&prefix) && !rest.is_empty() && !text.contains(SEPARATOR);
+    is_prefix.then(|| invalid(&format!("parts are separated by `::`: did you mean {}?", text.replace('.', SEPARATOR))))
+}
+
+/// How topics begin.
+const PREFIXES: [&str; 13] = ["ag", "tu", "ta", "tb", "ga", "gu", "us", "uw", "uu", "sv", "br", "event", "metric"];
+
 fn invalid(why: &str) -> Error {
     Error::new(Kind::Invalid, "ERR_INVALID_TOPIC", format!("invalid target topic: {why}"))
 }
@@ -433,6 +443,12 @@ mod tests {
         ] {
             assert_eq!(Target::parse(text).err().unwrap().code, "ERR_INVALID_TOPIC", "{text}");
         }
+        let error = Target::parse("us.alice.tab-1").unwrap_err();
+        assert_eq!(
+            &*error.message,
+            "invalid target topic: parts are separated by `::`: did you mean us::alice::tab-1?"
+        );
+        assert!(!Target::parse("nonsense.w").unwrap_err().message.contains("::"));
         for text in ["pg::w", "pg::us::u", "tk::w::t::events"] {
             assert_eq!(Target::parse(text).err().unwrap().code, "ERR_PERMISSION_DENIED", "{text}");
         }

@@ -2,7 +2,16 @@
 
 #![allow(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used, reason = "test code")]
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
 use futures_util::TryStreamExt as _;
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_core::{
     Kind,
@@ -43,14 +52,18 @@ fn agent() -> Agent {
 }
 
 async fn open(store: Store) -> Conversations {
+    open_with(store, Clock::system(), Options { draft_hours: 0, ..Options::default() }).await
+}
+
+async fn open_with(store: Store, clock: Clock, options: Options) -> Conversations {
     let gate = Gate::open(store).await.unwrap();
-    let (tracker, clock) = (TaskTracker::new(), Clock::system());
+    let tracker = TaskTracker::new();
     let registry = Registry::open(gate.clone()).await.unwrap();
     let parts = Parts {
         apps: Apps::open(gate.clone(), Vec::new(), tracker.clone()).await.unwrap(),
         sessions: Sessions::new(gate.clone(), session::Options::default()),
         tasks: Tasks::new(gate.clone(), registry, task::Options::default(), tracker.clone(), clock.clone()),
-        options: Options { draft_hours: 0, ..Options::default() },
+        options,
         text_bytes_max: 1024,
         own_url: "http://here".into(),
         clock,
@@ -128,6 +141,7 @@ async fn everything(database: Option<String>) {
     assert_eq!((&app.origins, &app.agents, app.secrets().count()), (&origins, &vec![agent()], 2));
     assert_eq!(app.secrets().next().unwrap(), secret.as_bytes());
 
+    quiet_ones_end(store.clone()).await;
     let (ann, bob) = (visitor(&talks, "ann"), visitor(&talks, "bob"));
     let mut ids = Vec::new();
     for _ in 0..3 {
@@ -166,6 +180,51 @@ async fn everything(database: Option<String>) {
     assert!(talks.receive(&seat, Uuid::now_v7(), "late.txt", "text/plain").await.is_err());
     talks.apps().remove(&admin(), "shop").await.unwrap();
     assert!(open(store).await.apps().list(&admin()).unwrap().is_empty());
+}
+
+/// Hours go by, and nobody says anything.
+async fn quiet_ones_end(store: Store) {
+    let ahead = Arc::new(AtomicU64::new(0));
+    let (shift, real) = (ahead.clone(), Clock::system());
+    let clock = Clock::new(move || real.now_ms() + shift.load(SeqCst));
+    let options = Options { assumed_resolved_minutes: 60, feedback_minutes: 10, ..Options::default() };
+    let talks = open_with(store, clock, options).await;
+    let job = tokio::spawn(talks.clone().settle_quiet());
+    let (eve, bot) = (visitor(&talks, "eve"), Identity::parse("ag::ws::bot::main").unwrap());
+    let bot = Caller::new(bot, String::new(), Credential::none(false));
+    let [open, asked, escalated, rated] = [(); 4].map(|()| talks.create(&eve));
+    let (open, asked, escalated, rated) = tokio::join!(open, asked, escalated, rated);
+    let [open, asked, escalated, rated] = [open, asked, escalated, rated].map(|row| row.unwrap().id);
+    let say = async |id: Uuid, payload: &'static str| {
+        let lane = talks.find(&eve, &id.to_string()).await.unwrap().row().lane();
+        let part = talks.part(&bot, &lane).await.unwrap().unwrap();
+        talks.say(&part, CONTROL, payload.as_bytes(), "").await.unwrap().done().await.unwrap();
+    };
+    let becomes = async |id: Uuid, word: &str| loop {
+        let seat = talks.find(&eve, &id.to_string()).await.unwrap();
+        let state = talks.standing(seat.permit()).await.unwrap().state;
+        if serde_json::to_value(state).unwrap() == word {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let within = async |id, word| timeout(Duration::from_secs(20), becomes(id, word)).await.unwrap();
+    say(escalated, r#"{"type":"convo_state","state":"escalated"}"#).await;
+    say(rated, r#"{"type":"convo_state","state":"pending_feedback"}"#).await;
+    let seat = talks.find(&eve, &asked.to_string()).await.unwrap();
+    talks.post(&seat, "anybody there?", None, "").await.unwrap();
+    ahead.store(11 * 60_000, SeqCst);
+    within(rated, "auto_resolved").await;
+    within(open, "open").await;
+    ahead.store(61 * 60_000, SeqCst);
+    within(open, "assumed_resolved").await;
+    // Who waits for an answer, or for a person, goes on waiting.
+    within(asked, "open").await;
+    within(escalated, "escalated").await;
+    // What an agent opens again is looked at again. (The log's clock is the machine's, for which an hour has gone by already.)
+    say(open, r#"{"type":"convo_state","state":"open"}"#).await;
+    within(open, "assumed_resolved").await;
+    job.abort();
 }
 
 /// What an agent says again under one key, as its answer was lost, takes effect once; something else under it is refused.

@@ -205,6 +205,7 @@ impl Server {
             ops_tasks: TaskTracker::new(),
             timeout: Duration::from_secs(config.shutdown.timeout_seconds),
         };
+        server.jobs.spawn_until_stop("message rate", metrics.clone().sample());
         let listeners = server.listeners(tls.clone(), connections(&metrics, &limits), &limits);
         listeners.grpc(grpc.0, gateway);
         let site = http::site(surfaces, Pages { origins, own_hosts_only: config.dev }).with_apps(apps);
@@ -363,6 +364,7 @@ impl Server {
         self.jobs.spawn_until_stop("task balancer", rooms.tasks.clone().balance());
         self.jobs.spawn("sandbox timer", rooms.sandboxes.clone().run());
         self.jobs.spawn("conversation timer", rooms.talks.clone().run());
+        self.jobs.spawn_until_stop("quiet conversations", rooms.talks.clone().settle_quiet());
         self.sweep(log, rooms, config);
     }
 
@@ -448,6 +450,7 @@ impl Rooms {
         let options = session::Options {
             connections_per_workspace: limits.connections_per_workspace,
             broadcast_tasks: config.messages.broadcast_tasks()?,
+            lost_sessions_max: config.messages.lost_sessions_max,
         };
         let sessions = Sessions::new(gate.clone(), options);
         let registry = Registry::open(gate.clone()).await?;

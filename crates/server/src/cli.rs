@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 pub(crate) mod admin;
 pub(crate) mod app;
 pub(crate) mod client;
+pub(crate) mod dead_letters;
 pub(crate) mod demo;
 pub(crate) mod kv;
 pub(crate) mod log;

@@ -96,11 +96,19 @@ pub struct TlsConfig {
 }
 
 /// How messages are delivered.
-#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MessagesConfig {
     /// Patterns of workspaces in which `tb` goes to every connected task of an implementation and not to one of them.
     pub broadcast_tasks_in: Vec<String>,
+    /// What so many sessions of clients that acknowledge were lost over is a dead letter; 0 is never.
+    pub lost_sessions_max: u32,
+}
+
+impl Default for MessagesConfig {
+    fn default() -> Self {
+        Self { broadcast_tasks_in: Vec::new(), lost_sessions_max: 20 }
+    }
 }
 
 impl MessagesConfig {

@@ -56,6 +56,7 @@ struct Surface {
     conversations: Conversations,
     web: Web,
     uploads: Slots,
+    /// When this server began, in Unix milliseconds.
     begun_ms: u64,
     /// Of this server's own pages, as proxies show them.
     public_origin: Option<HeaderValue>,

@@ -36,7 +36,7 @@ use trunkline_core::limits::FRAME_OUT_BYTES_MAX;
 use trunkline_proto::v1::aether_gateway_server::AetherGatewayServer;
 
 pub(crate) use arrivals::Arrivals;
-pub(crate) use connections::Exchange;
+pub(crate) use connections::exchange::Exchange;
 pub(crate) use connections::{Connections, Limit};
 pub(crate) use descriptors::RESERVED as DESCRIPTORS_RESERVED;
 pub use descriptors::raise_limit as raise_descriptor_limit;

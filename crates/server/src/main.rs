@@ -57,6 +57,9 @@ enum Command {
     /// Manages who may do what.
     #[command(subcommand)]
     Acl(cli::admin::Acl),
+    /// Shows messages that clients were lost over, and has them delivered again.
+    #[command(subcommand)]
+    DeadLetter(cli::dead_letters::DeadLetter),
     /// Shows what was done, by whom.
     Audit(cli::admin::Audit),
     /// Prints what a shell needs to complete commands.
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Command::Workspace(args) => cli::admin::workspace(args),
         Command::Session(args) => cli::admin::session(args),
         Command::Acl(args) => cli::admin::acl(args),
+        Command::DeadLetter(args) => cli::dead_letters::run(args),
         Command::Audit(args) => cli::admin::audit(&args),
         Command::Completions(args) => cli::manual::completions(&args, Args::command()),
         Command::Man(args) => cli::manual::man(&args, Args::command()),

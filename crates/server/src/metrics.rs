@@ -1,6 +1,12 @@
 //! Figures for operators, in Prometheus form. What is counted where it happens is here; what is looked up when somebody
 //! asks is in `ops`.
 
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -59,8 +65,11 @@ pub(crate) struct Metrics {
     pub(crate) handshakes: Family<Code, Counter>,
     /// Messages and reports of progress that clients sent and that were accepted.
     pub(crate) accepted: Counter,
+    accepted_rate: Rate,
     /// Messages and reports of progress that were handed to the transports.
     pub(crate) delivered: Counter,
+    /// Messages that became dead letters.
+    pub(crate) dead_letters: Counter,
     /// Requests that were refused.
     refused: Family<Code, Counter>,
     /// All of those, for whoever watches.
@@ -94,13 +103,53 @@ pub(crate) struct Metrics {
     pub(crate) store_seconds: Family<Part, Gauge<f64, std::sync::atomic::AtomicU64>>,
 }
 
+/// Samples of a count, of which the first and the last say how fast it grows.
+#[derive(Default)]
+struct Rate(Mutex<VecDeque<(Instant, u64)>>);
+
+impl Rate {
+    fn sample(&self, now: Instant, count: u64) {
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.push_back((now, count));
+        if samples.len() > SAMPLES {
+            samples.pop_front();
+        }
+    }
+
+    fn per_second(&self) -> f64 {
+        let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some((begin, first)), Some((end, last))) = (samples.front(), samples.back()) else { return 0.0 };
+        let seconds = end.saturating_duration_since(*begin).as_secs_f64();
+        if seconds > 0.0 { last.saturating_sub(*first) as f64 / seconds } else { 0.0 }
+    }
+}
+
+/// Of a [`Rate`], one a second: what it says is the mean of the last ten seconds.
+const SAMPLES: usize = 11;
+
 impl Metrics {
+    /// Messages and reports of progress that were accepted in a second, lately.
+    pub(crate) fn accepted_per_second(&self) -> f64 {
+        self.accepted_rate.per_second()
+    }
+
+    /// Looks once a second how many were accepted. Does not end.
+    pub(crate) async fn sample(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            self.accepted_rate.sample(Instant::now(), self.accepted.get());
+            looks.tick().await;
+        }
+    }
+
     pub(crate) fn new() -> Self {
         let mut all = Self {
             registry: Registry::with_prefix("trunkline"),
             handshakes: Family::default(),
             accepted: Counter::default(),
+            accepted_rate: Rate::default(),
             delivered: Counter::default(),
+            dead_letters: Counter::default(),
             refused: Family::default(),
             refused_total: Counter::default(),
             reply_bytes: Gauge::default(),
@@ -129,6 +178,7 @@ impl Metrics {
         r.register("handshakes", "Handshakes, by gRPC code", all.handshakes.clone());
         r.register("messages_accepted", "Messages and progress taken from clients", all.accepted.clone());
         r.register("messages_delivered", "Messages and progress handed to transports", all.delivered.clone());
+        r.register("dead_letters", "Messages that sessions were lost over, given up", all.dead_letters.clone());
         r.register("requests_refused", "Requests refused, by stable code", all.refused.clone());
         let replies = all.reply_bytes.clone();
         r.register_with_unit(
@@ -148,6 +198,14 @@ impl Metrics {
         r.register("event_streams", "Streams of events that are open, by what they tell", all.event_streams.clone());
         r.register("sandboxes", "Sessions of sandboxes, by status", all.sandboxes.clone());
         r.register("sandbox_events", "Events taken from sandboxes", all.sandbox_events.clone());
+        all.register_machine();
+        all
+    }
+
+    /// The store's, the process's and the machine's.
+    fn register_machine(&mut self) {
+        let all = self;
+        let r = &mut all.registry;
         r.register("log_records", "Records ever appended to the log", all.records.clone());
         let buffered = all.log_buffered_bytes.clone();
         r.register_with_unit("log_buffered", "Write buffers and block caches of the log", Unit::Bytes, buffered);
@@ -161,7 +219,6 @@ impl Metrics {
         r.register_with_unit("uptime", "Since the start", Unit::Seconds, all.uptime_seconds.clone());
         r.register("store_up", "Whether a part of the store answers", all.store_up.clone());
         r.register_with_unit("store_answer", "How long it takes", Unit::Seconds, all.store_seconds.clone());
-        all
     }
 
     /// Notes that a request was refused.

@@ -1,6 +1,7 @@
 //! The operators' service beside the agents' one: `trunkline.v1.Operator`.
 
 mod apps;
+mod dead_letters;
 mod figures;
 
 use std::{
@@ -23,9 +24,10 @@ use trunkline_core::{
     topic::is_progress,
 };
 use trunkline_proto::own::{
-    App, AppAgent, AppSecret, AppToken, CreateAppRequest, EraseAppUserReply, EraseAppUserRequest, Figures,
-    ListAppsReply, ListAppsRequest, PutAppAgentRequest, RemoveAppAgentRequest, RemoveAppRequest,
-    RotateAppSecretRequest, SetAppOriginsRequest, SignAppTokenRequest, TailItem, TailRequest, WatchRequest,
+    App, AppAgent, AppSecret, AppToken, CreateAppRequest, DeadLetter, DeadLetterRequest, EraseAppUserReply,
+    EraseAppUserRequest, Figures, ListAppsReply, ListAppsRequest, ListDeadLettersReply, ListDeadLettersRequest,
+    PutAppAgentRequest, RemoveAppAgentRequest, RemoveAppRequest, RemoveDeadLetterReply, RotateAppSecretRequest,
+    SetAppOriginsRequest, SignAppTokenRequest, TailItem, TailRequest, WatchRequest,
     operator_server::{Operator, OperatorServer},
 };
 use trunkline_store::log::{Item, Reader, Record};
@@ -193,6 +195,32 @@ impl Operator for Desk {
         let (caller, EraseAppUserRequest { app, user }) = called(request)?;
         let erased = self.0.conversations.erase(&caller, &app, &user).await;
         answer(erased.map(|count| EraseAppUserReply { conversations: u32::try_from(count).unwrap_or(u32::MAX) }))
+    }
+
+    async fn list_dead_letters(
+        &self,
+        request: Request<ListDeadLettersRequest>,
+    ) -> Result<Response<ListDeadLettersReply>, Status> {
+        let (caller, asked) = called(request)?;
+        answer(dead_letters::list(&self.0.sessions, &caller, &asked).await)
+    }
+
+    async fn get_dead_letter(&self, request: Request<DeadLetterRequest>) -> Result<Response<DeadLetter>, Status> {
+        let (caller, asked) = called(request)?;
+        answer(dead_letters::get(&self.0.sessions, &caller, &asked.id).await)
+    }
+
+    async fn retry_dead_letter(&self, request: Request<DeadLetterRequest>) -> Result<Response<DeadLetter>, Status> {
+        let (caller, asked) = called(request)?;
+        answer(dead_letters::retry(&self.0.sessions, &caller, &asked.id).await)
+    }
+
+    async fn remove_dead_letter(
+        &self,
+        request: Request<DeadLetterRequest>,
+    ) -> Result<Response<RemoveDeadLetterReply>, Status> {
+        let (caller, asked) = called(request)?;
+        answer(dead_letters::remove(&self.0.sessions, &caller, &asked.id).await)
     }
 }
 

@@ -254,7 +254,7 @@ impl<H: Handlers, S: Sender> Socket<'_, H, S> {
                 handlers.asked(ask, emitter).await;
                 if let Some(request) = request {
                     desk.done(&request).await;
-                    // Whoever left asks again.
+                    // A client whose socket ended says it again.
                     let _ = done.send(request).await;
                 }
             });

@@ -599,6 +599,7 @@ impl Writer {
                     self.conversations.turn_begun(&self.row, message.turn_number);
                 }
                 Event::TurnDone { .. } => self.conversations.turn_ended(&self.row),
+                Event::State { state, .. } if !state.is_closed() => self.conversations.opened(self.row.id),
                 _ => {}
             }
         }

@@ -1,5 +1,5 @@
 //! Ids under which no conversation was found a moment ago: clients that are refused come again and again, and each time the ledger would
-//! be read. Ids are made here and nobody else chooses them, so that none appears later under an id that was asked for before.
+//! be read. Only the server makes ids, so that no conversation appears later under an id that was asked for before.
 
 use std::{
     collections::HashMap,

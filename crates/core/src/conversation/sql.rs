@@ -34,6 +34,11 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
                 at BIGINT NOT NULL, PRIMARY KEY (conversation, name));
             CREATE INDEX conversation_lockout_names_at ON conversation_lockout_names (at)",
     },
+    Migration {
+        name: "conversation_0003_look_at",
+        sql: "ALTER TABLE conversations ADD COLUMN look_at BIGINT NOT NULL DEFAULT 0;
+            CREATE INDEX conversations_look_at ON conversations (look_at)",
+    },
 ];
 
 /// How long the names of lockouts are known, in seconds: as long as other names.
@@ -101,6 +106,23 @@ pub(super) fn of_user(tx: &mut ReadTx, app: String, user: String) -> TxFuture<'_
     Box::pin(async move {
         let sql = "SELECT id, app, agent, person, created_at FROM conversations WHERE app = $1 AND person = $2";
         tx.query(sql, &[app.into(), user.into()]).await?.iter().map(row).collect()
+    })
+}
+
+/// Those that are to be looked at by now, the longest overdue first.
+pub(super) fn to_look_at(tx: &mut ReadTx, now: i64, most: i64) -> TxFuture<'_, Vec<Row>, LedgerError> {
+    Box::pin(async move {
+        let sql = "SELECT id, app, agent, person, created_at FROM conversations WHERE look_at <= $1
+            ORDER BY look_at LIMIT $2";
+        tx.query(sql, &[now.into(), most.into()]).await?.iter().map(row).collect()
+    })
+}
+
+/// When one is looked at again, in Unix milliseconds.
+pub(super) fn look_again(tx: &mut WriteTx, id: Uuid, at: i64) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        let sql = "UPDATE conversations SET look_at = $2 WHERE id = $1";
+        Ok(tx.execute(sql, &[id.to_string().into(), at.into()]).await.map(drop)?)
     })
 }
 

@@ -223,6 +223,8 @@ pub enum Act {
     EndTurn(Reason, Option<u64>),
     /// Says how the conversation is, and maybe what the user is told of it.
     Be(State, Option<String>),
+    /// Is that from now on, because nothing happened, if it still stands as it stood then.
+    Settle(State, Box<Standing>),
     /// Hears what is said from now on.
     Join(String),
     /// Does not any more.
@@ -265,6 +267,8 @@ pub fn decide(standing: &Standing, act: Act, now_ms: i64) -> Result<Vec<Event>, 
             vec![Event::Failed { at: now_ms / 1000 }, ends(Reason::TemporaryFailure)]
         }
         Act::EndTurn(reason, _) => vec![ends(reason)],
+        Act::Settle(_, then) if *then != *standing => Vec::new(),
+        Act::Settle(state, _) => return decide(standing, Act::Be(state, None), now_ms),
         Act::Be(state, _) if state == standing.state => Vec::new(),
         Act::Be(state, words) => {
             let closed_user_message = words.or(state.words().map(ToOwned::to_owned)).filter(|_| state != State::Open);

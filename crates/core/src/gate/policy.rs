@@ -30,7 +30,7 @@ use crate::{
     kv::{Action, Scope, namespace, workspace_of},
     limits::TARGET_BYTES_MAX,
     rule::now,
-    topic::{Target, progress_for, progress_in, task_events},
+    topic::{Target, dotted, progress_for, progress_in, task_events},
 };
 
 /// Keys by which instances of the workflow engine agree on who leads.
@@ -96,6 +96,10 @@ impl Intent for Report<'_> {
                 progress_for(&identifier("recipient", user)?)?
             }
             _ => {
+                // Not to all of the workspace instead of to the one that was meant.
+                if let Some(error) = dotted(self.recipient) {
+                    return Err(error);
+                }
                 let why = "progress from outside of a workspace needs a user as its recipient";
                 progress_in(self.home.ok_or_else(|| invalid(why.to_owned()))?)?
             }

@@ -120,7 +120,7 @@ impl Sandboxes {
             let since = i64::try_from(self.0.gate.records()).unwrap_or(i64::MAX);
             let version = self.now().saturating_mul(1000);
             // Those that had not come by then have as long again.
-            let is_new = sandbox.status == Status::Bootstrapping && told.is_empty();
+            let is_new = sandbox.status == Status::Bootstrapping;
             let due_at = self.after(self.0.options.bootstrap_ms).filter(|_| is_new);
             let row = Standing {
                 sandbox,

@@ -159,6 +159,7 @@ impl Sandboxes {
     pub async fn recover(&self) -> Result<(), Error> {
         self.load().await?;
         let (grace, now) = (self.after(self.0.options.grace_ms.max(1)), self.now());
+        let bootstrap = self.after(self.0.options.bootstrap_ms);
         for standing in self.0.gate.glance(sql::unsettled).await? {
             let id = standing.sandbox.id.clone();
             if standing.removed {
@@ -168,8 +169,12 @@ impl Sandboxes {
             // What was loaded is from another time than its records.
             let heard = if self.0.keeper.is_none() { self.0.gate.sandbox_events(&id).await?.last_ms } else { 0 };
             let heard = i64::try_from(heard).unwrap_or(i64::MAX);
-            let connected = standing.sandbox.status.takes_commands();
-            self.0.gate.housekeep(move |tx| settle(tx, standing.clone(), connected.then_some(grace), heard)).await?;
+            let due_at = match standing.sandbox.status {
+                // What was told meanwhile did not arrive.
+                Status::Bootstrapping => Some(bootstrap),
+                status => status.takes_commands().then_some(grace),
+            };
+            self.0.gate.housekeep(move |tx| settle(tx, standing.clone(), due_at, heard)).await?;
         }
         tracing::debug!(took_ms = self.now() - now, "sandboxes are looked after");
         Ok(())
@@ -202,6 +207,10 @@ impl Sandboxes {
             self.0.next_due.clear();
             let due = self.0.gate.glance(move |tx| sql::due(tx, now)).await?;
             for standing in due {
+                if let Some(later) = self.due_again(&standing).filter(|later| *later > now) {
+                    self.0.gate.housekeep(move |tx| sql::postpone(tx, standing.sandbox.id.clone(), later)).await?;
+                    continue;
+                }
                 let id = standing.sandbox.id;
                 let after = self.change(&id, vec![Happening::TimeUp], None).await?;
                 if after.is_some_and(|after| after.removed) {
@@ -213,6 +222,14 @@ impl Sandboxes {
             self.0.next_due.not_later_than(next);
         }
         self.note_beats().await
+    }
+
+    /// When the time of a sandbox is up that has no stream yet, and tells something all the same.
+    fn due_again(&self, standing: &Standing) -> Option<i64> {
+        let Standing { sandbox, .. } = standing;
+        let beat = lock(&self.0.active).get(&sandbox.id).map_or(0, |active| active.beat.load(SeqCst));
+        let bootstrap = i64::try_from(self.0.options.bootstrap_ms).unwrap_or(i64::MAX);
+        (sandbox.status == Status::Bootstrapping).then(|| beat.max(sandbox.last_heartbeat).saturating_add(bootstrap))
     }
 
     /// Writes signs of life down, and forgets those that nobody is busy with any more.
@@ -370,11 +387,9 @@ impl Standing {
         if let Happening::Summary(summary) = what {
             self.sandbox.summary = Some(summary.clone());
         }
-        let is_bootstrapping = self.sandbox.status == Status::Bootstrapping;
         match what {
             Happening::Opened | Happening::TimeUp => self.due_at = None,
             Happening::Closed => self.duty = 0,
-            _ if is_bootstrapping => self.due_at = None,
             _ => {}
         }
         if !matches!(what, Happening::TimeUp | Happening::Closed) {

@@ -159,7 +159,7 @@ pub enum Sight {
     Steps(Vec<Arc<Step>>),
     /// Nothing any more: the sandbox was removed.
     Removed,
-    /// Nothing any more from here: whoever comes back sees more.
+    /// Nothing any more from here: a viewer that comes back sees more.
     Over,
 }
 

@@ -164,6 +164,14 @@ pub(super) fn note_beats(tx: &mut WriteTx, beats: Vec<(String, i64)>) -> TxFutur
     })
 }
 
+/// Gives a sandbox that has not come yet more time.
+pub(super) fn postpone(tx: &mut WriteTx, id: String, due_at: i64) -> TxFuture<'_, (), Error> {
+    Box::pin(async move {
+        let sql = "UPDATE sandboxes SET due_at = $2 WHERE id = $1 AND status = 'bootstrapping' AND removed = 0";
+        tx.execute(sql, &[id.into(), due_at.into()]).await.map(drop)
+    })
+}
+
 /// Notes how far a sandbox was told its commands.
 pub(super) fn note_commands(tx: &mut WriteTx, id: String, through: i64) -> TxFuture<'_, (), Error> {
     Box::pin(async move {

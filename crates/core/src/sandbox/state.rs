@@ -7,7 +7,7 @@
 //! | idle | live | disconnected | live | idle | disconnected |
 //! | disconnected | live | | | | |
 //!
-//! Its time is up when a bootstrapping sandbox gave no sign of life for long enough, and when one that had a stream did not
+//! Its time is up when a bootstrapping sandbox has told nothing for long enough, and when one that had a stream did not
 //! come back after the server was started again.
 
 use serde::{Deserialize, Serialize};
@@ -80,8 +80,6 @@ pub enum Happening {
     TurnEnded,
     /// It said what it is about.
     Summary(String),
-    /// It told something.
-    SignOfLife,
     /// It was given some time, which is over.
     TimeUp,
 }
@@ -93,22 +91,16 @@ mod tests {
     #[test]
     fn statuses_follow_the_table() {
         use Status::{Bootstrapping, Disconnected, Idle, Live};
-        let columns = [
-            Happening::Opened,
-            Happening::Closed,
-            Happening::TurnStarted,
-            Happening::TurnEnded,
-            Happening::TimeUp,
-            Happening::SignOfLife,
-        ];
+        let columns =
+            [Happening::Opened, Happening::Closed, Happening::TurnStarted, Happening::TurnEnded, Happening::TimeUp];
         let some = |status| Some(status);
         let b = some(Bootstrapping);
         let (l, i, d) = (some(Live), some(Idle), some(Disconnected));
         let table = [
-            (Bootstrapping, [l, b, b, b, None, b]),
-            (Live, [l, d, l, i, d, l]),
-            (Idle, [l, d, l, i, d, i]),
-            (Disconnected, [l, d, d, d, d, d]),
+            (Bootstrapping, [l, b, b, b, None]),
+            (Live, [l, d, l, i, d]),
+            (Idle, [l, d, l, i, d]),
+            (Disconnected, [l, d, d, d, d]),
         ];
         for (status, row) in table {
             for (what, expected) in columns.iter().zip(row) {

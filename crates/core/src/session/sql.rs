@@ -5,10 +5,12 @@ use trunkline_store::{
     log::{Clock, Cursor, Epoch},
 };
 
+use super::dead_letter::sql::DEAD_LETTERS;
+
 /// Owner and scope of the log's own row; identities have other names.
 pub(super) const LOG: (&str, &str) = ("log", "tail");
 
-pub(crate) const MIGRATIONS: &[Migration] = &[POSITIONS, SAVED_AT];
+pub(crate) const MIGRATIONS: &[Migration] = &[POSITIONS, SAVED_AT, DEAD_LETTERS];
 
 /// When somebody was there, in Unix seconds; 0 is not known.
 const SAVED_AT: Migration = Migration {
@@ -77,6 +79,15 @@ pub(crate) fn load(
         let select = "SELECT position, saved_at FROM positions WHERE owner = $1 AND scope = $2 AND epoch = $3";
         let row = tx.query_opt(select, &[owner.into(), scope.into(), epoch.into()]).await?;
         row.map(|row| Ok(Position { offset: row.int(0)?.unsigned_abs(), saved_at: row.int(1)? })).transpose()
+    })
+}
+
+/// When a position was saved last: of an owner, or of those whose names are from one name on and before another; 0 if there is none.
+pub(super) fn last_saved(tx: &mut ReadTx, owner: String, [from, to]: [String; 2]) -> TxFuture<'_, i64, Error> {
+    Box::pin(async move {
+        let select =
+            "SELECT COALESCE(MAX(saved_at), 0) FROM positions WHERE owner = $1 OR (owner >= $2 AND owner < $3)";
+        tx.query_opt(select, &[owner.into(), from.into(), to.into()]).await?.map_or(Ok(0), |row| row.int(0))
     })
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// A transport whose deliveries arrive at the client after it took them.
 pub trait Transport: Send + Sync {
@@ -42,6 +43,10 @@ pub(crate) struct Taken {
     transport: OnceLock<Box<dyn Transport>>,
     /// [`HEARD_TIMEOUT`] has passed once, and nothing has arrived since.
     is_late: AtomicBool,
+    /// Its client goes on with another session.
+    is_resumed: AtomicBool,
+    /// All that its session had to write is written.
+    ended: CancellationToken,
 }
 
 impl Taken {
@@ -53,6 +58,15 @@ impl Taken {
     pub(super) fn set_transport(&self, transport: impl Transport + 'static) {
         // An error is the second transport, which is not used.
         let _ = self.transport.set(Box::new(transport));
+    }
+
+    /// Notes that its client goes on with another session.
+    pub(super) fn resume(&self) {
+        self.is_resumed.store(true, SeqCst);
+    }
+
+    pub(super) fn is_resumed(&self) -> bool {
+        self.is_resumed.load(SeqCst)
     }
 
     /// The offset as of now.
@@ -77,12 +91,24 @@ impl Taken {
         self.now()
     }
 
-    /// Whether the client gives no sign of life within [`ANSWER_TIMEOUT`]. One that cannot be asked is there.
+    /// Whether the client gives no sign of life within [`ANSWER_TIMEOUT`]. One that cannot be asked is there. A session whose client is
+    /// gone has as long to write what it has to, so that no other takes its place before.
     pub(super) async fn is_silent(&self) -> bool {
-        match self.transport.get() {
-            Some(transport) => !timeout(ANSWER_TIMEOUT, transport.answers()).await.unwrap_or(false),
-            None => false,
+        let Some(transport) = self.transport.get() else { return false };
+        match timeout(ANSWER_TIMEOUT, transport.answers()).await {
+            Ok(true) => false,
+            Ok(false) => {
+                // Elapsed: it hangs.
+                let _ = timeout(ANSWER_TIMEOUT, self.ended.cancelled()).await;
+                true
+            }
+            Err(_) => true,
         }
+    }
+
+    /// Notes that its session is over.
+    pub(super) fn end(&self) {
+        self.ended.cancel();
     }
 
     async fn wait_settled(&self) {

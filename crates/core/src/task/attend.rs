@@ -46,6 +46,8 @@ pub(super) struct Floor {
     pub(super) starting: HashSet<String>,
     /// Who has left, as long as its tasks do not say so.
     leaving: HashMap<String, Departures>,
+    /// What sessions were told that they lost, as long as the ledger does not say so.
+    losses_told: HashMap<String, HashSet<Uuid>>,
 }
 
 /// Sessions of one identity that have left, and whose tasks do not all say so yet.
@@ -58,8 +60,9 @@ struct Departures {
 
 impl Floor {
     pub(super) fn new(room: usize) -> Self {
-        let (mailboxes, starting, leaving) = (HashMap::new(), HashSet::new(), HashMap::new());
-        Self { workers: Workers::new(room), mailboxes, open: OpenTasks::default(), starting, leaving }
+        let (mailboxes, starting, open) = (HashMap::new(), HashSet::new(), OpenTasks::default());
+        let (leaving, losses_told) = (HashMap::new(), HashMap::new());
+        Self { workers: Workers::new(room), mailboxes, open, starting, leaving, losses_told }
     }
 
     /// What somebody's leaving means for its tasks is written.
@@ -68,6 +71,16 @@ impl Floor {
             departures.count -= 1;
             if departures.count == 0 {
                 self.leaving.remove(identity);
+            }
+        }
+    }
+
+    /// The ledger says what somebody was told that it lost, or does not take it.
+    fn noted_loss(&mut self, identity: &str, task: Uuid) {
+        if let Some(told) = self.losses_told.get_mut(identity) {
+            told.remove(&task);
+            if told.is_empty() {
+                self.losses_told.remove(identity);
             }
         }
     }
@@ -107,7 +120,7 @@ pub struct Arrival {
 pub enum Leave {
     /// Its client said goodbye: the task that it stood for is done.
     Goodbye,
-    /// It is ended from here: the server stops, or the identity is somebody else's.
+    /// It is ended from here: the server stops.
     Stop,
     /// Its client is gone.
     Lost,
@@ -175,6 +188,8 @@ impl Tasks {
     /// What it has, what it stands for, and what waits for it alone.
     async fn take_up(&self, name: &str, arrival: &Arrival) -> Result<Option<Box<Task>>, Error> {
         let (identity, own) = (name.to_owned(), own_queue(name));
+        // Before looking: what is noted meanwhile may have been read.
+        let told = self.floor().losses_told.get(name).cloned().unwrap_or_default();
         // Behind what is still being written of its leaving.
         let found = if self.floor().leaving.contains_key(name) {
             let found = self.write(move |tx| {
@@ -191,7 +206,8 @@ impl Tasks {
         };
         if let Some(mailbox) = self.floor().mailboxes.get(name) {
             lock(&mailbox.inside).inputs.extend(found.inputs);
-            found.losses.into_iter().for_each(|event| mailbox.tell(Mail::Lost(event.into())));
+            let untold = found.losses.into_iter().filter(|event| !told.contains(&event.task));
+            untold.for_each(|event| mailbox.tell(Mail::Lost(event.into())));
         }
         let bound = arrival.task.or(found.start.as_ref().map(|start| start.id));
         if found.held.is_empty() && bound.is_none() && !found.is_waiting {
@@ -385,13 +401,12 @@ struct Found {
 
 async fn found(tx: &mut ReadTx, identity: &str, own: &str) -> Result<Found, ledger::Error> {
     let inputs = sql::awaiting_input(tx, identity).await?.into_iter();
-    let losses = sql::losses(tx, identity).await?;
     Ok(Found {
         inputs: inputs.filter_map(|task| Some((task.id, task.wait?))).collect(),
         held: sql::held_ids(tx, identity).await?,
         start: sql::start_of(tx, identity).await?,
         is_waiting: sql::is_waiting(tx, own).await?,
-        losses: losses.iter().filter_map(|event| serde_json::from_str(event).ok()).collect(),
+        losses: sql::losses(tx, identity).await?,
     })
 }
 
@@ -471,13 +486,16 @@ impl Desk {
     fn told(&self, mail: Mail) -> Mail {
         let Mail::Lost(event) = mail else { return mail };
         let (tasks, identity, task) = (self.tasks.clone(), self.identity.clone(), event.task);
+        self.tasks.floor().losses_told.entry(identity.clone()).or_default().insert(task);
         self.tasks.spawn_job(async move {
             let name = identity.clone();
             let told = tasks.write(move |tx| {
                 let identity = name.clone();
-                Box::pin(async move { Ok(sql::remove_losses(tx, &identity, Some(task)).await?) })
+                Box::pin(async move { Ok(sql::remove_loss(tx, &identity, task).await?) })
             });
-            if let Err(error) = told.await {
+            let told = told.await;
+            tasks.floor().noted_loss(&identity, task);
+            if let Err(error) = told {
                 tracing::debug!(%error, identity, "it is told again what it lost");
             }
         });

@@ -18,7 +18,6 @@ use crate::{
     checkpoint,
     error::{Error, Kind},
     gate::TouchTask,
-    message,
     token::{Secret, digest},
 };
 
@@ -91,8 +90,7 @@ pub(super) async fn step(
     let is_over = waits && context.dependencies_ended;
     changed.due_at = if is_over { Some(context.now) } else { decide::due(after, times) };
     if before.disconnected_at.is_some() && is_lost(before, after) {
-        let event = String::from_utf8(message::json(&events::lost_event(before, after))?).unwrap_or_default();
-        sql::put_loss(tx, &before.assignee, after.id, &event, context.now).await?;
+        sql::put_loss(tx, &before.assignee, &events::lost_event(before, after)).await?;
     }
     if !sql::update(tx, after, changed.due_at).await? {
         return Err(Error::new(Kind::Unavailable, "ERR_CONFLICT", format!("task {} was changed meanwhile", after.id)));
@@ -154,8 +152,8 @@ pub(super) fn missing() -> Error {
 }
 
 impl Tasks {
-    /// Does what a party asks, if `attempt` is the one that is under way, or 0. What one caller asks takes effect in the order in which this was called; the future that
-    /// comes back waits for the disk, and need not be waited for.
+    /// Does what a party asks, if `attempt` is the one that is under way, or 0. What one caller asks takes effect in the order in
+    /// which this was called; the future that comes back waits for the disk, and need not be waited for.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none or the caller may not know of it, [`Kind::Invalid`] and [`Kind::Precondition`]

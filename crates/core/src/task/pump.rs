@@ -80,11 +80,11 @@ impl Tasks {
         }
     }
 
-    /// Takes back what workers have not begun that have much, from those who begin tasks one after the other, if others have
-    /// less to do. Ends with its task.
+    /// Every few seconds, has pool tasks that a worker was given [`Options::begin_seconds`](super::Options::begin_seconds) ago and
+    /// has not begun, although it has begun others, wait again, if another worker has less to do. Does not end, also if there is nothing to do.
     pub async fn balance(self) {
         if self.0.options.begin_seconds == 0 {
-            return;
+            return std::future::pending().await;
         }
         loop {
             tokio::time::sleep(BALANCE_PAUSE).await;
@@ -94,15 +94,11 @@ impl Tasks {
         }
     }
 
-    /// One look at all workers; answers how many tasks others get.
-    ///
-    /// # Errors
-    /// [`crate::Kind::Unavailable`].
-    pub async fn balance_once(&self) -> Result<usize, Error> {
+    /// One look at all workers.
+    async fn balance_once(&self) -> Result<(), Error> {
         let overloaded = self.floor().workers.overloaded();
         let wait = i64::try_from(self.0.options.begin_seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
         let (context, times, before) = (self.context(true), self.0.times, self.now().saturating_sub(wait));
-        let mut count = 0;
         for (identity, most) in overloaded {
             let most = i64::try_from(most.min(BALANCE_MAX)).unwrap_or(0);
             let taken = self.write(move |tx| {
@@ -118,11 +114,10 @@ impl Tasks {
                 })
             });
             for changed in taken.await? {
-                count += 1;
                 self.settle(changed).await;
             }
         }
-        Ok(count)
+        Ok(())
     }
 
     async fn look_at(&self, due: Vec<Uuid>) -> Result<(), Error> {

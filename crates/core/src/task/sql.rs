@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, Value, WriteTx};
 use uuid::Uuid;
 
-use super::{Filter, Mode, Task, state::State};
+use super::{Filter, Mode, Task, TaskEvent, state::State};
 
 pub(crate) const MIGRATIONS: &[Migration] = &[TABLES, HELD_IN_ORDER, ATTEMPTS];
 
@@ -416,31 +416,32 @@ pub(super) fn sweep(tx: &mut WriteTx, now: i64) -> TxFuture<'_, (), Error> {
     })
 }
 
-/// How long somebody who lost a task has to come back and hear of it, in milliseconds; and of how many it hears.
+/// How long a worker that lost a task has to come back and hear of it, in milliseconds; and of how many it hears.
 const LOSS_MS: i64 = 24 * 3600 * 1000;
 const LOSSES_MAX: i64 = 100;
 
-/// Notes what somebody who is away hears when it comes back: that a task is not its own any more.
-pub(super) async fn put_loss(tx: &mut WriteTx, identity: &str, task: Uuid, event: &str, now: i64) -> Result<(), Error> {
+/// Keeps what a worker that is away has lost: the last loss of each task, as the event that tells it.
+pub(super) async fn put_loss(tx: &mut WriteTx, identity: &str, event: &TaskEvent) -> Result<(), Error> {
     let sql = "INSERT INTO task_losses (identity, task, event, lost_at) VALUES ($1, $2, $3, $4)
         ON CONFLICT (identity, task) DO UPDATE SET event = excluded.event, lost_at = excluded.lost_at";
-    tx.execute(sql, &[identity.into(), task.to_string().into(), event.into(), now.into()]).await.map(drop)
+    let params = [identity.into(), event.task.to_string().into(), json_opt(Some(event))?.into(), event.at_ms.into()];
+    tx.execute(sql, &params).await.map(drop)
 }
 
-/// What somebody lost while it was away and does not have again, the last ones.
-pub(super) async fn losses(tx: &mut ReadTx, identity: &str) -> Result<Vec<String>, Error> {
+/// What a worker lost and does not have again, the last first.
+pub(super) async fn losses(tx: &mut ReadTx, identity: &str) -> Result<Vec<TaskEvent>, Error> {
     let sql = "SELECT event FROM task_losses l WHERE identity = $1
             AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = l.task AND t.holder = $1)
         ORDER BY lost_at DESC, task LIMIT $2";
     let rows = tx.query(sql, &[identity.into(), LOSSES_MAX.into()]).await?;
-    rows.iter().map(|row| row.text(0).map(ToOwned::to_owned)).collect()
+    let events = rows.iter().map(|row| from_json_opt(row, 0, "event")).collect::<Result<Vec<_>, _>>()?;
+    Ok(events.into_iter().flatten().collect())
 }
 
-/// It heard of one, or of all.
-pub(super) async fn remove_losses(tx: &mut WriteTx, identity: &str, task: Option<Uuid>) -> Result<(), Error> {
-    let task = task.map_or_else(String::new, |task| task.to_string());
-    let sql = "DELETE FROM task_losses WHERE identity = $1 AND ($2 = '' OR task = $2)";
-    tx.execute(sql, &[identity.into(), task.into()]).await.map(drop)
+/// A worker has heard of one.
+pub(super) async fn remove_loss(tx: &mut WriteTx, identity: &str, task: Uuid) -> Result<(), Error> {
+    let sql = "DELETE FROM task_losses WHERE identity = $1 AND task = $2";
+    tx.execute(sql, &[identity.into(), task.to_string().into()]).await.map(drop)
 }
 
 /// Pool tasks that somebody was given before a time and has not begun, although it has begun others: the least urgent of them.
@@ -659,8 +660,8 @@ pub(super) fn task(row: &Row) -> Result<Task, Error> {
         failures: row.int(31)?,
         launches: row.int(32)?,
         error: text(33)?,
-        wait: from_json_opt(row, 34)?,
-        hibernation: from_json_opt(row, 35)?,
+        wait: from_json_opt(row, 34, "wait")?,
+        hibernation: from_json_opt(row, 35, "hibernation")?,
         version: row.int(36)?,
         attempt: row.int(37)?,
         lost_sessions: row.int(38)?,
@@ -691,9 +692,9 @@ fn json_opt<T: serde::Serialize>(value: Option<&T>) -> Result<Option<String>, Er
     value.map(json).transpose()
 }
 
-fn from_json_opt<T: serde::de::DeserializeOwned>(row: &Row, column: usize) -> Result<Option<T>, Error> {
+fn from_json_opt<T: serde::de::DeserializeOwned>(row: &Row, column: usize, name: &str) -> Result<Option<T>, Error> {
     match row.0.get(column) {
-        Some(Value::Text(text)) => serde_json::from_str(text).map(Some).map_err(|_| unreadable("wait", row)),
+        Some(Value::Text(text)) => serde_json::from_str(text).map(Some).map_err(|_| unreadable(name, row)),
         _ => Ok(None),
     }
 }

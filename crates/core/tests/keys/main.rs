@@ -105,8 +105,8 @@ async fn agents_of_one_name_in_two_workspaces_share_no_exclusive_key() {
         assert_eq!(world.get(&ann, scope, "").await, "ann's", "{scope:?}");
     }
     let lengths = async |caller| {
-        let own = kv::own_keys(&world.gate, caller).await.unwrap();
-        [own.in_workspace.len(), own.everywhere.len()]
+        let keys = kv::snapshot(&world.gate, caller).await.unwrap();
+        [keys.workspace_exclusive.len(), keys.global_exclusive.len()]
     };
     assert_eq!((lengths(&ann).await, lengths(&eve).await), ([1, 1], [0, 0]));
 }
@@ -165,8 +165,8 @@ async fn pages_end_where_their_bytes_do() {
         }
     }
     assert_eq!(pages, ["k0 k1", "k2 k3 k4"]);
-    let own = kv::own_keys(&world.gate, &ann).await.unwrap();
-    assert_eq!((own.everywhere.len(), own.is_cut), (2, true));
+    let keys = kv::snapshot(&world.gate, &ann).await.unwrap();
+    assert_eq!((keys.global_exclusive.len(), keys.is_cut), (2, true));
 }
 
 #[tokio::test]

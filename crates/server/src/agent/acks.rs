@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use trunkline_core::{Error, Kind, session::Delivery};
+use trunkline_core::{
+    Error, Kind,
+    session::{Delivery, dead_letter::Oldest},
+};
 use trunkline_proto::own::Acknowledgement;
-use trunkline_store::log::Offset;
+use trunkline_store::log::{Offset, Record};
 
 use super::outbound::Work;
 
@@ -43,6 +46,27 @@ impl Acks {
     /// How much is out with the client.
     pub(super) fn count(&self) -> u64 {
         (self.delivered.len() + self.shared.len()) as u64
+    }
+
+    /// What the client has longest.
+    pub(super) fn oldest(&self) -> Oldest<Option<Offset>, Option<&Record>> {
+        let lane = self.delivered.front().map(|(delivery, _)| delivery.offset());
+        Oldest { lane, shared: self.shared.first_key_value().and_then(|(_, work)| work.record()) }
+    }
+
+    /// What the client has longest is not delivered again.
+    pub(super) fn give_up(&mut self, oldest: &Oldest<bool, bool>) {
+        if oldest.lane
+            && let Some((delivery, bytes)) = self.delivered.pop_front()
+        {
+            self.bytes -= u64::from(bytes);
+            delivery.done();
+        }
+        if oldest.shared
+            && let Some((_, work)) = self.shared.pop_first()
+        {
+            work.done();
+        }
     }
 
     pub(super) fn delivered(&mut self, delivery: Delivery, bytes: usize) {

@@ -101,6 +101,9 @@ async fn serve(
         outbound.in_flight().stop_tracking();
     }
     session.set_transport(outbound.transport());
+    if let Some(address) = peer.address {
+        session.came_from(address);
+    }
     let sender =
         Sender::new(gateway.sessions.clone(), gateway.tasks.clone(), &session, &gateway.limits, convert::metric);
     let lane = own_lane(&session.caller.identity).map_err(|e| status(&e))?.map(|lane| lane.to_string());
@@ -315,6 +318,7 @@ impl Connection<'_> {
         frame: Result<Option<UpstreamMessage>, Status>,
         inbound: &mut Upstream,
     ) -> Result<ControlFlow<()>, Status> {
+        self.session.hears();
         let taken = self.take_all(frame, inbound).await;
         self.submit().await;
         taken
@@ -487,6 +491,20 @@ impl Connection<'_> {
         }
     }
 
+    /// Its client is gone with what it had not acknowledged.
+    async fn count_loss(&mut self) {
+        let Some(acks) = &mut self.acks else { return };
+        match self.session.lost_over(acks.oldest()).await {
+            Ok(dead) => {
+                self.gateway.metrics.dead_letters.inc_by(u64::from(dead.lane) + u64::from(dead.shared));
+                acks.give_up(&dead);
+            }
+            Err(error) => {
+                tracing::warn!(%error, identity = %self.session.caller.identity, "a lost session is not counted");
+            }
+        }
+    }
+
     /// The last words to a session that is over.
     async fn displaced(&mut self, loss: Loss) -> Status {
         match loss {
@@ -514,6 +532,9 @@ impl Connection<'_> {
         self.settle().await;
         self.session.wait_settled().await;
         self.outbound.in_flight().close();
+        if how == Leave::Lost {
+            self.count_loss().await;
+        }
         self.save().await;
         let Self { session, desk, frames, .. } = self;
         // Tasks among them that did not go out go to others.

@@ -104,22 +104,23 @@ fn arrival(init: &InitConnection, session: &Session) -> Arrival {
     Arrival { resumed, is_same, declines_pool, profiles, task }
 }
 
-/// What agents and tasks are told right after the acknowledgement: what they keep for themselves. Without the ledger it is
+/// What agents and tasks are told right after the acknowledgement: what they keep for themselves, and what is shared. Without the ledger it is
 /// empty; the client can ask again.
 pub(super) async fn snapshot(gateway: &Gateway, session: &Session, desk: &Desk) -> Option<Down> {
     // The others live in no workspace.
     session.caller.identity.workspace()?;
-    let own = kv::own_keys(&gateway.gate, &session.caller).await.unwrap_or_else(|error| {
+    let keys = kv::snapshot(&gateway.gate, &session.caller).await.unwrap_or_else(|error| {
         tracing::warn!(%error, identity = %session.caller.identity, "configuration snapshot is empty");
         Default::default()
     });
     let map = |entries: Vec<(String, Vec<u8>)>| entries.into_iter().map(|(key, value)| (key, value.into())).collect();
     Some(Down::Config(Box::new(ConfigSnapshot {
-        workspace_exclusive_kv: map(own.in_workspace),
-        global_exclusive_kv: map(own.everywhere),
-        incomplete: own.is_cut,
+        kv: map(keys.workspace),
+        global_kv: map(keys.global),
+        workspace_exclusive_kv: map(keys.workspace_exclusive),
+        global_exclusive_kv: map(keys.global_exclusive),
+        incomplete: keys.is_cut,
         task_context: context(&session.caller.identity, desk),
-        ..ConfigSnapshot::default()
     })))
 }
 

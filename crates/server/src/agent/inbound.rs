@@ -95,7 +95,8 @@ async fn settled(connection: &mut Connection<'_>, payload: Option<Up>) -> Result
             connection.reply(Down::SubmitAuditEventResponse(reply.into()));
         }
         Some(Up::ConnectionStatusRequest(request)) => {
-            let reply = sessions::status(&connection.gateway.sessions, &connection.session.caller, *request);
+            let status = sessions::status(&connection.gateway.sessions, &connection.session.caller, *request);
+            let reply = Box::pin(status).await;
             connection.reply(Down::ConnectionStatusResponse(reply.into()));
         }
         Some(Up::CheckpointOp(operation)) => {

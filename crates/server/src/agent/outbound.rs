@@ -76,6 +76,10 @@ impl Work {
         Self { group, record: Some(record) }
     }
 
+    pub(super) fn record(&self) -> Option<&Record> {
+        self.record.as_deref()
+    }
+
     pub(super) fn done(mut self) {
         if let Some(record) = self.record.take() {
             self.group.done(record.offset);

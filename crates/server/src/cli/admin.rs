@@ -10,7 +10,7 @@ use trunkline_client::{AccessLevel, Client, admin::grant};
 use super::{
     Done, Fault, block_on,
     client::Connect,
-    output::{Output, Row, time},
+    output::{Output, Row, pages, time},
 };
 
 /// Which server, and how it is printed.
@@ -89,8 +89,8 @@ pub(crate) fn agent(command: Agent) -> Done {
             Agent::List { profile, ask } => {
                 let client = ask.open().await?;
                 let rows = || async {
-                    let (agents, _) = client.admin().agents(&profile, 0, 0).await?;
-                    Ok(agents.iter().map(registered).collect())
+                    let page = async |offset: i32| client.admin().agents(&profile, 0, offset.unsigned_abs()).await;
+                    Ok(pages(usize::MAX, page).await?.iter().map(registered).collect())
                 };
                 ask.output.show(rows).await?;
                 client.close().await;
@@ -186,8 +186,8 @@ pub(crate) fn workspace(command: Workspace) -> Done {
             Workspace::List(ask) => {
                 let client = ask.open().await?;
                 let rows = || async {
-                    let (all, _) = client.admin().workspaces(0, 0).await?;
-                    Ok(all.iter().map(space).collect())
+                    let page = async |offset: i32| client.admin().workspaces(0, offset.unsigned_abs()).await;
+                    Ok(pages(usize::MAX, page).await?.iter().map(space).collect())
                 };
                 ask.output.show(rows).await?;
                 client.close().await;
@@ -260,7 +260,12 @@ pub(crate) fn session(command: Session) -> Done {
                 let rows = || async {
                     let filter =
                         ConnectionFilter { workspace: workspace.clone(), r#type: kind.into(), ..Default::default() };
-                    let (all, _) = client.admin().sessions(filter).await?;
+                    // The total is the page's, as the published contract has it.
+                    let page = async |offset| {
+                        let filter = ConnectionFilter { offset, ..filter.clone() };
+                        client.admin().sessions(filter).await.map(|(page, _)| (page, u64::MAX))
+                    };
+                    let all = pages(usize::MAX, page).await?;
                     let row = |one: trunkline_client::admin::ConnectionInfo| -> Row {
                         vec![
                             ("session", json!(one.session_id)),
@@ -316,8 +321,9 @@ pub(crate) fn acl(command: Acl) -> Done {
             Acl::List(ask) => {
                 let client = ask.open().await?;
                 let rows = || async {
-                    let (all, _) = client.admin().rules(AclRuleFilter::default()).await?;
-                    Ok(all.iter().map(rule).collect())
+                    let page =
+                        async |offset| client.admin().rules(AclRuleFilter { offset, ..Default::default() }).await;
+                    Ok(pages(usize::MAX, page).await?.iter().map(rule).collect())
                 };
                 ask.output.show(rows).await?;
                 client.close().await;
@@ -369,6 +375,9 @@ fn rule(rule: &AclRuleInfo) -> Row {
     ]
 }
 
+/// Entries of one page; the server's own limit.
+const AUDIT_PAGE: i32 = 500;
+
 #[derive(clap::Args)]
 pub(crate) struct Audit {
     /// Only by this one.
@@ -384,7 +393,7 @@ pub(crate) struct Audit {
     #[arg(long)]
     failures: bool,
     /// So many, the latest first.
-    #[arg(long, value_name = "COUNT", default_value_t = 50)]
+    #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = clap::value_parser!(i32).range(1..))]
     limit: i32,
     #[command(flatten)]
     ask: Ask,
@@ -399,10 +408,14 @@ pub(crate) fn audit(args: &Audit) -> Done {
                 operation: args.operation.clone(),
                 workspace: args.workspace.clone(),
                 only_failures: args.failures,
-                limit: args.limit,
                 ..AuditQuery::default()
             };
-            let (entries, _) = client.query_audit(query).await?;
+            let most = usize::try_from(args.limit).unwrap_or(0);
+            let page = async |offset: i32| {
+                let limit = args.limit.saturating_sub(offset).min(AUDIT_PAGE);
+                client.query_audit(AuditQuery { limit, offset, ..query.clone() }).await
+            };
+            let entries = pages(most, page).await?;
             let row = |entry: trunkline_client::admin::AuditEntry| -> Row {
                 vec![
                     ("time", time(entry.timestamp)),

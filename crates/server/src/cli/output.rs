@@ -84,6 +84,23 @@ impl Output {
     }
 }
 
+/// All pages of a list, each of which answers how many there are in all, or as many as are wanted.
+pub(crate) async fn pages<T>(
+    most: usize,
+    mut page: impl AsyncFnMut(i32) -> trunkline_client::Result<(Vec<T>, u64)>,
+) -> Result<Vec<T>, Fault> {
+    let mut all = Vec::new();
+    loop {
+        let (more, total) = page(i32::try_from(all.len()).unwrap_or(i32::MAX)).await?;
+        let is_last = more.is_empty();
+        all.extend(more);
+        if is_last || all.len() >= most || all.len() as u64 >= total {
+            all.truncate(most);
+            return Ok(all);
+        }
+    }
+}
+
 /// Begins again at the top, if there is one.
 pub(crate) fn clear() {
     if std::io::stdout().is_terminal() {

@@ -98,7 +98,7 @@ pub(crate) struct List {
     #[arg(long)]
     dead_letters: bool,
     /// At most so many.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i32).range(1..))]
     limit: i32,
     #[command(flatten)]
     output: Output,
@@ -234,19 +234,33 @@ async fn list(args: List) -> Done {
         statuses,
         task_type: args.kind.unwrap_or_default(),
         dead_letters: args.dead_letters,
-        limit: args.limit,
         ..TaskFilter::default()
     };
     let client = args.whom.open().await?;
     let total = Cell::new((0, 0));
     let rows = || async {
-        let found = client.tasks().list(filter.clone()).await?;
-        total.set((found.tasks.len(), found.total));
-        Ok(found.tasks.iter().map(|task| if args.output.is_json() { whole(task) } else { row(task) }).collect())
+        let (found, in_all) = all(&client, filter.clone(), usize::try_from(args.limit).unwrap_or(0)).await?;
+        total.set((found.len(), in_all));
+        Ok(found.iter().map(|task| if args.output.is_json() { whole(task) } else { row(task) }).collect())
     };
     args.output.show_with(rows, || say(format_args!("{} of {}", total.get().0, total.get().1))).await?;
     client.close().await;
     Ok(())
+}
+
+/// The tasks that fit, page by page, up to `most`; and how many there are in all.
+async fn all(client: &Client, mut filter: TaskFilter, most: usize) -> Result<(Vec<TaskInfo>, u64), Fault> {
+    let mut tasks = Vec::new();
+    loop {
+        filter.limit = i32::try_from(most - tasks.len()).map_or(PAGE, |left| left.min(PAGE));
+        let page = client.tasks().list(filter.clone()).await?;
+        tasks.extend(page.tasks);
+        filter.page_token = page.next;
+        if filter.page_token.is_empty() || tasks.len() >= most {
+            tasks.truncate(most);
+            return Ok((tasks, page.total));
+        }
+    }
 }
 
 fn row(task: &TaskInfo) -> Row {
@@ -268,10 +282,9 @@ async fn show(args: One) -> Result<(), Fault> {
         workspace: task.workspace.clone(),
         parent_task_id: args.id.clone(),
         include_descendants: true,
-        limit: PAGE,
         ..TaskFilter::default()
     };
-    let mut below = client.tasks().list(below).await?.tasks;
+    let (mut below, _) = all(&client, below, usize::MAX).await?;
     client.close().await;
     below.sort_by(|a, b| a.task_id.cmp(&b.task_id));
     if args.ask.json {

@@ -270,7 +270,7 @@ impl Run {
         };
         if let Some(request) = ask.request_id {
             let answer = acknowledged(request);
-            // Whoever left asks again.
+            // A client whose socket ended, or takes too little, says it again.
             let _ = answers.try_send(refusal.map_or(answer.clone(), |why| answer.with(&why)));
         }
         Ok(())

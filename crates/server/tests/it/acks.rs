@@ -1,5 +1,10 @@
 //! The acknowledgement extension: what a client is not done with comes again.
 
+use std::net::SocketAddr;
+
+use tonic::Code;
+use trunkline::{Config, Server};
+use trunkline_client::Operator;
 use trunkline_proto::{
     own::{Acknowledgement, Delivery},
     v1::{
@@ -9,7 +14,7 @@ use trunkline_proto::{
 };
 
 use crate::{
-    client::{ACK_EXTENSION, Client, agent, lane, server, worker},
+    client::{ACK_EXTENSION, Client, Line, agent, lane, server, worker},
     process::Process,
 };
 
@@ -181,5 +186,157 @@ async fn history_of_a_workspace_is_not_lost_when_the_user_leaves_before_it_came(
     for n in 2..5 {
         assert_eq!(delivery(&mut ann).await.1, n);
     }
+    server.stop().await;
+}
+
+async fn giving_up(dir: &std::path::Path) -> Server {
+    let mut config = Config { data_dir: dir.to_owned(), dev: true, ..Config::on_free_ports() };
+    config.messages.lost_sessions_max = 3;
+    Server::start(config).await.unwrap()
+}
+
+async fn operator(server: &Server) -> Operator {
+    Operator::builder().address(server.addresses().grpc.to_string()).connect().await.unwrap()
+}
+
+/// A client that can die without a goodbye: by cutting its line.
+async fn mortal(grpc: SocketAddr, init: InitConnection) -> (Client, Line) {
+    loop {
+        let line = Line::to(grpc).await;
+        match Client::connect(line.grpc, init.clone()).await {
+            Ok(client) => return (client, line),
+            // The one before has just died.
+            Err(taken) => assert_eq!(taken.code(), Code::AlreadyExists),
+        }
+    }
+}
+
+/// Connects, is given everything up to `last`, is done with what comes before `first`, and dies.
+async fn die_over(grpc: SocketAddr, init: InitConnection, first: usize, last: usize) {
+    let (mut client, line) = mortal(grpc, acknowledging(init)).await;
+    let mut done = None;
+    loop {
+        let (delivery, number) = delivery(&mut client).await;
+        done = if number < first { Some(delivery.offset) } else { done };
+        if number == last {
+            break;
+        }
+    }
+    if let Some(through) = done {
+        acknowledge(&client, through, &[]).await;
+        client.barrier().await;
+    }
+    line.cut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_its_clients_die_of_is_a_dead_letter_until_it_is_retried() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = giving_up(dir.path()).await;
+    let mut sender = Client::connect(server.addresses().grpc, agent("sender")).await.unwrap();
+    for n in 0..4 {
+        sender.send(&lane("one"), n.to_string()).await;
+    }
+    sender.barrier().await;
+    die_over(server.addresses().grpc, agent("one"), 1, 3).await;
+    die_over(server.addresses().grpc, agent("one"), 0, 3).await;
+    // What was counted is known to the next process, and a server that stops is no client that died.
+    let one = Client::connect_when_free(server.addresses().grpc, acknowledging(agent("one"))).await;
+    server.stop().await;
+    drop(one);
+    server = giving_up(dir.path()).await;
+    let operator = operator(&server).await;
+    // Nor is one that says goodbye.
+    let mut one = Client::connect(server.addresses().grpc, acknowledging(agent("one"))).await.unwrap();
+    assert_eq!(delivery(&mut one).await.1, 1);
+    one.close().await;
+    assert!(operator.dead_letters("", None).await.unwrap().is_empty());
+    die_over(server.addresses().grpc, agent("one"), 0, 3).await;
+    let mut one = Client::connect_when_free(server.addresses().grpc, acknowledging(agent("one"))).await;
+    for n in 2..4 {
+        let (delivery, number) = delivery(&mut one).await;
+        assert_eq!(number, n);
+        acknowledge(&one, delivery.offset, &[]).await;
+    }
+    let dead = operator.dead_letters("", None).await.unwrap();
+    assert_eq!(dead, operator.dead_letters(&lane("one"), None).await.unwrap());
+    assert!(operator.dead_letters(&lane("sender"), None).await.unwrap().is_empty());
+    let [letter] = &dead[..] else { panic!("{dead:?}") };
+    assert!(operator.dead_letters("", Some(&letter.id)).await.unwrap().is_empty());
+    assert_eq!((&letter.owner, &letter.topic, letter.lost_sessions), (&lane("one"), &lane("one"), 3));
+    assert!(letter.payload.is_empty() && letter.size > 1 && letter.sent_at_ms > 0 && letter.dead_at > 0);
+    let whole = operator.dead_letter(&*letter.id).await.unwrap();
+    assert_eq!((&whole.payload[..], &whole.source_topic, &*whole.workspace), (&b"1"[..], &lane("sender"), "ws"));
+    // Once.
+    operator.retry_dead_letter(&*letter.id).await.unwrap();
+    assert_eq!(delivery(&mut one).await.1, 1);
+    for refused in
+        [operator.retry_dead_letter(&*letter.id).await.map(drop), operator.remove_dead_letter(&*letter.id).await]
+    {
+        assert_eq!(refused.unwrap_err().kind(), trunkline_client::Kind::NotFound);
+    }
+    assert!(operator.dead_letters("", None).await.unwrap().is_empty());
+    assert_eq!(operator.dead_letter("x").await.unwrap_err().kind(), trunkline_client::Kind::Invalid);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_on_with_its_session_has_not_died() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = giving_up(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    sender.send(&lane("one"), "7").await;
+    sender.barrier().await;
+    let mut session = String::new();
+    for _ in 0..6 {
+        let resumes = InitConnection { resume_session_id: session.clone(), ..acknowledging(agent("one")) };
+        let (mut one, line) = mortal(grpc, resumes).await;
+        assert_eq!(delivery(&mut one).await.1, 7);
+        session.clone_from(&one.ack.session_id);
+        line.cut().await;
+    }
+    assert!(operator(&server).await.dead_letters("", None).await.unwrap().is_empty());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_work_that_its_tasks_die_of_is_a_dead_letter_and_the_rest_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = giving_up(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let mut sender = Client::connect(grpc, agent("sender")).await.unwrap();
+    for n in 0..3 {
+        sender.send("tb::ws::work", n.to_string()).await;
+    }
+    sender.barrier().await;
+    let operator = operator(&server).await;
+    let mut deaths = 0;
+    // Any task dies of 0, and does the others.
+    let letter = loop {
+        let (mut one, line) = mortal(grpc, acknowledging(worker())).await;
+        let dead = operator.dead_letters("tb::ws::work", None).await.unwrap();
+        if let [letter] = &dead[..] {
+            break letter.clone();
+        }
+        loop {
+            let (delivery, number) = delivery(&mut one).await;
+            if number == 0 {
+                deaths += 1;
+                line.cut().await;
+                break;
+            }
+            acknowledge(&one, 0, &[delivery.offset]).await;
+            one.barrier().await;
+        }
+    };
+    assert_eq!((deaths, &*letter.topic), (3, "tb::ws::work"));
+    let mut one = Client::connect(grpc, acknowledging(worker())).await.unwrap();
+    operator.retry_dead_letter(letter.id).await.unwrap();
+    let mut left = Vec::new();
+    while left.last() != Some(&0) {
+        left.push(delivery(&mut one).await.1);
+    }
+    assert!(left.len() <= 3, "{left:?}");
     server.stop().await;
 }

@@ -4,8 +4,10 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
+use tokio::{io::AsyncReadExt as _, time::timeout};
 use trunkline::{Config, Server};
 use trunkline_proto::v1::{
     CreateTaskRequest, ExtensionDeclaration, ProgressReport, TaskOperation, downstream_message::Payload as Down,
@@ -390,7 +392,7 @@ async fn agents_that_are_asked_for_become_processes_that_end_with_their_orchestr
     let until = async |done: &dyn Fn(&str) -> bool| {
         let text = || std::fs::read_to_string(&log).unwrap_or_default();
         while !done(&text()) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         text()
     };
@@ -405,9 +407,77 @@ async fn agents_that_are_asked_for_become_processes_that_end_with_their_orchestr
     // It may lie there unburied for a moment.
     let lives = || std::fs::read_to_string(grandchild.join("stat")).is_ok_and(|stat| !stat.contains(") Z "));
     while lives() {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let refused = terminal.fails(&["orchestrate", "--profile", "x", "--server", "http://127.0.0.1:1", "--", "true"]);
     assert!(refused.contains("is a server running there?"), "{refused}");
+    server.stop().await;
+}
+
+/// The lines of the README that a user types.
+fn readme_lines() -> Vec<String> {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let blocks = readme.split("\n```sh\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    let lines = blocks.flat_map(str::lines).filter(|line| line.starts_with("trunkline ")).map(ToOwned::to_owned);
+    lines.map(|line| line.replace("> /etc/bash_completion.d/trunkline", "> completions")).collect()
+}
+
+/// What a shell makes of a line that a user types. Those that go on are taken to work once they print.
+async fn type_in(terminal: &Terminal, desk: &Path, http: &str, line: &str) -> Result<(), String> {
+    let program = Path::new(env!("CARGO_BIN_EXE_trunkline")).parent().unwrap().display();
+    let path = format!("{program}:{}", std::env::var("PATH").unwrap());
+    let mut child = tokio::process::Command::new("sh")
+        .args(["-c", &format!("exec {line}")])
+        .env("PATH", path)
+        .env("TRUNKLINE_SERVER", &terminal.server)
+        .env("TRUNKLINE_API_KEY", &terminal.key)
+        .env("TRUNKLINE_HTTP", http)
+        .env("TRUNKLINE_TOKEN", &terminal.key)
+        .env("TRUNKLINE_LOG", "error")
+        .current_dir(desk)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let (mut printed, mut complained) = (Vec::new(), String::new());
+    if ["--watch", " tail ", " sandbox run ", " orchestrate "].iter().any(|goes_on| line.contains(goes_on)) {
+        let first = timeout(Duration::from_secs(10), out.read_buf(&mut printed)).await;
+        let goes_on = child.try_wait().unwrap().is_none();
+        return if goes_on && matches!(first, Ok(Ok(1..))) {
+            Ok(())
+        } else {
+            Err(format!("{line}: ends or prints nothing"))
+        };
+    }
+    let ends = async { tokio::join!(child.wait(), out.read_to_end(&mut printed), err.read_to_string(&mut complained)) };
+    let Ok((status, ..)) = timeout(Duration::from_secs(30), ends).await else { return Err(format!("{line}: hangs")) };
+    let code = status.unwrap().code();
+    // Whether a server could run here depends on what else does.
+    let is_fine = code == Some(0) || line.contains(" doctor") && code == Some(1);
+    if is_fine { Ok(()) } else { Err(format!("{line}: {code:?} {complained}")) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_of_the_readme_works_as_it_stands_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path()).await;
+    let http = format!("http://{}", server.addresses().http);
+    let terminal = terminal(dir, &mut server);
+    let desk = terminal.dir.path().join("desk");
+    std::fs::create_dir(&desk).unwrap();
+    std::fs::write(desk.join("agent"), "#!/bin/sh\nexec cat\n").unwrap();
+    std::fs::set_permissions(desk.join("agent"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let greeting = ["kv", "put", "greeting", "hello", "--as", "ag::demo::greeter::bob", "--scope", "global-exclusive"];
+    terminal.says(&greeting);
+    let lines = readme_lines();
+    assert!(lines.len() > 20, "{lines:?}");
+    let mut wrong = Vec::new();
+    for line in &lines {
+        wrong.extend(type_in(&terminal, &desk, &http, line).await.err());
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     server.stop().await;
 }

@@ -231,7 +231,10 @@ impl Line {
         Self { grpc: here, carries }
     }
 
-    pub(crate) fn cut(self) {
+    /// From now on nothing gets through.
+    pub(crate) async fn cut(self) {
         self.carries.abort();
+        // An error is its end.
+        let _ = self.carries.await;
     }
 }

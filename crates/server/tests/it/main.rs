@@ -21,6 +21,7 @@ mod ops;
 mod positions;
 mod process;
 mod sandbox;
+mod shown;
 mod shutdown;
 mod socket;
 mod sql;

@@ -47,7 +47,7 @@ async fn run(gateway: &Gateway, caller: &Caller, query: AdminQuery) -> Result<Ad
                 go_version: "rust".to_owned(),
                 memory_alloc_mb: resident_bytes() as f64 / 1024.0 / 1024.0,
                 num_connections: presence.count() as i32,
-                ..GatewayInfo::default()
+                num_goroutines: tokio::runtime::Handle::current().metrics().num_alive_tasks() as i32,
             };
             AdminResponse { info: Some(info), ..empty() }
         }
@@ -110,6 +110,7 @@ async fn stats(gateway: &Gateway, caller: &Caller) -> Result<GatewayStats, Error
         workflow_engine_connected: count(PrincipalKind::WorkflowEngine) > 0,
         metrics_bridge_connected: count(PrincipalKind::MetricsBridge) > 0,
         total_messages: sessions.gate().records() as i64,
+        messages_per_second: gateway.metrics.accepted_per_second(),
         total_tasks: sum(&|_| true),
         pending_tasks: sum(&|status| status == Status::Queued),
         running_tasks: sum(&|status| status == Status::Running),

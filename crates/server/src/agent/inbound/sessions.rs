@@ -62,7 +62,7 @@ async fn run(
 }
 
 /// Whether somebody is connected.
-pub(super) fn status(
+pub(super) async fn status(
     sessions: &Sessions,
     caller: &Caller,
     request: ConnectionStatusRequest,
@@ -85,12 +85,12 @@ pub(super) fn status(
     {
         return refused(format!("invalid principal: {error}"));
     }
-    match sessions.is_connected(caller, kind, id) {
-        Ok(connected) => ConnectionStatusResponse {
+    match sessions.last_seen(caller, kind, id).await {
+        Ok((connected, last_seen_at)) => ConnectionStatusResponse {
             request_id: request.request_id,
             ok: true,
             connected,
-            last_seen_at: if connected { now_s() } else { 0 },
+            last_seen_at,
             ..ConnectionStatusResponse::default()
         },
         Err(error) => refused(error.to_string()),
@@ -157,7 +157,8 @@ pub(super) fn info(present: &Present) -> ConnectionInfo {
         specifier: specifier.to_owned(),
         connected_at,
         duration: duration(now_s() - connected_at),
-        ..ConnectionInfo::default()
+        remote_addr: present.address.map(|address| address.to_string()).unwrap_or_default(),
+        last_activity: (present.heard_at_ms / 1000) as i64,
     }
 }
 

@@ -3,13 +3,14 @@
 use trunkline_core::{
     Error, Kind,
     caller::Caller,
-    identity::PrincipalKind,
+    identity::{Identity, PrincipalKind},
     presence,
     session::Sessions,
     workspace::{self, Workspace},
 };
 use trunkline_proto::v1::{
-    FlowNode, MessageFlowInfo, WorkspaceInfo, WorkspaceOperation, WorkspaceResponse, workspace_operation::OpType,
+    FlowEdge, FlowNode, MessageFlowInfo, WorkspaceInfo, WorkspaceOperation, WorkspaceResponse,
+    workspace_operation::OpType,
 };
 
 use super::{super::outbound::fitting, sessions};
@@ -66,8 +67,9 @@ async fn run(sessions: &Sessions, caller: &Caller, operation: WorkspaceOperation
         Ok(OpType::GetMessageFlow) => {
             let workspace = workspace::get(sessions, caller, id).await?;
             let nodes = fitting(present(sessions, &workspace.id).iter().map(node));
+            let edges = fitting(sessions.presence().flow(&workspace.id).into_iter().map(edge));
             let (workspace_id, updated_at) = (workspace.id, sessions::now_s());
-            let message_flow = Some(MessageFlowInfo { workspace_id, nodes, edges: Vec::new(), updated_at });
+            let message_flow = Some(MessageFlowInfo { workspace_id, nodes, edges, updated_at });
             WorkspaceResponse { message_flow, ..empty() }
         }
         Err(_) => return Err(Error::new(Kind::Invalid, "ERR_INVALID_ARGUMENT", "unknown workspace operation")),
@@ -96,6 +98,7 @@ fn info(sessions: &Sessions, workspace: Workspace) -> WorkspaceInfo {
         active_agents: count(PrincipalKind::Agent),
         active_tasks: count(PrincipalKind::Task),
         active_users: count(PrincipalKind::User),
+        total_messages: i64::try_from(sessions.presence().accepted_in(&workspace.id)).unwrap_or(i64::MAX),
         workspace_id: workspace.id,
         display_name: workspace.display_name,
         description: workspace.description,
@@ -103,8 +106,13 @@ fn info(sessions: &Sessions, workspace: Workspace) -> WorkspaceInfo {
         created_at: workspace.created_at,
         updated_at: workspace.updated_at,
         metadata: workspace.metadata.into_iter().collect(),
-        total_messages: 0,
     }
+}
+
+/// As long as the sender's session lasts.
+fn edge((from, to, count): (Identity, String, u64)) -> FlowEdge {
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    FlowEdge { from: from.to_string(), to, label: format!("{count} messages"), count }
 }
 
 fn node(connection: &presence::Connection) -> FlowNode {

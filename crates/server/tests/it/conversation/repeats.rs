@@ -35,14 +35,10 @@ impl Sender {
     /// A connection that was used before, as those are on which a browser says something again.
     async fn reconnect(&self) -> TcpStream {
         let (mut connection, Self { token, path, .. }) = (self.connect().await, self);
-        let path = path.trim_end_matches("/stream_message");
-        let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n");
+        let list = path.split_once("agent_convos").map(|(base, _)| format!("{base}agent_convos?limit=1")).unwrap();
+        let head = format!("GET {list} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n");
         connection.write_all(head.as_bytes()).await.unwrap();
-        let (mut read, mut piece) = (Vec::new(), [0; 4096]);
-        while !read.ends_with(b"0\r\n\r\n") {
-            let count = timeout(PATIENCE, connection.read(&mut piece)).await.unwrap().unwrap();
-            read.extend_from_slice(&piece[..count]);
-        }
+        Self::body(&mut connection).await;
         connection
     }
 
@@ -58,8 +54,8 @@ impl Sender {
         connection.write_all((head + &body).as_bytes()).await.unwrap();
     }
 
-    /// The id of the message.
-    async fn answer(connection: &mut TcpStream) -> String {
+    /// The body of an answer.
+    async fn body(connection: &mut TcpStream) -> Value {
         let (mut read, mut piece) = (Vec::new(), [0; 4096]);
         loop {
             let count = timeout(PATIENCE, connection.read(&mut piece)).await.unwrap().unwrap();
@@ -70,9 +66,14 @@ impl Sender {
                 && let Ok(body) = serde_json::from_str::<Value>(body)
             {
                 assert!(head.starts_with("HTTP/1.1 200"), "{head} {body}");
-                return body["message_id"].as_str().unwrap().to_owned();
+                return body;
             }
         }
+    }
+
+    /// The id of the message.
+    async fn answer(connection: &mut TcpStream) -> String {
+        Self::body(connection).await["message_id"].as_str().unwrap().to_owned()
     }
 
     async fn say(&self, text: &str) -> String {

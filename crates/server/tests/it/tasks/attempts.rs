@@ -191,7 +191,7 @@ async fn a_task_that_its_workers_die_of_is_a_dead_letter() {
         let report = ProgressReport { task_id: reported.clone(), state: "running".into(), ..ProgressReport::default() };
         worker.put(Up::Progress(report.into())).await;
         worker.task(&reported).await;
-        line.cut();
+        line.cut().await;
         let lost = i64::from(death);
         until(&mut boss, &poison, |task| task.lost_sessions == lost).await;
     }
@@ -242,7 +242,7 @@ async fn not_every_end_of_a_session_is_a_loss() {
     let mut worker = Client::connect_when_free(line.grpc, named("miner", "m")).await;
     worker.assignment().await;
     assert_eq!(boss.task(&id).await.lost_sessions, 0);
-    line.cut();
+    line.cut().await;
     until(&mut boss, &id, |task| task.lost_sessions == 1).await;
     // A process that goes on with a session, even one that is not there any more.
     let again = trunkline_proto::v1::InitConnection { resume_session_id: "gone".into(), ..named("miner", "m") };

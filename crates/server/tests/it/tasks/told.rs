@@ -242,7 +242,7 @@ async fn whoever_stands_for_a_task_may_lose_its_line_and_not_for_long() {
     let line = Line::to(grpc).await;
     let lost = Client::connect(line.grpc, init.clone()).await.unwrap();
     boss.becomes(&created.task_id, Status::Running).await;
-    line.cut();
+    line.cut().await;
     boss.wait_until_gone(&created.task_id).await;
     drop(lost);
 
@@ -250,7 +250,7 @@ async fn whoever_stands_for_a_task_may_lose_its_line_and_not_for_long() {
     let again = Client::connect(line.grpc, init.clone()).await.unwrap();
     let task = boss.task(&created.task_id).await;
     assert_eq!((task.status(), task.disconnected_at), (Status::Running, 0), "it came back in time, by its token");
-    line.cut();
+    line.cut().await;
     let task = boss.becomes(&created.task_id, Status::Failed).await;
     assert_eq!(task.error, "worker disconnected and did not reconnect within grace window (1000ms)");
     drop(again);
