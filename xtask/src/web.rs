@@ -21,7 +21,14 @@ pub(crate) fn run() -> Result {
         npm.args(args).current_dir(root().join("sdk/web"));
         npm
     };
-    checked(npm(&["ci", "--no-fund", "--no-audit", "--loglevel=error"]))?;
+    let install = ["ci", "--no-fund", "--no-audit", "--loglevel=error"];
+    checked(npm(&install))?;
+    checked(npm(&["run", "--silent", "build"]))?;
+    for args in [&install[..], &["run", "--silent", "build"]] {
+        let mut example = npm(args);
+        example.current_dir(root().join("sdk/web/examples/nextjs")).env("NEXT_TELEMETRY_DISABLED", "1");
+        checked(example)?;
+    }
     let mut test = npm(&["run", "--silent", "test:browser"]);
     let built = target().join("debug");
     test.env("TRUNKLINE_BIN", built.join("trunkline")).env("TRUNKLINE_CHROMIUM", chromium);

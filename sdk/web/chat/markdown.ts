@@ -9,7 +9,7 @@ const LINE_MAX = 1_024
 const DEPTH_MAX = 4
 
 // Each is found or not in time that grows with the line: nothing that repeats is followed by what fits it, too.
-const FENCE = /^ {0,3}(`{3,}|~{3,}) *[\w+#.-]* *$/
+const FENCE = /^ {0,3}(`{3,}|~{3,}) *(?:[\w+#.-]+ *)?$/
 const ITEM = /^\s*(?:[-*+•]|(\d{1,9})[.)])\s+(\S.*)$/
 const HEADING = /^#{1,6}\s+(\S.*)$/
 const QUOTE = /^\s{0,3}>\s?(.*)$/

@@ -1,8 +1,9 @@
 /** Conversations with an agent: every message once and in order, over reloads, other tabs, lost connections and restarts. */
 
+import { browserHost, type Host, type Life } from './host.js'
 import { Http, refusal, retryAfter } from './http.js'
 import { BACKOFF_MAX_MS, BACKOFF_MS, IDLE, step, type Action, type Event as MachineEvent, type State } from './machine.js'
-import { Outbox, type Pending, type Store } from './outbox.js'
+import { Outbox, type Pending } from './outbox.js'
 import { readEvents, type ServerEvent } from './sse.js'
 import { Tab, type Channel } from './tabs.js'
 import { TokenError, Tokens } from './token.js'
@@ -32,6 +33,8 @@ export type ConversationClientOptions = {
   fetchJwtTimeoutMs?: number
   /** Instead of the browser's own. */
   fetch?: typeof fetch
+  /** What it takes from where it runs, if that is no browser; see `@trunkline/web/react-native`. */
+  host?: Host
 }
 
 export type Session = { convoId: string; attachmentPolicy: AttachmentPolicy; lockout: Lockout }
@@ -43,13 +46,16 @@ export type OpenOptions = {
 }
 
 export class ConversationClient {
+  /** With which agent. */
+  readonly agentId: string
   readonly #options: ConversationClientOptions
   readonly #http: Http
 
   constructor(options: ConversationClientOptions) {
     this.#options = options
+    this.agentId = options.agentId
     const tokens = new Tokens(options.fetchJwt, options.fetchJwtTimeoutMs ?? 10_000)
-    this.#http = new Http(options.baseUrl ?? '', tokens, options.fetch ?? ((input, init) => fetch(input, init)))
+    this.#http = new Http(options.baseUrl ?? '', tokens, options.fetch ?? ((input, init) => fetch(input, init)), options.host?.openStream)
   }
 
   /** Begins a conversation. */
@@ -73,7 +79,7 @@ export class ConversationClient {
 
 function query(params: Record<string, string | number | undefined>): string {
   const given = Object.entries(params).filter(([, value]) => value !== undefined)
-  return given.length > 0 ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : ''
+  return given.length > 0 ? `?${given.map(([name, value]) => `${name}=${encodeURIComponent(String(value))}`).join('&')}` : ''
 }
 
 type Handler<K extends keyof Events> = (event: Events[K]) => void
@@ -109,7 +115,8 @@ export class Convo {
   readonly #waiters = new Map<string, Waiter>()
   readonly #seen = new Set<string>()
   readonly #partials = new Map<string, { next: number; text: string }>()
-  readonly #unlisten: (() => void)[] = []
+  readonly #life: Life | undefined
+  readonly #unlisten: (() => void) | undefined
   #machine: State = IDLE
   #status: Status = 'connecting'
   /** Where this tab is in the stream; another one that takes over goes on there. */
@@ -141,7 +148,9 @@ export class Convo {
     this.#options = options
     this.#history = open.history
     const name = `trunkline:${options.agentId}:${open.convoId}`
-    this.#outbox = new Outbox(storage(), `${name}:outbox`)
+    const host = options.host ?? browserHost()
+    this.#life = host.life
+    this.#outbox = new Outbox(host.storage, `${name}:outbox`)
     this.#tab = new Tab({
       channel: channel(name),
       elected: () => this.#on({ type: 'elected' }),
@@ -149,10 +158,10 @@ export class Convo {
       heard: (what) => this.#heard(what),
       asked: () => this.#passStatus(),
     })
-    this.#listen()
+    this.#unlisten = this.#listen()
     // Whoever opened it adds its handlers first.
     setTimeout(() => {
-      this.#on({ type: isHidden() ? 'hidden' : 'start' })
+      this.#on({ type: this.#life?.isHidden() ? 'hidden' : 'start' })
       void this.#reconcile()
       void this.#flush()
     })
@@ -217,7 +226,7 @@ export class Convo {
   close(): void {
     this.#on({ type: 'close' })
     this.#tab.close()
-    this.#unlisten.forEach((unlisten) => unlisten())
+    this.#unlisten?.()
     this.#giveUp(new Error('the conversation was closed by this page'))
   }
 
@@ -238,29 +247,14 @@ export class Convo {
     return `/agent_convos/${encodeURIComponent(this.convoId)}`
   }
 
-  #listen(): void {
-    const listen = (target: EventTarget | undefined, name: string, handler: () => void) => {
-      target?.addEventListener(name, handler)
-      this.#unlisten.push(() => target?.removeEventListener(name, handler))
-    }
-    const page = typeof document === 'undefined' ? undefined : document
-    const view = typeof window === 'undefined' ? undefined : window
-    listen(page, 'visibilitychange', () => {
-      this.#on({ type: isHidden() ? 'hidden' : 'visible' })
-      // What the other tabs were told in the meantime.
-      if (!isHidden()) {
-        this.#hurry()
-        void this.#reconcile()
-      }
-    })
-    listen(view, 'pagehide', () => this.#on({ type: 'hidden' }))
-    listen(view, 'pageshow', () => this.#on({ type: isHidden() ? 'hidden' : 'visible' }))
-    listen(view, 'online', () => {
-      this.#on({ type: 'online' })
+  #listen(): (() => void) | undefined {
+    return this.#life?.listen((event) => {
+      this.#on({ type: event })
+      if (event !== 'visible' && event !== 'online') return
+      // What the other tabs were told in the meantime, and whatever went over a wire that may be another one now.
       this.#hurry()
       void this.#reconcile()
     })
-    listen(view, 'offline', () => this.#on({ type: 'offline' }))
   }
 
   #on(event: MachineEvent): void {
@@ -318,7 +312,7 @@ export class Convo {
       const headers: Record<string, string> = { accept: 'text/event-stream' }
       if (this.#lastEventId) headers['last-event-id'] = this.#lastEventId
       this.#watch(stream)
-      const response = await this.#http.raw(`${this.#path}/events?deltas=1`, { headers, signal: stream.signal })
+      const response = await this.#http.stream(`${this.#path}/events?deltas=1`, { headers, signal: stream.signal })
       if (!isCurrent()) return
       if (!response.ok) {
         const after = retryAfter(response)
@@ -585,20 +579,8 @@ export class Convo {
   }
 }
 
-function isHidden(): boolean {
-  return typeof document !== 'undefined' && document.visibilityState === 'hidden'
-}
-
 /** The other tabs; none, where the browser has no way to reach them. */
 function channel(name: string): Channel {
   if (typeof BroadcastChannel !== 'undefined') return new BroadcastChannel(name) as Channel
   return { postMessage: () => undefined, onmessage: null, close: () => undefined }
-}
-
-function storage(): Store | undefined {
-  try {
-    return typeof localStorage === 'undefined' ? undefined : localStorage
-  } catch {
-    return undefined
-  }
 }

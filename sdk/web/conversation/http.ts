@@ -1,5 +1,6 @@
 /** Requests with a token: once more with a new one if it was refused. */
 
+import type { Host, StreamResponse } from './host.js'
 import { Tokens } from './token.js'
 import { RequestError } from './types.js'
 
@@ -12,11 +13,20 @@ export class Http {
   readonly #base: string
   readonly #tokens: Tokens
   readonly #fetch: typeof fetch
+  readonly #openStream: Host['openStream']
 
-  constructor(base: string, tokens: Tokens, fetchWith: typeof fetch) {
+  constructor(base: string, tokens: Tokens, fetchWith: typeof fetch, openStream?: Host['openStream']) {
     this.#base = base.replace(/\/+$/, '')
     this.#tokens = tokens
     this.#fetch = fetchWith
+    this.#openStream = openStream
+  }
+
+  /** As `raw`, for an answer that goes on. */
+  async stream(path: string, request: { headers: Record<string, string>; signal: AbortSignal }): Promise<StreamResponse | Response> {
+    if (!this.#openStream) return this.raw(path, request)
+    const headers = { ...request.headers, authorization: `Bearer ${await this.#tokens.get()}` }
+    return this.#openStream(`${this.#base}/api/v2${path}`, { headers, signal: request.signal })
   }
 
   /** The answer, whatever it is, to a token that was good a moment ago. */
@@ -63,8 +73,10 @@ export class Http {
   }
 }
 
+type Refusal = Pick<StreamResponse, 'status' | 'statusText' | 'headers' | 'json'>
+
 /** What a refusal says. */
-export async function refusal(response: Response): Promise<RequestError> {
+export async function refusal(response: Refusal): Promise<RequestError> {
   let [code, message] = [String(response.status), response.statusText || `status ${response.status}`]
   try {
     const body = (await response.json()) as { error?: { code?: string; message?: string }; message?: string; status?: string }
@@ -77,7 +89,7 @@ export async function refusal(response: Response): Promise<RequestError> {
 }
 
 /** How long to wait, in milliseconds. */
-export function retryAfter(response: Response): number | undefined {
+export function retryAfter(response: Pick<Refusal, 'headers'>): number | undefined {
   const seconds = Number(response.headers.get('retry-after') ?? NaN)
   return Number.isFinite(seconds) && seconds >= 0 ? seconds * 1000 : undefined
 }

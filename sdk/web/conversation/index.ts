@@ -1,6 +1,8 @@
 /** Conversations of an app's users with agents. */
 
 export { ConversationClient, Convo, type ConversationClientOptions, type OpenOptions, type Session } from './client.js'
+export type { Host, Life, LifeEvent, StreamRequest, StreamResponse } from './host.js'
+export type { Store } from './outbox.js'
 export { ConvoView, type View } from './view.js'
 export {
   RequestError,

@@ -1,4 +1,10 @@
-/** A name that nothing else has. Random, also where `crypto.randomUUID` is not: on pages without TLS. */
+/**
+ * A name that nothing else has, and no secret. Random, also where `crypto.randomUUID` is not (on pages without TLS), and where there is no
+ * `crypto` at all (React Native).
+ */
 export function newKey(): string {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('')
+  const bytes = new Uint8Array(16)
+  if (typeof crypto === 'undefined') bytes.forEach((_, at) => (bytes[at] = Math.floor(Math.random() * 256)))
+  else crypto.getRandomValues(bytes)
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, '0')).join('')
 }

@@ -1,5 +1,7 @@
 /** Reads server-sent events from a response. Browsers' own `EventSource` sends no header. */
 
+import type { StreamResponse } from './host.js'
+
 export type ServerEvent = { name: string; id: string | undefined; data: string }
 
 /** Characters of one event; a server that sends more is not ours. */
@@ -39,16 +41,21 @@ export class EventParser {
 }
 
 /** Calls for each event of a response, until it ends. */
-export async function readEvents(response: Response, each: (event: ServerEvent) => void): Promise<void> {
+export async function readEvents(response: Pick<StreamResponse, 'read'> | Response, each: (event: ServerEvent) => void): Promise<void> {
+  const parser = new EventParser()
+  const take = (text: string) => parser.push(text).forEach(each)
+  await ('read' in response ? response.read(take) : readText(response, take))
+}
+
+async function readText(response: Response, each: (text: string) => void): Promise<void> {
   if (!response.body) return
   const reader = response.body.getReader()
   const decoder = new TextDecoder()
-  const parser = new EventParser()
   try {
     for (;;) {
       const { done, value } = await reader.read()
       if (done) return
-      for (const event of parser.push(decoder.decode(value, { stream: true }))) each(event)
+      each(decoder.decode(value, { stream: true }))
     }
   } finally {
     // Whoever reads no further does not keep the connection.

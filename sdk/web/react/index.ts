@@ -18,6 +18,74 @@ const NOTHING: View = {
   status: 'connecting', error: undefined,
 }
 
+export type Session = {
+  /** The conversation, as soon as it has begun. */
+  convoId: string | undefined
+  /** Why none could be begun. */
+  error: Error | undefined
+  /** Begins another one. */
+  restart: () => void
+}
+
+/** What is being begun, so that an effect that runs twice begins one conversation. */
+const beginning = new WeakMap<ConversationClient, Promise<string>>()
+
+/** The conversation of this tab with the client's agent: the same after a reload, and begun if there is none. */
+export function useSession(client: ConversationClient): Session {
+  const [convoId, setConvoId] = useState<string>()
+  const [error, setError] = useState<Error>()
+  const [attempt, setAttempt] = useState(0)
+  useEffect(() => {
+    let isOver = false
+    setError(undefined)
+    begin(client).then(
+      (id) => void (isOver || setConvoId(id)),
+      (failure: unknown) => void (isOver || setError(failure instanceof Error ? failure : new Error(String(failure)))),
+    )
+    return () => {
+      isOver = true
+    }
+  }, [client, attempt])
+  const restart = useCallback(() => {
+    keep(client, undefined)
+    setConvoId(undefined)
+    setAttempt((before) => before + 1)
+  }, [client])
+  return { convoId, error, restart }
+}
+
+function begin(client: ConversationClient): Promise<string> {
+  const known = kept(client)
+  if (known) return Promise.resolve(known)
+  const session = beginning.get(client) ?? client.startSession().then(({ convoId }) => (keep(client, convoId), convoId))
+  beginning.set(client, session)
+  return session.finally(() => beginning.delete(client))
+}
+
+/** Of the tab, not of the browser: two tabs are two conversations. Nothing where a page may keep nothing. */
+function tabStorage(): Storage | undefined {
+  try {
+    return typeof sessionStorage === 'undefined' ? undefined : sessionStorage
+  } catch {
+    return undefined
+  }
+}
+
+const place = (client: ConversationClient) => `trunkline:${client.agentId}:convo`
+
+function kept(client: ConversationClient): string | undefined {
+  return tabStorage()?.getItem(place(client)) ?? undefined
+}
+
+function keep(client: ConversationClient, convoId: string | undefined): void {
+  try {
+    if (convoId === undefined) tabStorage()?.removeItem(place(client))
+    else tabStorage()?.setItem(place(client), convoId)
+  } catch {
+    // A full store: another conversation after a reload.
+  }
+}
+
 const none = () => () => undefined
 const nothing = () => NOTHING
 
