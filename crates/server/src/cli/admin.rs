@@ -313,6 +313,15 @@ pub(crate) enum Acl {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Shows, or says anew, what a kind of principals may do where no rule decides.
+    Fallback {
+        /// Which: KIND_RESOURCE, such as `bridge_workspace` or `agent_kv_scope`.
+        category: String,
+        /// How much from now on: none, read, write, manage, admin, super.
+        level: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
 }
 
 pub(crate) fn acl(command: Acl) -> Done {
@@ -341,6 +350,21 @@ pub(crate) fn acl(command: Acl) -> Done {
                 let client = ask.open().await?;
                 client.admin().revoke(&id).await?;
                 ask.output.done(format_args!("removed {id}"), vec![("rule", json!(id))]);
+                client.close().await;
+            }
+            Acl::Fallback { category, level, ask } => {
+                let level = level.as_deref().map(level_of).transpose()?;
+                let client = ask.open().await?;
+                if let Some(level) = level {
+                    client.admin().set_fallback(&category, level, "").await?;
+                }
+                let found = client.admin().fallback(&category).await?;
+                let row = vec![
+                    ("category", json!(found.rule_category)),
+                    ("level", json!(found.fallback_access_level_name)),
+                    ("by", json!(found.updated_by)),
+                ];
+                ask.output.print(&[row]);
                 client.close().await;
             }
         }

@@ -10,8 +10,9 @@ use trunkline_client::{
     kv::Scope,
 };
 use trunkline_proto::v1::{
-    InitConnection, MessageType, MetricsBridgeIdentity, ProgressReport, SendMessage,
-    downstream_message::Payload as Down, init_connection::ClientType, upstream_message::Payload as Up,
+    BridgeIdentity, InitConnection, MessageType, MetricsBridgeIdentity, ProgressReport, SendMessage,
+    WorkflowEngineIdentity, downstream_message::Payload as Down, init_connection::ClientType,
+    upstream_message::Payload as Up,
 };
 
 use crate::client::{Client, agent, lane, server};
@@ -138,6 +139,31 @@ async fn metrics_may_be_json_and_the_bridge_is_told() {
         publish(&one, wrong).await;
         assert_eq!(one.error().await.code, code, "{wrong:?}");
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_reaches_everybody_and_a_bridge_whom_it_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let grpc = server.addresses().grpc;
+    let rules = admin(&server).await.admin();
+    let mut one = Client::connect(grpc, agent("one")).await.unwrap();
+    let engine = ClientType::WorkflowEngine(WorkflowEngineIdentity::default());
+    let bridge = BridgeIdentity { implementation: "relay".into(), specifier: "main".into() };
+    let init = |client_type| InitConnection { client_type: Some(client_type), ..InitConnection::default() };
+    let mut engine = Client::connect(grpc, init(engine)).await.unwrap();
+    let mut bridge = Client::connect(grpc, init(ClientType::Bridge(bridge))).await.unwrap();
+    engine.send(&lane("one"), "1").await;
+    assert_eq!(one.numbers(1).await, [1]);
+    bridge.send(&lane("one"), "2").await;
+    assert_eq!(bridge.error().await.code, "ERR_PERMISSION_DENIED");
+    rules.set_fallback("bridge_workspace", AccessLevel::Write, "").await.unwrap();
+    rules.set_fallback("workflow_engine_workspace", AccessLevel::None, "").await.unwrap();
+    bridge.send(&lane("one"), "3").await;
+    assert_eq!(one.numbers(1).await, [3]);
+    engine.send(&lane("one"), "4").await;
+    assert_eq!(engine.error().await.code, "ERR_PERMISSION_DENIED");
     server.stop().await;
 }
 
