@@ -11,6 +11,7 @@ import {
   type AgentSocketMeta,
 } from './envelope.js'
 import { newKey } from '../conversation/key.js'
+import { FINAL, SILENT_BEATS } from './life.js'
 import { foldRuntimeState, type AgentRuntimeState } from './state.js'
 import { isTransport, webSocketTransport, type AgentSocketTransport, type WebSocketLike } from './transport.js'
 
@@ -36,16 +37,12 @@ export type AgentSocketClientOptions = {
 
 type Handler = (event: AgentSocketEnvelope<never>) => void
 
-/** Events that wait for what is before them; requests that are not answered; heartbeats of silence that end a connection. */
+/** Events that wait for what is before them; requests that are not answered. */
 const HELD_MAX = 1000
 const PENDING_MAX = 256
-const SILENT_BEATS = 3
 
 /** Longest wait for a sign of life after the network changed or the page was shown: a large replay may be on a slow line. */
 const PROBE_MS = 3000
-
-/** Close codes after which it does not come back: it would say the same again. */
-const FINAL: ReadonlySet<number> = new Set([1002, 1007, 1009])
 
 const ENDS: ReadonlySet<string> = new Set(['turn_done', 'turn_error', 'turn_aborted', 'turn_lost'])
 

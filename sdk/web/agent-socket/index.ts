@@ -3,9 +3,11 @@
 export * from './envelope.js'
 export * from './reconcile.js'
 export * from './state.js'
+export * from './sql-store.js'
 export * from './store.js'
 export * from './transport.js'
 export { AgentSocketClient, type AgentSocketClientOptions } from './client.js'
+export { AgentSocketRuntime, type AgentSocketRuntimeHandlers, type AgentSocketRuntimeOptions, type RuntimeAsk } from './runtime.js'
 export {
   AgentSocketServerSession,
   createAgentSocketServerSession,

@@ -9,6 +9,7 @@ import {
   type AgentSocketEventType,
   type AgentSocketMeta,
 } from './envelope.js'
+import { SILENT_BEATS } from './life.js'
 import type { AgentRuntimeState } from './state.js'
 import { MemoryEventStore, type AgentSocketEventStore } from './store.js'
 import type { AgentSocketTransport } from './transport.js'
@@ -36,11 +37,13 @@ export type AgentSocketServerOptions = {
   store?: AgentSocketEventStore
   /** After how long without a word it says that it is there; 15 s, if not given. */
   heartbeatMs?: number
+  /** Characters of a frame that it sends, at most, if no single event has more: replays come in parts. 1 MiB, if not given. */
+  frameCharsMax?: number
 }
 
+const FRAME_CHARS_MAX = 1024 * 1024
+
 const HEARTBEAT_MS = 15_000
-/** Heartbeats of silence that end a connection whose client sends heartbeats. */
-const SILENT_BEATS = 3
 /** Turns, and requests, that are remembered, so that they are not begun twice. */
 const KNOWN_MAX = 1000
 /** How long what a client asked is remembered after its last session. */
@@ -335,11 +338,19 @@ export class AgentSocketServerSession {
     const events = wanted.slice(0, max)
     const rest = events.length < wanted.length
     const first = wanted[0]?.seq ?? since + 1
-    const payload: Record<string, unknown> = { since, until: rest ? events.at(-1)?.seq : Math.max(since, until), more: false, events }
-    if (rest) payload['rest'] = true
-    if (first > since + 1) payload['gone'] = [since, first - 1]
-    this.#put(this.#own(makeEnvelope('replay_events', payload)))
-    if (payload['gone']) await this.#snapshot()
+    const isGone = first > since + 1
+    const parts = inParts(events, this.#options.frameCharsMax ?? FRAME_CHARS_MAX)
+    let from = since
+    parts.forEach((part, at) => {
+      const more = at < parts.length - 1
+      const to = more || rest ? part.at(-1)?.seq : Math.max(since, until)
+      const payload: Record<string, unknown> = { since: from, until: to, more, events: part }
+      if (rest && !more) payload['rest'] = true
+      if (isGone && at === 0) payload['gone'] = [since, first - 1]
+      this.#put(this.#own(makeEnvelope('replay_events', payload)))
+      from = to ?? from
+    })
+    if (isGone) await this.#snapshot()
   }
 
   /** Whether a turn runs already, or ran. If not, it is noted that it does. */
@@ -385,6 +396,24 @@ export class AgentSocketServerSession {
       // Whoever is gone gets it when it is back.
     }
   }
+}
+
+/** Events by the frames that they fit: at least one frame, and one event at least in each if there are any. */
+function inParts(events: AgentSocketEnvelope[], charsMax: number): AgentSocketEnvelope[][] {
+  const parts: AgentSocketEnvelope[][] = [[]]
+  let chars = 0
+  for (const event of events) {
+    const own = serializeEnvelope(event).length
+    const part = parts.at(-1)!
+    if (part.length > 0 && chars + own > charsMax) {
+      parts.push([event])
+      chars = own
+    } else {
+      part.push(event)
+      chars += own
+    }
+  }
+  return parts
 }
 
 export function createAgentSocketServerSession(

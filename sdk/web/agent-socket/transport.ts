@@ -51,11 +51,15 @@ export class InMemoryTransport implements AgentSocketTransport {
 export type WebSocketLike = {
   readonly readyState: number
   binaryType?: string
+  readonly bufferedAmount?: number
   send(data: string): void
   close(code?: number, reason?: string): void
   // Events of browsers and of libraries differ in type.
   addEventListener(type: 'open' | 'message' | 'close' | 'error', listener: (event: any) => void): void
 }
+
+/** What waits for a socket that takes too little, at most: then it is closed, and its peer comes back for what it missed. */
+export const BUFFERED_BYTES_MAX = 16 * 1024 * 1024
 
 /** A WebSocket as a transport. What is sent before it is open waits. */
 export function webSocketTransport(socket: WebSocketLike): AgentSocketTransport {
@@ -65,7 +69,10 @@ export function webSocketTransport(socket: WebSocketLike): AgentSocketTransport 
   return {
     send(data) {
       if (socket.readyState === 0) waiting.push(data)
-      else if (socket.readyState === 1) socket.send(data)
+      else if (socket.readyState === 1 && (socket.bufferedAmount ?? 0) > BUFFERED_BYTES_MAX) {
+        socket.close(1013, 'it takes too little')
+        throw new Error('the socket takes too little')
+      } else if (socket.readyState === 1) socket.send(data)
       else throw new Error('the socket is closed')
     },
     close: (code, reason) => socket.close(code, reason),

@@ -241,8 +241,8 @@ fn ack(session: &Session, negotiated_extensions: Vec<NegotiatedExtension>) -> Co
         server_supported_extensions: others,
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
         server_build_info: Some(BuildInfo {
-            commit: option_env!("TRUNKLINE_BUILD_COMMIT").unwrap_or_default().to_owned(),
-            built_at: option_env!("TRUNKLINE_BUILD_TIME").unwrap_or_default().to_owned(),
+            commit: env!("TRUNKLINE_COMMIT").to_owned(),
+            built_at: env!("TRUNKLINE_BUILT_AT").to_owned(),
             runtime: "rust".to_owned(),
             os: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
         }),

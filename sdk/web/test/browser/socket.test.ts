@@ -6,7 +6,10 @@ import type { Server } from 'node:http'
 import { after, before, test } from 'node:test'
 
 import type { Browser, Page } from 'playwright-core'
+import { WebSocket } from 'ws'
 
+import { agentSocketWsConnector } from '../../agent-socket/adapters/ws.js'
+import { AgentSocketClient, AgentSocketRuntime, type AgentSocketEnvelope } from '../../agent-socket/index.js'
 import { browser as launch, clean, env, kill, pages, start, Wire } from './harness.js'
 
 let [trunkline, runtime]: (ChildProcess | undefined)[] = []
@@ -107,6 +110,59 @@ test('a wire that died is noticed when the network changes or the page is shown'
   await page.close()
   await other.close()
   wire.close()
+})
+
+test('a runtime in TypeScript: each turn once, over killed servers, and what it emits meanwhile', { timeout: 60_000 }, async () => {
+  const handled: string[] = []
+  const transport = agentSocketWsConnector(() => new WebSocket(`ws://${http}/agent-socket`))
+  const made = new AgentSocketRuntime({
+    runtimeGeneration: `ts-${Date.now()}`, transport, pauseMs: 20, pauseMaxMs: 200,
+    handlers: {
+      async onStartTurn({ turnId = '', payload, emit }) {
+        const { text } = payload as { text: string }
+        handled.push(text)
+        if (text === 'fails') throw new Error('no such thing')
+        emit('turn_running')
+        if (text === 'two') await kill(trunkline)
+        for (const word of ['ts', 'said', text]) emit('turn_text_delta', { delta: `${word} ` })
+        emit('turn_done', {}, { turnId })
+      },
+      onAbortTurn: ({ turnId = '' }) => void handled.push(`abort ${turnId}`),
+    },
+  })
+  await kill(runtime)
+  made.connect()
+  const seen: AgentSocketEnvelope[] = []
+  const client = new AgentSocketClient({ clientId: 'ts', transport, pauseMs: 20, pauseMaxMs: 200 })
+  client.on('*', (event) => event.seq !== undefined && seen.push(event))
+  client.connect()
+  const has = async (type: string, count: number) => {
+    for (const begun = Date.now(); seen.filter((event) => event.type === type).length < count; ) {
+      assert.ok(Date.now() - begun < 20_000, `${count} ${type}: ${JSON.stringify(seen.map((event) => event.type))}`)
+      await new Promise((done) => setTimeout(done, 10))
+    }
+  }
+  client.startTurn({ text: 'one' }, 'ts-1')
+  await has('turn_done', 1)
+  // The server is killed in the middle of a turn, and comes back.
+  client.startTurn({ text: 'two' }, 'ts-2')
+  await new Promise((done) => trunkline!.once('exit', done))
+  await serve()
+  await has('turn_done', 2)
+  await made.flushed()
+  client.startTurn({ text: 'fails' }, 'ts-3')
+  await has('turn_error', 1)
+  client.abortTurn('ts-3')
+  for (const begun = Date.now(); !handled.includes('abort ts-3'); ) {
+    assert.ok(Date.now() - begun < 20_000)
+    await new Promise((done) => setTimeout(done, 10))
+  }
+  assert.deepEqual(handled, ['one', 'two', 'fails', 'abort ts-3'])
+  const said = seen.filter((event) => event.type === 'turn_text_delta')
+  assert.equal(said.map(({ payload }) => (payload as { delta: string }).delta).join(''), 'ts said one ts said two ')
+  client.close()
+  made.close()
+  run()
 })
 
 test('a page of a foreign origin is refused', async () => {
