@@ -5,7 +5,7 @@
 
 /** Longer text, longer lines, and what is within so much else, are shown as they are: what is said decides how long this takes. */
 const TEXT_MAX = 32_768
-const LINE_MAX = 1_024
+const LINE_MAX = 2_048
 const DEPTH_MAX = 4
 
 // Each is found or not in time that grows with the line: nothing that repeats is followed by what fits it, too.
@@ -19,6 +19,13 @@ const INLINE = new RegExp(
     `|\\[([^\\]]+)\\]\\(([^\\s)]+)\\)|${ADDRESS.source}`,
   'g',
 )
+
+/** A heading's text, without the marks and spaces that may end it. */
+function withoutEnd(line: string): string {
+  let end = line.length
+  while (end > 0 && '# \t'.includes(line[end - 1]!)) end -= 1
+  return line.slice(0, end)
+}
 
 function made<K extends keyof HTMLElementTagNameMap>(name: K, content: Node[]): HTMLElementTagNameMap[K] {
   const element = document.createElement(name)
@@ -75,7 +82,7 @@ function paragraph(lines: string[]): Node {
 /** The elements of a text. */
 export function markdown(content: string): Node[] {
   if (content.length > TEXT_MAX) return [made('p', [text(content)])]
-  const lines = content.split('\n')
+  const lines = content.split(/\r?\n/)
   const all: Node[] = []
   for (let at = 0; at < lines.length; ) {
     const begun = at
@@ -106,7 +113,7 @@ export function markdown(content: string): Node[] {
       all.push(element)
     } else if (heading) {
       at += 1
-      all.push(made('p', [made('strong', inline(heading[1]!.replace(/[\s#]+$/, '')))]))
+      all.push(made('p', [made('strong', inline(withoutEnd(heading[1]!)))]))
     } else if (QUOTE.test(line)) {
       const quoted = take((other) => QUOTE.test(other)).map((other) => QUOTE.exec(other)![1]!)
       all.push(made('blockquote', [paragraph(quoted)]))

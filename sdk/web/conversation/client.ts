@@ -313,7 +313,8 @@ export class Convo {
       if (this.#lastEventId) headers['last-event-id'] = this.#lastEventId
       this.#watch(stream)
       const response = await this.#http.stream(`${this.#path}/events?deltas=1`, { headers, signal: stream.signal })
-      if (!isCurrent()) return
+      // It is not read.
+      if (!isCurrent()) return stream.abort()
       if (!response.ok) {
         const after = retryAfter(response)
         if (response.status >= 400 && response.status < 500) this.#debug(await refusal(response))

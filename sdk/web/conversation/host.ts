@@ -4,10 +4,10 @@ import type { Store } from './outbox.js'
 
 export type LifeEvent = 'hidden' | 'visible' | 'online' | 'offline'
 
-/** Whether anybody looks at the page or the app, and whether there is a network. */
+/** Whether the page or the app is in view, and whether there is a network. */
 export interface Life {
   isHidden(): boolean
-  /** Calls for each change, until what it answers is called. */
+  /** Calls for each change. Returns an unsubscribe function. */
   listen(on: (event: LifeEvent) => void): () => void
 }
 
@@ -51,7 +51,7 @@ const pageLife: Life = {
   listen(on) {
     const unlisten: (() => void)[] = []
     const listen = (target: EventTarget | undefined, name: string, change: (event: Event) => LifeEvent | undefined) => {
-      // Some hosts have a window that is none.
+      // Some hosts have a `window` without events.
       if (typeof target?.addEventListener !== 'function') return
       const handler = (event: Event) => {
         const changed = change(event)
@@ -65,7 +65,7 @@ const pageLife: Life = {
     const seen = () => (pageLife.isHidden() ? 'hidden' : 'visible')
     listen(page, 'visibilitychange', seen)
     listen(view, 'pagehide', () => 'hidden')
-    // One that is shown for the first time is no change.
+    // A page that is shown for the first time has not changed.
     listen(view, 'pageshow', (event) => ((event as PageTransitionEvent).persisted ? seen() : undefined))
     listen(view, 'online', () => 'online')
     listen(view, 'offline', () => 'offline')

@@ -16,17 +16,24 @@ type Props = {
 
 export function SupportChat({ baseUrl, agentId, tokenUrl }: Props) {
   const client = useMemo(
-    () => new ConversationClient({ agentId, baseUrl, fetchJwt: async () => (await fetch(tokenUrl)).text() }),
+    () => new ConversationClient({ agentId, baseUrl, fetchJwt: () => fetchToken(tokenUrl) }),
     [agentId, baseUrl, tokenUrl],
   )
-  const { convoId, restart } = useSession(client)
+  const { convoId, restart, error: sessionError } = useSession(client)
   const { messages, partials, pending, typing, state, notice, status, error, send } = useConversation(client, convoId)
   const [text, setText] = useState('')
+  const [refusal, setRefusal] = useState<Error>()
+  const failure = sessionError ?? error ?? refusal
 
   const submit = (event: FormEvent) => {
     event.preventDefault()
-    void send(text).catch(() => undefined)
     setText('')
+    setRefusal(undefined)
+    // What is refused is not lost.
+    send(text).catch((why: Error) => {
+      setText((written) => written || text)
+      setRefusal(why)
+    })
   }
 
   return (
@@ -52,9 +59,9 @@ export function SupportChat({ baseUrl, agentId, tokenUrl }: Props) {
         ))}
       </ol>
       {typing && <p>{typing.label ?? 'Typing…'}</p>}
-      {error && (
+      {failure && (
         <p role="alert">
-          {error.message} <button onClick={restart}>Begin another conversation</button>
+          {failure.message} <button onClick={restart}>Begin another conversation</button>
         </p>
       )}
       <form onSubmit={submit}>
@@ -65,4 +72,10 @@ export function SupportChat({ baseUrl, agentId, tokenUrl }: Props) {
       </form>
     </section>
   )
+}
+
+async function fetchToken(url: string): Promise<string> {
+  const answer = await fetch(url)
+  if (!answer.ok) throw new Error(`no token: ${answer.status}`)
+  return answer.text()
 }

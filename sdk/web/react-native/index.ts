@@ -8,7 +8,7 @@ import type { Store } from '../conversation/outbox.js'
 import { openStream } from './xhr.js'
 
 export * from '../conversation/index.js'
-export { useConversation, type Conversation } from '../react/index.js'
+export { useConversation, useSession, type Conversation, type UseSessionOptions, type UseSessionResult } from '../react/index.js'
 
 /** `AppState` of `react-native`. */
 export interface AppStateLike {
@@ -31,7 +31,7 @@ export interface NetInfoLike {
 
 export type HostParts = { appState: AppStateLike; storage?: AsyncStorageLike; netInfo?: NetInfoLike }
 
-/** All names of a conversation's storage begin so. */
+/** All names in the client's storage begin so. */
 const PREFIX = 'trunkline:'
 
 /** For `new ConversationClient({ host, … })`: once an app, before its first conversation is opened. */
@@ -45,14 +45,23 @@ function life({ appState, netInfo }: HostParts): Life {
   const isHidden = (state: string) => state === 'background'
   return {
     isHidden: () => isHidden(appState.currentState),
+    // Both hosts call for what is no change, too: the app switcher passes by, the network is measured.
     listen(on) {
-      const states = appState.addEventListener('change', (state) => on(isHidden(state) ? 'hidden' : 'visible'))
-      const quiet = netInfo?.addEventListener(({ isConnected }) => {
-        if (isConnected !== null) on(isConnected ? 'online' : 'offline')
+      let wasHidden = isHidden(appState.currentState)
+      const states = appState.addEventListener('change', (state) => {
+        if (isHidden(state) === wasHidden) return
+        wasHidden = !wasHidden
+        on(wasHidden ? 'hidden' : 'visible')
+      })
+      let wasConnected = true
+      const unsubscribe = netInfo?.addEventListener(({ isConnected }) => {
+        if (isConnected === null || isConnected === wasConnected) return
+        wasConnected = isConnected
+        on(isConnected ? 'online' : 'offline')
       })
       return () => {
         states.remove()
-        quiet?.()
+        unsubscribe?.()
       }
     },
   }
@@ -61,9 +70,13 @@ function life({ appState, netInfo }: HostParts): Life {
 /** What was kept, read once; from then on written through, one change after the other. */
 async function openStore(kept: AsyncStorageLike): Promise<Store> {
   const all = new Map<string, string>()
-  for (const key of (await kept.getAllKeys()).filter((key) => key.startsWith(PREFIX))) {
-    const value = await kept.getItem(key)
-    if (value !== null) all.set(key, value)
+  try {
+    for (const key of (await kept.getAllKeys()).filter((key) => key.startsWith(PREFIX))) {
+      const value = await kept.getItem(key)
+      if (value !== null) all.set(key, value)
+    }
+  } catch {
+    // What waits from before is lost; everything else works.
   }
   let written = Promise.resolve()
   const write = (how: () => Promise<void>) => {

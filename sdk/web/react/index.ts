@@ -18,51 +18,74 @@ const NOTHING: View = {
   status: 'connecting', error: undefined,
 }
 
-export type Session = {
+export type UseSessionOptions = {
+  /** Whose conversation it is, where more than one user has this tab, one after the other: what the app calls the user. */
+  user?: string
+}
+
+export type UseSessionResult = {
   /** The conversation, as soon as it has begun. */
   convoId: string | undefined
   /** Why none could be begun. */
   error: Error | undefined
-  /** Begins another one. */
+  /** Begins another one, for all components with this agent and user. */
   restart: () => void
 }
 
-/** What is being begun, so that an effect that runs twice begins one conversation. */
-const beginning = new WeakMap<ConversationClient, Promise<string>>()
+/** What is kept under a name, or is being begun: one conversation for all components that ask. */
+const sessions = new Map<string, { begun: Promise<string>; listeners: Set<() => void> }>()
 
-/** The conversation of this tab with the client's agent: the same after a reload, and begun if there is none. */
-export function useSession(client: ConversationClient): Session {
-  const [convoId, setConvoId] = useState<string>()
-  const [error, setError] = useState<Error>()
+/**
+ * The conversation of this tab with the client's agent: the same after a reload, and begun if there is none. Where there is no
+ * `sessionStorage`, as in React Native, it lasts as long as the program; keep `convoId` yourself to go on with it.
+ */
+export function useSession(client: ConversationClient, options: UseSessionOptions = {}): UseSessionResult {
+  const storageKey = `trunkline:${client.agentId}:${options.user ?? ''}:convo`
+  type Found = { client: ConversationClient; storageKey: string; convoId?: string; error?: Error }
+  const [found, setFound] = useState<Found>()
   const [attempt, setAttempt] = useState(0)
   useEffect(() => {
     let isOver = false
-    setError(undefined)
-    begin(client).then(
-      (id) => void (isOver || setConvoId(id)),
-      (failure: unknown) => void (isOver || setError(failure instanceof Error ? failure : new Error(String(failure)))),
+    const session = begin(client, storageKey)
+    const listener = () => setAttempt((before) => before + 1)
+    session.listeners.add(listener)
+    session.begun.then(
+      (convoId) => void (isOver || setFound({ client, storageKey, convoId })),
+      (failure: unknown) => {
+        const error = failure instanceof Error ? failure : new Error(String(failure))
+        if (!isOver) setFound({ client, storageKey, error })
+      },
     )
     return () => {
       isOver = true
+      session.listeners.delete(listener)
     }
-  }, [client, attempt])
+  }, [client, storageKey, attempt])
   const restart = useCallback(() => {
-    keep(client, undefined)
-    setConvoId(undefined)
-    setAttempt((before) => before + 1)
-  }, [client])
-  return { convoId, error, restart }
+    const session = sessions.get(storageKey)
+    sessions.delete(storageKey)
+    keep(storageKey, undefined)
+    setFound(undefined)
+    session?.listeners.forEach((listener) => listener())
+  }, [storageKey])
+  // What another client or user had is not this one's.
+  const own = found?.client === client && found.storageKey === storageKey ? found : undefined
+  return { convoId: own?.convoId, error: own?.error, restart }
 }
 
-function begin(client: ConversationClient): Promise<string> {
-  const known = kept(client)
-  if (known) return Promise.resolve(known)
-  const session = beginning.get(client) ?? client.startSession().then(({ convoId }) => (keep(client, convoId), convoId))
-  beginning.set(client, session)
-  return session.finally(() => beginning.delete(client))
+function begin(client: ConversationClient, storageKey: string): { begun: Promise<string>; listeners: Set<() => void> } {
+  const known = sessions.get(storageKey)
+  if (known) return known
+  const kept = tabStorage()?.getItem(storageKey)
+  const begun = kept ? Promise.resolve(kept) : client.startSession().then(({ convoId }) => (keep(storageKey, convoId), convoId))
+  const session = { begun, listeners: new Set<() => void>() }
+  sessions.set(storageKey, session)
+  // The next one that asks tries again.
+  begun.catch(() => sessions.get(storageKey) === session && sessions.delete(storageKey))
+  return session
 }
 
-/** Of the tab, not of the browser: two tabs are two conversations. Nothing where a page may keep nothing. */
+/** Of the tab, not of the browser. Nothing where a page may keep nothing. */
 function tabStorage(): Storage | undefined {
   try {
     return typeof sessionStorage === 'undefined' ? undefined : sessionStorage
@@ -71,16 +94,10 @@ function tabStorage(): Storage | undefined {
   }
 }
 
-const place = (client: ConversationClient) => `trunkline:${client.agentId}:convo`
-
-function kept(client: ConversationClient): string | undefined {
-  return tabStorage()?.getItem(place(client)) ?? undefined
-}
-
-function keep(client: ConversationClient, convoId: string | undefined): void {
+function keep(storageKey: string, convoId: string | undefined): void {
   try {
-    if (convoId === undefined) tabStorage()?.removeItem(place(client))
-    else tabStorage()?.setItem(place(client), convoId)
+    if (convoId === undefined) tabStorage()?.removeItem(storageKey)
+    else tabStorage()?.setItem(storageKey, convoId)
   } catch {
     // A full store: another conversation after a reload.
   }

@@ -372,8 +372,8 @@ test('no text takes long to show', async () => {
   const slow = await page.evaluate(async () => {
     const { markdown } = (await import('/dist/chat/markdown.js' as string)) as { markdown: (text: string) => Node[] }
     const most = 32_000
-    const hostile = [`# ${' '.repeat(most)}\u2028x`, `- ${' '.repeat(most)}\u2028x`, `\`\`\`${' '.repeat(most)}!`, `#${'#'.repeat(most)}`]
-    for (const piece of ['*', '**', '_', '`', '~~', '[', '[a](', 'http://', '*a **b ', '> ', '- ', '``` ', '#  # ']) {
+    const hostile = [`# ${' '.repeat(most)}\u2028x`, `# a${'#'.repeat(most)}b`, `# a${' #'.repeat(most / 2)}b`, `- ${' '.repeat(most)}\u2028x`, `\`\`\`${' '.repeat(most)}!`, `#${'#'.repeat(most)}`]
+    for (const piece of ['*', '**', '_', '`', '~~', '[', '[a](', 'http://', '*a **b ', '> ', '- ', '``` ', '#  # ', '# a#', '# #b']) {
       hostile.push(piece.repeat(most / piece.length), `${piece}\n`.repeat(most / (piece.length + 1)), `${piece.repeat(200)}\n`.repeat(Math.max(1, most / (piece.length * 200 + 1))))
     }
     return hostile.map((text) => {

@@ -84,12 +84,13 @@ test('the React component, also where every effect runs twice', { timeout: 60_00
 test('the Next.js app', { timeout: 180_000 }, async () => {
   const port = await freePort()
   const allowed = new World(`http://127.0.0.1:${port}`, 'next')
-  await allowed.serve()
-  allowed.answer('--fast')
-  const app = await next(['start', '--port', String(port), '--hostname', '127.0.0.1'], {
-    TRUNKLINE_URL: `http://${allowed.http}`, TRUNKLINE_AGENT_ID: APP.agentId, TRUNKLINE_APP_KEY: APP.key, TRUNKLINE_APP_SECRET: APP.secret,
-  })
+  let app: ChildProcess | undefined
   try {
+    await allowed.serve()
+    allowed.answer('--fast')
+    app = await next(['start', '--port', String(port), '--hostname', '127.0.0.1'], {
+      TRUNKLINE_URL: `http://${allowed.http}`, TRUNKLINE_AGENT_ID: APP.agentId, TRUNKLINE_APP_KEY: APP.key, TRUNKLINE_APP_SECRET: APP.secret,
+    })
     const context = await browser.newContext()
     const page = await context.newPage()
     const refused = await context.request.get(`http://127.0.0.1:${port}/api/trunkline/jwt`)
@@ -110,7 +111,7 @@ test('a React Native app: streams over XHR, the app behind others, without a net
   const context = await browser.newContext()
   const page = await context.newPage()
   const script = bundled({ entryPoints: [`${ROOT}test/browser/native.ts`] })
-  // What a React Native app does not have.
+  // It has no other tabs to tell.
   await page.addInitScript(`delete globalThis.BroadcastChannel; ${script}`)
   await page.goto(`${origin}/nothing`)
   const open = async (convoId?: string) =>
@@ -135,13 +136,28 @@ test('a React Native app: streams over XHR, the app behind others, without a net
   const names = await page.evaluate(() => [...(globalThis as unknown as Globals).native.names].sort())
   assert.deepEqual(names, ['convo_state', 'message', 'ready', 'token', 'turn_done', 'typing'])
   // Behind another app, nothing is streamed; in front of it again, what came meanwhile is there.
-  await page.evaluate(() => (globalThis as unknown as Globals).native.state('inactive'))
-  await is('live')
+  // A glance at the app switcher, and a measurement of the network, change nothing: what is under way goes on.
+  let posts = 0
+  await context.route('**/stream_message', async (route) => {
+    posts += 1
+    await new Promise((done) => setTimeout(done, 400))
+    await route.continue()
+  })
+  const sending = say('slow')
+  await page.waitForFunction(() => (globalThis as unknown as Globals).convo.pending.length === 1)
+  for (const how of ['inactive', 'active'] as const) {
+    await page.evaluate((how) => (globalThis as unknown as Globals).native.state(how), how)
+    await page.evaluate(() => (globalThis as unknown as Globals).native.network(true))
+  }
+  await sending
+  assert.equal(posts, 1)
+  await context.unroute('**/stream_message')
+  await sees(4)
   await page.evaluate(() => (globalThis as unknown as Globals).native.state('background'))
   await is('paused')
   await world.ask('native', `/agent_convos/${convoId}/stream_message`, { text: 'two' })
   await page.evaluate(() => (globalThis as unknown as Globals).native.state('active'))
-  await sees(4)
+  await sees(6)
   await page.evaluate(() => (globalThis as unknown as Globals).native.network(false))
   await is('offline')
   await page.evaluate(() => (globalThis as unknown as Globals).native.network(true))
@@ -150,12 +166,12 @@ test('a React Native app: streams over XHR, the app behind others, without a net
   await context.route('**/stream_message', (route) => route.abort())
   void say('three').catch(() => undefined)
   await page.waitForFunction(() => Object.keys(localStorage).some((key) => key.startsWith('trunkline:')))
-  await context.unroute('**/stream_message')
   await page.reload()
+  await context.unroute('**/stream_message')
   await open(convoId)
-  await sees(6)
+  await sees(8)
   const texts = await page.evaluate(() => (globalThis as unknown as Globals).native.texts)
-  assert.deepEqual(texts.filter((_, at) => at % 2 === 0), ['one', 'two', 'three'])
+  assert.deepEqual(texts.filter((_, at) => at % 2 === 0), ['one', 'slow', 'two', 'three'])
 })
 
 async function freePort(): Promise<number> {

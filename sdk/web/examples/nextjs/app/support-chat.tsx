@@ -1,6 +1,6 @@
 'use client'
 
-import { useMemo, type FormEvent } from 'react'
+import { useMemo, useState, type FormEvent } from 'react'
 
 import { ConversationClient } from '@trunkline/web'
 import { useConversation, useSession } from '@trunkline/web/react'
@@ -8,17 +8,19 @@ import { useConversation, useSession } from '@trunkline/web/react'
 /** The least that a conversation needs; ../../react.tsx shows what else there is. */
 export function SupportChat({ baseUrl, agentId, tokenUrl }: { baseUrl: string; agentId: string; tokenUrl: string }) {
   const client = useMemo(
-    () => new ConversationClient({ agentId, baseUrl, fetchJwt: async () => (await fetch(tokenUrl)).text() }),
+    () => new ConversationClient({ agentId, baseUrl, fetchJwt: () => fetchToken(tokenUrl) }),
     [agentId, baseUrl, tokenUrl],
   )
-  const { convoId } = useSession(client)
-  const { messages, status, send } = useConversation(client, convoId)
+  const { convoId, error: sessionError } = useSession(client)
+  const { messages, status, error, send } = useConversation(client, convoId)
+  const [refusal, setRefusal] = useState<Error>()
+  const failure = sessionError ?? error ?? refusal
 
   const submit = (event: FormEvent<HTMLFormElement>) => {
     event.preventDefault()
     const form = event.currentTarget
-    void send(String(new FormData(form).get('text'))).catch(() => undefined)
-    form.reset()
+    setRefusal(undefined)
+    send(String(new FormData(form).get('text'))).then(() => form.reset(), setRefusal)
   }
 
   return (
@@ -31,6 +33,7 @@ export function SupportChat({ baseUrl, agentId, tokenUrl }: { baseUrl: string; a
           </li>
         ))}
       </ol>
+      {failure && <p role="alert">{failure.message}</p>}
       <form onSubmit={submit}>
         <label>
           Message <input name="text" autoComplete="off" required />
@@ -39,4 +42,10 @@ export function SupportChat({ baseUrl, agentId, tokenUrl }: { baseUrl: string; a
       </form>
     </section>
   )
+}
+
+async function fetchToken(url: string): Promise<string> {
+  const answer = await fetch(url)
+  if (!answer.ok) throw new Error(`no token: ${answer.status}`)
+  return answer.text()
 }
