@@ -202,8 +202,8 @@ struct Route {
     target: Target,
     /// That it may be sent to, as long as that stays so.
     granted: Option<(AsOf, SendPermit)>,
-    /// How many were sent there.
-    count: Arc<AtomicU64>,
+    /// How many were sent there, once one was.
+    count: Option<Arc<AtomicU64>>,
 }
 
 impl Sender {
@@ -254,10 +254,7 @@ impl Sender {
         }
         let mut route = match self.last.take() {
             Some(last) if last.name == target => last,
-            _ => {
-                let parsed = Target::parse(target)?;
-                Route { name: target.to_owned(), target: parsed, granted: None, count: session.meter.counter(target) }
-            }
+            _ => Route { name: target.to_owned(), target: Target::parse(target)?, granted: None, count: None },
         };
         self.check_size("message payload", payload.len())?;
         self.take_token("message rate limit exceeded")?;
@@ -270,9 +267,9 @@ impl Sender {
         };
         let mut content_type = None;
         if kind == METRIC || matches!(route.target, Target::Metrics { .. }) {
-            let is_credit = if let Some(json) = json_metric(payload) {
+            let is_credit = if let Some(is_negative) = json_metric(payload) {
                 content_type = Some("application/json");
-                takes_back(&json)
+                is_negative?
             } else {
                 check_metric((self.read_metric)(payload))?
             };
@@ -301,7 +298,7 @@ impl Sender {
         if let Target::Agent(address) | Target::UniqueTask(address) = &route.target {
             self.tasks.wake_up(&route.name, &address.implementation, &session.caller);
         }
-        route.count.fetch_add(1, Relaxed);
+        route.count.get_or_insert_with(|| session.meter.counter(&route.name)).fetch_add(1, Relaxed);
         if !matches!(route.target, Target::AnyService { .. } | Target::TaskMessages { .. }) {
             route.granted = Some((as_of, permit));
         }
@@ -341,8 +338,8 @@ impl Sender {
         let as_of = self.gate.as_of();
         let found = self.tasks.find(*task).await?.filter(|task| task.workspace == *workspace).ok_or_else(denied)?;
         let permit = self.gate.authorize(&session.caller, gate::SayOf(&found)).map_err(|_| denied())?;
-        let (name, granted, count) = (target.to_owned(), Some((as_of, permit)), session.meter.counter(target));
-        self.last = Some(Route { name, target: parsed, granted, count });
+        let (name, granted) = (target.to_owned(), Some((as_of, permit)));
+        self.last = Some(Route { name, target: parsed, granted, count: None });
         Ok(())
     }
 
@@ -453,19 +450,77 @@ fn take(bucket: Option<&mut TokenBucket>, code: &'static str, refusal: &'static 
     }
 }
 
-/// A metric that is JSON, as the published documentation sends it, and not the contract's `Metric`, which never begins so.
-fn json_metric(payload: &[u8]) -> Option<serde_json::Value> {
+/// Whether a number in a metric that is JSON is negative; nothing if it is no JSON object or list. No `Metric` is one.
+fn json_metric(payload: &[u8]) -> Option<Result<bool, Error>> {
     let first = payload.iter().find(|byte| !byte.is_ascii_whitespace())?;
-    if matches!(first, b'{' | b'[') { serde_json::from_slice(payload).ok() } else { None }
+    let Signs { is_negative, is_empty } = match first {
+        b'{' | b'[' => serde_json::from_slice(payload).ok()?,
+        _ => return None,
+    };
+    let empty = || Error::new(Kind::Invalid, "ERR_METRIC_EMPTY", "metric must include at least one entry");
+    Some(if is_empty { Err(empty()) } else { Ok(is_negative) })
 }
 
-/// Whether there is a negative number in it.
-fn takes_back(json: &serde_json::Value) -> bool {
-    match json {
-        serde_json::Value::Number(number) => number.as_f64().is_some_and(|number| number < 0.0),
-        serde_json::Value::Array(all) => all.iter().any(takes_back),
-        serde_json::Value::Object(all) => all.values().any(takes_back),
-        _ => false,
+/// What is looked for in JSON, without keeping any of it.
+#[derive(Clone, Copy, Default)]
+struct Signs {
+    is_negative: bool,
+    is_empty: bool,
+}
+
+impl<'de> serde::Deserialize<'de> for Signs {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LookForSigns)
+    }
+}
+
+struct LookForSigns;
+
+impl<'de> serde::de::Visitor<'de> for LookForSigns {
+    type Value = Signs;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Signs, E> {
+        Ok(Signs::default())
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Signs, E> {
+        Ok(Signs { is_negative: number < 0, ..Signs::default() })
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Signs, E> {
+        Ok(Signs::default())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Signs, E> {
+        Ok(Signs { is_negative: number < 0.0, ..Signs::default() })
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Signs, E> {
+        Ok(Signs::default())
+    }
+
+    fn visit_unit<E>(self) -> Result<Signs, E> {
+        Ok(Signs::default())
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut all: A) -> Result<Signs, A::Error> {
+        let mut found = Signs { is_empty: true, ..Signs::default() };
+        while let Some(Signs { is_negative, .. }) = all.next_element()? {
+            found = Signs { is_negative: found.is_negative || is_negative, is_empty: false };
+        }
+        Ok(found)
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut all: A) -> Result<Signs, A::Error> {
+        let mut found = Signs { is_empty: true, ..Signs::default() };
+        while let Some((serde::de::IgnoredAny, Signs { is_negative, .. })) = all.next_entry()? {
+            found = Signs { is_negative: found.is_negative || is_negative, is_empty: false };
+        }
+        Ok(found)
     }
 }
 

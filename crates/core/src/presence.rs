@@ -31,7 +31,16 @@ struct Entry {
     connection: Arc<Connection>,
     taken: Arc<Taken>,
     meter: Arc<Meter>,
+    /// Of the messages that were taken from it, those that count for a workspace that it has left.
+    accepted_elsewhere: u64,
     farewell: Option<String>,
+}
+
+impl Entry {
+    /// Messages that count for the workspace that it is in.
+    fn accepted_here(&self) -> u64 {
+        self.meter.accepted.load(SeqCst).saturating_sub(self.accepted_elsewhere)
+    }
 }
 
 /// What a session has to do, and did. Written by whoever serves it, a batch at a time.
@@ -78,7 +87,7 @@ impl Meter {
         Self { work, ..Self::default() }
     }
 
-    /// Counts messages to a target. Beyond [`TARGETS_MAX`] targets they are counted for nobody.
+    /// Counts messages to a target. Beyond [`TARGETS_MAX`] targets they are not counted.
     pub(crate) fn counter(&self, target: &str) -> Arc<AtomicU64> {
         let mut all = lock(&self.sent_to);
         match all.get(target) {
@@ -175,7 +184,7 @@ impl Presence {
     /// Notes a session, in place of the one before it that it took over.
     pub(crate) fn enter(&self, connection: Connection, taken: Arc<Taken>, meter: Arc<Meter>) {
         let key = connection.identity.to_string();
-        let entry = Entry { connection: connection.into(), taken, meter, farewell: None };
+        let entry = Entry { connection: connection.into(), taken, meter, accepted_elsewhere: 0, farewell: None };
         let former = lock(&self.entries).insert(key, entry);
         if let Some(former) = former {
             self.count_up(&former);
@@ -222,7 +231,7 @@ impl Presence {
         let Some(workspace) = &entry.connection.workspace else { return };
         let mut all = lock(&self.accepted_before);
         if all.contains_key(workspace) || all.len() < WORKSPACES_MAX {
-            *all.entry(workspace.clone()).or_default() += entry.meter.accepted.load(SeqCst);
+            *all.entry(workspace.clone()).or_default() += entry.accepted_here();
         }
     }
 
@@ -232,17 +241,16 @@ impl Presence {
         let before = lock(&self.accepted_before).get(workspace).copied().unwrap_or(0);
         let entries = lock(&self.entries);
         let here = entries.values().filter(|entry| entry.connection.workspace.as_deref() == Some(workspace));
-        before + here.map(|entry| entry.meter.accepted.load(SeqCst)).sum::<u64>()
+        before + here.map(Entry::accepted_here).sum::<u64>()
     }
 
     /// Messages of each session in a workspace that is there, by what they were sent to: who, to what, how many.
     #[must_use]
     pub fn flow(&self, workspace: &str) -> Vec<(Identity, String, u64)> {
-        let entries = lock(&self.entries);
-        let here = entries.values().filter(|entry| entry.connection.workspace.as_deref() == Some(workspace));
-        let all = here.flat_map(|entry| {
-            let from = &entry.connection.identity;
-            entry.meter.sent_to().into_iter().map(move |(to, count)| (from.clone(), to, count))
+        // Counted without the lock that everybody takes who comes and goes.
+        let here = self.meters().into_iter().filter(|(one, _)| one.workspace.as_deref() == Some(workspace));
+        let all = here.flat_map(|(connection, meter)| {
+            meter.sent_to().into_iter().map(move |(to, count)| (connection.identity.clone(), to, count))
         });
         all.collect()
     }
@@ -250,6 +258,8 @@ impl Presence {
     /// Notes that a session acts in another workspace now.
     pub(crate) fn moved(&self, identity: &Identity, workspace: Option<String>) {
         if let Some(entry) = lock(&self.entries).get_mut(&identity.to_string()) {
+            self.count_up(entry);
+            entry.accepted_elsewhere = entry.meter.accepted.load(SeqCst);
             Arc::make_mut(&mut entry.connection).workspace = workspace;
         }
     }

@@ -51,7 +51,7 @@ use crate::{
     caller::{Caller, Credential},
     error::{Error, Kind},
     gate::{Administer, Attend, AttendPermit, Enter, Gate, Keep, KeepPermit, QueryConnection},
-    identity::{self, Identity, PrincipalKind},
+    identity::{self, Identity, Named, PrincipalKind},
     presence::{self, Connection, Meter, Presence},
     token::opens,
     topic::{Target, heard, no_service, own_lane, progress_for, progress_in, task_events, task_messages},
@@ -302,11 +302,8 @@ impl Sessions {
         if self.presence.is_connected(kind, id) {
             return Ok((true, sql::now()));
         }
-        // A user was there in any of its windows; what is behind ':' is ';'.
-        let windows = match kind {
-            PrincipalKind::User => [format!("us::{id}::"), format!("us::{id}:;")],
-            _ => [String::new(), String::new()],
-        };
+        // A user was there in any of its windows.
+        let windows = matches!(kind, PrincipalKind::User).then(|| format!("us::{id}::")).unwrap_or_default();
         let id = id.to_owned();
         let at = self.gate.glance(move |tx| sql::last_saved(tx, id.clone(), windows.clone())).await?;
         Ok((false, at))
@@ -330,7 +327,7 @@ impl Sessions {
         let Held { lease, welcome, is_successor } = self.hold(&caller, &attend, resume).await?;
         let seat = caller.identity.workspace().map(|workspace| self.seats.take(workspace, is_successor));
         let seat = seat.transpose()?;
-        let before = self.taken_before(&caller.identity, welcome).await;
+        let before = self.taken_before(&caller.identity, resume, welcome).await;
         let tail = self.gate.tail(&attend);
         let broadcast = self.broadcast_of(&caller.identity)?;
         if !resume.is_empty() {
@@ -383,7 +380,14 @@ impl Sessions {
     }
 
     /// How far the session got that was taken over, which may have delivered more than it saved.
-    async fn taken_before(&self, identity: &Identity, welcome: Welcome) -> u64 {
+    async fn taken_before(&self, identity: &Identity, resume: &str, welcome: Welcome) -> u64 {
+        // A task under an assigned id comes back under another one; its session has the name of the id.
+        if let (Identity::Task(named), false) = (identity, resume.is_empty())
+            && let Some(former) =
+                self.presence.taken(&Identity::Task(Named { specifier: resume.to_owned(), ..named.clone() }))
+        {
+            former.resume();
+        }
         let Some(taken) = self.presence.taken(identity) else { return 0 };
         if welcome.resumed {
             taken.resume();
@@ -541,7 +545,7 @@ impl Session {
     }
 
     /// Notes that its client said something.
-    pub fn hears(&self) {
+    pub fn note_activity(&self) {
         self.meter.heard_at_ms.store(now_ms(), Relaxed);
     }
 

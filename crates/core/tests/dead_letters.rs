@@ -88,10 +88,25 @@ async fn suite(world: World) {
         world.say(LANE, text).await;
     }
     assert_eq!(world.lose(world.attach().await).await, (b"bad".to_vec(), false));
-    // One that its client goes on with was not lost.
+    // One that its client goes on with was not lost, also if it was the last: what was given up is delivered again, behind the others.
     let flaps = world.attach().await;
     let id = flaps.id().to_owned();
     assert_eq!(world.lose(flaps).await, (b"bad".to_vec(), true));
+    let mut resumed = world.attach_with(&id).await;
+    for expected in [&b"good"[..], b"bad"] {
+        let (payload, offset) = next(&mut resumed).await;
+        assert_eq!(payload, expected);
+        if expected == b"good" {
+            resumed.delivery(offset).done();
+        }
+    }
+    resumed.save().await.unwrap();
+    drop(resumed);
+    world.say(LANE, b"good").await;
+    let first = world.attach().await;
+    assert_eq!(world.lose(first).await, (b"bad".to_vec(), false));
+    let last = world.attach().await;
+    assert_eq!(world.lose(last).await, (b"bad".to_vec(), true));
     let (admin, anyone) = (operator(true), operator(false));
     let [dead] = &world.sessions.dead_letters(&admin, "", None, 0).await.unwrap()[..] else { panic!("one") };
     assert_eq!((&*dead.owner, dead.record.topic.as_str(), dead.lost_sessions, dead.size), (LANE, LANE, 2, 3));
@@ -106,7 +121,7 @@ async fn suite(world: World) {
         assert_eq!(refused.unwrap_err().kind, Kind::Denied);
     }
     // What comes behind it is delivered, and it itself when an operator says so.
-    let mut session = world.attach_with(&id).await;
+    let mut session = world.attach().await;
     let (payload, offset) = next(&mut session).await;
     assert_eq!(payload, b"good");
     session.delivery(offset).done();

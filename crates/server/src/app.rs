@@ -17,7 +17,7 @@ use trunkline_core::{
     limits::Limits,
     registry::Registry,
     sandbox::{Need, Sandbox, Sandboxes, SessionStore},
-    session::{self, Absentees, Sessions},
+    session::{self, Absentees, Sessions, dead_letter},
     socket::Sockets,
     task::Tasks,
     token::{self, Secret},
@@ -390,6 +390,9 @@ impl Server {
                 }
                 if let Err(error) = tasks.sweep().await {
                     tracing::warn!(%error, "expired names of tasks were not removed; the next sweep goes on");
+                }
+                if let Err(error) = dead_letter::sweep(&gate).await {
+                    tracing::warn!(%error, "old dead letters were not removed; the next sweep goes on");
                 }
                 if let Err(error) = sockets.sweep(left).await {
                     tracing::warn!(%error, "what clients asked long ago was not removed; the next sweep goes on");

@@ -101,7 +101,7 @@ pub struct TlsConfig {
 pub struct MessagesConfig {
     /// Patterns of workspaces in which `tb` goes to every connected task of an implementation and not to one of them.
     pub broadcast_tasks_in: Vec<String>,
-    /// What so many sessions of clients that acknowledge were lost over is a dead letter; 0 is never.
+    /// A message over which so many sessions that acknowledge were lost is a dead letter; 0 is never.
     pub lost_sessions_max: u32,
 }
 

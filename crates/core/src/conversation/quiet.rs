@@ -1,7 +1,7 @@
-//! Conversations in which nothing happens any more: what they are taken for after a while, if the settings say so.
+//! Conversations in which nothing happens any more: their state after a while, if the settings say so.
 //!
-//! A row says when a conversation is looked at next, and the log when something happened last. So a message costs nothing here: who is
-//! looked at and was not quiet for long enough is looked at again when that may be.
+//! A row says when a conversation is looked at next, and the log when something happened last. So a message costs nothing here: a
+//! conversation that was not quiet for long enough is looked at again when it may be.
 
 use std::time::Duration;
 
@@ -22,8 +22,12 @@ const LOOKS_MAX: i64 = 100;
 /// Between looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// When one that is closed is looked at again, in milliseconds: whether an agent opened it, and nobody noted that.
+/// When one that is closed is looked at again, in milliseconds: whether an agent opened it, and that was not noted.
 const CLOSED_MS: i64 = 30 * 24 * 3600 * 1000;
+
+/// When one that was settled is looked at once more, and one that could not be read, in milliseconds.
+const AFTER_SETTLING_MS: i64 = 1000;
+const AFTER_ERROR_MS: i64 = 3600 * 1000;
 
 /// How long nothing may have happened, in milliseconds; 0 is for ever.
 #[derive(Clone, Copy)]
@@ -32,7 +36,7 @@ struct Patience {
     feedback: i64,
 }
 
-/// What becomes of a conversation in which something happened last at `at`: a state, or when to look again. Pure.
+/// The next state of a conversation in which something happened last at `at`, or when to look again. Pure.
 fn look(standing: &Standing, at: i64, now: i64, patience: Patience) -> Result<State, i64> {
     let (most, becomes) = match standing.state {
         State::Open => (patience.open, State::AssumedResolved),
@@ -43,7 +47,7 @@ fn look(standing: &Standing, at: i64, now: i64, patience: Patience) -> Result<St
     if most == 0 {
         return Err(now.saturating_add(CLOSED_MS));
     }
-    // Somebody waits for an answer; that has its own time.
+    // The user waits for an answer; that has its own time.
     let since = if standing.is_turn_open { now } else { at };
     if since.saturating_add(most) <= now { Ok(becomes) } else { Err(since.saturating_add(most)) }
 }
@@ -72,37 +76,45 @@ impl Conversations {
         let now = self.now();
         let due = self.gate().glance(move |tx| sql::to_look_at(tx, now, LOOKS_MAX)).await?;
         let is_full = due.len() as i64 == LOOKS_MAX;
-        for row in due {
-            let (standing, at) = self.last_of(&row).await?;
-            let next = match look(&standing, at, now, patience) {
-                Ok(state) => {
-                    if let Some(desk) = self.look_up(row.id).await? {
-                        desk.run(self, What::Act(Act::Settle(state, standing.into()))).await?;
-                    }
-                    now.saturating_add(CLOSED_MS)
-                }
-                Err(next) => next,
-            };
-            self.look_again(row.id, next).await?;
+        for (row, before) in due {
+            let next = self.look_at(&row, now, patience).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, conversation = %row.id, "it cannot be looked at; again in an hour");
+                now.saturating_add(AFTER_ERROR_MS)
+            });
+            self.look_again(row.id, Some(before), next).await?;
         }
         Ok(is_full)
     }
 
-    /// Somebody said that a conversation is not closed.
+    /// Settles one, if it is time; answers when to look again.
+    async fn look_at(&self, row: &Row, now: i64, patience: Patience) -> Result<i64, Error> {
+        let (standing, at) = self.last_of(row).await?;
+        let state = match look(&standing, at, now, patience) {
+            Err(next) => return Ok(next),
+            Ok(state) => state,
+        };
+        if let Some(desk) = self.look_up(row.id).await? {
+            desk.run(self, What::Act(Act::Settle(state, standing.into()))).await?;
+        }
+        // Whether something happened meanwhile.
+        Ok(now.saturating_add(AFTER_SETTLING_MS))
+    }
+
+    /// An agent or an operator opened a conversation again.
     pub(super) fn opened(&self, id: Uuid) {
         let options = self.options();
         if options.assumed_resolved_minutes > 0 || options.feedback_minutes > 0 {
             let this = self.clone();
             self.spawn(async move {
-                if let Err(error) = this.look_again(id, 0).await {
+                if let Err(error) = this.look_again(id, None, 0).await {
                     tracing::warn!(%error, conversation = %id, "it is looked at within 30 days");
                 }
             });
         }
     }
 
-    async fn look_again(&self, id: Uuid, at: i64) -> Result<(), Error> {
-        self.gate().housekeep(move |tx| sql::look_again(tx, id, at)).await
+    async fn look_again(&self, id: Uuid, before: Option<i64>, at: i64) -> Result<(), Error> {
+        self.gate().housekeep(move |tx| sql::look_again(tx, id, before, at)).await
     }
 
     /// Where it stands, and when something happened last.
@@ -120,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_quiet_for_long_has_ended_and_what_waits_for_somebody_has_not() {
+    fn what_is_quiet_for_long_has_ended_and_what_waits_for_an_answer_has_not() {
         let patience = Patience { open: 100, feedback: 50 };
         let never = Patience { open: 0, feedback: 0 };
         let later = 1000 + CLOSED_MS;

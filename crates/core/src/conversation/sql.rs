@@ -110,19 +110,21 @@ pub(super) fn of_user(tx: &mut ReadTx, app: String, user: String) -> TxFuture<'_
 }
 
 /// Those that are to be looked at by now, the longest overdue first.
-pub(super) fn to_look_at(tx: &mut ReadTx, now: i64, most: i64) -> TxFuture<'_, Vec<Row>, LedgerError> {
+pub(super) fn to_look_at(tx: &mut ReadTx, now: i64, most: i64) -> TxFuture<'_, Vec<(Row, i64)>, LedgerError> {
     Box::pin(async move {
-        let sql = "SELECT id, app, agent, person, created_at FROM conversations WHERE look_at <= $1
+        let sql = "SELECT id, app, agent, person, created_at, look_at FROM conversations WHERE look_at <= $1
             ORDER BY look_at LIMIT $2";
-        tx.query(sql, &[now.into(), most.into()]).await?.iter().map(row).collect()
+        let rows = tx.query(sql, &[now.into(), most.into()]).await?;
+        rows.iter().map(|found| Ok((row(found)?, found.int(5)?))).collect()
     })
 }
 
-/// When one is looked at again, in Unix milliseconds.
-pub(super) fn look_again(tx: &mut WriteTx, id: Uuid, at: i64) -> TxFuture<'_, (), Error> {
+/// When one is looked at again, in Unix milliseconds; if that was to be at `before`, where one is named.
+pub(super) fn look_again(tx: &mut WriteTx, id: Uuid, before: Option<i64>, at: i64) -> TxFuture<'_, (), Error> {
     Box::pin(async move {
-        let sql = "UPDATE conversations SET look_at = $2 WHERE id = $1";
-        Ok(tx.execute(sql, &[id.to_string().into(), at.into()]).await.map(drop)?)
+        let sql = "UPDATE conversations SET look_at = $2 WHERE id = $1 AND (CAST($3 AS BIGINT) < 0 OR look_at = $3)";
+        let params = [id.to_string().into(), at.into(), before.unwrap_or(-1).into()];
+        Ok(tx.execute(sql, &params).await.map(drop)?)
     })
 }
 

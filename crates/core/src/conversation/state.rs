@@ -19,9 +19,9 @@ pub enum State {
     Escalated,
     /// It has reached its end.
     Resolved,
-    /// The agent took it for ended.
+    /// It ended without a person: its agent said so, or no feedback came for long.
     AutoResolved,
-    /// Nobody said anything for long.
+    /// Nothing happened in it for long.
     AssumedResolved,
     /// The user is locked out for its tone.
     RageLocked,

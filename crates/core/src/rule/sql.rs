@@ -5,18 +5,8 @@ use trunkline_store::ledger::{Error, Migration, ReadTx, Row, TxFuture, WriteTx};
 
 use crate::gate::rules::{Fallback, Level, Name, Rule, Rules};
 
-pub(crate) const MIGRATIONS: &[Migration] = &[RULES, ENGINE];
-
-/// The workflow engine may send to any workspace, as the published documentation says; the published server has no fallback for it.
-const ENGINE: Migration = Migration {
-    name: "rule_0002_engine",
-    sql: "INSERT INTO rule_fallbacks (category, level, updated_by, updated_at)
-            VALUES ('workflow_engine_workspace', 20, '_system', 0) ON CONFLICT (category) DO NOTHING;
-        UPDATE rule_version SET version = version + 1",
-};
-
 /// The published fallbacks: what everybody may do until rules say otherwise.
-const RULES: Migration = Migration {
+pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
     name: "rule_0001_rules",
     sql: "CREATE TABLE rules (id TEXT NOT NULL, principal_kind TEXT NOT NULL, principal_id TEXT NOT NULL,
             resource_kind TEXT NOT NULL, resource_id TEXT NOT NULL, level BIGINT NOT NULL, granted_by TEXT NOT NULL,
@@ -33,7 +23,7 @@ const RULES: Migration = Migration {
             ('user_kv_scope', 0, '_system', 0), ('agent_kv_scope', 0, '_system', 0),
             ('task_kv_scope', 0, '_system', 0), ('service_kv_scope', 0, '_system', 0),
             ('agent_kv_key', 20, '_system', 0), ('task_kv_key', 20, '_system', 0)",
-};
+}];
 
 const NEXT_VERSION: &str = "UPDATE rule_version SET version = version + 1 RETURNING version";
 

@@ -1,8 +1,9 @@
 //! Messages that are not delivered again by themselves: one session after the other was lost while its client had them.
 //!
 //! Counted is what a client that acknowledges had longest: its oldest lane delivery, and its oldest piece of shared work. A session
-//! that ends in any other way than by losing its client counts for nothing, and one that its client resumes is taken off again. Counts
-//! and dead letters are rows, so that neither a restart nor another node begins anew. A dead letter is kept for 30 days.
+//! that ends in any other way than by losing its client counts for nothing, and one that its client resumes is taken off again, also if
+//! it was the last: then the dead letter is delivered again. Counts and dead letters are rows, so that neither a restart nor another
+//! node begins anew. A dead letter is kept for 30 days, and of one owner the last 1,000 are.
 
 pub(crate) mod sql;
 
@@ -32,11 +33,11 @@ const PAGE_MAX: u32 = 1000;
 pub struct DeadLetter {
     /// Later ones have greater ids.
     pub id: Uuid,
-    /// Whom it was for: an identity, or the topic of a group of tasks.
+    /// Its receiver: an identity, or the topic of a group of tasks.
     pub owner: String,
-    /// The record as it lay in the log. Listed ones are without payload.
+    /// The record as it lay in the log. Listed ones have the first 4 KiB of their payload.
     pub record: Record,
-    /// Bytes of the payload.
+    /// Bytes of the whole record.
     pub size: u64,
     /// When it was given up, in Unix seconds.
     pub at: i64,
@@ -58,7 +59,7 @@ impl Session {
     /// delivered. Before [`Session::save`]: a crash between the two delivers a dead letter once more.
     ///
     /// # Errors
-    /// [`Kind::Unavailable`]; then nothing is counted.
+    /// [`Kind::Unavailable`]; then nothing is counted, unless shared work alone was not.
     pub async fn lost_over(
         &self,
         oldest: Oldest<Option<Offset>, Option<&Record>>,
@@ -71,10 +72,13 @@ impl Session {
         if let Some(offset) = oldest.lane
             && let Some(record) = self.find(offset).await?
         {
-            dead.lane = self.count(self.caller.identity.to_string(), &record).await?;
+            dead.lane = self.count(self.caller.identity.to_string(), &record, true).await?;
         }
         if let Some(record) = oldest.shared {
-            dead.shared = self.count(record.topic.to_string(), record).await?;
+            dead.shared = self.count(record.topic.to_string(), record, false).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, topic = %record.topic, "a session that was lost over shared work is not counted");
+                false
+            });
         }
         // Its client went on with it before this was counted.
         if self.taken.is_resumed() {
@@ -96,7 +100,7 @@ impl Session {
         }))
     }
 
-    async fn count(&self, owner: String, record: &Record) -> Result<bool, Error> {
+    async fn count(&self, owner: String, record: &Record, is_lane: bool) -> Result<bool, Error> {
         let most = self.lost_sessions_max;
         let lost = sql::Lost {
             owner: owner.clone(),
@@ -104,6 +108,7 @@ impl Session {
             position: record.offset.0 as i64,
             session: self.caller.session.clone(),
             now: super::sql::now(),
+            is_lane,
         };
         let record = record.clone();
         let dead = self.gate.write(&self.keep, move |tx, _| sql::count(tx, lost.clone(), record.clone(), most));
@@ -115,7 +120,7 @@ impl Session {
     }
 }
 
-/// A session of the identity was not lost: its client goes on with it.
+/// A session of the identity was not lost: its client goes on with it. What is a dead letter by it is delivered again.
 pub(super) async fn take_back_loss(gate: &Gate, identity: &Identity, session: &str) -> Result<(), Error> {
     let group = match identity {
         Identity::Task(named) => {
@@ -127,14 +132,36 @@ pub(super) async fn take_back_loss(gate: &Gate, identity: &Identity, session: &s
     let (owners, id) = ([identity.to_string(), group], session.to_owned());
     let of = (owners.clone(), id.clone());
     if gate.glance(move |tx| sql::is_counted(tx, of.0.clone(), of.1.clone())).await? {
+        let of = (owners.clone(), id.clone());
+        for letter in gate.glance(move |tx| sql::dead_since(tx, of.0.clone(), of.1.clone())).await? {
+            // Progress is of no use later.
+            let Ok(topic) = again(&letter) else { continue };
+            send_again(gate, letter.id, Outgoing { topic, payload: letter.record.payload }).await?;
+        }
         let taken = gate.housekeep(move |tx| sql::take_back(tx, owners.clone(), id.clone()));
         taken.await.map_err(|e: ledger::Error| Error::from(e))?;
     }
     Ok(())
 }
 
+/// Answers whether it was there.
+async fn send_again(gate: &Gate, id: Uuid, outgoing: Outgoing) -> Result<bool, Error> {
+    let sent = gate.housekeep(move |tx| sql::send_again(tx, id.to_string(), outgoing.clone()));
+    sent.await.map_err(|e: ledger::Error| Error::from(e))
+}
+
+/// Forgets what is older than it is kept.
+///
+/// # Errors
+/// [`Kind::Unavailable`].
+pub async fn sweep(gate: &Gate) -> Result<(), Error> {
+    let before = super::sql::now().saturating_sub(KEEP_SECONDS);
+    let swept = gate.housekeep(move |tx| sql::sweep(tx, before));
+    swept.await.map_err(|e: ledger::Error| Error::from(e))
+}
+
 impl Sessions {
-    /// The next `limit` dead letters (1,000 for 0 and at most) behind `after`, the oldest first and without payloads; of one owner, if
+    /// The next `limit` dead letters (1,000 for 0 and at most) behind `after`, the oldest first and without most of their payloads; of one owner, if
     /// one is named.
     ///
     /// # Errors
@@ -162,7 +189,7 @@ impl Sessions {
         found.ok_or_else(|| missing(id))
     }
 
-    /// Delivers one of them again, to its owner alone, behind all that is there for it; then it is a dead letter no more. Exactly once,
+    /// Delivers one of them again, to its owner alone, behind all that is there for it; then it is not a dead letter any more. Exactly once,
     /// also if the process is killed meanwhile.
     ///
     /// # Errors
@@ -171,9 +198,7 @@ impl Sessions {
         let letter = self.dead_letter(caller, id).await?;
         let topic = again(&letter)?;
         let outgoing = Outgoing { topic, payload: letter.record.payload.clone() };
-        let sent = self.gate.housekeep(move |tx| sql::send_again(tx, id.to_string(), outgoing.clone()));
-        let was_there = sent.await.map_err(|e: ledger::Error| Error::from(e))?;
-        if was_there { Ok(letter) } else { Err(missing(id)) }
+        if send_again(&self.gate, id, outgoing).await? { Ok(letter) } else { Err(missing(id)) }
     }
 
     /// Forgets one of them.

@@ -82,12 +82,13 @@ pub(crate) fn load(
     })
 }
 
-/// When a position was saved last: of an owner, or of those whose names are from one name on and before another; 0 if there is none.
-pub(super) fn last_saved(tx: &mut ReadTx, owner: String, [from, to]: [String; 2]) -> TxFuture<'_, i64, Error> {
+/// When a position was saved last: of an owner, or of those whose names begin so, if that is not empty; 0 if there is none.
+pub(super) fn last_saved(tx: &mut ReadTx, owner: String, prefix: String) -> TxFuture<'_, i64, Error> {
     Box::pin(async move {
-        let select =
-            "SELECT COALESCE(MAX(saved_at), 0) FROM positions WHERE owner = $1 OR (owner >= $2 AND owner < $3)";
-        tx.query_opt(select, &[owner.into(), from.into(), to.into()]).await?.map_or(Ok(0), |row| row.int(0))
+        // Not by a range: engines sort names by the language that they are set to.
+        let select = "SELECT COALESCE(MAX(saved_at), 0) FROM positions
+            WHERE owner = $1 OR ($2 <> '' AND SUBSTR(owner, 1, LENGTH($2)) = $2)";
+        tx.query_opt(select, &[owner.into(), prefix.into()]).await?.map_or(Ok(0), |row| row.int(0))
     })
 }
 

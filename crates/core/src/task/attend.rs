@@ -46,7 +46,7 @@ pub(super) struct Floor {
     pub(super) starting: HashSet<String>,
     /// Who has left, as long as its tasks do not say so.
     leaving: HashMap<String, Departures>,
-    /// What sessions were told that they lost, as long as the ledger does not say so.
+    /// Losses that sessions have heard of, as long as the ledger does not say so.
     losses_told: HashMap<String, HashSet<Uuid>>,
 }
 
@@ -75,7 +75,7 @@ impl Floor {
         }
     }
 
-    /// The ledger says what somebody was told that it lost, or does not take it.
+    /// The ledger says that a session has heard of a loss, or does not take it.
     fn noted_loss(&mut self, identity: &str, task: Uuid) {
         if let Some(told) = self.losses_told.get_mut(identity) {
             told.remove(&task);

@@ -430,12 +430,13 @@ pub(super) async fn put_loss(tx: &mut WriteTx, identity: &str, event: &TaskEvent
 
 /// What a worker lost and does not have again, the last first.
 pub(super) async fn losses(tx: &mut ReadTx, identity: &str) -> Result<Vec<TaskEvent>, Error> {
-    let sql = "SELECT event FROM task_losses l WHERE identity = $1
+    let sql = "SELECT task, event FROM task_losses l WHERE identity = $1
             AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = l.task AND t.holder = $1)
         ORDER BY lost_at DESC, task LIMIT $2";
     let rows = tx.query(sql, &[identity.into(), LOSSES_MAX.into()]).await?;
-    let events = rows.iter().map(|row| from_json_opt(row, 0, "event")).collect::<Result<Vec<_>, _>>()?;
-    Ok(events.into_iter().flatten().collect())
+    // One of another version is not told, rather than nothing at all to a worker that comes.
+    let read = |row| from_json_opt(row, 1, "loss").inspect_err(|error| tracing::warn!(%error, identity, "not told"));
+    Ok(rows.iter().filter_map(|row| read(row).ok().flatten()).collect())
 }
 
 /// A worker has heard of one.

@@ -127,6 +127,7 @@ async fn serve(
         saving: None,
         last: Offset::START,
         acks: acks.then(Box::default),
+        is_lost: false,
     };
     if let Some(snapshot) = Box::pin(handshake::snapshot(gateway, &connection.session, &connection.desk)).await {
         connection.reply(snapshot);
@@ -175,6 +176,8 @@ pub(super) struct Connection<'a> {
     last: Offset,
     /// For a client that acknowledges what it gets.
     pub(super) acks: Option<Box<Acks>>,
+    /// Its end of the transport is gone, without a goodbye.
+    is_lost: bool,
 }
 
 /// Makes durable how far a session was delivered to; see [`Session::saving`].
@@ -291,7 +294,10 @@ impl Connection<'_> {
                 self.signal(SignalType::GracefulDisconnect, "server shutting down".to_owned()).await;
                 Ok(())
             }
-            Ending::Gone => Err(Status::cancelled("client is gone")),
+            Ending::Gone => {
+                self.is_lost = true;
+                Err(Status::cancelled("client is gone"))
+            }
         }
     }
 
@@ -318,7 +324,7 @@ impl Connection<'_> {
         frame: Result<Option<UpstreamMessage>, Status>,
         inbound: &mut Upstream,
     ) -> Result<ControlFlow<()>, Status> {
-        self.session.hears();
+        self.session.note_activity();
         let taken = self.take_all(frame, inbound).await;
         self.submit().await;
         taken
@@ -331,6 +337,8 @@ impl Connection<'_> {
     ) -> Result<ControlFlow<()>, Status> {
         let mut handled = 0;
         loop {
+            // One that sends what cannot be read has not died.
+            self.is_lost |= frame.as_ref().is_err_and(|error| error.code() != tonic::Code::OutOfRange);
             match frame.map_err(handshake::transport_error)? {
                 Some(frame) if self.session.lease.is_held() => inbound::handle(self, frame).await?,
                 Some(_) => {}
@@ -532,7 +540,7 @@ impl Connection<'_> {
         self.settle().await;
         self.session.wait_settled().await;
         self.outbound.in_flight().close();
-        if how == Leave::Lost {
+        if how == Leave::Lost && self.is_lost {
             self.count_loss().await;
         }
         self.save().await;

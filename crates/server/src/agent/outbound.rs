@@ -155,9 +155,17 @@ impl Frame {
 
 /// As many of a list, from its beginning, as fit one frame together; the rest is for the next page.
 pub(super) fn fitting<T: prost::Message>(all: impl IntoIterator<Item = T>) -> Vec<T> {
-    let mut bytes = 0;
+    fitting_beside(&[] as &[T], all)
+}
+
+/// The same, in a frame that has others already.
+pub(super) fn fitting_beside<O: prost::Message, T: prost::Message>(
+    others: &[O],
+    all: impl IntoIterator<Item = T>,
+) -> Vec<T> {
+    // Tag and length stand before each.
+    let mut bytes = others.iter().map(|other| other.encoded_len() + ENTRY_OVERHEAD_BYTES).sum::<usize>();
     let fits = |each: &T| {
-        // Tag and length stand before each.
         bytes += each.encoded_len() + ENTRY_OVERHEAD_BYTES;
         bytes <= FRAME_LIST_BYTES_MAX
     };

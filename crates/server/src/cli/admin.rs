@@ -17,9 +17,9 @@ use super::{
 #[derive(clap::Args)]
 pub(crate) struct Ask {
     #[command(flatten)]
-    connect: Connect,
+    pub(super) connect: Connect,
     #[command(flatten)]
-    output: Output,
+    pub(super) output: Output,
 }
 
 impl Ask {
@@ -437,7 +437,9 @@ pub(crate) fn audit(args: &Audit) -> Done {
             let most = usize::try_from(args.limit).unwrap_or(0);
             let page = async |offset: i32| {
                 let limit = args.limit.saturating_sub(offset).min(AUDIT_PAGE);
-                client.query_audit(AuditQuery { limit, offset, ..query.clone() }).await
+                // Totals are counted up to a bound.
+                let found = client.query_audit(AuditQuery { limit, offset, ..query.clone() }).await;
+                found.map(|(entries, _)| (entries, u64::MAX))
             };
             let entries = pages(most, page).await?;
             let row = |entry: trunkline_client::admin::AuditEntry| -> Row {

@@ -4,19 +4,11 @@ use serde_json::{Value, json};
 use trunkline_client::operator::DeadLetter as Letter;
 
 use super::{
-    Done, block_on,
-    client::Connect,
-    output::{Output, Row, time},
+    Done,
+    admin::Ask,
+    block_on,
+    output::{Row, time},
 };
-
-/// Which server, and how it is printed.
-#[derive(clap::Args)]
-pub(crate) struct Ask {
-    #[command(flatten)]
-    connect: Connect,
-    #[command(flatten)]
-    output: Output,
-}
 
 #[derive(clap::Subcommand)]
 pub(crate) enum DeadLetter {
@@ -35,7 +27,7 @@ pub(crate) enum DeadLetter {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Has them delivered again, each to the one whom it was for.
+    /// Has them delivered again, each to its receiver alone.
     Retry {
         /// Their ids, as listed.
         #[arg(required = true)]

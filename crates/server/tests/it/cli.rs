@@ -222,8 +222,8 @@ async fn state_and_administration_are_a_command_away() {
     assert_eq!((&rule["whom"], &rule["level"]), (&"user:alice".into(), &"READWRITE".into()));
     terminal.says(&["acl", "revoke", rule["rule"].as_str().unwrap()]);
     assert!(terminal.says(&["acl", "fallback", "bridge_workspace", "write"]).contains("READWRITE"));
-    assert!(terminal.says(&["acl", "fallback", "workflow_engine_workspace", "--json"]).contains("\"READWRITE\""));
-    assert!(terminal.fails(&["acl", "fallback", "no_such"]).contains("not found"));
+    assert!(terminal.says(&["acl", "fallback", "bridge_workspace", "--json"]).contains("\"READWRITE\""));
+    assert!(terminal.fails(&["acl", "fallback", "workflow_engine_workspace"]).contains("not found"));
     assert!(terminal.says(&["session", "list"]).contains("orc::trunkline-cli::"));
     terminal.says(&["audit", "--limit", "1"]);
     server.stop().await;

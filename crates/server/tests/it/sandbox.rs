@@ -353,7 +353,7 @@ async fn what_is_sent_again_under_its_key_takes_effect_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_gives_no_sign_of_life_is_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let options = sandbox::Options { bootstrap_ms: 300, ..sandbox::Options::default() };
+    let options = sandbox::Options { bootstrap_ms: 2000, ..sandbox::Options::default() };
     let server = server_with(dir.path(), options).await;
     let web = Web::new(server.addresses().http);
     let mut all = web.open("/sessions/stream").await;
@@ -365,9 +365,9 @@ async fn who_gives_no_sign_of_life_is_removed() {
     let there = web.open("/sessions/there/commands").await;
     all.expect("session_updated").await;
     // As long as it tells something, and not for good.
-    for _ in 0..20 {
+    for _ in 0..30 {
         web.tell("telling", json!({"type": "status", "text": "starting"})).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(all.expect("session_removed").await.data, json!({"id": "silent"}));
     assert_eq!(web.get("/sessions/silent").await.0, 404);

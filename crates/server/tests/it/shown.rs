@@ -1,4 +1,4 @@
-//! What is shown to operators, and told to who comes, is so.
+//! What operators are shown, and clients are told when they connect, is so.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use trunkline_client::{
     kv::Scope,
 };
 use trunkline_proto::v1::{
-    BridgeIdentity, InitConnection, MessageType, MetricsBridgeIdentity, ProgressReport, SendMessage,
+    BridgeIdentity, InitConnection, MessageType, MetricsBridgeIdentity, ProgressReport, SendMessage, UserIdentity,
     WorkflowEngineIdentity, downstream_message::Payload as Down, init_connection::ClientType,
     upstream_message::Payload as Up,
 };
@@ -71,6 +71,11 @@ async fn who_is_there_where_from_and_what_flows() {
     let never = client.connection_status(principal("agent", &lane("eve"))).await.unwrap();
     assert_eq!((never.is_connected, never.last_seen_s), (false, 0));
     assert_eq!(client.connection_status(principal("user", "ann")).await.unwrap().last_seen_s, 0);
+    let user = UserIdentity { user_id: "ann".into(), window_id: "w".into() };
+    let user = InitConnection { client_type: Some(ClientType::User(user)), ..InitConnection::default() };
+    Client::connect(server.addresses().grpc, user).await.unwrap().close().await;
+    let seen = client.connection_status(principal("user", "ann")).await.unwrap();
+    assert!(!seen.is_connected && (now_s() - seen.last_seen_s).abs() <= 2, "{seen:?}");
     drop(bob);
     server.stop().await;
 }
@@ -106,10 +111,8 @@ async fn who_comes_is_told_the_shared_keys_that_it_may_read() {
     let reader = principal("agent", &lane("reader"));
     rules.grant(grant(&reader, "kv_scope", "global", AccessLevel::Read)).await.unwrap();
     assert_eq!(config("reader").await, (Vec::new(), vec!["everywhere".to_owned()]));
-    let hidden = grant(&reader, "kv_key", "everywhere", AccessLevel::None);
-    if rules.grant(hidden).await.is_ok() {
-        assert_eq!(config("reader").await, (Vec::new(), Vec::new()));
-    }
+    rules.grant(grant(&reader, "kv_key", "everywhere", AccessLevel::None)).await.unwrap();
+    assert_eq!(config("reader").await, (Vec::new(), Vec::new()));
     server.stop().await;
 }
 
@@ -133,6 +136,8 @@ async fn metrics_may_be_json_and_the_bridge_is_told() {
     assert_eq!(told.about.unwrap().entries["content_type"], "application/json");
     for (wrong, code) in [
         (&br#"{"tokens": [1, {"of": -3}]}"#[..], "ERR_METRIC_NEGATIVE_FORBIDDEN"),
+        (br#"{"tokens": -1, "tokens": 1}"#, "ERR_METRIC_NEGATIVE_FORBIDDEN"),
+        (b"{}", "ERR_METRIC_EMPTY"),
         (b"{\"cpu\": 0.4", "ERR_METRIC_INVALID"),
         (b"cpu=0.4", "ERR_METRIC_INVALID"),
     ] {
@@ -143,7 +148,7 @@ async fn metrics_may_be_json_and_the_bridge_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_engine_reaches_everybody_and_a_bridge_whom_it_may() {
+async fn the_engine_and_bridges_reach_every_workspace_by_a_fallback() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
     let grpc = server.addresses().grpc;
@@ -154,16 +159,18 @@ async fn the_engine_reaches_everybody_and_a_bridge_whom_it_may() {
     let init = |client_type| InitConnection { client_type: Some(client_type), ..InitConnection::default() };
     let mut engine = Client::connect(grpc, init(engine)).await.unwrap();
     let mut bridge = Client::connect(grpc, init(ClientType::Bridge(bridge))).await.unwrap();
-    engine.send(&lane("one"), "1").await;
-    assert_eq!(one.numbers(1).await, [1]);
-    bridge.send(&lane("one"), "2").await;
-    assert_eq!(bridge.error().await.code, "ERR_PERMISSION_DENIED");
-    rules.set_fallback("bridge_workspace", AccessLevel::Write, "").await.unwrap();
-    rules.set_fallback("workflow_engine_workspace", AccessLevel::None, "").await.unwrap();
-    bridge.send(&lane("one"), "3").await;
-    assert_eq!(one.numbers(1).await, [3]);
-    engine.send(&lane("one"), "4").await;
-    assert_eq!(engine.error().await.code, "ERR_PERMISSION_DENIED");
+    for (number, sender, category) in
+        [(1, &mut engine, "workflow_engine_workspace"), (2, &mut bridge, "bridge_workspace")]
+    {
+        sender.send(&lane("one"), "0").await;
+        assert_eq!(sender.error().await.code, "ERR_PERMISSION_DENIED");
+        rules.set_fallback(category, AccessLevel::Write, "").await.unwrap();
+        sender.send(&lane("one"), number.to_string()).await;
+        assert_eq!(one.numbers(1).await, [number]);
+        rules.set_fallback(category, AccessLevel::None, "").await.unwrap();
+        sender.send(&lane("one"), "0").await;
+        assert_eq!(sender.error().await.code, "ERR_PERMISSION_DENIED");
+    }
     server.stop().await;
 }
 

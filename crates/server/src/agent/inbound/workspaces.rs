@@ -13,7 +13,10 @@ use trunkline_proto::v1::{
     workspace_operation::OpType,
 };
 
-use super::{super::outbound::fitting, sessions};
+use super::{
+    super::outbound::{fitting, fitting_beside},
+    sessions,
+};
 
 /// A refusal for want of rights has no typed reply: the published contract has it that way, and its suite insists.
 pub(super) async fn handle(
@@ -67,7 +70,8 @@ async fn run(sessions: &Sessions, caller: &Caller, operation: WorkspaceOperation
         Ok(OpType::GetMessageFlow) => {
             let workspace = workspace::get(sessions, caller, id).await?;
             let nodes = fitting(present(sessions, &workspace.id).iter().map(node));
-            let edges = fitting(sessions.presence().flow(&workspace.id).into_iter().map(edge));
+            let flow = sessions.presence().flow(&workspace.id).into_iter().map(edge);
+            let edges = fitting_beside(&nodes, flow);
             let (workspace_id, updated_at) = (workspace.id, sessions::now_s());
             let message_flow = Some(MessageFlowInfo { workspace_id, nodes, edges, updated_at });
             WorkspaceResponse { message_flow, ..empty() }
