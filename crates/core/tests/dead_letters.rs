@@ -83,6 +83,25 @@ fn operator(is_admin: bool) -> Caller {
     Caller::new(Identity::orchestrator("operator", "desk").unwrap(), "s".into(), Credential::none(is_admin))
 }
 
+/// Reports of progress are given up as well, and are of no use later.
+async fn progress(world: &World, admin: &Caller) {
+    let (pages, progress) = (world.sessions.dead_letters(admin, LANE, None, 1).await.unwrap(), "pg::w");
+    assert!(pages.is_empty());
+    let mut session = world.attach().await;
+    let (_, offset) = next(&mut session).await;
+    session.delivery(offset).done();
+    session.save().await.unwrap();
+    drop(session);
+    world.say(progress, b"half").await;
+    assert_eq!(world.lose(world.attach().await).await, (b"half".to_vec(), false));
+    assert_eq!(world.lose(world.attach().await).await, (b"half".to_vec(), true));
+    let [dead] = &world.sessions.dead_letters(admin, LANE, None, 0).await.unwrap()[..] else { panic!("one") };
+    let refused = world.sessions.retry_dead_letter(admin, dead.id).await.unwrap_err();
+    assert_eq!(refused.kind, Kind::Precondition);
+    world.sessions.remove_dead_letter(admin, dead.id).await.unwrap();
+    assert!(world.sessions.dead_letters(admin, "", None, 0).await.unwrap().is_empty());
+}
+
 async fn suite(world: World) {
     for text in [&b"bad"[..], b"good"] {
         world.say(LANE, text).await;
@@ -135,22 +154,7 @@ async fn suite(world: World) {
     session.save().await.unwrap();
     drop(session);
     assert_eq!(world.lose(world.attach_with(&id).await).await, (b"bad".to_vec(), false));
-    // Progress is of no use later.
-    let (pages, progress) = (world.sessions.dead_letters(&admin, LANE, None, 1).await.unwrap(), "pg::w");
-    assert!(pages.is_empty());
-    let mut session = world.attach().await;
-    let (_, offset) = next(&mut session).await;
-    session.delivery(offset).done();
-    session.save().await.unwrap();
-    drop(session);
-    world.say(progress, b"half").await;
-    assert_eq!(world.lose(world.attach().await).await, (b"half".to_vec(), false));
-    assert_eq!(world.lose(world.attach().await).await, (b"half".to_vec(), true));
-    let [dead] = &world.sessions.dead_letters(&admin, LANE, None, 0).await.unwrap()[..] else { panic!("one") };
-    let refused = world.sessions.retry_dead_letter(&admin, dead.id).await.unwrap_err();
-    assert_eq!(refused.kind, Kind::Precondition);
-    world.sessions.remove_dead_letter(&admin, dead.id).await.unwrap();
-    assert!(world.sessions.dead_letters(&admin, "", None, 0).await.unwrap().is_empty());
+    progress(&world, &admin).await;
     world.relay.abort();
     world.store.stop().await;
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
+use nix::sys::signal::{SigSet, Signal as SignalNumber};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline::{
@@ -136,6 +137,8 @@ async fn serve(config: Config, sockets: ListenSockets, program: &Path) -> Done {
             }
             let mut command = Command::new(program);
             command.args(std::env::args_os().skip(1));
+            // One that comes before the program handles it would end the process: it waits, as this is kept when it runs.
+            SigSet::from(SignalNumber::SIGUSR2).thread_block()?;
             Err(format!("cannot run {}: {}", program.display(), sockets.exec(command)).into())
         }
         End::Fault(fault) => {
@@ -150,12 +153,15 @@ async fn serve(config: Config, sockets: ListenSockets, program: &Path) -> Done {
 }
 
 impl Signals {
+    /// On the process's first thread, where one that came while the program was run waits.
     fn listen() -> std::io::Result<Self> {
-        Ok(Self {
+        let signals = Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             upgrade: signal(SignalKind::user_defined2())?,
-        })
+        };
+        SigSet::from(SignalNumber::SIGUSR2).thread_unblock()?;
+        Ok(signals)
     }
 
     /// Waits until the process is to end.

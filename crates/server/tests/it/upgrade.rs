@@ -119,6 +119,32 @@ async fn an_upgrade_keeps_the_process_refuses_no_client_and_loses_nothing() {
 }
 
 #[test]
+fn signals_that_come_while_a_program_takes_over_end_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = serve(dir.path());
+    command.arg("--dev");
+    let mut server = Upgradable::start(command);
+    let begun = std::time::Instant::now();
+    let mut upgrades = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        // Again and again until the next one is ready: at any moment of its start.
+        let (is_ready, waits) = mpsc::channel::<()>();
+        let pid = server.child.id().to_string();
+        let signals = std::thread::spawn(move || {
+            while waits.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                assert!(Command::new("kill").args(["-s", "USR2", &pid]).status().unwrap().success());
+            }
+        });
+        server = server.upgraded();
+        drop(is_ready);
+        signals.join().unwrap();
+        upgrades += 1;
+    }
+    assert!(upgrades > 1);
+    assert!(server.child.try_wait().unwrap().is_none(), "the process has ended");
+}
+
+#[test]
 fn a_program_that_cannot_serve_does_not_take_over() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("trunkline");
