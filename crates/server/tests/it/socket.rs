@@ -96,6 +96,17 @@ impl Socket {
         envelope
     }
 
+    /// The next two: an event, and that a request was taken, which comes another way and may come before it.
+    async fn expect_both(&mut self, kind: &str, request: &str) {
+        let mut both = Vec::new();
+        while both.len() < 2 {
+            let Frame::Envelope(frame) = self.next().await else { panic!("no {kind}") };
+            let envelope: Value = serde_json::from_slice(&frame).unwrap();
+            both.push(if envelope["type"] == "ack" { envelope["requestId"].clone() } else { envelope["type"].clone() });
+        }
+        assert!(both.contains(&json!(kind)) && both.contains(&json!(request)), "{both:?}");
+    }
+
     /// The next of its kind, after anything else.
     async fn answer(&mut self, kind: &str) -> Value {
         loop {

@@ -268,7 +268,8 @@ async fn a_program_notices_a_wire_that_died_without_a_word() {
     let server = server(dir.path(), Limits::default()).await;
     let web = Web::new(server.addresses().http);
     let wire = Wire::to(server.addresses().http);
-    let _program = sandbox_run(&format!("http://{}", wire.address), "1");
+    // As many seconds as a busy machine may take for what it says then.
+    let _program = sandbox_run(&format!("http://{}", wire.address), "3");
     web.becomes("s", "live").await;
     wire.breaks(UP);
     wire.breaks(DOWN);

@@ -34,8 +34,7 @@ async fn requests_are_sent_once(tab: &mut Socket, one: &mut Client) {
     let answer =
         json!({"type": "approval_resolve", "operationId": "o", "requestId": "r-2", "payload": {"approved": true}});
     tab.say(stop.clone()).await;
-    tab.expect("turn_aborted").await;
-    assert_eq!(tab.expect("ack").await["requestId"], "r-1");
+    tab.expect_both("turn_aborted", "r-1").await;
     for request in [&stop, &answer, &answer, &stop] {
         tab.say(request.clone()).await;
         assert_eq!(tab.expect("ack").await["requestId"], request["requestId"]);
@@ -43,8 +42,7 @@ async fn requests_are_sent_once(tab: &mut Socket, one: &mut Client) {
     assert_eq!(one.message().await.message_type, i32::from(MessageType::Control));
     assert_eq!(one.message().await.message_type, i32::from(MessageType::Opaque));
     tab.say(json!({"type": "turn_start", "turnId": "t-3", "payload": "after", "requestId": "r-3"})).await;
-    tab.expect("turn_running").await;
-    assert_eq!(tab.expect("ack").await["requestId"], "r-3");
+    tab.expect_both("turn_running", "r-3").await;
     assert_eq!(&one.message().await.payload[..], b"after");
 }
 
