@@ -128,6 +128,11 @@ async fn what_a_socket_had_is_known_after_a_restart() {
     assert_ne!(welcome["socketId"], "one");
     assert_eq!(welcome["payload"]["ackedSeq"], Value::Null);
     copy.say(json!({"type": "ack", "ack": 1})).await;
+    // What is acknowledged is on disk, and with it what came before.
+    for request in ["r-1", "r-2"] {
+        tab.say(json!({"type": "turn_start", "turnId": request, "requestId": request})).await;
+        while tab.answer("ack").await["requestId"] != request {}
+    }
     process.kill();
     let process = Process::start(dir.path());
     let (tab, welcome) = come(process.http, "one").await;
