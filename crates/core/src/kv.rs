@@ -335,7 +335,7 @@ pub async fn run(
     Ok(Box::pin(async move { Ok(readable(&for_reply, &for_caller, written.ended().await?)) }))
 }
 
-/// The keys that a principal is told when it comes.
+/// The keys of the snapshot that a principal gets when it connects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// What it keeps for itself in its workspace.

@@ -45,7 +45,7 @@ pub const FRAME_OUT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes on one page of a listing, unless a single value is larger. A reply holds each key twice, and fits a frame.
 pub const KV_PAGE_BYTES_MAX: usize = 3 * 1024 * 1024;
 
-/// Bytes of keys and values that a client is told when it connects, of its own scopes and the shared ones together. They fit a frame.
+/// Bytes of keys and values in the snapshot that a client gets when it connects, of its own scopes and the shared ones together. They fit a frame.
 pub const SNAPSHOT_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// Largest value or payload that may be configured, in bytes: so large that it fits a frame to a client with what stands beside

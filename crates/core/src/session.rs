@@ -95,7 +95,7 @@ pub struct Options {
     /// Patterns of workspaces in which `tb` goes to every task of an implementation that is there, as the published server
     /// does it, and not to one of them, as the published documentation says.
     pub broadcast_tasks: Vec<glob::Pattern>,
-    /// A message that so many sessions were lost over is a [dead letter](dead_letter); 0 is never.
+    /// Sessions that are lost over a message before it is a [dead letter](dead_letter); 0 is never.
     pub lost_sessions_max: u32,
 }
 

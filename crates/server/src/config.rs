@@ -101,7 +101,7 @@ pub struct TlsConfig {
 pub struct MessagesConfig {
     /// Patterns of workspaces in which `tb` goes to every connected task of an implementation and not to one of them.
     pub broadcast_tasks_in: Vec<String>,
-    /// A message over which so many sessions that acknowledge were lost is a dead letter; 0 is never.
+    /// Sessions of clients that acknowledge that are lost over a message before it is a dead letter; 0 is never.
     pub lost_sessions_max: u32,
 }
 

@@ -54,8 +54,9 @@ export type AgentSocketRuntimeOptions = {
   onRefused?: (close: { code: number; reason: string }) => void
 }
 
-/** Events that wait for the server's word, at most. */
+/** What waits for the server's word, at most: events, and characters of them. */
 const UNKEPT_MAX = 10_000
+const UNKEPT_CHARS_MAX = 8 * 1024 * 1024
 /** Asks that are remembered, so that none is handled twice. */
 const ASKS_MAX = 10_000
 /** A server that does not let it in within so long is tried again, in milliseconds. */
@@ -65,7 +66,8 @@ export class AgentSocketRuntime {
   readonly #options: AgentSocketRuntimeOptions
   readonly #asks = new Set<number>()
   /** What the server has not said that it keeps, in order. */
-  #unkept: AgentSocketEnvelope[] = []
+  #unkept: { seq: number; text: string }[] = []
+  #unkeptChars = 0
   #seq = 0
   #transport: AgentSocketTransport | undefined
   #isIn = false
@@ -96,16 +98,19 @@ export class AgentSocketRuntime {
   /**
    * Says something in a client's stream, also while there is no connection: then it waits for one.
    *
-   * @throws {Error} if it is no event, or 10,000 events are not kept yet.
+   * @throws {Error} if it is no event, or 10,000 events, or 8 MiB of them, are not kept yet.
    */
   emit<T>(clientId: string, type: AgentSocketEventType, payload?: T, meta: AgentSocketMeta = {}): void {
     if (!isEventType(type)) throw new Error(`${type} is no event`)
-    if (this.#unkept.length >= UNKEPT_MAX) throw new Error(`${UNKEPT_MAX} events are not kept yet`)
-    this.#seq += 1
     const { runtimeGeneration } = this.#options
-    const envelope = makeEnvelope(type, payload, { ...meta, clientId, runtimeGeneration, seq: this.#seq })
-    this.#unkept.push(envelope)
-    if (this.#isIn) this.#put(envelope)
+    const seq = this.#seq + 1
+    const text = serializeEnvelope(makeEnvelope(type, payload, { ...meta, clientId, runtimeGeneration, seq }))
+    const isFull = this.#unkept.length >= UNKEPT_MAX || this.#unkeptChars + text.length > UNKEPT_CHARS_MAX
+    if (isFull) throw new Error(`${this.#unkept.length} events with ${this.#unkeptChars} characters are not kept yet`)
+    this.#seq = seq
+    this.#unkept.push({ seq, text })
+    this.#unkeptChars += text.length
+    if (this.#isIn) this.#send(text)
   }
 
   /** Resolves when the server has everything that was emitted so far. */
@@ -163,14 +168,14 @@ export class AgentSocketRuntime {
     this.#isIn = true
     this.#pauseMs = this.#options.pauseMs ?? 200
     this.#keeps(latestSeq)
-    this.#unkept.forEach((envelope) => this.#put(envelope))
+    this.#unkept.forEach(({ text }) => this.#send(text))
     this.#options.onConnected?.(true)
   }
 
   /** The server keeps everything up to a number. */
   #keeps(seq: number): void {
-    const first = this.#unkept.findIndex((envelope) => (envelope.seq ?? 0) > seq)
-    this.#unkept = first < 0 ? [] : this.#unkept.slice(first)
+    const first = this.#unkept.findIndex((event) => event.seq > seq)
+    for (const { text } of this.#unkept.splice(0, first < 0 ? this.#unkept.length : first)) this.#unkeptChars -= text.length
     if (this.#unkept.length === 0) this.#waiters.splice(0).forEach((resolve) => resolve())
   }
 
@@ -180,8 +185,8 @@ export class AgentSocketRuntime {
     // That it has a turn, it says by the turn's first event: until then, another runtime may have to begin it.
     if (number !== undefined && !begins) this.#put({ ...makeEnvelope('ack'), ask: number } as AgentSocketEnvelope)
     if (number !== undefined && !this.#isNew(number)) return
-    const emit: RuntimeAsk['emit'] = (type, payload, meta) => this.emit(clientId, type, payload, { ...about, ...meta })
     const about = { ...(turnId === undefined ? {} : { turnId }), ...(operationId === undefined ? {} : { operationId }) }
+    const emit: RuntimeAsk['emit'] = (type, payload, meta) => this.emit(clientId, type, payload, { ...about, ...meta })
     void this.#run(type, { clientId, socketId, payload, emit, ...about })
   }
 
@@ -193,8 +198,17 @@ export class AgentSocketRuntime {
       else if (type === 'approval_resolve') await handlers.onApprovalResolve?.(ask)
       else await handlers.onEvent?.(type, ask)
     } catch (error) {
-      if (type === 'turn_start' && this.#unkept.length < UNKEPT_MAX) ask.emit('turn_error', { error: String(error).slice(0, 500) })
       console.error(error)
+      if (type === 'turn_start') this.#fail(ask, error)
+    }
+  }
+
+  #fail(ask: RuntimeAsk, error: unknown): void {
+    try {
+      ask.emit('turn_error', { error: String(error).slice(0, 500) })
+    } catch (full) {
+      // The turn stays open until the next runtime says that it is lost.
+      console.error(full)
     }
   }
 
@@ -207,10 +221,14 @@ export class AgentSocketRuntime {
   }
 
   #put(envelope: AgentSocketEnvelope): void {
+    this.#send(serializeEnvelope(envelope))
+  }
+
+  #send(text: string): void {
     try {
-      this.#transport?.send(serializeEnvelope(envelope))
+      this.#transport?.send(text)
     } catch {
-      // It is closed, which is told another way, and what matters is said again.
+      // It is closed: its close event comes, and events are sent again over the next connection.
     }
   }
 

@@ -18,7 +18,7 @@ const SCHEMA = `
     PRIMARY KEY (client, seq)) WITHOUT ROWID;`
 
 /**
- * First in, first out; the last 500 events a client, unless somebody says otherwise. An event is kept when `append` returns, as durably as
+ * First in, first out; the last 500 events a client, or `maxEvents`. An event is kept when `append` returns, as durably as
  * the database is set (`PRAGMA synchronous`). Numbers are not used again, also of events that are gone.
  */
 export class SqlEventStore implements AgentSocketEventStore {
@@ -44,8 +44,16 @@ export class SqlEventStore implements AgentSocketEventStore {
       this.#run(`DELETE FROM agent_socket_events WHERE client = ? AND seq <= (${kept})`, clientId, clientId, this.#max)
       this.#db.exec('COMMIT')
     } catch (error) {
-      this.#db.exec('ROLLBACK')
+      this.#rollBack()
       throw error
+    }
+  }
+
+  #rollBack(): void {
+    try {
+      this.#db.exec('ROLLBACK')
+    } catch {
+      // A full disk has rolled it back already; that is what the caller hears of.
     }
   }
 

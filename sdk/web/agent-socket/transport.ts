@@ -61,6 +61,15 @@ export type WebSocketLike = {
 /** What waits for a socket that takes too little, at most: then it is closed, and its peer comes back for what it missed. */
 export const BUFFERED_BYTES_MAX = 16 * 1024 * 1024
 
+/** Browsers' sockets take codes from 3000 on only: there the protocol's are 2,000 more. */
+function close(socket: WebSocketLike, code?: number, reason?: string): void {
+  try {
+    socket.close(code, reason)
+  } catch {
+    socket.close(code === undefined ? undefined : code + 2000, reason)
+  }
+}
+
 /** A WebSocket as a transport. What is sent before it is open waits. */
 export function webSocketTransport(socket: WebSocketLike): AgentSocketTransport {
   const waiting: string[] = []
@@ -70,12 +79,12 @@ export function webSocketTransport(socket: WebSocketLike): AgentSocketTransport 
     send(data) {
       if (socket.readyState === 0) waiting.push(data)
       else if (socket.readyState === 1 && (socket.bufferedAmount ?? 0) > BUFFERED_BYTES_MAX) {
-        socket.close(1013, 'it takes too little')
+        close(socket, 1013, 'it takes too little')
         throw new Error('the socket takes too little')
       } else if (socket.readyState === 1) socket.send(data)
       else throw new Error('the socket is closed')
     },
-    close: (code, reason) => socket.close(code, reason),
+    close: (code, reason) => close(socket, code, reason),
     onMessage: (cb) => socket.addEventListener('message', (event: { data: string | ArrayBuffer }) => cb(event.data)),
     onClose: (cb) => socket.addEventListener('close', (event: unknown) => cb(event)),
     onError: (cb) => socket.addEventListener('error', (event: unknown) => cb(event)),

@@ -14,7 +14,14 @@ import { fileURLToPath } from 'node:url'
 import { WebSocket, WebSocketServer } from 'ws'
 
 import { agentSocketWsConnector, serveAgentSocketWs } from '../agent-socket/adapters/ws.js'
-import { AgentSocketClient, initialRuntimeState, type AgentSocketEnvelope } from '../agent-socket/index.js'
+import {
+  AgentSocketClient,
+  AgentSocketRuntime,
+  initialRuntimeState,
+  InMemoryTransport,
+  webSocketTransport,
+  type AgentSocketEnvelope,
+} from '../agent-socket/index.js'
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
 
@@ -106,4 +113,32 @@ test('a runtime in Bun that is killed: its events are there, and its numbers go 
     child.kill('SIGKILL')
     rmSync(dir, { recursive: true })
   }
+})
+
+test('what a runtime emits without a server is bounded, and refused in time', () => {
+  const [transport] = InMemoryTransport.pair()
+  const handlers = { onStartTurn: () => undefined }
+  const runtime = new AgentSocketRuntime({ runtimeGeneration: 'g1', transport: () => transport, handlers })
+  const emit = () => runtime.emit('web', 'turn_text_delta', { delta: 'x'.repeat(1024 * 1024) }, { turnId: 't' })
+  for (let count = 0; count < 7; count += 1) emit()
+  assert.throws(emit, /7 events with \d+ characters are not kept yet/)
+  assert.throws(() => runtime.emit('web', 'heartbeat'), /no event/)
+  runtime.emit('web', 'turn_done', {}, { turnId: 't' })
+})
+
+test('a socket that takes too little is closed, also where only own codes may close', () => {
+  const codes: (number | undefined)[] = []
+  const socket = {
+    readyState: 1,
+    bufferedAmount: 17 * 1024 * 1024,
+    send: () => assert.fail('it has enough'),
+    addEventListener: () => undefined,
+    close(code?: number) {
+      // As browsers do.
+      if (code !== undefined && code !== 1000 && code < 3000) throw new Error('InvalidAccessError')
+      codes.push(code)
+    },
+  }
+  assert.throws(() => webSocketTransport(socket).send('x'), /takes too little/)
+  assert.deepEqual(codes, [3013])
 })

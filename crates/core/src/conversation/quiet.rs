@@ -64,6 +64,10 @@ impl Conversations {
         let mut looks = tokio::time::interval(PAUSE);
         loop {
             looks.tick().await;
+            // By a clock that is not set yet, everything may be old.
+            if !self.0.clock.is_settled() {
+                continue;
+            }
             while self.look_at_quiet(patience).await.unwrap_or_else(|error| {
                 tracing::warn!(%error, "quiet conversations stay as they are; the next look tries again");
                 false

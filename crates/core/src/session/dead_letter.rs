@@ -9,7 +9,7 @@ pub(crate) mod sql;
 
 use trunkline_store::{
     ledger::{self, Outgoing},
-    log::{Item, Offset, Record, Topic},
+    log::{Clock, Item, Offset, Record, Topic},
 };
 use uuid::Uuid;
 
@@ -155,14 +155,18 @@ async fn send_again(gate: &Gate, id: Uuid, outgoing: Outgoing) -> Result<bool, E
 /// # Errors
 /// [`Kind::Unavailable`].
 pub async fn sweep(gate: &Gate) -> Result<(), Error> {
+    // By a clock that is not set yet, everything may be old.
+    if !Clock::system().is_settled() {
+        return Ok(());
+    }
     let before = super::sql::now().saturating_sub(KEEP_SECONDS);
     let swept = gate.housekeep(move |tx| sql::sweep(tx, before));
     swept.await.map_err(|e: ledger::Error| Error::from(e))
 }
 
 impl Sessions {
-    /// The next `limit` dead letters (1,000 for 0 and at most) behind `after`, the oldest first and without most of their payloads; of one owner, if
-    /// one is named.
+    /// The next `limit` dead letters (1,000 for 0 and at most) behind `after`, the oldest first and with the first 4 KiB of their
+    /// payloads; of one owner, if one is named.
     ///
     /// # Errors
     /// [`Kind::Denied`], [`Kind::Unavailable`].
